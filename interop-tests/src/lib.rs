@@ -1,0 +1,1 @@
+//! Starts real Python peers for the tests and talks to them; nothing of the product lives here.

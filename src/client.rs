@@ -1,0 +1,1 @@
+//! Generates text through a chain of servers.

@@ -1,0 +1,1 @@
+//! Transformer blocks: loading and running them. It knows no peers.

@@ -1,0 +1,1 @@
+//! Serves a span of blocks to the swarm.
