@@ -1,0 +1,170 @@
+//! The files of a checkpoint, found but not yet read: which folder, which shards, which shard has which tensor.
+//! Nothing is downloaded here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::{LoadError, ModelConfig};
+
+/// The index of a checkpoint in several files, as the hub names it.
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+/// A checkpoint in one file.
+pub(crate) const SINGLE_FILE: &str = "model.safetensors";
+const CONFIG_FILE: &str = "config.json";
+
+/// A checkpoint whose configuration has been read and whose weights can be. Clones share what was read.
+#[derive(Clone, Debug)]
+pub struct ModelFiles {
+    config: Arc<ModelConfig>,
+    weights: Weights,
+}
+
+/// Where the weights are.
+#[derive(Clone, Debug)]
+pub(crate) enum Weights {
+    /// In one file on disk.
+    File(PathBuf),
+    /// In many.
+    Shards {
+        /// Holds the shards.
+        folder: PathBuf,
+        /// Which shard has which tensor.
+        index: Arc<ShardIndex>,
+    },
+    /// In the program.
+    Memory(Bytes),
+}
+
+impl ModelFiles {
+    /// A folder as `save_pretrained` or the hub's cache lays it out. Shards that are not needed may be absent.
+    ///
+    /// # Errors
+    /// An unreadable or unusable `config.json`, an unreadable index, or no safetensors weights at all.
+    pub fn from_folder(folder: &Path) -> Result<Self, LoadError> {
+        let config_path = folder.join(CONFIG_FILE);
+        let config = ModelConfig::from_json(&read(&config_path)?).map_err(|source| LoadError::Config {
+            path: config_path,
+            source,
+        })?;
+        let (index, single) = (folder.join(INDEX_FILE), folder.join(SINGLE_FILE));
+        let weights = if index.is_file() {
+            Weights::Shards {
+                folder: folder.to_owned(),
+                index: Arc::new(ShardIndex::parse(&index, &read(&index)?)?),
+            }
+        } else if single.is_file() {
+            Weights::File(single)
+        } else {
+            return Err(LoadError::NoWeights {
+                folder: folder.to_owned(),
+            });
+        };
+        Ok(Self {
+            config: Arc::new(config),
+            weights,
+        })
+    }
+
+    /// A checkpoint that is part of the program. Weights are used in place where their alignment permits.
+    ///
+    /// # Errors
+    /// An unusable configuration.
+    pub fn from_bytes(config: &[u8], weights: &'static [u8]) -> Result<Self, LoadError> {
+        let config = ModelConfig::from_json(config).map_err(|source| LoadError::Config {
+            path: PathBuf::from(CONFIG_FILE),
+            source,
+        })?;
+        Ok(Self {
+            config: Arc::new(config),
+            weights: Weights::Memory(Bytes::from_static(weights)),
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub(crate) fn shared_config(&self) -> Arc<ModelConfig> {
+        Arc::clone(&self.config)
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+}
+
+/// `model.safetensors.index.json`: which file has which tensor.
+#[derive(Debug, Deserialize)]
+pub struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl ShardIndex {
+    /// Reads the text of an index; `path` is for error messages only.
+    ///
+    /// # Errors
+    /// Not an index, or one that names files outside its folder.
+    pub fn parse(path: &Path, json: &[u8]) -> Result<Self, LoadError> {
+        let index: Self = serde_json::from_slice(json).map_err(|source| LoadError::Index {
+            path: path.to_owned(),
+            source,
+        })?;
+        for (tensor, shard) in &index.weight_map {
+            if !is_plain_safetensors_name(shard) {
+                return Err(LoadError::ShardName {
+                    path: path.to_owned(),
+                    tensor: tensor.clone(),
+                    shard: shard.clone(),
+                });
+            }
+        }
+        Ok(index)
+    }
+
+    /// The files a server of `span` needs, sorted: those with a tensor of one of its blocks (as Petals,
+    /// `server/from_pretrained.py`).
+    pub fn files_for_span(&self, config: &ModelConfig, span: Range<u32>) -> Vec<String> {
+        let prefixes: Vec<String> = span.map(|block| config.family.block_prefix(block)).collect();
+        self.files_where(|tensor| prefixes.iter().any(|prefix| tensor.starts_with(prefix)))
+    }
+
+    /// The files a client needs, sorted: those with embeddings, final norm or head.
+    pub fn files_for_ends(&self, config: &ModelConfig) -> Vec<String> {
+        let ends = config.family.ends();
+        self.files_where(|tensor| [ends.embeddings, ends.final_norm, ends.head].contains(&tensor))
+    }
+
+    pub(crate) fn file_of(&self, tensor: &str) -> Option<&str> {
+        self.weight_map.get(tensor).map(String::as_str)
+    }
+
+    fn files_where(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let files: BTreeSet<&String> = self
+            .weight_map
+            .iter()
+            .filter(|(tensor, _)| wanted(tensor))
+            .map(|(_, file)| file)
+            .collect();
+        files.into_iter().cloned().collect()
+    }
+}
+
+fn is_plain_safetensors_name(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.starts_with('.') && !name.contains(['/', '\\', '\0', ':'])
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    fs::read(path).map_err(|source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
