@@ -44,9 +44,7 @@ impl WeightDType {
 
 /// The shape of a model and of its blocks. Sizes are counts of numbers.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    reason = "as many independent switches as config.json has"
-)]
+#[expect(reason = "as many independent switches as config.json has")]
 pub struct ModelConfig {
     /// Which block it is made of.
     pub family: Family,
