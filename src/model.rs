@@ -9,8 +9,10 @@ mod config;
 mod error;
 mod family;
 mod files;
+mod sample;
 
 pub use config::{ModelConfig, RopeConfig, RopeScaling, WeightDType};
 pub use error::{ConfigError, LoadError};
 pub use family::Family;
 pub use files::{ModelFiles, ShardIndex};
+pub use sample::{SampleError, Sampler, SamplingParams};

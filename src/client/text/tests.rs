@@ -1,0 +1,175 @@
+//! Text that appears token by token must be the text that decoding everything at once gives.
+
+use serde_json::json;
+
+use super::*;
+
+/// A tokenizer like Llama 2's: words after `▁`, every byte as a fallback, and a decoder that drops the first space.
+fn codec() -> TextCodec {
+    let mut vocab = serde_json::Map::new();
+    let specials = ["<unk>", "<s>", "</s>"].map(str::to_owned);
+    let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
+    let words = ["▁", "a", "b", "▁a", "▁b", "ab", "▁ab", "S"].map(str::to_owned);
+    for token in specials.into_iter().chain(bytes).chain(words) {
+        let id = vocab.len();
+        vocab.insert(token, json!(id));
+    }
+    let special = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    };
+    let json = json!({
+        "version": "1.0",
+        "truncation": {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": null,
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
+            "merges": ["▁ a", "▁ b", "a b", "▁a b"]},
+    });
+    TextCodec::from_json(json.to_string().as_bytes()).unwrap()
+}
+
+fn byte(byte: u8) -> u32 {
+    3 + u32::from(byte)
+}
+
+fn word(codec: &TextCodec, token: &str) -> u32 {
+    codec.tokenizer.token_to_id(token).unwrap()
+}
+
+/// All pieces put together, and whether a stop string ended the text.
+fn streamed(codec: &TextCodec, prompt: &[u32], tokens: &[u32], stops: &[&str]) -> (String, bool) {
+    let stops: Vec<String> = stops.iter().map(|&stop| stop.to_owned()).collect();
+    let mut stream = codec.stream(prompt, &stops);
+    let mut text = String::new();
+    for &token in tokens {
+        let piece = stream.push(token).unwrap();
+        text.push_str(&piece.text);
+        if piece.stopped {
+            return (text, true);
+        }
+    }
+    let piece = stream.finish().unwrap();
+    (text + &piece.text, piece.stopped)
+}
+
+#[test]
+fn a_prompt_gets_its_special_tokens_and_is_never_cut() {
+    let codec = codec();
+    let ids = codec.encode("ab a b").unwrap();
+    assert_eq!(ids, [1, word(&codec, "▁ab"), word(&codec, "▁a"), word(&codec, "▁b")]);
+    assert_eq!(codec.decode(&ids).unwrap(), "ab a b");
+}
+
+#[test]
+fn the_space_before_the_first_output_word_is_kept() {
+    let codec = codec();
+    let prompt = codec.encode("ab").unwrap();
+    let output = [word(&codec, "▁a"), word(&codec, "▁b")];
+    assert_eq!(streamed(&codec, &prompt, &output, &[]).0, " a b");
+}
+
+#[test]
+fn a_character_of_several_tokens_appears_once_it_is_complete() {
+    let codec = codec();
+    let prompt = codec.encode("a").unwrap();
+    let mut stream = codec.stream(&prompt, &[]);
+    let shown: Vec<String> = "é🌸"
+        .bytes()
+        .map(|part| stream.push(byte(part)).unwrap().text)
+        .collect();
+    assert_eq!(shown, ["", "é", "", "", "", "🌸"]);
+}
+
+#[test]
+fn an_unfinished_character_at_the_end_is_shown_as_broken() {
+    let codec = codec();
+    let prompt = codec.encode("a").unwrap();
+    let (text, stopped) = streamed(&codec, &prompt, &[word(&codec, "b"), byte(0xf0), byte(0x9f)], &[]);
+    assert_eq!((text.trim_end_matches(REPLACEMENT), stopped), ("b", false));
+    assert!(text.ends_with(REPLACEMENT));
+}
+
+#[test]
+fn bytes_that_are_no_character_do_not_hold_the_text_back_for_ever() {
+    let codec = codec();
+    let prompt = codec.encode("a").unwrap();
+    let mut stream = codec.stream(&prompt, &[]);
+    let shown: String = (0..20).map(|_| stream.push(byte(0xff)).unwrap().text).collect();
+    assert!(shown.chars().count() >= 15, "only {shown:?} was shown");
+    assert!(stream.window.len() <= 2 * (MAX_PENDING_TOKENS + 1) + CONTEXT_TOKENS);
+}
+
+#[test]
+fn special_tokens_are_not_part_of_the_text() {
+    let codec = codec();
+    let prompt = codec.encode("a").unwrap();
+    assert_eq!(streamed(&codec, &prompt, &[word(&codec, "b"), 2], &[]).0, "b");
+}
+
+#[test]
+fn pieces_put_together_are_the_text_decoded_at_once() {
+    let codec = codec();
+    let prompt = codec.encode("ab").unwrap();
+    for seed in 0..200_u32 {
+        // Words with whole characters between them, in an order that the seed decides.
+        let mut output = Vec::new();
+        for step in 0..12 {
+            match seed.wrapping_mul(2_654_435_761).rotate_left(step) % 5 {
+                0 => output.push(word(&codec, "▁a")),
+                1 => output.push(word(&codec, "b")),
+                2 => output.extend("ü".bytes().map(byte)),
+                3 => output.extend("漢".bytes().map(byte)),
+                _ => output.extend("🌸".bytes().map(byte)),
+            }
+        }
+        let whole = codec.decode(&[&prompt[..], &output[..]].concat()).unwrap();
+        assert_eq!(
+            streamed(&codec, &prompt, &output, &[]).0,
+            whole.strip_prefix("ab").unwrap(),
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn a_stop_string_across_tokens_ends_the_text_before_it() {
+    let codec = codec();
+    let prompt = codec.encode("a").unwrap();
+    let [s, t, a, b] = [word(&codec, "S"), byte(b'T'), word(&codec, "a"), word(&codec, "▁b")];
+    let output = [a, b, s, t, a, b];
+    assert_eq!(streamed(&codec, &prompt, &output, &["STa"]), ("a b".to_owned(), true));
+    assert_eq!(
+        streamed(&codec, &prompt, &output, &["STb"]),
+        ("a bSTa b".to_owned(), false)
+    );
+    assert_eq!(
+        streamed(&codec, &prompt, &output, &["Ta", " bS", ""]),
+        ("a".to_owned(), true),
+        "the first in the text wins, an empty one is ignored"
+    );
+}
+
+#[test]
+fn text_that_cannot_begin_a_stop_string_is_not_held_back() {
+    let mut stops = StopStrings::new(&["END".to_owned(), "NO".to_owned()]);
+    let shown = ["xE", "Ny", "EN", "O", "z"].map(|text| stops.push(text).text);
+    assert_eq!(shown, ["x", "ENy", "", "E", ""]);
+    assert!(stops.stopped);
+}
+
+#[test]
+fn a_file_that_is_no_tokenizer_is_refused() {
+    assert!(matches!(TextCodec::from_json(b"{}"), Err(TextError::Load(_))));
+}
