@@ -4,15 +4,238 @@
 //! config.json ──▶ ModelConfig ─┐
 //! *.safetensors ──▶ ModelFiles ┴▶ Blocks ── step(block, cache, x, position) ──▶ x
 //! ```
+//!
+//! A step goes through these files: `block` (the layer, in paper order) calls `linear` (matrix products), `rope`
+//! (positions), `kv` (where keys and values are kept) and `attention`; all of them end in `cpu` (the kernels).
+//! Weights and caches are f32, bf16 or f16; activations are f32 everywhere.
 
+mod attention;
+mod block;
 mod config;
+mod cpu;
 mod error;
 mod family;
 mod files;
+mod grad;
+mod kv;
+mod linear;
+mod load;
+mod number;
+mod rope;
 mod sample;
+mod tensor;
 
+use std::{ops::Range, sync::Arc};
+
+use attention::Heads;
+use block::{Block, Segment, Shared};
 pub use config::{ModelConfig, RopeConfig, RopeScaling, WeightDType};
-pub use error::{ConfigError, LoadError};
+use cpu::Kernels;
+pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::Family;
 pub use files::{ModelFiles, ShardIndex};
+pub use kv::Cache;
+use kv::{KvShape, Row};
+use load::TensorReader;
+use rope::Rope;
 pub use sample::{SampleError, Sampler, SamplingParams};
+pub use tensor::Hidden;
+
+/// Activations a step may hold at a time, in bytes; longer steps are computed in parts. Petals' `max_chunk_size_bytes`.
+pub const DEFAULT_MAX_CHUNK_BYTES: usize = 256 << 20;
+
+/// A loaded contiguous span of a model's blocks. All methods compute on the calling thread and on rayon's pool; none
+/// of them waits for anything else.
+#[derive(Debug)]
+pub struct Blocks {
+    config: Arc<ModelConfig>,
+    span: Range<u32>,
+    dtype: WeightDType,
+    shared: Shared,
+    blocks: Vec<Block>,
+    max_chunk_bytes: usize,
+}
+
+impl Blocks {
+    /// Loads the blocks of `span`. Weights that are stored as `dtype` stay in the mapped file.
+    ///
+    /// # Errors
+    /// An empty span or one outside the model; the first file or tensor that is not as the configuration says.
+    pub fn load(files: &ModelFiles, span: Range<u32>, dtype: WeightDType) -> Result<Self, LoadError> {
+        let config = files.shared_config();
+        if span.is_empty() || span.end > config.n_blocks {
+            return Err(LoadError::Span {
+                span,
+                n_blocks: config.n_blocks,
+            });
+        }
+        let mut reader = TensorReader::new(files, dtype);
+        let blocks: Result<Vec<Block>, LoadError> = span
+            .clone()
+            .map(|block_idx| Block::load(&mut reader, &config, block_idx))
+            .collect();
+        let heads = Heads {
+            kernels: Kernels::detect(),
+            kv: KvShape::new(&config, dtype),
+            group: config.group_size(),
+        };
+        let rope = Rope::new(&config.rope, config.head_dim);
+        let shared = Shared {
+            heads,
+            rope,
+            rms_eps: config.rms_eps,
+        };
+        Ok(Self {
+            config,
+            span,
+            dtype,
+            shared,
+            blocks: blocks?,
+            max_chunk_bytes: DEFAULT_MAX_CHUNK_BYTES,
+        })
+    }
+
+    /// Bounds the activations that a step holds at a time, in bytes (at least one token is computed at a time).
+    #[must_use]
+    pub fn with_max_chunk_bytes(mut self, bytes: usize) -> Self {
+        self.max_chunk_bytes = bytes;
+        self
+    }
+
+    /// Which blocks of the model these are.
+    pub fn span(&self) -> Range<u32> {
+        self.span.clone()
+    }
+
+    /// The configuration of the whole model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The type of weights and caches.
+    pub fn dtype(&self) -> WeightDType {
+        self.dtype
+    }
+
+    /// Bytes that one token of one sequence takes in the cache of one block: key and value.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        self.shared.heads.kv.bytes_per_token()
+    }
+
+    /// An empty cache for `batch` sequences of up to `max_length` tokens through `chain_len` blocks. It takes memory
+    /// as it is filled.
+    pub fn new_cache(&self, chain_len: usize, batch: usize, max_length: usize) -> Cache {
+        Cache::new(self.shared.heads.kv, chain_len, batch, max_length)
+    }
+
+    /// Replaces `x`, `[batch, tokens, hidden]`, by the output of `block` (numbered as in the model). Its tokens are at
+    /// `position` and after in every sequence; their keys and values are written to entry `chain_idx` of `cache`,
+    /// where anything behind them is forgotten. Without tokens nothing happens.
+    ///
+    /// # Errors
+    /// Whatever does not fit together; `x` and `cache` are unchanged then.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what to compute, where to keep it, and at which position"
+    )]
+    pub fn step(
+        &self,
+        block: u32,
+        cache: &mut Cache,
+        chain_idx: usize,
+        x: &mut Hidden,
+        position: usize,
+    ) -> Result<(), ComputeError> {
+        let block = self.block(block)?;
+        self.check(x)?;
+        if cache.shape() != self.shared.heads.kv {
+            return Err(ComputeError::ForeignCache);
+        }
+        let rows = cache.rows_for_step(chain_idx, x.batch, position, x.tokens)?;
+        if !x.data.is_empty() {
+            self.run(block, rows, x, position);
+        }
+        Ok(())
+    }
+
+    /// Replaces `x`, `[batch, tokens, hidden]` from position 0, by the output of `block`, and keeps nothing.
+    ///
+    /// # Errors
+    /// As [`Blocks::step`].
+    pub fn forward(&self, block: u32, x: &mut Hidden) -> Result<(), ComputeError> {
+        let mut cache = self.new_cache(1, x.batch, x.tokens);
+        self.step(block, &mut cache, 0, x, 0)
+    }
+
+    /// The gradient by the block's input `x_in` (positions from 0) that belongs to the gradient `grad_out` by its
+    /// output. All are `[batch, tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Blocks::step`], and [`ComputeError::Autograd`].
+    pub fn backward(&self, block: u32, x_in: &Hidden, grad_out: &Hidden) -> Result<Hidden, ComputeError> {
+        let block = self.block(block)?;
+        self.check(x_in)?;
+        grad_out.check_size()?;
+        let shape = |x: &Hidden| [x.batch, x.tokens, x.width];
+        if shape(x_in) != shape(grad_out) {
+            return Err(ComputeError::Gradient {
+                input: shape(x_in),
+                gradient: shape(grad_out),
+            });
+        }
+        if x_in.data.is_empty() {
+            return Ok(x_in.clone());
+        }
+        grad::backward(block, &self.shared, &self.config, x_in, grad_out).map_err(ComputeError::Autograd)
+    }
+
+    fn block(&self, block: u32) -> Result<&Block, ComputeError> {
+        let idx = block.checked_sub(self.span.start).map(|idx| idx as usize);
+        idx.and_then(|idx| self.blocks.get(idx))
+            .ok_or_else(|| ComputeError::Block {
+                block,
+                span: self.span(),
+            })
+    }
+
+    fn check(&self, x: &Hidden) -> Result<(), ComputeError> {
+        x.check_size()?;
+        if x.width != self.config.hidden_size {
+            return Err(ComputeError::Width {
+                expected: self.config.hidden_size,
+                found: x.width,
+            });
+        }
+        Ok(())
+    }
+
+    /// All tokens of all sequences in one row, as many at a time as `max_chunk_bytes` allows.
+    fn run(&self, block: &Block, rows: &mut [Row], x: &mut Hidden, position: usize) {
+        let tokens_at_a_time = (self.max_chunk_bytes / block.scratch_bytes_per_token()).max(1);
+        let chunks = x.data.chunks_mut(tokens_at_a_time * x.width);
+        for (chunk_idx, chunk) in chunks.enumerate() {
+            let start = chunk_idx * tokens_at_a_time;
+            let end = start + chunk.len() / x.width;
+            let mut segments: Vec<Segment<'_>> = rows
+                .iter_mut()
+                .enumerate()
+                .filter_map(|(row_idx, row)| {
+                    let first = row_idx * x.tokens;
+                    let (from, to) = (start.max(first), end.min(first + x.tokens));
+                    (from < to).then(|| Segment {
+                        row,
+                        position: position + from - first,
+                        tokens: to - from,
+                        sequence_len: position + x.tokens,
+                    })
+                })
+                .collect();
+            block.run(&self.shared, chunk, &mut segments);
+        }
+    }
+}
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

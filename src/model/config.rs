@@ -44,7 +44,6 @@ impl WeightDType {
 
 /// The shape of a model and of its blocks. Sizes are counts of numbers.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(reason = "as many independent switches as config.json has")]
 pub struct ModelConfig {
     /// Which block it is made of.
     pub family: Family,
@@ -184,10 +183,10 @@ impl ModelConfig {
             }
         }
         let value = |field, problem| Err(ConfigError::Value { field, problem });
-        if self.n_heads % self.n_kv_heads != 0 {
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return value("num_key_value_heads", "does not divide num_attention_heads");
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return value("head_dim", "is odd, but rotation needs pairs");
         }
         if !(self.rms_eps.is_finite() && self.rms_eps >= 0.0) {
@@ -318,7 +317,7 @@ fn read_longrope(
     };
     let list = if factor > 1.0 { "long_factor" } else { "short_factor" };
     let divisors: Vec<f32> = required(scaling, list)?;
-    if divisors.len() != head_dim / 2 || divisors.iter().any(|divisor| !(*divisor > 0.0)) {
+    if divisors.len() != head_dim / 2 || !divisors.iter().all(|divisor| *divisor > 0.0) {
         return Err(ConfigError::Value {
             field: list,
             problem: "is not head_dim / 2 positive numbers",

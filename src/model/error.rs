@@ -139,3 +139,94 @@ pub enum LoadError {
         n_blocks: u32,
     },
 }
+
+/// A step that cannot be computed. All but [`ComputeError::Autograd`] are the caller's mistakes.
+#[derive(Debug, Error)]
+pub enum ComputeError {
+    /// The block is not loaded.
+    #[error("block {block} was asked for, but blocks {}:{} are loaded", span.start, span.end)]
+    Block {
+        /// The block asked for.
+        block: u32,
+        /// What is loaded.
+        span: Range<u32>,
+    },
+    /// The activations are not what their shape says.
+    #[error("activations of shape {shape:?} have {found} numbers")]
+    Size {
+        /// Batch, tokens, width.
+        shape: [usize; 3],
+        /// How many numbers there are.
+        found: usize,
+    },
+    /// The activations are not as wide as the model.
+    #[error("activations are {found} wide, but the model's hidden size is {expected}")]
+    Width {
+        /// The model's hidden size.
+        expected: usize,
+        /// What was given.
+        found: usize,
+    },
+    /// Input and gradient differ in shape.
+    #[error("the input has shape {input:?}, but the gradient has shape {gradient:?}")]
+    Gradient {
+        /// Batch, tokens, width.
+        input: [usize; 3],
+        /// Batch, tokens, width.
+        gradient: [usize; 3],
+    },
+    /// The tensor has another number of dimensions than activations.
+    #[error("activations have the dimensions batch, tokens and hidden size, not {shape:?}")]
+    Dimensions {
+        /// What was given.
+        shape: Vec<usize>,
+    },
+    /// The cache was made for another number of sequences.
+    #[error("the cache holds {expected} sequences, but the step has {found}")]
+    Batch {
+        /// What the cache was made for.
+        expected: usize,
+        /// What was given.
+        found: usize,
+    },
+    /// The cache was made by blocks of another model or dtype.
+    #[error("the cache was made for another model")]
+    ForeignCache,
+    /// The cache has no such entry.
+    #[error("entry {chain_idx} of a chain of {chain_len} blocks was asked for")]
+    ChainIndex {
+        /// The entry asked for.
+        chain_idx: usize,
+        /// How many there are.
+        chain_len: usize,
+    },
+    /// The step would leave positions without keys.
+    #[error("the step starts at position {position}, but only {cached} tokens are cached")]
+    Gap {
+        /// Where the step starts.
+        position: usize,
+        /// How many tokens are cached.
+        cached: usize,
+    },
+    /// The step does not fit.
+    #[error("{tokens} tokens at position {position} exceed the session's maximum of {max_length}")]
+    TooLong {
+        /// Where the step starts.
+        position: usize,
+        /// How many tokens it has.
+        tokens: usize,
+        /// What the cache was made for.
+        max_length: usize,
+    },
+    /// Beams cannot be reordered so.
+    #[error("cannot reorder a batch of {batch} by {rows:?}")]
+    Reorder {
+        /// Sequences in the cache.
+        batch: usize,
+        /// What was given.
+        rows: Vec<usize>,
+    },
+    /// Candle failed to differentiate.
+    #[error("the gradient could not be computed")]
+    Autograd(#[source] candle_core::Error),
+}

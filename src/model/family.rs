@@ -4,7 +4,7 @@ pub(crate) mod llama;
 
 use serde_json::{Map, Value};
 
-use super::{ConfigError, ModelConfig};
+use super::{ConfigError, ModelConfig, block::BlockNames};
 
 /// A family of models that share the shape of their block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,12 @@ impl Family {
     pub(crate) fn block_prefix(self, block: u32) -> String {
         match self {
             Self::Llama => format!("model.layers.{block}."),
+        }
+    }
+
+    pub(crate) fn block_names(self) -> BlockNames {
+        match self {
+            Self::Llama => llama::BLOCK,
         }
     }
 

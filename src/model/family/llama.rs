@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::EndNames;
 use crate::model::{
     ConfigError, Family, ModelConfig, WeightDType,
+    block::BlockNames,
     config::{optional, read_rope, required, token_ids},
 };
 
@@ -12,6 +13,18 @@ pub(super) const ENDS: EndNames = EndNames {
     embeddings: "model.embed_tokens.weight",
     final_norm: "model.norm.weight",
     head: "lm_head.weight",
+};
+
+pub(super) const BLOCK: BlockNames = BlockNames {
+    attention_norm: "input_layernorm",
+    query: "self_attn.q_proj",
+    key: "self_attn.k_proj",
+    value: "self_attn.v_proj",
+    output: "self_attn.o_proj",
+    mlp_norm: "post_attention_layernorm",
+    gate: "mlp.gate_proj",
+    up: "mlp.up_proj",
+    down: "mlp.down_proj",
 };
 
 /// Defaults are those of transformers' `LlamaConfig`, since older files leave out what was added later.

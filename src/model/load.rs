@@ -1,0 +1,202 @@
+//! Tensors out of safetensors files: mapped into memory, checked, and used in place where type and alignment permit.
+//! The map is the one place outside the kernels where `unsafe` is needed. Nothing is downloaded here.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use bytemuck::pod_read_unaligned;
+use bytes::Bytes;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::{
+    Dtype, SafeTensorError, SafeTensors,
+    tensor::{Metadata, TensorInfo},
+};
+
+use super::{
+    LoadError, ModelFiles, WeightDType,
+    files::{INDEX_FILE, Weights},
+    linear::Matrix,
+    number::{Buffer, Frozen, Number},
+};
+
+/// What error messages call the weights that are part of the program.
+const BUILT_IN: &str = "the built-in model.safetensors";
+
+/// Reads tensors of one checkpoint; each file is opened once, when its first tensor is asked for.
+#[derive(Debug)]
+pub(crate) struct TensorReader<'a> {
+    files: &'a ModelFiles,
+    dtype: WeightDType,
+    open: HashMap<PathBuf, OpenFile>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    content: Bytes,
+    /// Where the numbers begin.
+    data_start: usize,
+    metadata: Metadata,
+}
+
+impl<'a> TensorReader<'a> {
+    /// Weights will be of type `dtype`, whatever the file has.
+    pub(crate) fn new(files: &'a ModelFiles, dtype: WeightDType) -> Self {
+        Self {
+            files,
+            dtype,
+            open: HashMap::new(),
+        }
+    }
+
+    /// A matrix `[rows, cols]`, in place if possible.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file or the tensor, naming both.
+    pub(crate) fn matrix(&mut self, tensor: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        let numbers = self.numbers(tensor, &[rows, cols])?;
+        Ok(Matrix::new(rows, cols, numbers))
+    }
+
+    /// A vector, rounded to the weights' type (as a model cast to that type has it) and widened.
+    ///
+    /// # Errors
+    /// As [`TensorReader::matrix`].
+    pub(crate) fn vector(&mut self, tensor: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        Ok(self.numbers(tensor, &[len])?.as_slice().to_f32_vec())
+    }
+
+    fn numbers(&mut self, tensor: &str, shape: &[usize]) -> Result<Frozen, LoadError> {
+        let dtype = self.dtype;
+        let path = self.path_of(tensor)?;
+        let file = self.open(&path, tensor)?;
+        let Some(info) = file.metadata.info(tensor) else {
+            return Err(LoadError::MissingTensor {
+                path,
+                tensor: tensor.to_owned(),
+            });
+        };
+        if info.shape != shape {
+            return Err(LoadError::Shape {
+                path,
+                tensor: tensor.to_owned(),
+                expected: shape.to_vec(),
+                found: info.shape.clone(),
+            });
+        }
+        let Some(bytes) = file.bytes_of(info) else {
+            return Err(damaged(&path, tensor, SafeTensorError::MetadataIncompleteBuffer));
+        };
+        convert(info.dtype, bytes, dtype).ok_or_else(|| LoadError::Dtype {
+            path,
+            tensor: tensor.to_owned(),
+            found: info.dtype,
+        })
+    }
+
+    fn path_of(&self, tensor: &str) -> Result<PathBuf, LoadError> {
+        match self.files.weights() {
+            Weights::File(path) => Ok(path.clone()),
+            Weights::Memory(_) => Ok(PathBuf::from(BUILT_IN)),
+            Weights::Shards { folder, index } => match index.file_of(tensor) {
+                Some(file) => Ok(folder.join(file)),
+                None => Err(LoadError::MissingTensor {
+                    path: folder.join(INDEX_FILE),
+                    tensor: tensor.to_owned(),
+                }),
+            },
+        }
+    }
+
+    fn open(&mut self, path: &Path, tensor: &str) -> Result<&OpenFile, LoadError> {
+        if !self.open.contains_key(path) {
+            let content = match self.files.weights() {
+                Weights::Memory(content) => content.clone(),
+                Weights::File(_) | Weights::Shards { .. } => map(path)?,
+            };
+            let (header, metadata) =
+                SafeTensors::read_metadata(&content).map_err(|source| damaged(path, tensor, source))?;
+            let data_start = header + size_of::<u64>();
+            let file = OpenFile {
+                content,
+                data_start,
+                metadata,
+            };
+            self.open.insert(path.to_owned(), file);
+        }
+        Ok(&self.open[path])
+    }
+}
+
+impl OpenFile {
+    fn bytes_of(&self, info: &TensorInfo) -> Option<Bytes> {
+        let (start, end) = info.data_offsets;
+        let start = start.checked_add(self.data_start)?;
+        let end = end.checked_add(self.data_start)?;
+        (start <= end && end <= self.content.len()).then(|| self.content.slice(start..end))
+    }
+}
+
+fn damaged(path: &Path, tensor: &str, source: SafeTensorError) -> LoadError {
+    LoadError::Damaged {
+        path: path.to_owned(),
+        tensor: tensor.to_owned(),
+        source,
+    }
+}
+
+fn map(path: &Path) -> Result<Bytes, LoadError> {
+    let error = |source| LoadError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(error)?;
+    #[expect(
+        unsafe_code,
+        reason = "a map is sound while nobody truncates the file, as for every reader of checkpoints"
+    )]
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(error)?;
+    Ok(Bytes::from_owner(map))
+}
+
+/// `None` if `from` is not a type we read.
+fn convert(from: Dtype, bytes: Bytes, to: WeightDType) -> Option<Frozen> {
+    let from = match from {
+        Dtype::F32 => WeightDType::F32,
+        Dtype::BF16 => WeightDType::Bf16,
+        Dtype::F16 => WeightDType::F16,
+        _ => return None,
+    };
+    if from == to
+        && let Some(in_place) = Frozen::in_place(to, bytes.clone())
+    {
+        return Some(in_place);
+    }
+    Some(Frozen::owned(match from {
+        WeightDType::F32 => round_from::<f32>(&bytes, to),
+        WeightDType::Bf16 => round_from::<bf16>(&bytes, to),
+        WeightDType::F16 => round_from::<f16>(&bytes, to),
+    }))
+}
+
+fn round_from<S: Number>(bytes: &[u8], to: WeightDType) -> Buffer {
+    match to {
+        WeightDType::F32 => Buffer::F32(round::<S, f32>(bytes)),
+        WeightDType::Bf16 => Buffer::Bf16(round::<S, bf16>(bytes)),
+        WeightDType::F16 => Buffer::F16(round::<S, f16>(bytes)),
+    }
+}
+
+fn round<S: Number, D: Number>(bytes: &[u8]) -> Vec<D> {
+    bytes
+        .par_chunks_exact(size_of::<S>())
+        .with_min_len(1 << 16)
+        .map(|item| D::from_f32(pod_read_unaligned::<S>(item).to_f32()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! Numbers in memory: buffers and views of f32, bf16 and f16, and the ways between them. It computes nothing.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+use bytes::Bytes;
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use super::WeightDType;
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are used in place, and checkpoints are little-endian");
+
+/// A number type weights and caches are stored in.
+pub(crate) trait Number: Pod + Send + Sync {
+    /// Rounds to nearest, ties to even.
+    fn from_f32(value: f32) -> Self;
+    /// Exact.
+    fn to_f32(self) -> f32;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Number for bf16 {
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+
+    /// Unlike `half`'s this leaves signalling NaNs as they are, so that it is one shift and loops of it vectorise.
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Number for f16 {
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        f16::from_f32(value)
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+}
+
+/// A view of numbers of one of the three types.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Slice<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+impl<'a> Slice<'a> {
+    /// How many numbers.
+    pub(crate) fn len(self) -> usize {
+        match self {
+            Self::F32(items) => items.len(),
+            Self::Bf16(items) => items.len(),
+            Self::F16(items) => items.len(),
+        }
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// If `range` is not inside.
+    pub(crate) fn range(self, range: Range<usize>) -> Slice<'a> {
+        match self {
+            Self::F32(items) => Slice::F32(&items[range]),
+            Self::Bf16(items) => Slice::Bf16(&items[range]),
+            Self::F16(items) => Slice::F16(&items[range]),
+        }
+    }
+
+    /// Writes the numbers as f32 to `out`.
+    ///
+    /// # Panics
+    /// If `out` has another length.
+    pub(crate) fn widen_into(self, out: &mut [f32]) {
+        match self {
+            Self::F32(items) => out.copy_from_slice(items),
+            Self::Bf16(items) => {
+                assert_eq!(items.len(), out.len(), "widening into a buffer of another length");
+                for (out, item) in out.iter_mut().zip(items) {
+                    *out = Number::to_f32(*item);
+                }
+            }
+            Self::F16(items) => items.convert_to_f32_slice(out),
+        }
+    }
+
+    /// A copy as f32.
+    pub(crate) fn to_f32_vec(self) -> Vec<f32> {
+        let mut out = vec![0.0; self.len()];
+        self.widen_into(&mut out);
+        out
+    }
+}
+
+/// Numbers of one of the three types, owned.
+#[derive(Clone, Debug)]
+pub(crate) enum Buffer {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+}
+
+impl Buffer {
+    /// `len` zeros.
+    pub(crate) fn zeros(dtype: WeightDType, len: usize) -> Self {
+        match dtype {
+            WeightDType::F32 => Self::F32(vec![0.0; len]),
+            WeightDType::Bf16 => Self::Bf16(vec![bf16::ZERO; len]),
+            WeightDType::F16 => Self::F16(vec![f16::ZERO; len]),
+        }
+    }
+
+    pub(crate) fn as_slice(&self) -> Slice<'_> {
+        match self {
+            Self::F32(items) => Slice::F32(items),
+            Self::Bf16(items) => Slice::Bf16(items),
+            Self::F16(items) => Slice::F16(items),
+        }
+    }
+
+    /// Rounds `values` into the numbers from `at` on.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub(crate) fn write(&mut self, at: usize, values: &[f32]) {
+        let range = at..at + values.len();
+        match self {
+            Self::F32(items) => items[range].copy_from_slice(values),
+            Self::Bf16(items) => items[range].convert_from_f32_slice(values),
+            Self::F16(items) => items[range].convert_from_f32_slice(values),
+        }
+    }
+}
+
+/// Numbers that are never written: part of a mapped file, or owned.
+#[derive(Clone, Debug)]
+pub(crate) struct Frozen(Store);
+
+#[derive(Clone, Debug)]
+enum Store {
+    /// Aligned for the type and a whole number of items; `Frozen::in_place` checked it.
+    InPlace(WeightDType, Bytes),
+    Owned(Buffer),
+}
+
+impl Frozen {
+    /// Uses `bytes` where they are; `None` if they are not aligned for `dtype` or not a whole number of items.
+    pub(crate) fn in_place(dtype: WeightDType, bytes: Bytes) -> Option<Self> {
+        let fits = match dtype {
+            WeightDType::F32 => bytemuck::try_cast_slice::<u8, f32>(&bytes).is_ok(),
+            WeightDType::Bf16 | WeightDType::F16 => bytemuck::try_cast_slice::<u8, u16>(&bytes).is_ok(),
+        };
+        fits.then_some(Self(Store::InPlace(dtype, bytes)))
+    }
+
+    pub(crate) fn owned(buffer: Buffer) -> Self {
+        Self(Store::Owned(buffer))
+    }
+
+    pub(crate) fn as_slice(&self) -> Slice<'_> {
+        match &self.0 {
+            Store::InPlace(WeightDType::F32, bytes) => Slice::F32(bytemuck::cast_slice(bytes)),
+            Store::InPlace(WeightDType::Bf16, bytes) => Slice::Bf16(bytemuck::cast_slice(bytes)),
+            Store::InPlace(WeightDType::F16, bytes) => Slice::F16(bytemuck::cast_slice(bytes)),
+            Store::Owned(buffer) => buffer.as_slice(),
+        }
+    }
+}

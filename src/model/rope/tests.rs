@@ -1,0 +1,66 @@
+//! Frequencies of every kind of scaling.
+
+use super::*;
+
+fn rope(scaling: RopeScaling) -> Rope {
+    Rope::new(
+        &RopeConfig {
+            theta: 10_000.0,
+            max_positions: 64,
+            scaling,
+        },
+        8,
+    )
+}
+
+#[test]
+fn without_scaling_frequencies_are_powers_of_theta() {
+    let found = rope(RopeScaling::Default).frequencies(1000);
+    for (found, expected) in found.iter().zip([1.0, 0.1, 0.01, 0.001]) {
+        assert!((found - expected).abs() < 1e-7);
+    }
+}
+
+#[test]
+fn rotation_turns_the_first_half_into_the_second() {
+    let rope = rope(RopeScaling::Default);
+    let mut angles = Angles::new(&rope);
+    angles.push(&rope, 3..5, 5);
+    let mut head = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+    angles.rotate(1, &mut head);
+    assert!((head[0] - 4.0_f32.cos()).abs() < 1e-6 && (head[4] - 4.0_f32.sin()).abs() < 1e-6);
+}
+
+#[test]
+fn dynamic_scaling_begins_where_training_ended() {
+    let rope = rope(RopeScaling::Dynamic { factor: 2.0 });
+    assert_eq!(rope.frequencies(10), rope.frequencies(64));
+    assert_eq!(rope.frequencies(64), plain(10_000.0, 8));
+    let grown = rope.frequencies(128);
+    assert_eq!(grown[0], 1.0);
+    assert!((grown[3] - 0.001 / 3.0).abs() < 1e-7, "{grown:?}");
+}
+
+#[test]
+fn extreme_ramps_do_not_divide_by_zero() {
+    for scaling in [
+        RopeScaling::Yarn {
+            factor: 2.0,
+            attention_factor: 1.0,
+            beta_fast: 1.0,
+            beta_slow: 1.0,
+        },
+        RopeScaling::Llama3 {
+            factor: 2.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 1.0,
+            original_max_positions: 0,
+        },
+    ] {
+        let frequencies = rope(scaling).frequencies(1);
+        assert!(
+            frequencies.iter().all(|frequency| frequency.is_finite()),
+            "{frequencies:?}"
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! What the tests of this layer share: fixtures recorded from transformers, and random models written to a folder.
+
+use std::{collections::BTreeMap, fs, ops::Range, path::PathBuf};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+
+pub(super) fn vectors(path: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors")).join(path)
+}
+
+/// A fixture model and what transformers computes with it.
+pub(super) fn fixture(name: &str) -> (ModelFiles, Value) {
+    let folder = vectors("petals").join(name);
+    let reference = fs::read_to_string(folder.join("reference.json")).unwrap();
+    (
+        ModelFiles::from_folder(&folder).unwrap(),
+        serde_json::from_str(&reference).unwrap(),
+    )
+}
+
+/// A recorded tensor `[batch, tokens, hidden]`.
+pub(super) fn recorded(tensor: &Value) -> Hidden {
+    let shape: Vec<usize> = serde_json::from_value(tensor["shape"].clone()).unwrap();
+    Hidden::new(recorded_numbers(tensor), shape[0], shape[1], shape[2]).unwrap()
+}
+
+pub(super) fn recorded_numbers(tensor: &Value) -> Vec<f32> {
+    assert_eq!(tensor["dtype"], "float32");
+    let bytes = hex::decode(tensor["hex_le"].as_str().unwrap()).unwrap();
+    bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()
+}
+
+pub(super) fn rng(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}
+
+pub(super) fn random(rng: &mut StdRng, len: usize) -> Vec<f32> {
+    (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+pub(super) fn random_hidden(rng: &mut StdRng, batch: usize, tokens: usize, width: usize) -> Hidden {
+    Hidden::new(random(rng, batch * tokens * width), batch, tokens, width).unwrap()
+}
+
+/// The tokens `range` of every sequence.
+pub(super) fn tokens(x: &Hidden, range: Range<usize>) -> Hidden {
+    let rows = x.data.chunks_exact(x.tokens * x.width);
+    let data = rows
+        .flat_map(|row| row[range.start * x.width..range.end * x.width].to_vec())
+        .collect();
+    Hidden::new(data, x.batch, range.len(), x.width).unwrap()
+}
+
+/// Sequence `row`.
+pub(super) fn sequence(x: &Hidden, row: usize) -> Hidden {
+    let len = x.tokens * x.width;
+    Hidden::new(x.data[row * len..(row + 1) * len].to_vec(), 1, x.tokens, x.width).unwrap()
+}
+
+#[track_caller]
+pub(super) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let difference = (found - expected).abs();
+        assert!(difference <= tolerance, "number {i}: {found} instead of {expected}");
+    }
+}
+
+/// A configuration of one small block, with `changes`.
+pub(super) fn small_config(changes: Value) -> Value {
+    let mut config = json!({
+        "model_type": "llama", "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 8, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config
+}
+
+/// The tensors of all blocks that `config` asks for, biases included, with random numbers.
+pub(super) fn random_tensors(config: &Value, seed: u64) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let config = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let (query, kv) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
+    let names = config.family.block_names();
+    let shapes = [
+        (names.query, query, hidden),
+        (names.key, kv, hidden),
+        (names.value, kv, hidden),
+        (names.output, hidden, query),
+        (names.gate, inner, hidden),
+        (names.up, inner, hidden),
+        (names.down, hidden, inner),
+    ];
+    let mut rng = rng(seed);
+    let mut tensors = BTreeMap::new();
+    for block in 0..config.n_blocks {
+        let prefix = config.family.block_prefix(block);
+        for (name, rows, cols) in shapes {
+            let scale = 1.7 / (cols as f32).sqrt();
+            let weight = random(&mut rng, rows * cols).iter().map(|x| x * scale).collect();
+            tensors.insert(format!("{prefix}{name}.weight"), (vec![rows, cols], weight));
+            tensors.insert(format!("{prefix}{name}.bias"), (vec![rows], random(&mut rng, rows)));
+        }
+        for name in [names.attention_norm, names.mlp_norm] {
+            let weight = random(&mut rng, hidden).iter().map(|x| 1.0 + 0.3 * x).collect();
+            tensors.insert(format!("{prefix}{name}.weight"), (vec![hidden], weight));
+        }
+    }
+    tensors
+}
+
+/// Writes a model folder with f32 weights.
+pub(super) fn write_model(config: &Value, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    fs::write(folder.path().join("model.safetensors"), safetensors_of(tensors)).unwrap();
+    folder
+}
+
+pub(super) fn safetensors_of(tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Vec<u8> {
+    let views = tensors.iter().map(|(name, (shape, numbers))| {
+        let bytes = bytemuck::cast_slice(numbers);
+        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize(views, None).unwrap()
+}
+
+/// A random model of one configuration, loaded.
+pub(super) fn random_blocks(changes: Value, seed: u64, dtype: WeightDType) -> Blocks {
+    let config = small_config(changes);
+    let folder = write_model(&config, &random_tensors(&config, seed));
+    let files = ModelFiles::from_folder(folder.path()).unwrap();
+    let n_blocks = files.config().n_blocks;
+    Blocks::load(&files, 0..n_blocks, dtype).unwrap()
+}

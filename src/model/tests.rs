@@ -1,0 +1,295 @@
+//! Blocks as a whole: against transformers, against candle, and against themselves taken apart.
+
+use serde_json::{Value, json};
+
+use super::{testing::*, *};
+
+const LLAMAS: [&str; 2] = ["tiny-llama", "tiny-llama31"];
+
+fn load(name: &str, dtype: WeightDType) -> (Blocks, Value) {
+    let (files, reference) = fixture(name);
+    let n_blocks = files.config().n_blocks;
+    (Blocks::load(&files, 0..n_blocks, dtype).unwrap(), reference)
+}
+
+/// Input of block 0 and outputs of all blocks.
+fn states(reference: &Value, dtype: &str) -> Vec<Hidden> {
+    let (input, outputs) = match reference.get("block_inputs") {
+        Some(input) => (input, &reference["blocks"]),
+        None => (&reference[dtype]["embeddings"], &reference[dtype]["blocks"]),
+    };
+    let outputs = outputs.as_array().unwrap().iter().map(recorded);
+    std::iter::once(recorded(input)).chain(outputs).collect()
+}
+
+/// `x` through `block`, `n` tokens at a time, in a cache of its own.
+fn stepwise(blocks: &Blocks, block: u32, x: &Hidden, n: usize) -> Vec<f32> {
+    let mut cache = blocks.new_cache(1, x.batch, x.tokens);
+    let mut by_step = Vec::new();
+    for start in (0..x.tokens).step_by(n) {
+        let mut part = tokens(x, start..(start + n).min(x.tokens));
+        blocks.step(block, &mut cache, 0, &mut part, start).unwrap();
+        by_step.push(part);
+    }
+    let sequences = (0..x.batch).flat_map(|row| by_step.iter().flat_map(move |part| sequence(part, row).data));
+    sequences.collect()
+}
+
+fn whole(blocks: &Blocks, block: u32, x: &Hidden) -> Hidden {
+    let mut out = x.clone();
+    blocks.forward(block, &mut out).unwrap();
+    out
+}
+
+#[test]
+fn float32_blocks_equal_transformers_within_1e_4() {
+    for name in LLAMAS {
+        let (blocks, reference) = load(name, WeightDType::F32);
+        let states = states(&reference, "float32");
+        let mut x = states[0].clone();
+        for (block, expected) in (0..).zip(&states[1..]) {
+            blocks.forward(block, &mut x).unwrap();
+            assert_close(&x.data, &expected.data, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn bfloat16_blocks_equal_transformers_within_what_bfloat16_can_tell() {
+    let (blocks, reference) = load("tiny-llama", WeightDType::Bf16);
+    let states = states(&reference, "bfloat16");
+    for (block, pair) in (0..).zip(states.windows(2)) {
+        assert_close(&whole(&blocks, block, &pair[0]).data, &pair[1].data, 0.06);
+    }
+}
+
+#[test]
+fn float16_blocks_are_near_float32_ones() {
+    for name in LLAMAS {
+        let (blocks, reference) = load(name, WeightDType::F16);
+        for (block, pair) in (0..).zip(states(&reference, "float32").windows(2)) {
+            assert_close(&whole(&blocks, block, &pair[0]).data, &pair[1].data, 0.02);
+        }
+    }
+}
+
+#[test]
+fn tokens_one_by_one_or_in_parts_give_the_same_as_all_at_once() {
+    for name in LLAMAS {
+        let (blocks, reference) = load(name, WeightDType::F32);
+        let x = &states(&reference, "float32")[0];
+        let expected = whole(&blocks, 1, x);
+        for n in [1, 2, 5] {
+            assert_close(&stepwise(&blocks, 1, x, n), &expected.data, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn long_prompts_give_the_same_in_chunks_across_pages_and_through_every_product() {
+    for dtype in [WeightDType::F32, WeightDType::Bf16, WeightDType::F16] {
+        let blocks = random_blocks(json!({}), 1, dtype);
+        let x = random_hidden(&mut rng(2), 2, 150, 24);
+        let expected = whole(&blocks, 0, &x);
+        for n in [1, 7, 64, 100] {
+            assert_close(&stepwise(&blocks, 0, &x, n), &expected.data, 2e-3);
+        }
+        for bytes in [1, 3_000, 100_000] {
+            let blocks = random_blocks(json!({}), 1, dtype).with_max_chunk_bytes(bytes);
+            assert_close(&whole(&blocks, 0, &x).data, &expected.data, 2e-3);
+        }
+    }
+}
+
+#[test]
+fn kernels_and_candle_agree_on_every_shape_of_block() {
+    let shapes = [
+        json!({}),
+        json!({"num_key_value_heads": 1}),
+        json!({"num_key_value_heads": 4, "attention_bias": true}),
+        json!({"mlp_bias": true, "head_dim": 10}),
+        json!({"attention_bias": true, "mlp_bias": true, "head_dim": 64, "rope_theta": 500_000.0}),
+        json!({"hidden_size": 33, "intermediate_size": 17, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 2}),
+        json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 16}),
+    ];
+    for (seed, shape) in (10..).zip(shapes) {
+        let blocks = random_blocks(shape, seed, WeightDType::F32);
+        for (batch, tokens) in [(1, 1), (3, 5), (2, 70)] {
+            let x = random_hidden(&mut rng(seed), batch, tokens, blocks.config().hidden_size);
+            let input = candle_core::Tensor::from_slice(&x.data, (batch, tokens, x.width), &candle_core::Device::Cpu);
+            let oracle = grad::forward(&blocks.blocks[1], &blocks.shared, blocks.config(), &input.unwrap()).unwrap();
+            let oracle: Vec<f32> = oracle.flatten_all().unwrap().to_vec1().unwrap();
+            assert_close(&whole(&blocks, 1, &x).data, &oracle, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn sequences_of_a_batch_do_not_see_each_other() {
+    let blocks = random_blocks(json!({}), 3, WeightDType::F32);
+    let mut x = random_hidden(&mut rng(4), 3, 20, 24);
+    x.data[20 * 24 + 7] = f32::NAN;
+    let together = whole(&blocks, 0, &x);
+    for row in [0, 2] {
+        let alone = whole(&blocks, 0, &sequence(&x, row));
+        assert_close(&sequence(&together, row).data, &alone.data, 1e-5);
+    }
+    assert!(sequence(&together, 1).data.iter().any(|number| number.is_nan()));
+}
+
+#[test]
+fn infinite_and_huge_activations_do_not_panic() {
+    let blocks = random_blocks(json!({}), 5, WeightDType::F32);
+    for value in [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 0.0] {
+        let mut x = Hidden::new(vec![value; 24 * 70], 1, 70, 24).unwrap();
+        blocks.forward(0, &mut x).unwrap();
+    }
+}
+
+#[test]
+fn a_rewound_session_continues_as_if_the_overwritten_tokens_had_never_been() {
+    let blocks = random_blocks(json!({}), 6, WeightDType::F32);
+    let x = random_hidden(&mut rng(7), 2, 90, 24);
+    let mut cache = blocks.new_cache(1, 2, 200);
+    let mut wrong = random_hidden(&mut rng(8), 2, 160, 24);
+    blocks.step(0, &mut cache, 0, &mut tokens(&x, 0..30), 0).unwrap();
+    blocks.step(0, &mut cache, 0, &mut wrong, 30).unwrap();
+    let mut rest = tokens(&x, 30..90);
+    blocks.step(0, &mut cache, 0, &mut rest, 30).unwrap();
+    assert_close(&rest.data, &tokens(&whole(&blocks, 0, &x), 30..90).data, 1e-5);
+    let gap = blocks.step(0, &mut cache, 0, &mut tokens(&x, 0..1), 91).unwrap_err();
+    assert_eq!(
+        gap.to_string(),
+        "the step starts at position 91, but only 90 tokens are cached"
+    );
+}
+
+#[test]
+fn reordered_beams_continue_the_sequence_they_were_taken_from() {
+    let blocks = random_blocks(json!({}), 9, WeightDType::F32);
+    let x = random_hidden(&mut rng(10), 3, 70, 24);
+    let mut cache = blocks.new_cache(2, 3, 100);
+    for chain_idx in 0..2 {
+        blocks
+            .step(chain_idx as u32, &mut cache, chain_idx, &mut x.clone(), 0)
+            .unwrap();
+    }
+    cache.reorder(&[2, 2, 0]).unwrap();
+    let next = random_hidden(&mut rng(11), 3, 2, 24);
+    for chain_idx in 0..2 {
+        let mut out = next.clone();
+        blocks
+            .step(chain_idx as u32, &mut cache, chain_idx, &mut out, 70)
+            .unwrap();
+        for (row, origin) in [2, 2, 0].into_iter().enumerate() {
+            let history = [sequence(&x, origin).data, sequence(&next, row).data].concat();
+            let alone = whole(&blocks, chain_idx as u32, &Hidden::new(history, 1, 72, 24).unwrap());
+            assert_close(&sequence(&out, row).data, &tokens(&alone, 70..72).data, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_step_without_tokens_changes_nothing() {
+    let blocks = random_blocks(json!({}), 12, WeightDType::F32);
+    let mut cache = blocks.new_cache(1, 2, 10);
+    let mut nothing = Hidden::new(Vec::new(), 2, 0, 24).unwrap();
+    blocks.step(0, &mut cache, 0, &mut nothing, 0).unwrap();
+    assert_eq!((nothing.batch, nothing.tokens, nothing.data.len()), (2, 0, 0));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_a_reason_and_changes_nothing() {
+    let blocks = random_blocks(json!({}), 13, WeightDType::F32);
+    let one = random_hidden(&mut rng(14), 1, 1, 24);
+    let refused = |block, chain_idx, x: &Hidden, position| {
+        let mut cache = blocks.new_cache(1, 1, 4);
+        let mut out = x.clone();
+        let error = blocks
+            .step(block, &mut cache, chain_idx, &mut out, position)
+            .unwrap_err();
+        assert_eq!(&out, x);
+        error.to_string()
+    };
+    assert_eq!(
+        refused(2, 0, &one, 0),
+        "block 2 was asked for, but blocks 0:2 are loaded"
+    );
+    assert_eq!(refused(0, 1, &one, 0), "entry 1 of a chain of 1 blocks was asked for");
+    assert_eq!(
+        refused(0, 0, &one, 1),
+        "the step starts at position 1, but only 0 tokens are cached"
+    );
+    assert_eq!(
+        refused(0, 0, &one, usize::MAX),
+        format!("1 tokens at position {} exceed the session's maximum of 4", usize::MAX)
+    );
+    let five = random_hidden(&mut rng(15), 1, 5, 24);
+    assert_eq!(
+        refused(0, 0, &five, 0),
+        "5 tokens at position 0 exceed the session's maximum of 4"
+    );
+    let two = random_hidden(&mut rng(16), 2, 1, 24);
+    assert_eq!(
+        refused(0, 0, &two, 0),
+        "the cache holds 1 sequences, but the step has 2"
+    );
+    let wide = random_hidden(&mut rng(17), 1, 1, 25);
+    assert_eq!(
+        refused(0, 0, &wide, 0),
+        "activations are 25 wide, but the model's hidden size is 24"
+    );
+    let broken = Hidden {
+        data: vec![0.0; 3],
+        batch: usize::MAX,
+        tokens: 2,
+        width: 24,
+    };
+    assert!(refused(0, 0, &broken, 0).starts_with("activations of shape"));
+    assert!(Hidden::new(vec![0.0; 3], 1, 2, 2).is_err());
+    let mut foreign = random_blocks(json!({}), 13, WeightDType::Bf16).new_cache(1, 1, 4);
+    let error = blocks.step(0, &mut foreign, 0, &mut one.clone(), 0).unwrap_err();
+    assert_eq!(error.to_string(), "the cache was made for another model");
+    let mut cache = blocks.new_cache(1, 2, 4);
+    assert!(cache.reorder(&[0]).is_err() && cache.reorder(&[0, 2]).is_err() && cache.reorder(&[1, 1]).is_ok());
+}
+
+#[test]
+fn the_gradient_is_what_the_kernels_change_by() {
+    for (seed, shape) in [
+        (20, json!({})),
+        (21, json!({"attention_bias": true, "mlp_bias": true, "head_dim": 8})),
+    ] {
+        let blocks = random_blocks(shape, seed, WeightDType::F32);
+        let mut rng = rng(seed);
+        let x = random_hidden(&mut rng, 2, 5, 24);
+        let grad_out = random_hidden(&mut rng, 2, 5, 24);
+        let grad = blocks.backward(1, &x, &grad_out).unwrap();
+        assert_eq!((grad.batch, grad.tokens, grad.width), (2, 5, 24));
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        for _ in 0..4 {
+            let direction = random(&mut rng, x.data.len());
+            let moved = |by: f32| {
+                let mut x = x.clone();
+                x.data.iter_mut().zip(&direction).for_each(|(x, d)| *x += by * d);
+                dot(&whole(&blocks, 1, &x).data, &grad_out.data)
+            };
+            let slope = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+            assert!((slope - dot(&grad.data, &direction)).abs() < 2e-2 * (1.0 + slope.abs()));
+        }
+    }
+}
+
+#[test]
+fn a_gradient_of_another_shape_is_refused() {
+    let blocks = random_blocks(json!({}), 22, WeightDType::F32);
+    let (x, grad) = (
+        random_hidden(&mut rng(1), 1, 2, 24),
+        random_hidden(&mut rng(1), 2, 1, 24),
+    );
+    let error = blocks.backward(0, &x, &grad).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the input has shape [1, 2, 24], but the gradient has shape [2, 1, 24]"
+    );
+}
