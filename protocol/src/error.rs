@@ -84,4 +84,7 @@ pub enum WireError {
         #[source]
         source: prost::DecodeError,
     },
+    /// A tensor message that holds no valid tensor, or a tensor that cannot become a message.
+    #[error(transparent)]
+    Tensor(#[from] crate::tensor::TensorError),
 }
