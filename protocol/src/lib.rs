@@ -46,5 +46,9 @@ pub mod error;
 
 pub use error::WireError;
 
+mod fields;
+
+#[cfg(test)]
+mod proto_tests;
 #[cfg(test)]
 mod testing;

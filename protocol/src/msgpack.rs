@@ -7,8 +7,6 @@
 pub use rmpv::Value;
 use rmpv::encode::write_value;
 
-use crate::error::WireError;
-
 mod read;
 mod text;
 
@@ -59,26 +57,6 @@ pub fn get<'v>(map: &'v [(Value, Value)], key: &str) -> Option<&'v Value> {
         .rev()
         .find(|(name, _)| name.as_str() == Some(key))
         .map(|(_, value)| value)
-}
-
-/// [`get`], with nil taken for absence.
-pub(crate) fn get_some<'v>(map: &'v [(Value, Value)], key: &str) -> Option<&'v Value> {
-    get(map, key).filter(|value| !value.is_nil())
-}
-
-/// The entries of a serialized map.
-///
-/// # Errors
-/// Those of [`decode`], and [`WireError::WrongType`] if the bytes hold anything but a map.
-pub(crate) fn decode_map(what: &'static str, bytes: &[u8]) -> Result<Vec<(Value, Value)>, WireError> {
-    match decode(bytes)? {
-        Value::Map(entries) => Ok(entries),
-        _ => Err(WireError::WrongType {
-            what,
-            field: "the value",
-            expected: "a map",
-        }),
-    }
 }
 
 fn has_short_float(value: &Value) -> bool {

@@ -1,1 +1,11 @@
-//! PENDING
+//! What Petals puts into the DHT and into the answer of `rpc_info`: servers, models, and the names of blocks.
+
+mod block_uid;
+mod model_info;
+mod rpc_info;
+mod server_info;
+
+pub use block_uid::BlockUid;
+pub use model_info::{MODEL_REGISTRY_KEY, ModelInfo};
+pub use rpc_info::{BlockSchema, RpcInfo};
+pub use server_info::{ServerInfo, ServerState};

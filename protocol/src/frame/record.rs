@@ -244,7 +244,7 @@ mod tests {
         ];
         for (ours, theirs) in ours.iter().zip(&frames) {
             assert_eq!(ours.encode(), theirs);
-            assert_eq!(read_all(theirs).0, [ours.clone()]);
+            assert_eq!(read_all(theirs).0, std::slice::from_ref(ours));
         }
         assert_eq!(frames.len(), ours.len());
     }

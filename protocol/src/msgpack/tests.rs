@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing;
+use crate::{error::WireError, testing};
 
 #[test]
 fn everything_python_wrote_is_read_and_written_back_the_same() {
