@@ -1,1 +1,309 @@
 //! The libp2p host: connections, named streams and the addresses of peers. It knows no tensors and no records.
+//!
+//! [`P2p`] is a cloneable handle to one task (`actor.rs`) that owns the libp2p swarm and never waits for a peer. Others
+//! call out with [`P2p::call_unary`] and [`P2p::open_stream`], and serve calls by giving [`Handler`]s to a [`Router`]:
+//!
+//! ```text
+//! call_unary(peer, name, request)                    inbound stream
+//!   │ actor.rs   connected? else dial: addresses        │ rpc.rs      is the name served?
+//!   │            from book.rs, else ask kad             ▼ router.rs   permit, task
+//!   ▼ rpc.rs     a stream on the best connection        ▼ unary.rs · stream.rs   frames, cancellation
+//!   ▼ unary.rs   frame, answer                          ▼ the handler
+//! ```
+//!
+//! Three things are particular to Hivemind: names have no leading slash (`bare_names.rs`, `muxer.rs`), closing one's side
+//! of a stream means "cancelled" (`unary.rs`, `stream.rs`), and libp2p's kad is nothing but an address book
+//! (`kad_server.rs`).
+
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use libp2p::Stream;
+pub use libp2p::{Multiaddr, PeerId};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::task::Tasks;
+
+mod actor;
+mod addr;
+mod bare_names;
+mod behaviour;
+mod book;
+mod error;
+mod identity;
+mod kad_server;
+mod muxer;
+mod router;
+mod rpc;
+mod seek;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod transport;
+mod unary;
+mod wire;
+
+use actor::Command;
+pub use error::{BindError, CallError, DialError, HandlerError, OpenError, StreamError};
+pub use identity::{Identity, IdentityError};
+pub use router::{Handler, HandlerLimits, Router};
+use rpc::{Name, OpenFailure};
+pub use stream::{StreamReceiver, StreamSender};
+
+/// Commands that wait for the actor. It answers none of them late, so this many wait only under a burst of calls.
+const COMMAND_QUEUE: usize = 1024;
+
+/// How often a stream is asked for when connections break under the attempt.
+const OPEN_ATTEMPTS: usize = 3;
+
+/// Limit for [`P2p::connect`]; Hivemind's daemon allows the same for all addresses of a peer together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Largest message of a stream that this node calls, bytes. The same as what its handlers accept by default.
+const MAX_STREAM_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// What a host is made from.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen. Port 0 is any free port; wildcard addresses become those of the interfaces.
+    pub listen: Vec<Multiaddr>,
+    /// What to tell others instead of what is listened on. Empty: what is listened on, loopback only if there is nothing else.
+    pub announce: Vec<Multiaddr>,
+    /// The key.
+    pub identity: Identity,
+    /// Whether to ask for addresses only, and not to answer others who ask (`/ipfs/kad/1.0.0` is not served).
+    pub client_mode: bool,
+    /// Peers to stay connected to, and to ask for addresses of others: the bootstrap nodes. Each ends in `/p2p/PEER-ID`.
+    pub known_peers: Vec<Multiaddr>,
+    /// Bounds on connections.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    /// A fresh identity on any free port of the loopback interface.
+    fn default() -> Self {
+        let loopback = Multiaddr::empty()
+            .with(libp2p::core::multiaddr::Protocol::Ip4(std::net::Ipv4Addr::LOCALHOST))
+            .with(libp2p::core::multiaddr::Protocol::Tcp(0));
+        Self {
+            listen: vec![loopback],
+            announce: Vec::new(),
+            identity: Identity::ephemeral(),
+            client_mode: false,
+            known_peers: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Bounds on connections. Over a bound, new ones are refused; old ones stay.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections in all, both directions.
+    pub connections: u32,
+    /// Connections to one peer: two ends that dial each other at once have two, a relayed one may come on top.
+    pub connections_per_peer: u32,
+    /// Inbound connections whose handshake is under way.
+    pub pending_incoming: u32,
+    /// Outbound connections whose handshake is under way.
+    pub pending_outgoing: u32,
+    /// Streams of one connection, and of these negotiations under way.
+    pub streams_per_connection: usize,
+}
+
+impl Default for Limits {
+    /// Hivemind's daemon trims its connections at 512; a server of a large swarm has a few hundred clients and the DHT.
+    fn default() -> Self {
+        Self {
+            connections: 2048,
+            connections_per_peer: 8,
+            pending_incoming: 256,
+            pending_outgoing: 256,
+            streams_per_connection: 4096,
+        }
+    }
+}
+
+/// A running host. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct P2p {
+    peer_id: PeerId,
+    commands: mpsc::Sender<Command>,
+    registry: Arc<router::Registry>,
+    addrs: watch::Receiver<Vec<Multiaddr>>,
+    connected: watch::Receiver<BTreeSet<PeerId>>,
+}
+
+impl P2p {
+    /// Starts a host; it listens, and its addresses are known, when this returns. It serves nothing but libp2p's own
+    /// protocols until a [`Router`] is spawned.
+    ///
+    /// # Errors
+    ///
+    /// If an address cannot be listened on, or the key is unusable.
+    pub async fn bind(config: Config, tasks: &Tasks) -> Result<P2p, BindError> {
+        let registry = Arc::new(router::Registry::default());
+        let swarm = behaviour::swarm(&config, registry.clone())?;
+        let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
+        let peer_id = config.identity.peer_id();
+        let (addrs_out, addrs) = watch::channel(Vec::new());
+        let (connected_out, connected) = watch::channel(BTreeSet::new());
+        if !config.client_mode {
+            registry.add(vec![actor::kad_handler(commands.downgrade())], tasks);
+        }
+        let mut actor = actor::Actor::new(swarm, config, actor::Outputs {
+            addrs: addrs_out,
+            connected: connected_out,
+        });
+        actor.listen().await?;
+        tasks.spawn("p2p", actor.run(inbox, tasks.token()));
+        Ok(P2p {
+            peer_id,
+            commands,
+            registry,
+            addrs,
+            connected,
+        })
+    }
+
+    /// The id of this node.
+    pub fn peer_id(&self) -> PeerId {
+        self.peer_id
+    }
+
+    /// Where others can reach this node, each address ending in `/p2p/PEER-ID`.
+    pub fn addrs(&self) -> Vec<Multiaddr> {
+        self.addrs.borrow().clone()
+    }
+
+    /// Everyone there is a connection to.
+    pub fn connected_peers(&self) -> Vec<PeerId> {
+        self.connected.borrow().iter().copied().collect()
+    }
+
+    /// Waits until a peer connects or disconnects.
+    pub async fn connections_changed(&self) {
+        let mut connected = self.connected.clone();
+        connected.mark_unchanged();
+        // An error means that the host has stopped: then nothing will change again.
+        let _ = connected.changed().await;
+    }
+
+    /// Connects to the peer at `addr`, which ends in `/p2p/PEER-ID`. Returns at once if it is connected already.
+    ///
+    /// # Errors
+    ///
+    /// If nobody, or somebody else, answers there.
+    pub async fn connect(&self, addr: Multiaddr) -> Result<PeerId, DialError> {
+        let peer = addr::peer_of(&addr).ok_or_else(|| DialError::NoPeerId(addr.clone()))?;
+        let (reply, connected) = oneshot::channel();
+        let dial = async {
+            self.command(Command::Connect { peer, addr, reply }).await?;
+            connected.await.unwrap_or(Err(DialError::Stopping))
+        };
+        let after = CONNECT_TIMEOUT;
+        tokio::time::timeout(after, dial)
+            .await
+            .unwrap_or(Err(DialError::Timeout { after }))?;
+        Ok(peer)
+    }
+
+    /// Closes all connections to `peer`.
+    pub async fn disconnect(&self, peer: PeerId) {
+        let (reply, done) = oneshot::channel();
+        if self.command(Command::Disconnect { peer, reply }).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    /// Calls the unary handler `name` of `peer`: dials if needed (known addresses, else kad is asked), sends the request,
+    /// waits for the answer, all of it within `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// By what the caller can do: see [`CallError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the call at the callee.
+    pub async fn call_unary(
+        &self,
+        peer: PeerId,
+        name: &str,
+        request: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, CallError> {
+        unary::check_size(request.len())?;
+        let call = async {
+            let stream = self.open(peer, name).await.map_err(CallError::Open)?;
+            unary::call(stream, peer, name, request).await
+        };
+        tokio::time::timeout(timeout, call)
+            .await
+            .unwrap_or(Err(CallError::Timeout { after: timeout }))
+    }
+
+    /// Opens a stream to the handler `name` of `peer`: dials if needed, within `timeout`. It does not wait for the peer's
+    /// yes; that the peer does not serve the call may show only at the first message.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection and none can be made.
+    pub async fn open_stream(
+        &self,
+        peer: PeerId,
+        name: &str,
+        timeout: Duration,
+    ) -> Result<(StreamSender, StreamReceiver), OpenError> {
+        let stream = tokio::time::timeout(timeout, self.open(peer, name))
+            .await
+            .unwrap_or(Err(OpenError::Timeout { after: timeout }))?;
+        Ok(stream::caller(stream, MAX_STREAM_MESSAGE))
+    }
+
+    /// Opens a stream. A connection that breaks under the attempt is no reason to give up: nothing was said on it yet.
+    async fn open(&self, peer: PeerId, name: &str) -> Result<Stream, OpenError> {
+        let name = Name::new(name);
+        for _ in 0..OPEN_ATTEMPTS {
+            let (reply, opened) = oneshot::channel();
+            let request = rpc::OpenRequest {
+                name: name.clone(),
+                reply,
+            };
+            self.command(Command::Open { peer, request })
+                .await
+                .map_err(OpenError::Dial)?;
+            match opened.await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(OpenFailure::Dial(error))) => return Err(OpenError::Dial(error)),
+                Ok(Err(OpenFailure::UnknownName)) => return Err(OpenError::UnknownName),
+                Ok(Err(OpenFailure::Busy)) => return Err(OpenError::Busy),
+                Ok(Err(OpenFailure::Timeout | OpenFailure::ConnectionLost)) | Err(_) => {}
+            }
+        }
+        Err(OpenError::ConnectionLost)
+    }
+
+    async fn command(&self, command: Command) -> Result<(), DialError> {
+        self.commands.send(command).await.map_err(|_| DialError::Stopping)
+    }
+
+    fn names_changed(&self) {
+        // A full queue means that connections are woken anyway; new streams see the new names in any case.
+        let _ = self.commands.try_send(Command::NamesChanged);
+    }
+}
+
+impl fmt::Debug for P2p {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("P2p")
+            .field("peer_id", &self.peer_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The last characters of a peer id, for logs: ids of one kind all begin alike. Python prints them the same way.
+pub fn short_id(peer: &PeerId) -> String {
+    let text = peer.to_base58();
+    format!("…{}", &text[text.len().saturating_sub(6)..])
+}

@@ -16,6 +16,7 @@ const FILES: &[&str] = &[
     "averaging.proto",
     "p2pd.proto",
     "crypto.proto",
+    "kad.proto",
 ];
 
 fn generate() -> Result<String, Box<dyn Error>> {

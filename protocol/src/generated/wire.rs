@@ -490,3 +490,32 @@ impl KeyType {
         }
     }
 }
+/// A question or its answer.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KadMessage {
+    /// What is asked; FIND_NODE is 4.
+    #[prost(int32, tag = "1")]
+    pub r#type: i32,
+    /// For FIND_NODE: the raw peer id that is looked for.
+    #[prost(bytes = "vec", tag = "2")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+    /// The answer: peers nearest to the key, and the wanted peer itself if its addresses are known.
+    #[prost(message, repeated, tag = "8")]
+    pub closer_peers: ::prost::alloc::vec::Vec<KadPeer>,
+    /// Unused; kept in the answer as it was in the question.
+    #[prost(int32, tag = "10")]
+    pub cluster_level_raw: i32,
+}
+/// A peer and where it can be dialed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KadPeer {
+    /// Raw peer id.
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    /// Binary multiaddresses.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub addrs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// 0 not connected, 1 connected, as seen by the answering node.
+    #[prost(int32, tag = "3")]
+    pub connection: i32,
+}

@@ -1,0 +1,544 @@
+//! The one task that owns the libp2p swarm. It takes commands and events, and never waits for a peer.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, StreamExt};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, TransportError, identify,
+    kad::{self, QueryId},
+    ping,
+    swarm::{
+        self, ConnectionId, SwarmEvent,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::{
+    Config,
+    addr::{self, Reach},
+    behaviour::{Behaviour, BehaviourEvent, is_swarm_member},
+    book::Book,
+    error::{BindError, DialError},
+    kad_server::{self, Found},
+    router::{Handler, HandlerLimits},
+    rpc::{OpenFailure, OpenRequest, Refused},
+    seek::{self, Seek, Stage},
+    short_id,
+};
+
+/// How long a listener may take to report its address.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often stale addresses are forgotten and lost bootstrap connections are made again.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+/// With fewer connections than this, configured peers are dialed again; the number is Hivemind's daemon's.
+const MIN_CONNECTIONS: usize = 4;
+
+/// Kad requests served at the same time. Each is answered from memory; a stream stays open for a minute.
+const KAD_LIMITS: HandlerLimits = HandlerLimits {
+    max_calls: 2048,
+    max_message: 16 * 1024,
+};
+
+/// What the handle asks of the actor.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Connect {
+        peer: PeerId,
+        addr: Multiaddr,
+        reply: oneshot::Sender<Result<(), DialError>>,
+    },
+    Disconnect {
+        peer: PeerId,
+        reply: oneshot::Sender<()>,
+    },
+    Open {
+        peer: PeerId,
+        request: OpenRequest,
+    },
+    /// Who is near `target`? Asked by `from` over kad.
+    Closest {
+        target: PeerId,
+        from: PeerId,
+        reply: oneshot::Sender<Vec<Found>>,
+    },
+    NamesChanged,
+}
+
+/// What the actor shows to the handles.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    pub(crate) addrs: watch::Sender<Vec<Multiaddr>>,
+    pub(crate) connected: watch::Sender<BTreeSet<PeerId>>,
+}
+
+/// The handler of inbound kad streams: it asks the actor.
+pub(crate) fn kad_handler(commands: mpsc::WeakSender<Command>) -> Handler {
+    Handler::raw(kad_server::NAME, KAD_LIMITS, move |from, stream| {
+        let commands = commands.clone();
+        kad_server::serve(stream, move |target| {
+            let commands = commands.clone();
+            async move {
+                let (reply, found) = oneshot::channel();
+                let Some(commands) = commands.upgrade() else {
+                    return Vec::new();
+                };
+                let _ = commands.send(Command::Closest { target, from, reply }).await;
+                found.await.unwrap_or_default()
+            }
+            .boxed()
+        })
+    })
+}
+
+/// The task's state.
+pub(crate) struct Actor {
+    swarm: Swarm<Behaviour>,
+    config: Config,
+    outputs: Outputs,
+    book: Book,
+    listened: Vec<Multiaddr>,
+    /// Peers that calls wait for.
+    seeks: HashMap<PeerId, Seek>,
+    /// Peers that kad is asked for.
+    lookups: HashMap<QueryId, PeerId>,
+    /// Dials to an address that somebody named.
+    connects: HashMap<ConnectionId, (PeerId, oneshot::Sender<Result<(), DialError>>)>,
+}
+
+impl Actor {
+    pub(crate) fn new(swarm: Swarm<Behaviour>, config: Config, outputs: Outputs) -> Self {
+        Self {
+            swarm,
+            config,
+            outputs,
+            book: Book::default(),
+            listened: Vec::new(),
+            seeks: HashMap::new(),
+            lookups: HashMap::new(),
+            connects: HashMap::new(),
+        }
+    }
+
+    /// Opens all listeners and waits until their addresses are known.
+    pub(crate) async fn listen(&mut self) -> Result<(), BindError> {
+        for known in self.config.known_peers.clone() {
+            let peer = addr::peer_of(&known).ok_or_else(|| BindError::KnownPeer { addr: known.clone() })?;
+            self.book.configure(peer, &known, Instant::now());
+        }
+        let mut waiting = HashMap::new();
+        for addr in self.config.listen.clone() {
+            let id = self.swarm.listen_on(addr.clone()).map_err(|error| listen_error(&addr, error))?;
+            waiting.insert(id, addr);
+        }
+        let deadline = tokio::time::Instant::now() + LISTEN_TIMEOUT;
+        while let Some(addr) = waiting.values().next().cloned() {
+            let Ok(event) = tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await else {
+                return Err(BindError::Timeout {
+                    addr,
+                    waited: LISTEN_TIMEOUT,
+                });
+            };
+            match event {
+                SwarmEvent::NewListenAddr { listener_id, .. } => {
+                    waiting.remove(&listener_id);
+                    self.on_event(event);
+                }
+                SwarmEvent::ListenerClosed {
+                    listener_id,
+                    reason: Err(source),
+                    ..
+                }
+                | SwarmEvent::ListenerError {
+                    listener_id,
+                    error: source,
+                } => {
+                    let addr = waiting.remove(&listener_id).unwrap_or(addr);
+                    return Err(BindError::Listen { addr, source });
+                }
+                event => self.on_event(event),
+            }
+        }
+        // A wildcard listener reports one address per interface; those known by now are in the queue.
+        while let Some(Some(event)) = self.swarm.next().now_or_never() {
+            self.on_event(event);
+        }
+        Ok(())
+    }
+
+    /// Runs until `stop`.
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Command>, stop: CancellationToken) {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(command) = inbox.recv() => self.on_command(command),
+                event = self.swarm.select_next_some() => self.on_event(event),
+                _ = housekeeping.tick() => self.keep_house(),
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Connect { peer, addr, reply } => self.connect(peer, addr, reply),
+            Command::Disconnect { peer, reply } => {
+                // An error only says that there is no connection.
+                let _ = self.swarm.disconnect_peer_id(peer);
+                let _ = reply.send(());
+            }
+            Command::Open { peer, request } => self.open(peer, request),
+            Command::Closest { target, from, reply } => {
+                let _ = reply.send(self.closest(target, from));
+            }
+            Command::NamesChanged => self.swarm.behaviour().rpc.names_changed(),
+        }
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::NewListenAddr { address, .. } => {
+                self.listened.push(address);
+                self.announce();
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => self.unlisten(&[address]),
+            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+                warn!(?addresses, ?reason, "no longer listening");
+                self.unlisten(&addresses);
+            }
+            SwarmEvent::ListenerError { error, .. } => warn!(%error, "a listener reports an error"),
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => {
+                let remote = endpoint.get_remote_address().clone();
+                debug!(peer = %short_id(&peer_id), %remote, dialed = endpoint.is_dialer(), "connected");
+                let now = Instant::now();
+                self.book
+                    .connected(peer_id, connection_id, &remote, endpoint.is_dialer(), now);
+                self.outputs.connected.send_if_modified(|all| all.insert(peer_id));
+                self.on_connected(peer_id);
+            }
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                connection_id,
+                num_established,
+                cause,
+                ..
+            } => {
+                debug!(peer = %short_id(&peer_id), ?cause, remaining = num_established, "disconnected");
+                self.book.disconnected(peer_id, connection_id, Instant::now());
+                if num_established == 0 {
+                    self.outputs.connected.send_if_modified(|all| all.remove(&peer_id));
+                }
+            }
+            SwarmEvent::OutgoingConnectionError {
+                connection_id,
+                peer_id,
+                error,
+            } => self.on_dial_failed(connection_id, peer_id, &error),
+            SwarmEvent::IncomingConnectionError { error, .. } => debug!(%error, "an inbound connection failed"),
+            SwarmEvent::Behaviour(event) => self.on_behaviour(event),
+            _ => {}
+        }
+    }
+
+    fn on_behaviour(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+                self.on_identified(peer_id, &info);
+            }
+            BehaviourEvent::Ping(ping::Event {
+                peer,
+                connection,
+                result: Err(ping::Failure::Timeout),
+            }) => {
+                debug!(peer = %short_id(&peer), "silent, closing the connection");
+                self.swarm.close_connection(connection);
+            }
+            BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed { id, step, .. }) if step.last => {
+                if let Some(peer) = self.lookups.remove(&id) {
+                    self.on_stage_failed(peer, Stage::Lookup(id), DialError::NotFound);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What a peer says of itself decides whether others are told of it, and where it is dialed next time.
+    fn on_identified(&mut self, peer: PeerId, info: &identify::Info) {
+        let addrs = self.book.announced(peer, &info.listen_addrs, Instant::now());
+        let serves_kad = info.protocols.iter().any(|name| name.as_ref() == kad_server::NAME);
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        if serves_kad && (is_swarm_member(info) || self.book.is_configured(&peer)) {
+            for addr in addrs {
+                kad.add_address(&peer, addr);
+            }
+        } else {
+            kad.remove_peer(&peer);
+        }
+    }
+
+    // ---- connections -------------------------------------------------------------------------------------------------
+
+    fn connect(&mut self, peer: PeerId, addr: Multiaddr, reply: oneshot::Sender<Result<(), DialError>>) {
+        if peer == *self.swarm.local_peer_id() {
+            let _ = reply.send(Err(DialError::Ourselves));
+            return;
+        }
+        if self.book.is_connected(&peer) {
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        let options = DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(vec![addr])
+            .allocate_new_port()
+            .build();
+        let id = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.connects.insert(id, (peer, reply));
+            }
+            Err(error) => {
+                let _ = reply.send(Err(seek::dial_error(&error)));
+            }
+        }
+    }
+
+    fn open(&mut self, peer: PeerId, request: OpenRequest) {
+        if peer == *self.swarm.local_peer_id() {
+            let _ = request.reply.send(Err(OpenFailure::Dial(DialError::Ourselves)));
+            return;
+        }
+        match self.swarm.behaviour_mut().rpc.open(&peer, request) {
+            Ok(()) => {}
+            Err(Refused::Busy(request)) => {
+                let _ = request.reply.send(Err(OpenFailure::Busy));
+            }
+            Err(Refused::NotConnected(request)) => {
+                self.seeks.entry(peer).or_insert_with(Seek::new).park(request);
+                self.begin(peer);
+            }
+        }
+    }
+
+    fn on_connected(&mut self, peer: PeerId) {
+        let named: Vec<ConnectionId> = self
+            .connects
+            .iter()
+            .filter(|(_, (wanted, _))| *wanted == peer)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in named {
+            if let Some((_, reply)) = self.connects.remove(&id) {
+                let _ = reply.send(Ok(()));
+            }
+        }
+        let Some(seek) = self.seeks.remove(&peer) else { return };
+        if let Stage::Lookup(id) = seek.stage {
+            self.lookups.remove(&id);
+            if let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&id) {
+                query.finish();
+            }
+        }
+        for request in seek.into_parked() {
+            self.open(peer, request);
+        }
+    }
+
+    fn on_dial_failed(&mut self, id: ConnectionId, peer: Option<PeerId>, error: &swarm::DialError) {
+        if matches!(error, swarm::DialError::DialPeerConditionFalse(_)) {
+            return;
+        }
+        if let Some((_, reply)) = self.connects.remove(&id) {
+            let _ = reply.send(Err(seek::dial_error(error)));
+        }
+        let Some(peer) = peer else { return };
+        debug!(peer = %short_id(&peer), %error, "not reached");
+        for addr in seek::failed_addrs(error) {
+            self.book.failed(peer, &addr);
+        }
+        let Some(seek) = self.seeks.get_mut(&peer) else { return };
+        match seek.stage {
+            // The query goes on with the addresses that others tell.
+            Stage::Lookup(_) => seek.note(seek::dial_error(error)),
+            stage => self.on_stage_failed(peer, stage, seek::dial_error(error)),
+        }
+    }
+
+    // ---- finding a peer ----------------------------------------------------------------------------------------------
+
+    /// Starts to look for `peer` unless that is under way.
+    fn begin(&mut self, peer: PeerId) {
+        if self.seeks.get(&peer).is_some_and(|seek| seek.stage == Stage::Start) {
+            self.next_stage(peer, Stage::Start);
+        }
+    }
+
+    fn on_stage_failed(&mut self, peer: PeerId, failed: Stage, error: DialError) {
+        let Some(seek) = self.seeks.get_mut(&peer) else { return };
+        if seek.stage == failed {
+            seek.note(error);
+            self.next_stage(peer, failed);
+        }
+    }
+
+    /// Takes the first step after `stage` that can be taken.
+    fn next_stage(&mut self, peer: PeerId, stage: Stage) {
+        let (relayed, direct): (Vec<_>, Vec<_>) = self
+            .book
+            .addresses(&peer, Instant::now())
+            .into_iter()
+            .partition(|addr| addr::reach(addr) == Some(Reach::Relayed));
+        let next = match stage {
+            Stage::Start if self.dial(peer, &direct) => Some(Stage::Direct),
+            Stage::Start | Stage::Direct if self.dial(peer, &relayed) => Some(Stage::Relayed),
+            Stage::Start | Stage::Direct | Stage::Relayed => {
+                let id = self.swarm.behaviour_mut().kad.get_closest_peers(peer);
+                self.lookups.insert(id, peer);
+                Some(Stage::Lookup(id))
+            }
+            // No addresses of our own here: this only tells whether a dial of the query is still under way.
+            Stage::Lookup(_) => self.is_being_dialed(peer).then_some(Stage::LastDial),
+            Stage::LastDial => None,
+        };
+        match (next, self.seeks.get_mut(&peer)) {
+            (Some(next), Some(seek)) => seek.stage = next,
+            (None, Some(_)) => {
+                if let Some(seek) = self.seeks.remove(&peer) {
+                    let error = seek.fail();
+                    debug!(peer = %short_id(&peer), %error, "given up");
+                }
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// Dials the addresses, if any. A dial of someone else that is under way counts as ours.
+    fn dial(&mut self, peer: PeerId, addrs: &[Multiaddr]) -> bool {
+        if addrs.is_empty() {
+            return false;
+        }
+        let options = DialOpts::peer_id(peer)
+            .condition(PeerCondition::DisconnectedAndNotDialing)
+            .addresses(addrs.to_vec())
+            .allocate_new_port()
+            .build();
+        matches!(
+            self.swarm.dial(options),
+            Ok(()) | Err(swarm::DialError::DialPeerConditionFalse(_))
+        )
+    }
+
+    fn is_being_dialed(&mut self, peer: PeerId) -> bool {
+        let options = DialOpts::peer_id(peer)
+            .condition(PeerCondition::DisconnectedAndNotDialing)
+            .addresses(Vec::new())
+            .build();
+        matches!(
+            self.swarm.dial(options),
+            Err(swarm::DialError::DialPeerConditionFalse(_))
+        )
+    }
+
+    // ---- addresses ---------------------------------------------------------------------------------------------------
+
+    /// Who is near `target`, and `target` itself if it can be reached; see `kad_server.rs` for why.
+    fn closest(&mut self, target: PeerId, from: PeerId) -> Vec<Found> {
+        let to = self.book.connected_over(&from).unwrap_or(Reach::Public);
+        let ourselves = *self.swarm.local_peer_id();
+        if target == ourselves {
+            let addrs = self.announced().into_iter().filter(|addr| addr::tellable(addr, to));
+            return vec![Found {
+                peer: ourselves,
+                addrs: addrs.collect(),
+                connected: true,
+            }];
+        }
+        let key = kad::KBucketKey::from(target);
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let mut peers: Vec<PeerId> = kad
+            .find_closest_local_peers(&key, &from)
+            .map(|near| near.node_id)
+            .collect();
+        if target != from && !peers.contains(&target) {
+            peers.push(target);
+        }
+        let now = Instant::now();
+        let found = peers.into_iter().map(|peer| Found {
+            peer,
+            addrs: self
+                .book
+                .addresses(&peer, now)
+                .iter()
+                .filter(|addr| addr::tellable(addr, to))
+                .map(addr::without_peer)
+                .collect(),
+            connected: self.book.is_connected(&peer),
+        });
+        found.filter(|found| !found.addrs.is_empty()).collect()
+    }
+
+    fn announced(&self) -> Vec<Multiaddr> {
+        addr::announced(&self.config.announce, &self.listened)
+    }
+
+    fn unlisten(&mut self, addrs: &[Multiaddr]) {
+        self.listened.retain(|addr| !addrs.contains(addr));
+        self.announce();
+    }
+
+    /// Tells identify and the handles which addresses are ours now.
+    fn announce(&mut self) {
+        let announced = self.announced();
+        let stale: Vec<Multiaddr> = self
+            .swarm
+            .external_addresses()
+            .filter(|addr| !announced.contains(addr))
+            .cloned()
+            .collect();
+        for addr in stale {
+            self.swarm.remove_external_address(&addr);
+        }
+        for addr in &announced {
+            self.swarm.add_external_address(addr.clone());
+        }
+        let ourselves = *self.swarm.local_peer_id();
+        let full = announced.iter().filter_map(|addr| addr::with_peer(addr, ourselves));
+        self.outputs.addrs.send_replace(full.collect());
+    }
+
+    fn keep_house(&mut self) {
+        self.book.prune(Instant::now());
+        if self.outputs.connected.borrow().len() < MIN_CONNECTIONS {
+            for peer in self.book.missing() {
+                self.seeks.entry(peer).or_insert_with(Seek::new);
+                self.begin(peer);
+            }
+        }
+    }
+}
+
+fn listen_error(addr: &Multiaddr, error: TransportError<io::Error>) -> BindError {
+    let source = match error {
+        TransportError::Other(source) => source,
+        TransportError::MultiaddrNotSupported(_) => io::ErrorKind::Unsupported.into(),
+    };
+    BindError::Listen {
+        addr: addr.clone(),
+        source,
+    }
+}

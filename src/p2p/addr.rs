@@ -1,0 +1,195 @@
+//! Which addresses are worth announcing, dialing and telling others: pure rules over multiaddresses.
+
+use std::net::IpAddr;
+
+use libp2p::{Multiaddr, PeerId, core::multiaddr::Protocol};
+
+/// How far an address reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reach {
+    /// Anyone can dial it: a public IP address or a name.
+    Public,
+    /// Only machines of one local network can.
+    Private,
+    /// Through a relay, which costs a hop and has quotas.
+    Relayed,
+    /// Only this machine can.
+    Loopback,
+}
+
+/// How far `addr` reaches, or `None` for an address that no TCP connection can be made to: other transports,
+/// wildcards, port 0.
+pub(crate) fn reach(addr: &Multiaddr) -> Option<Reach> {
+    let mut parts = addr.iter();
+    let direct = match parts.next()? {
+        Protocol::Ip4(ip) => reach_of_ip(ip.into())?,
+        Protocol::Ip6(ip) => reach_of_ip(ip.into())?,
+        Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) => Reach::Public,
+        Protocol::Dnsaddr(_) => return Some(Reach::Public),
+        _ => return None,
+    };
+    match parts.next()? {
+        Protocol::Tcp(port) if port != 0 => {}
+        _ => return None,
+    }
+    let rest: Vec<_> = parts.collect();
+    match rest.as_slice() {
+        [] | [Protocol::P2p(_)] => Some(direct),
+        [Protocol::P2p(_), Protocol::P2pCircuit] | [Protocol::P2p(_), Protocol::P2pCircuit, Protocol::P2p(_)] => {
+            Some(Reach::Relayed)
+        }
+        _ => None,
+    }
+}
+
+fn reach_of_ip(ip: IpAddr) -> Option<Reach> {
+    if ip.is_unspecified() || ip.is_multicast() {
+        None
+    } else if ip.is_loopback() {
+        Some(Reach::Loopback)
+    } else {
+        let private = match ip {
+            IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+        };
+        Some(if private { Reach::Private } else { Reach::Public })
+    }
+}
+
+/// The peer that `addr` leads to: its last part.
+pub(crate) fn peer_of(addr: &Multiaddr) -> Option<PeerId> {
+    match addr.iter().last()? {
+        Protocol::P2p(peer) => Some(peer),
+        _ => None,
+    }
+}
+
+/// `addr` ending in `/p2p/PEER`, or `None` when it leads to another peer.
+pub(crate) fn with_peer(addr: &Multiaddr, peer: PeerId) -> Option<Multiaddr> {
+    addr.clone().with_p2p(peer).ok()
+}
+
+/// `addr` without the `/p2p/PEER` at its end: the form in which peers tell each other addresses.
+pub(crate) fn without_peer(addr: &Multiaddr) -> Multiaddr {
+    let mut bare = addr.clone();
+    if peer_of(addr).is_some() {
+        bare.pop();
+    }
+    bare
+}
+
+/// What to tell others about ourselves: the configured addresses, which replace everything, or else what is listened on.
+/// Loopback addresses are told only when there is nothing else: to a peer elsewhere they name its own machine.
+pub(crate) fn announced(configured: &[Multiaddr], listened: &[Multiaddr]) -> Vec<Multiaddr> {
+    if !configured.is_empty() {
+        return configured.to_vec();
+    }
+    let usable: Vec<(Reach, &Multiaddr)> = listened.iter().filter_map(|addr| Some((reach(addr)?, addr))).collect();
+    let only_loopback = usable.iter().all(|(reach, _)| *reach == Reach::Loopback);
+    let mut out: Vec<Multiaddr> = Vec::new();
+    for (reach, addr) in usable {
+        if (only_loopback || reach != Reach::Loopback) && !out.contains(addr) {
+            out.push(addr.clone());
+        }
+    }
+    out
+}
+
+/// The addresses of `peer` worth keeping out of what somebody claims, given where the claim comes from: an address of
+/// this machine or this network is believed only to a peer that is itself that near.
+pub(crate) fn believable(claimed: &[Multiaddr], peer: PeerId, source: Reach) -> Vec<Multiaddr> {
+    let mut out = Vec::new();
+    for addr in claimed {
+        let near_enough = match reach(addr) {
+            Some(Reach::Loopback) => source == Reach::Loopback,
+            Some(Reach::Private) => matches!(source, Reach::Loopback | Reach::Private),
+            Some(Reach::Public | Reach::Relayed) => true,
+            None => false,
+        };
+        if let Some(addr) = with_peer(addr, peer)
+            && near_enough
+            && !out.contains(&addr)
+        {
+            out.push(addr);
+        }
+    }
+    out
+}
+
+/// Whether an address may be told to somebody who is connected over `to`: loopback only to this machine.
+pub(crate) fn tellable(addr: &Multiaddr, to: Reach) -> bool {
+    reach(addr).is_some_and(|reach| reach != Reach::Loopback || to == Reach::Loopback)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEER: &str = "12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB";
+    const RELAY: &str = "QmNr2wo2JBakQyE4kMDVvr1rg598rWVAWgRYMXoxCvN22r";
+
+    fn addr(text: &str) -> Multiaddr {
+        text.parse().unwrap()
+    }
+
+    fn addrs(texts: &[&str]) -> Vec<Multiaddr> {
+        texts.iter().map(|text| addr(text)).collect()
+    }
+
+    #[test]
+    fn reach_is_told_from_the_address_and_other_transports_have_none() {
+        for (text, expected) in [
+            ("/ip4/127.0.0.1/tcp/4000", Some(Reach::Loopback)),
+            ("/ip6/::1/tcp/4000", Some(Reach::Loopback)),
+            ("/ip4/192.168.1.2/tcp/4000", Some(Reach::Private)),
+            ("/ip4/10.0.0.2/tcp/4000", Some(Reach::Private)),
+            ("/ip6/fe80::1/tcp/4000", Some(Reach::Private)),
+            ("/ip4/8.8.8.8/tcp/4000", Some(Reach::Public)),
+            ("/dns/bootstrap1.petals.dev/tcp/31337", Some(Reach::Public)),
+            ("/ip4/0.0.0.0/tcp/4000", None),
+            ("/ip4/8.8.8.8/tcp/0", None),
+            ("/ip4/8.8.8.8/udp/4000/quic-v1", None),
+            ("/ip4/8.8.8.8/tcp/4000/ws", None),
+        ] {
+            assert_eq!(reach(&addr(text)), expected, "{text}");
+        }
+        let relayed = addr(&format!("/ip4/127.0.0.1/tcp/1/p2p/{RELAY}/p2p-circuit/p2p/{PEER}"));
+        assert_eq!(reach(&relayed), Some(Reach::Relayed));
+    }
+
+    #[test]
+    fn configured_addresses_replace_what_is_listened_on() {
+        let configured = addrs(&["/ip4/8.8.8.8/tcp/1"]);
+        assert_eq!(announced(&configured, &addrs(&["/ip4/10.0.0.1/tcp/2"])), configured);
+    }
+
+    #[test]
+    fn loopback_is_announced_only_when_there_is_nothing_else() {
+        let both = addrs(&["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1"]);
+        assert_eq!(announced(&[], &both), addrs(&["/ip4/10.0.0.1/tcp/1"]));
+        let loopback = addrs(&["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1"]);
+        assert_eq!(announced(&[], &loopback), loopback);
+    }
+
+    #[test]
+    fn near_addresses_are_believed_to_near_peers_only() {
+        let peer: PeerId = PEER.parse().unwrap();
+        let claimed = addrs(&["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1", "/ip4/8.8.8.8/tcp/1"]);
+        let texts = |source| -> Vec<String> {
+            believable(&claimed, peer, source)
+                .iter()
+                .map(|addr| addr.to_string().replace(&format!("/p2p/{PEER}"), ""))
+                .collect()
+        };
+        assert_eq!(texts(Reach::Public), ["/ip4/8.8.8.8/tcp/1"]);
+        assert_eq!(texts(Reach::Private), ["/ip4/10.0.0.1/tcp/1", "/ip4/8.8.8.8/tcp/1"]);
+        assert_eq!(texts(Reach::Loopback).len(), 3);
+    }
+
+    #[test]
+    fn an_address_of_another_peer_is_not_believed() {
+        let peer: PeerId = PEER.parse().unwrap();
+        let claimed = addrs(&[&format!("/ip4/8.8.8.8/tcp/1/p2p/{RELAY}")]);
+        assert!(believable(&claimed, peer, Reach::Public).is_empty());
+    }
+}

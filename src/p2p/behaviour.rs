@@ -1,0 +1,113 @@
+//! What the host consists of: the libp2p protocols beside ours, put together once.
+
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+
+use libp2p::{
+    StreamProtocol, Swarm,
+    connection_limits::{self, ConnectionLimits},
+    core::upgrade::Version,
+    identify, kad, ping, relay,
+    swarm::{self, NetworkBehaviour},
+};
+
+use super::{Config, Limits, error::BindError, kad_server, router::Registry, rpc, transport};
+
+/// What we call ourselves in identify. Other nodes of ours recognise it, see [`is_swarm_member`].
+const AGENT: &str = concat!("sepal/", env!("CARGO_PKG_VERSION"));
+
+/// Connections stay up while nothing is said on them: our addresses are only sure to be known to peers we are connected
+/// to. Hivemind's daemons do the same.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(12 * 60 * 60);
+
+/// Largest kad answer that is read, bytes: 20 peers with all their addresses. libp2p's default of 16 KiB is too small for
+/// what Go nodes send.
+const MAX_KAD_PACKET: usize = 1024 * 1024;
+
+/// Kad parameters of go-libp2p-kad-dht: queries in flight, limit of one query, refresh of the table.
+const KAD_PARALLELISM: NonZeroUsize = NonZeroUsize::new(10).unwrap();
+const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(60);
+const KAD_REFRESH: Duration = Duration::from_secs(10 * 60);
+
+/// A connection whose other end is silent for interval + timeout is closed.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The protocols of the host.
+#[derive(NetworkBehaviour)]
+#[behaviour(prelude = "libp2p::swarm::derive_prelude")]
+pub(crate) struct Behaviour {
+    pub(crate) limits: connection_limits::Behaviour,
+    pub(crate) rpc: rpc::Behaviour,
+    pub(crate) identify: identify::Behaviour,
+    pub(crate) ping: ping::Behaviour,
+    pub(crate) kad: kad::Behaviour<kad::store::MemoryStore>,
+    pub(crate) relay: relay::client::Behaviour,
+}
+
+/// Builds the swarm. It does not listen yet.
+///
+/// # Errors
+///
+/// If the key cannot be used for the handshake.
+pub(crate) fn swarm(config: &Config, registry: Arc<Registry>) -> Result<Swarm<Behaviour>, BindError> {
+    let keypair = config.identity.keypair();
+    let (transport, relay) = transport::build(keypair, &config.limits)?;
+    let settings = swarm::Config::with_tokio_executor()
+        .with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
+        // Saves one round trip per call: the request travels with the proposed name.
+        .with_substream_upgrade_protocol_override(Version::V1Lazy)
+        .with_max_negotiating_inbound_streams(config.limits.streams_per_connection);
+    let behaviour = behaviour(&config.limits, keypair, relay, registry);
+    Ok(Swarm::new(transport, behaviour, config.identity.peer_id(), settings))
+}
+
+fn behaviour(
+    limits: &Limits,
+    keypair: &libp2p::identity::Keypair,
+    relay: relay::client::Behaviour,
+    registry: Arc<Registry>,
+) -> Behaviour {
+    let peer = keypair.public().to_peer_id();
+    let mut kad = kad::Config::new(StreamProtocol::new(kad_server::NAME));
+    kad.set_max_packet_size(MAX_KAD_PACKET)
+        .set_parallelism(KAD_PARALLELISM)
+        .set_query_timeout(KAD_QUERY_TIMEOUT)
+        .set_periodic_bootstrap_interval(Some(KAD_REFRESH))
+        // Anyone may speak this name, the whole public IPFS network does: only the actor decides who gets in.
+        .set_kbucket_inserts(kad::BucketInserts::Manual);
+    let mut kad = kad::Behaviour::with_config(peer, kad::store::MemoryStore::new(peer), kad);
+    // Inbound requests are answered by `kad_server.rs`.
+    kad.set_mode(Some(kad::Mode::Client));
+    Behaviour {
+        limits: connection_limits::Behaviour::new(
+            ConnectionLimits::default()
+                .with_max_pending_incoming(Some(limits.pending_incoming))
+                .with_max_pending_outgoing(Some(limits.pending_outgoing))
+                .with_max_established(Some(limits.connections))
+                .with_max_established_per_peer(Some(limits.connections_per_peer)),
+        ),
+        rpc: rpc::Behaviour::new(registry),
+        identify: identify::Behaviour::new(
+            identify::Config::new_with_signed_peer_record(String::new(), keypair)
+                .with_agent_version(AGENT.to_owned())
+                .with_push_listen_addr_updates(true)
+                // What is announced is decided by `addr.rs`, and set as external addresses.
+                .with_hide_listen_addrs(true),
+        ),
+        ping: ping::Behaviour::new(
+            ping::Config::new()
+                .with_interval(PING_INTERVAL)
+                .with_timeout(PING_TIMEOUT),
+        ),
+        kad,
+        relay,
+    }
+}
+
+/// Whether a peer belongs to a Hivemind swarm, judged by what it says of itself: Hivemind's daemon, a node of ours, or
+/// anyone who serves Hivemind's calls. (libp2p drops names without a slash from what it shows us of identify.)
+pub(crate) fn is_swarm_member(info: &identify::Info) -> bool {
+    info.agent_version.starts_with("p2pd/")
+        || info.agent_version.starts_with("sepal/")
+        || info.protocols.iter().any(|name| name.as_ref().contains("DHTProtocol."))
+}

@@ -1,0 +1,3 @@
+//! In-process tests: hosts that talk to each other over real TCP on loopback.
+
+mod calls;
