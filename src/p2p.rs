@@ -151,10 +151,14 @@ impl P2p {
         if !config.client_mode {
             registry.add(vec![actor::kad_handler(commands.downgrade())], tasks);
         }
-        let mut actor = actor::Actor::new(swarm, config, actor::Outputs {
-            addrs: addrs_out,
-            connected: connected_out,
-        });
+        let mut actor = actor::Actor::new(
+            swarm,
+            config,
+            actor::Outputs {
+                addrs: addrs_out,
+                connected: connected_out,
+            },
+        );
         actor.listen().await?;
         tasks.spawn("p2p", actor.run(inbox, tasks.token()));
         Ok(P2p {

@@ -136,7 +136,10 @@ impl Actor {
         }
         let mut waiting = HashMap::new();
         for addr in self.config.listen.clone() {
-            let id = self.swarm.listen_on(addr.clone()).map_err(|error| listen_error(&addr, error))?;
+            let id = self
+                .swarm
+                .listen_on(addr.clone())
+                .map_err(|error| listen_error(&addr, error))?;
             waiting.insert(id, addr);
         }
         let deadline = tokio::time::Instant::now() + LISTEN_TIMEOUT;

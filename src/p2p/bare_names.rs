@@ -178,7 +178,11 @@ impl Rewriter {
             Taken::Garbage => self.give_up(),
             Taken::Message(message) => {
                 if message != HEADER {
-                    self.phase = if message == LIST { Phase::Listing } else { Phase::Awaiting };
+                    self.phase = if message == LIST {
+                        Phase::Listing
+                    } else {
+                        Phase::Awaiting
+                    };
                 }
                 let rewritten = translate(self.role == Role::Listener, &message);
                 self.proposer.emit(&rewritten);

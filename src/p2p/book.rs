@@ -185,7 +185,11 @@ mod tests {
         let id = ConnectionId::new_unchecked(1);
         book.connected(peer, id, &addr("/ip4/8.8.8.8/tcp/1"), true, start);
         let much_later = start + 10 * ADDRESS_TTL;
-        assert_eq!(book.addresses(&peer, much_later).len(), 1, "connected peers never expire");
+        assert_eq!(
+            book.addresses(&peer, much_later).len(),
+            1,
+            "connected peers never expire"
+        );
 
         book.disconnected(peer, id, much_later);
         assert_eq!(book.addresses(&peer, much_later + ADDRESS_TTL / 2).len(), 1);

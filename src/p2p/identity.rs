@@ -147,10 +147,7 @@ mod tests {
     }
 
     fn vectors() -> Vec<Vector> {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/protocol/vectors/hivemind/identity.json"
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/hivemind/identity.json");
         let json: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         json["cases"]
             .as_array()
@@ -191,7 +188,11 @@ mod tests {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         }
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "no temporary file stays"
+        );
     }
 
     #[test]

@@ -59,7 +59,9 @@ pub(crate) async fn serve(stream: Stream, find: impl Fn(PeerId) -> BoxFuture<'st
             },
             Err(_) => break,
         };
-        let Some(answer) = answer(request, &find).await else { break };
+        let Some(answer) = answer(request, &find).await else {
+            break;
+        };
         output.queue(delimited(&answer.encode_to_vec()));
         if !matches!(tokio::time::timeout(IDLE_TIMEOUT, output.flush()).await, Ok(Ok(()))) {
             return;

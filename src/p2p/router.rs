@@ -206,7 +206,10 @@ impl Registry {
                 tasks: tasks.clone(),
             };
             if table.services.insert(name, Arc::new(service)).is_some() {
-                warn!(name = handler.name, "a handler was replaced by another one of the same name");
+                warn!(
+                    name = handler.name,
+                    "a handler was replaced by another one of the same name"
+                );
             }
         }
         table.names = table.services.keys().cloned().collect();
@@ -271,7 +274,10 @@ impl Service {
     }
 
     async fn refuse(&self, stream: Stream) {
-        let reason = format!("busy: {} calls of this kind are running, no more are taken", self.limits.max_calls);
+        let reason = format!(
+            "busy: {} calls of this kind are running, no more are taken",
+            self.limits.max_calls
+        );
         debug!(reason, "refused");
         match &self.kind {
             Kind::Unary(_) => unary::refuse(stream, self.name.wire(), &reason).await,

@@ -62,7 +62,11 @@ pub(crate) async fn call(stream: Stream, peer: PeerId, name: &str, data: Bytes) 
 
 /// Whether a request of `size` bytes is refused without sending it.
 pub(crate) fn check_size(size: usize) -> Result<(), CallError> {
-    if size > MAX_UNARY_BODY { Err(too_large(size)) } else { Ok(()) }
+    if size > MAX_UNARY_BODY {
+        Err(too_large(size))
+    } else {
+        Ok(())
+    }
 }
 
 fn too_large(size: usize) -> CallError {

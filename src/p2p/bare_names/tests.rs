@@ -106,15 +106,9 @@ fn after_a_refusal_the_second_proposal_is_rewritten_too() {
     dialer.sent(&messages(&[MULTISTREAM, "/hm/No.such"]));
     dialer.received(&messages(&[MULTISTREAM, "na"]));
     dialer.sent(&message("/hm/A.b"));
-    assert_eq!(
-        drain(dialer.to_wire()),
-        messages(&[MULTISTREAM, "No.such", "A.b"])
-    );
+    assert_eq!(drain(dialer.to_wire()), messages(&[MULTISTREAM, "No.such", "A.b"]));
     dialer.received(&message("A.b"));
-    assert_eq!(
-        drain(dialer.to_local()),
-        messages(&[MULTISTREAM, "na", "/hm/A.b"])
-    );
+    assert_eq!(drain(dialer.to_local()), messages(&[MULTISTREAM, "na", "/hm/A.b"]));
     assert!(dialer.is_done());
 }
 

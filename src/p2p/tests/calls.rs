@@ -31,7 +31,9 @@ async fn pair(tasks: &Tasks, handlers: Vec<Handler>) -> (P2p, P2p) {
 }
 
 fn echo() -> Handler {
-    Handler::unary("Test.rpc_echo", HandlerLimits::default(), |_, request| async move { Ok(request) })
+    Handler::unary("Test.rpc_echo", HandlerLimits::default(), |_, request| async move {
+        Ok(request)
+    })
 }
 
 #[tokio::test]
