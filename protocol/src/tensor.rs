@@ -12,6 +12,8 @@ mod convert;
 mod dtype;
 mod error;
 mod head;
+#[cfg(test)]
+mod properties;
 mod stream;
 #[cfg(test)]
 mod tests;
