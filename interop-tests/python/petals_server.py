@@ -1,0 +1,16 @@
+"""A Petals 2.2.0 server: `python -m petals.cli.run_server` with the same arguments, made to run as a test's child.
+
+It says on stderr, in Petals' own log lines, `Running a server on [ADDR, …]` and, once it serves, `Started`.
+"""
+
+import peer  # restores Ctrl-C
+import torch
+import petals.cli.run_server as run_server
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # one process per handler: threads would only fight over the cores
+    run_server.validate_version = lambda: None  # asks a registry for news
+    try:
+        run_server.main()
+    finally:
+        peer.finish(0)
