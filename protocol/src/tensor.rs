@@ -12,8 +12,6 @@ mod convert;
 mod dtype;
 mod error;
 mod head;
-#[cfg(test)]
-mod properties;
 mod stream;
 #[cfg(test)]
 mod tests;

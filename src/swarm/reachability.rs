@@ -1,0 +1,171 @@
+//! Petals' `rpc_check`: tells a peer whether it, or another peer, can be dialed from here. It judges nothing itself.
+//!
+//! Asked about itself, a node says yes: the question came through. Asked about somebody else, it puts the question to
+//! that peer, through a host of its own that shares no connection with this node: a peer behind a router is often
+//! connected to us, because it dialed us, and could still not be dialed by others.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use sepal_protocol::{
+    Message,
+    names::REACHABILITY_CHECK,
+    proto::{NodeInfo, PingRequest, PingResponse},
+};
+
+use crate::{
+    p2p::{self, CallError, DialError, Handler, HandlerError, HandlerLimits, OpenError, P2p, PeerId},
+    task::Tasks,
+};
+
+/// How long a peer has to answer, dialing included, as in `petals/server/reachability.py`.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a stranger waits before it asks for an address again.
+const INTRODUCTION_PAUSE: Duration = Duration::from_millis(200);
+
+/// Checks that run at the same time. Each costs a libp2p host of its own for up to [`CHECK_TIMEOUT`].
+const MAX_CHECKS: usize = 16;
+
+/// The handler of `rpc_check` for a node that can be dialed: servers and bootstrap nodes.
+pub fn handlers(p2p: P2p, tasks: Tasks) -> Vec<Handler> {
+    let check = move |_caller: PeerId, request: Bytes| answer(p2p.clone(), tasks.clone(), request);
+    let limits = HandlerLimits {
+        max_calls: MAX_CHECKS,
+        ..HandlerLimits::default()
+    };
+    vec![Handler::unary(REACHABILITY_CHECK, limits, check)]
+}
+
+async fn answer(p2p: P2p, tasks: Tasks, request: Bytes) -> Result<Bytes, HandlerError> {
+    let request = PingRequest::decode(request).map_err(|error| HandlerError(error.to_string()))?;
+    let peer = request.peer.unwrap_or_default().node_id;
+    let peer = PeerId::from_bytes(&peer).map_err(|error| HandlerError(error.to_string()))?;
+    let available = peer == p2p.peer_id() || can_be_dialed(&p2p, &tasks, peer).await;
+    let response = PingResponse {
+        available,
+        ..PingResponse::default()
+    };
+    Ok(response.encode_to_vec().into())
+}
+
+/// Whether `peer` answers a stranger.
+async fn can_be_dialed(p2p: &P2p, tasks: &Tasks, peer: PeerId) -> bool {
+    let tasks = tasks.child();
+    // Dropping the guard stops the stranger, also when the caller gives up in the middle.
+    let _guard = tasks.token().drop_guard();
+    let config = p2p::Config {
+        listen: Vec::new(),
+        client_mode: true,
+        known_peers: p2p.addrs(),
+        ..p2p::Config::default()
+    };
+    let stranger = match P2p::bind(config, &tasks).await {
+        Ok(stranger) => stranger,
+        Err(error) => {
+            tracing::warn!(%error, "cannot check whether a peer can be dialed");
+            return false;
+        }
+    };
+    match tokio::time::timeout(CHECK_TIMEOUT, ask_itself(&stranger, peer)).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            tracing::debug!(%peer, "a peer did not answer a stranger in time");
+            false
+        }
+    }
+}
+
+/// Asks `peer` about itself. As long as nobody tells an address of it the question is repeated: the stranger, or the peer,
+/// may be too new for this node to have introduced them.
+async fn ask_itself(stranger: &P2p, peer: PeerId) -> bool {
+    let question = PingRequest {
+        peer: Some(NodeInfo {
+            node_id: peer.to_bytes(),
+        }),
+        ..PingRequest::default()
+    };
+    let question = Bytes::from(question.encode_to_vec());
+    loop {
+        let answer = stranger
+            .call_unary(peer, REACHABILITY_CHECK, question.clone(), CHECK_TIMEOUT)
+            .await;
+        match answer {
+            Ok(answer) => return PingResponse::decode(answer).is_ok_and(|answer| answer.available),
+            Err(CallError::Open(OpenError::Dial(DialError::NotFound))) => tokio::time::sleep(INTRODUCTION_PAUSE).await,
+            Err(error) => {
+                tracing::debug!(%peer, %error, "a peer cannot be dialed");
+                return false;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{p2p::Router, swarm::testing::host};
+
+    async fn ask(asker: &P2p, asked: PeerId, about: Vec<u8>) -> Result<PingResponse, p2p::CallError> {
+        let question = PingRequest {
+            peer: Some(NodeInfo { node_id: about }),
+            ..PingRequest::default()
+        };
+        let question = question.encode_to_vec().into();
+        let answer = asker
+            .call_unary(asked, REACHABILITY_CHECK, question, Duration::from_secs(20))
+            .await?;
+        Ok(PingResponse::decode(answer).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_node_asked_about_itself_is_reachable() {
+        let tasks = Tasks::new();
+        let (asked, asker) = (host(&tasks, true).await, host(&tasks, true).await);
+        Router::new(asked.clone())
+            .serve(handlers(asked.clone(), tasks.clone()))
+            .spawn(&tasks);
+        asker.connect(asked.addrs()[0].clone()).await.unwrap();
+        let answer = ask(&asker, asked.peer_id(), asked.peer_id().to_bytes()).await.unwrap();
+        assert!(answer.available);
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_can_be_dialed_is_told_from_one_that_only_dials() {
+        let tasks = Tasks::new();
+        let asked = host(&tasks, true).await;
+        Router::new(asked.clone())
+            .serve(handlers(asked.clone(), tasks.clone()))
+            .spawn(&tasks);
+        for listens in [true, false] {
+            let asker = host(&tasks, listens).await;
+            let serves = handlers(asker.clone(), tasks.clone());
+            Router::new(asker.clone()).serve(serves).spawn(&tasks);
+            asker.connect(asked.addrs()[0].clone()).await.unwrap();
+            let answer = ask(&asker, asked.peer_id(), asker.peer_id().to_bytes()).await.unwrap();
+            assert_eq!(answer.available, listens);
+        }
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_question_about_nobody_is_an_error_and_not_a_panic() {
+        let tasks = Tasks::new();
+        let (asked, asker) = (host(&tasks, true).await, host(&tasks, true).await);
+        Router::new(asked.clone())
+            .serve(handlers(asked.clone(), tasks.clone()))
+            .spawn(&tasks);
+        asker.connect(asked.addrs()[0].clone()).await.unwrap();
+        for nobody in [vec![], vec![1, 2, 3]] {
+            let answer = ask(&asker, asked.peer_id(), nobody).await;
+            assert!(matches!(answer, Err(p2p::CallError::Remote { .. })), "{answer:?}");
+        }
+        let nonsense = Bytes::from_static(&[0xff; 9]);
+        let answer = asker
+            .call_unary(asked.peer_id(), REACHABILITY_CHECK, nonsense, Duration::from_secs(20))
+            .await;
+        assert!(answer.is_err());
+        tasks.shutdown().await;
+    }
+}

@@ -1,0 +1,80 @@
+//! What the tests of this layer share: peers, records and vectors recorded from Petals. Compiled for tests only.
+
+use std::{fs, ops::Range};
+
+use sepal_protocol::record::{ServerInfo, ServerState};
+use serde_json::Value;
+
+use crate::{
+    p2p::{self, P2p, PeerId},
+    swarm::spans::BlockRecords,
+    task::Tasks,
+};
+
+/// A libp2p host on the loopback interface, or one that only dials.
+pub(crate) async fn host(tasks: &Tasks, listens: bool) -> P2p {
+    let mut config = p2p::Config::default();
+    if !listens {
+        config.listen = Vec::new();
+        config.client_mode = true;
+    }
+    P2p::bind(config, tasks).await.unwrap()
+}
+
+/// Peer `i` of the vectors: the identity hash 0x12, 32 bytes, all of them `i`.
+pub(crate) fn peer(i: u64) -> PeerId {
+    let mut bytes = vec![0x12, 0x20];
+    bytes.extend([u8::try_from(i).unwrap(); 32]);
+    PeerId::from_bytes(&bytes).unwrap()
+}
+
+/// A server with nothing but a state and a span.
+pub(crate) fn server(state: ServerState, blocks: Range<u32>) -> ServerInfo {
+    ServerInfo {
+        start_block: Some(blocks.start),
+        end_block: Some(blocks.end),
+        ..ServerInfo::new(state, 10.0)
+    }
+}
+
+/// One file of vectors recorded from Petals.
+pub(crate) fn vectors(name: &str) -> Value {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/petals");
+    serde_json::from_str(&fs::read_to_string(format!("{folder}/{name}")).unwrap()).unwrap()
+}
+
+/// The records of a case's swarm, block by block; `n_blocks` is the key of its number of blocks.
+pub(crate) fn records(case: &Value, n_blocks: &str) -> Vec<BlockRecords> {
+    let n_blocks = usize::try_from(case[n_blocks].as_u64().unwrap()).unwrap();
+    let mut blocks = vec![BlockRecords::new(); n_blocks];
+    for entry in case["servers"].as_array().unwrap() {
+        for block in entry["declared"].as_array().unwrap() {
+            let block = usize::try_from(block.as_u64().unwrap()).unwrap();
+            blocks[block].insert(peer(entry["id"].as_u64().unwrap()), info(entry));
+        }
+    }
+    blocks
+}
+
+fn info(entry: &Value) -> ServerInfo {
+    let block = |key: &str| entry[key].as_u64().map(|block| u32::try_from(block).unwrap());
+    let state = match entry["state"].as_u64().unwrap() {
+        0 => ServerState::Offline,
+        1 => ServerState::Joining,
+        _ => ServerState::Online,
+    };
+    ServerInfo {
+        throughput: entry["throughput"].as_f64().unwrap(),
+        start_block: block("start_block"),
+        end_block: block("end_block"),
+        inference_rps: entry["inference_rps"].as_f64(),
+        cache_tokens_left: entry["cache_tokens_left"].as_u64(),
+        next_pings: entry["next_pings"].as_object().map(|pings| {
+            pings
+                .iter()
+                .map(|(peer, rtt)| (peer.clone(), rtt.as_f64().unwrap()))
+                .collect()
+        }),
+        ..server(state, 0..0)
+    }
+}
