@@ -39,6 +39,14 @@ pub enum WireError {
         /// Largest allowed depth.
         limit: usize,
     },
+    /// More parts than any real message has.
+    #[error("{what} has more than {limit} fields")]
+    TooManyFields {
+        /// Name of the message.
+        what: &'static str,
+        /// Largest allowed number of fields.
+        limit: usize,
+    },
     /// The bytes break the rules of their encoding.
     #[error("{what} is malformed: {problem}")]
     Malformed {

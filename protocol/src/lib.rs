@@ -5,7 +5,8 @@
 //! and never makes it allocate more than a small multiple of the bytes that were received.
 //!
 //! The modules in reading order: what calls are named ([`names`]), how they are framed ([`frame`], [`unary`]), what
-//! the messages are ([`proto`]), what is inside their `bytes` fields ([`msgpack`], [`value`], [`record`],
+//! the messages are ([`proto`], read with
+//! [`message`]), what is inside their `bytes` fields ([`msgpack`], [`value`], [`record`],
 //! [`metadata`], [`descriptor`]), tensors ([`tensor`], [`compress`]), and the two kinds of id ([`dht_id`],
 //! [`peer_id`]). `README.md` tells the wire in prose.
 #![forbid(unsafe_code)]
@@ -23,6 +24,8 @@ pub mod unary;
 pub mod proto {
     include!("generated/wire.rs");
 }
+
+pub mod message;
 
 pub mod msgpack;
 

@@ -14,11 +14,15 @@ const WHAT: &str = "MessagePack value";
 /// [`WireError`] if the bytes are cut off, go on, are nested deeper than [`MAX_DEPTH`], or are something that Python's
 /// reader refuses.
 pub fn decode(bytes: &[u8]) -> Result<Value, WireError> {
-    decode_at(bytes, 0)
+    let mut n_values_left = bytes.len();
+    decode_at(bytes, 0, &mut n_values_left)
 }
 
-fn decode_at(bytes: &[u8], depth: usize) -> Result<Value, WireError> {
-    let mut reader = Reader { rest: bytes };
+fn decode_at(bytes: &[u8], depth: usize, n_values_left: &mut usize) -> Result<Value, WireError> {
+    let mut reader = Reader {
+        rest: bytes,
+        n_values_left,
+    };
     let value = reader.value(depth)?;
     match reader.rest.len() {
         0 => Ok(value),
@@ -26,11 +30,13 @@ fn decode_at(bytes: &[u8], depth: usize) -> Result<Value, WireError> {
     }
 }
 
-struct Reader<'b> {
+struct Reader<'b, 'n> {
     rest: &'b [u8],
+    /// How many more values the whole input can hold at most. Memory is reserved only for those.
+    n_values_left: &'n mut usize,
 }
 
-impl<'b> Reader<'b> {
+impl<'b> Reader<'b, '_> {
     fn take(&mut self, len: usize) -> Result<&'b [u8], WireError> {
         let (taken, rest) = self
             .rest
@@ -120,19 +126,18 @@ impl<'b> Reader<'b> {
         Ok(Value::from(text))
     }
 
-    /// Depth of what is inside a container at `depth`; refuses a container that announces more elements than there
-    /// are bytes left, each of which takes at least one.
-    fn enter(&self, n_elements: Option<usize>, depth: usize) -> Result<usize, WireError> {
+    /// Depth of what is inside a container at `depth`; refuses a container that announces more values than there are
+    /// bytes for. Every value takes at least one byte, in whatever container it is, so one count serves them all.
+    fn enter(&mut self, n_values: Option<usize>, depth: usize) -> Result<usize, WireError> {
         if depth >= MAX_DEPTH {
             return Err(WireError::TooDeep {
                 what: WHAT,
                 limit: MAX_DEPTH,
             });
         }
-        match n_elements {
-            Some(n_elements) if n_elements <= self.rest.len() => Ok(depth + 1),
-            _ => Err(WireError::Truncated { what: WHAT }),
-        }
+        let n_left = n_values.and_then(|n_values| self.n_values_left.checked_sub(n_values));
+        *self.n_values_left = n_left.ok_or(WireError::Truncated { what: WHAT })?;
+        Ok(depth + 1)
     }
 
     fn elements(&mut self, len: usize, depth: usize) -> Result<Value, WireError> {
@@ -166,7 +171,7 @@ impl<'b> Reader<'b> {
         let payload = self.take(len)?;
         if code == EXT_TUPLE {
             let inside = self.enter(Some(0), depth)?;
-            if !matches!(decode_at(payload, inside)?, Value::Array(_)) {
+            if !matches!(decode_at(payload, inside, self.n_values_left)?, Value::Array(_)) {
                 return Err(WireError::Malformed {
                     what: WHAT,
                     problem: "a tuple is not an array inside",

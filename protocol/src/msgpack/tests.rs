@@ -86,6 +86,31 @@ fn lengths_beyond_the_bytes_are_refused_before_anything_is_allocated() {
 }
 
 #[test]
+fn containers_share_the_bytes_that_are_left() {
+    // Each of these alone could be filled, both together could not. What comes after them is not even looked at.
+    let array = [0xdd, 0, 0, 0x80, 0];
+    let mut nested = [array, array].concat();
+    nested.resize(0x9000, 0xc1);
+    assert_eq!(
+        decode(&nested),
+        Err(WireError::Truncated {
+            what: "MessagePack value"
+        })
+    );
+
+    let mut inside = vec![0xdc, 0x80, 0];
+    inside.resize(0x9000, 0xc1);
+    let mut tuples = [&array[..], &[0xc8, 0x90, 0x00, 0x40]].concat();
+    tuples.extend(inside);
+    assert_eq!(
+        decode(&tuples),
+        Err(WireError::Truncated {
+            what: "MessagePack value"
+        })
+    );
+}
+
+#[test]
 fn deep_nesting_is_refused_in_every_kind_of_container() {
     let arrays = vec![0x91; 100_000];
     let maps = [0x81, 0xa0].repeat(100_000);
