@@ -1,7 +1,7 @@
 //! The envelope of a unary call: one message each way, both of the same outer type, told apart by what they carry.
 //!
 //! Source: `p2pd.proto` of hivemind's daemon, whose remote side forwards these messages between two daemons. On the
-//! stream each is one [delimited](crate::frame::delimited) frame of at most [`MAX_UNARY_BODY`] bytes.
+//! stream each is one [`delimited`] frame of at most [`MAX_UNARY_BODY`] bytes.
 
 use bytes::Bytes;
 use prost::Message as _;

@@ -2,6 +2,8 @@
 
 use std::{error::Error, fs, path::Path};
 
+use sha2::{Digest, Sha256};
+
 /// Fields whose bytes may be large and are handed on without a copy.
 const SHARED_BYTES: &[&str] = &[
     ".Tensor.buffer",
@@ -56,4 +58,21 @@ fn every_proto_file_is_compiled() {
     let mut listed: Vec<String> = FILES.iter().map(ToString::to_string).collect();
     listed.sort();
     assert_eq!(found, listed);
+}
+
+#[test]
+fn the_readme_is_about_these_proto_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut names = FILES.to_vec();
+    names.sort_unstable();
+    let mut hash = Sha256::new();
+    for name in names {
+        hash.update(fs::read(root.join("proto").join(name)).unwrap());
+    }
+    let hash = hex::encode(hash.finalize());
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    assert!(
+        readme.contains(&hash),
+        "the messages changed: bring protocol/README.md up to date, then its hash to {hash}"
+    );
 }
