@@ -163,6 +163,12 @@ impl Blocks {
     /// # Errors
     /// As [`Blocks::step`].
     pub fn forward(&self, block: u32, x: &mut Hidden) -> Result<(), ComputeError> {
+        self.block(block)?;
+        self.check(x)?;
+        if x.data.is_empty() {
+            // There may be any number of sequences without tokens.
+            return Ok(());
+        }
         let mut cache = self.new_cache(1, x.batch, x.tokens);
         self.step(block, &mut cache, 0, x, 0)
     }

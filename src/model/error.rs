@@ -181,6 +181,12 @@ pub enum ComputeError {
         /// What was given.
         shape: Vec<usize>,
     },
+    /// The tensor has integers.
+    #[error("activations are floating-point numbers, not {}", dtype.as_str())]
+    NotFloat {
+        /// What was given.
+        dtype: sepal_protocol::tensor::DType,
+    },
     /// The cache was made for another number of sequences.
     #[error("the cache holds {expected} sequences, but the step has {found}")]
     Batch {

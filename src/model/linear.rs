@@ -8,8 +8,9 @@ use super::{
     number::{Frozen, Slice},
 };
 
-/// Up to here every weight costs more to fetch than to multiply, so our kernels win.
-const FEW_TOKENS: usize = 16;
+/// Up to here our kernels win: `gemm` first packs the weights, which only many tokens pay for (measured crossover: 64
+/// to 100 tokens).
+const FEW_TOKENS: usize = 64;
 
 /// Multiplications below which waking other threads costs more than it saves (some 20 µs of one core).
 pub(crate) const WORTH_THREADS: usize = 1 << 18;

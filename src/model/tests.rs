@@ -1,5 +1,7 @@
 //! Blocks as a whole: against transformers, against candle, and against themselves taken apart.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
 use super::{testing::*, *};
@@ -60,6 +62,32 @@ fn bfloat16_blocks_equal_transformers_within_what_bfloat16_can_tell() {
     let states = states(&reference, "bfloat16");
     for (block, pair) in (0..).zip(states.windows(2)) {
         assert_close(&whole(&blocks, block, &pair[0]).data, &pair[1].data, 0.06);
+    }
+}
+
+/// Recorded by `scripts/make-block-vectors.py`.
+#[test]
+fn every_kind_of_rope_scaling_and_of_biases_equals_transformers_whole_and_token_by_token() {
+    let vectors: Value =
+        serde_json::from_str(&fs::read_to_string(vectors("sepal/llama_blocks.json")).unwrap()).unwrap();
+    let tensors = vectors["weights"].as_object().unwrap().iter().map(|(name, tensor)| {
+        let shape = serde_json::from_value(tensor["shape"].clone()).unwrap();
+        (format!("model.layers.0.{name}"), (shape, recorded_numbers(tensor)))
+    });
+    let tensors = tensors.collect();
+    let x = recorded(&vectors["input"]);
+    for case in vectors["cases"].as_array().unwrap() {
+        let mut config = vectors["sizes"].clone();
+        for (key, value) in case["config"].as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let folder = write_model(&config, &tensors);
+        let files = ModelFiles::from_folder(folder.path()).unwrap();
+        let blocks = Blocks::load(&files, 0..1, WeightDType::F32).unwrap();
+        println!("{}", case["name"]);
+        assert_close(&whole(&blocks, 0, &x).data, &recorded(&case["output"]).data, 2e-5);
+        let one_by_one = recorded(&case["output_one_by_one"]);
+        assert_close(&stepwise(&blocks, 0, &x, 1), &one_by_one.data, 2e-5);
     }
 }
 
@@ -196,6 +224,9 @@ fn a_step_without_tokens_changes_nothing() {
     let mut nothing = Hidden::new(Vec::new(), 2, 0, 24).unwrap();
     blocks.step(0, &mut cache, 0, &mut nothing, 0).unwrap();
     assert_eq!((nothing.batch, nothing.tokens, nothing.data.len()), (2, 0, 0));
+    let mut many = Hidden::new(Vec::new(), usize::MAX, 0, 24).unwrap();
+    blocks.forward(0, &mut many).unwrap();
+    assert!(blocks.backward(0, &many, &many).unwrap().data.is_empty());
 }
 
 #[test]
