@@ -87,8 +87,9 @@ fn behaviour(
                 .with_max_established_per_peer(Some(limits.connections_per_peer)),
         ),
         rpc: rpc::Behaviour::new(registry),
+        // Without a signed record: Go nodes check it under another domain, and log an error for each of ours.
         identify: identify::Behaviour::new(
-            identify::Config::new_with_signed_peer_record(String::new(), keypair)
+            identify::Config::new(String::new(), keypair.public())
                 .with_agent_version(AGENT.to_owned())
                 .with_push_listen_addr_updates(true)
                 // What is announced is decided by `addr.rs`, and set as external addresses.
