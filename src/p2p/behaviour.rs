@@ -23,10 +23,11 @@ const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(12 * 60 * 60);
 /// what Go nodes send.
 const MAX_KAD_PACKET: usize = 1024 * 1024;
 
-/// Kad parameters of go-libp2p-kad-dht: queries in flight, limit of one query, refresh of the table.
+/// Kad requests in flight per query, and how often the table is refreshed: those of go-libp2p-kad-dht.
 const KAD_PARALLELISM: NonZeroUsize = NonZeroUsize::new(10).unwrap();
-const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(60);
 const KAD_REFRESH: Duration = Duration::from_secs(10 * 60);
+/// Limit of one query; whoever waits for it gives up after 3 to 5 s mostly.
+const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection whose other end is silent for interval + timeout is closed.
 const PING_INTERVAL: Duration = Duration::from_secs(15);

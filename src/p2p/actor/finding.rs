@@ -23,6 +23,9 @@ use super::{
     Actor,
 };
 
+/// Peers looked for at the same time. A lookup of a large DHT asks for a few dozen; made-up peer ids must not cost more.
+const MAX_SEEKS: usize = 512;
+
 impl Actor {
     pub(super) fn connect(&mut self, peer: PeerId, addr: Multiaddr, reply: oneshot::Sender<Result<(), DialError>>) {
         if peer == *self.swarm.local_peer_id() {
@@ -60,6 +63,10 @@ impl Actor {
                 let _ = request.reply.send(Err(OpenFailure::Busy));
             }
             Err(Refused::NotConnected(request)) => {
+                if self.seeks.len() >= MAX_SEEKS && !self.seeks.contains_key(&peer) {
+                    let _ = request.reply.send(Err(OpenFailure::Busy));
+                    return;
+                }
                 self.seeks.entry(peer).or_insert_with(Seek::new).park(request);
                 self.begin(peer);
             }
@@ -104,7 +111,7 @@ impl Actor {
             let _ = reply.send(Err(seek::dial_error(error)));
         }
         let Some(peer) = peer else { return };
-        debug!(peer = %short_id(&peer), %error, "not reached");
+        debug!(peer = %short_id(&peer), error = %seek::dial_error(error), "not reached");
         for addr in seek::failed_addrs(error) {
             self.book.failed(peer, &addr);
         }
