@@ -1,0 +1,163 @@
+//! Joining the DHT through initial peers, and staying in it.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use sepal_protocol::dht_id::DhtId;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::{
+    error::{BootstrapError, Unusable, UnusablePeer},
+    get::MAX_KEYS_PER_CALL,
+    node::Node,
+    record::Record,
+    routing::Contact,
+    search::Guide,
+};
+use crate::p2p::Multiaddr;
+
+/// How far two clocks may be apart, in seconds (hivemind, `dht/protocol.py`, `MAX_DHT_TIME_DISCREPANCY_SECONDS`).
+const MAX_CLOCK_SKEW_S: f64 = 3.0;
+
+/// How often to look whether cached records have to be fetched again. They are due 5 s before they expire.
+const REFRESH_TICK: Duration = Duration::from_secs(1);
+
+/// How often a node without any neighbors tries its initial peers again.
+const REJOIN_PERIOD: Duration = Duration::from_secs(30);
+
+impl Node {
+    /// Pings the initial peers in parallel and searches for the own id, so that the nodes nearest to it know of it.
+    /// Returns how many initial peers are usable; without initial peers that is 0, and the node is the first one.
+    pub(crate) async fn bootstrap(self: &Arc<Self>) -> Result<usize, BootstrapError> {
+        let peers = &self.config.initial_peers;
+        if peers.is_empty() {
+            return Ok(0);
+        }
+        let mut pings: FuturesUnordered<_> = peers
+            .iter()
+            .enumerate()
+            .map(|(at, addr)| async move { (at, self.join_through(addr.clone()).await) })
+            .collect();
+        let mut reasons: Vec<Option<Unusable>> = peers.iter().map(|_| Some(Unusable::Late)).collect();
+        let mut usable = 0;
+        // The first usable peer decides how long the others are waited for.
+        let mut deadline: Option<Instant> = None;
+        loop {
+            let late = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let answer = tokio::select! {
+                answer = pings.next() => answer,
+                () = late => None,
+            };
+            let Some((at, result)) = answer else { break };
+            if result.is_ok() {
+                usable += 1;
+                deadline.get_or_insert(Instant::now() + self.config.bootstrap_timeout);
+            }
+            reasons[at] = result.err();
+        }
+        drop(pings);
+        let failures: Vec<UnusablePeer> = std::iter::zip(peers, reasons)
+            .filter_map(|(addr, reason)| {
+                Some(UnusablePeer {
+                    addr: addr.clone(),
+                    reason: reason?,
+                })
+            })
+            .collect();
+        if usable == 0 {
+            return Err(BootstrapError { failures });
+        }
+        for failure in &failures {
+            warn!(error = %failure, "an initial peer cannot be used");
+        }
+        self.search_self().await;
+        Ok(usable)
+    }
+
+    /// Connects to an initial peer and finds out whether it is usable.
+    async fn join_through(self: &Arc<Self>, addr: Multiaddr) -> Result<(), Unusable> {
+        let peer = self.network.connect(addr).await.map_err(Unusable::Dial)?;
+        let sent = self.now();
+        let pong = self
+            .call_ping(peer, true, self.config.call_timeout)
+            .await
+            .map_err(Unusable::Silent)?;
+        let received = self.now();
+        if pong.node.is_none() {
+            return Err(Unusable::Client);
+        }
+        // Its clock was read at some time between our two readings.
+        let offset_s = pong
+            .time
+            .map_or(0.0, |time| time - time.clamp(sent.min(received), received));
+        if offset_s.abs() > MAX_CLOCK_SKEW_S {
+            self.lost(&peer);
+            return Err(Unusable::ClockSkew {
+                offset_s,
+                limit_s: MAX_CLOCK_SKEW_S,
+            });
+        }
+        if !pong.available && !self.config.client_mode {
+            self.lost(&peer);
+            return Err(Unusable::NoWayBack);
+        }
+        Ok(())
+    }
+
+    /// Searches for the own id. The search goes on in the background if it takes longer than the limit.
+    async fn search_self(self: &Arc<Self>) {
+        let node = self.clone();
+        let (done, finished) = tokio::sync::oneshot::channel();
+        self.tasks.spawn_until_stopped("dht search for own id", async move {
+            node.search(&[node.id], 1, &mut Nothing).await;
+            // Nobody may be waiting any more.
+            let _ = done.send(());
+        });
+        if timeout(self.config.bootstrap_timeout, finished).await.is_err() {
+            debug!("the search for the own id takes longer");
+        }
+    }
+
+    /// Keeps the node in touch: fetches cached records again before they expire, joins again after all neighbors were
+    /// lost, and, if configured, searches for random ids so that buckets stay fresh.
+    pub(crate) async fn maintain(self: Arc<Self>) {
+        let heartbeat = self.config.heartbeat.unwrap_or(REJOIN_PERIOD);
+        let mut next_heartbeat = Instant::now() + heartbeat;
+        loop {
+            tokio::time::sleep(REFRESH_TICK).await;
+            let due = self.state().take_due_refreshes(MAX_KEYS_PER_CALL, self.now());
+            if !due.is_empty() {
+                self.refresh(due).await;
+            }
+            if Instant::now() < next_heartbeat {
+                continue;
+            }
+            next_heartbeat = Instant::now() + heartbeat;
+            if self.state().table.len() == 0 && !self.config.initial_peers.is_empty() {
+                match self.bootstrap().await {
+                    Ok(usable) => info!(usable, "joined the DHT again"),
+                    Err(error) => debug!(%error, "cannot join the DHT again"),
+                }
+            } else if self.config.heartbeat.is_some() {
+                self.search(&[DhtId::from_bytes(rand::random())], 1, &mut Nothing).await;
+            }
+        }
+    }
+}
+
+/// The guide of a search that is made for the sake of searching.
+struct Nothing;
+
+impl Guide for Nothing {
+    fn answered(&mut self, _key: &DhtId, _from: Contact, _record: Option<Record>) -> bool {
+        false
+    }
+
+    fn ended(&mut self, _key: &DhtId, _nearest: Vec<Contact>) {}
+}

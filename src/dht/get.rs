@@ -1,0 +1,280 @@
+//! Reading records: own copies first, then a search; several readers of one key share one search; results are cached.
+//!
+//! Hivemind's default read ends at the first live value, which may be a stale copy or a dictionary that lacks entries
+//! held elsewhere ([`Freshness::Any`]). [`Freshness::Latest`] asks all of the nearest nodes and merges what they hold.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use sepal_protocol::{
+    dht_id::DhtId,
+    value::{DictEntry, Dictionary, Subkey},
+};
+use tokio::sync::watch;
+
+use super::{
+    Found, Freshness, node::Node, record::Record, routing::Contact, rpc::StoreRecord, search::Guide,
+    validate::RecordView,
+};
+
+/// Most keys in one question of a read, and most keys fetched again at once (hivemind, `dht/node.py`, `chunk_size`).
+pub(crate) const MAX_KEYS_PER_CALL: usize = 16;
+
+/// What a search for a key found.
+type Outcome = Option<Found>;
+
+/// Where the outcome of a search is announced.
+type Announcer = Arc<watch::Sender<Option<Outcome>>>;
+
+/// Searches under way, so that others can wait for the same result.
+pub(crate) type Flights = HashMap<(DhtId, Freshness), Announcer>;
+
+impl Node {
+    /// Reads records. The result is in the order of the keys.
+    ///
+    /// # Cancel safety
+    /// A search goes on while anyone waits for it, and no longer.
+    pub(crate) async fn get_many(self: &Arc<Self>, keys: Vec<DhtId>, freshness: Freshness) -> Vec<Outcome> {
+        let mut started = Vec::new();
+        let mut waiting = Vec::with_capacity(keys.len());
+        for key in keys {
+            match self.here(&key).filter(|_| freshness == Freshness::Any) {
+                Some(record) => waiting.push(Err(self.found(&key, record))),
+                None => waiting.push(Ok(self.board(key, freshness, &mut started))),
+            }
+        }
+        if !started.is_empty() {
+            self.tasks
+                .spawn_until_stopped("dht get", self.clone().fly(started, freshness));
+        }
+        join_all(waiting.into_iter().map(|waiting| async move {
+            match waiting {
+                Err(found) => found,
+                // The sender goes away without a word only when the node stops.
+                Ok(mut arrival) => arrival.wait_for(Option::is_some).await.ok()?.clone().flatten(),
+            }
+        }))
+        .await
+    }
+
+    /// Fetches cached records again that are read and about to expire.
+    pub(crate) async fn refresh(self: &Arc<Self>, keys: Vec<DhtId>) {
+        let mut reading = Reading::new(self.clone(), Freshness::Latest);
+        reading.keys.extend(keys.iter().map(|key| (*key, Progress::default())));
+        self.search(&keys, per_call(keys.len()), &mut reading).await;
+    }
+
+    /// The own copy of a record. If it is a cached one, it will be fetched again before it expires.
+    fn here(&self, key: &DhtId) -> Option<Record> {
+        let now = self.now();
+        let record = {
+            let mut state = self.state();
+            let record = state.record(key, now)?;
+            if let Some(expiration) = state.cache.get(key, now).map(Record::expiration) {
+                state.refresh_at(*key, expiration - self.config.cache_refresh_before_expiry_s);
+            }
+            record
+        };
+        self.readable(key, record)
+    }
+
+    /// Joins the search for a key, or starts one.
+    fn board(
+        self: &Arc<Self>,
+        key: DhtId,
+        freshness: Freshness,
+        started: &mut Vec<Flight>,
+    ) -> watch::Receiver<Option<Outcome>> {
+        let mut flights = self.flights();
+        if let Some(sender) = flights.get(&(key, freshness)) {
+            return sender.subscribe();
+        }
+        let (sender, arrival) = watch::channel(None);
+        let sender = Arc::new(sender);
+        flights.insert((key, freshness), sender.clone());
+        started.push(Flight {
+            node: self.clone(),
+            of: (key, freshness),
+            sender,
+        });
+        arrival
+    }
+
+    /// Searches for the keys of these flights, until all of them arrived or nobody waits for any of them.
+    async fn fly(self: Arc<Self>, flights: Vec<Flight>, freshness: Freshness) {
+        let senders: Vec<_> = flights
+            .iter()
+            .map(|flight| (flight.of, flight.sender.clone()))
+            .collect();
+        let mut reading = Reading::new(self.clone(), freshness);
+        let keys: Vec<DhtId> = flights.iter().map(|flight| flight.of.0).collect();
+        for flight in flights {
+            let key = flight.of.0;
+            let best = self.here(&key);
+            reading.keys.insert(
+                key,
+                Progress {
+                    best,
+                    from: None,
+                    flight: Some(flight),
+                },
+            );
+        }
+        tokio::select! {
+            () = self.search(&keys, per_call(keys.len()), &mut reading) => {}
+            () = self.abandoned(senders) => {}
+        }
+    }
+
+    /// Returns when nobody waits for any of these flights any more; then nobody can join them either.
+    async fn abandoned(&self, senders: Vec<((DhtId, Freshness), Announcer)>) {
+        loop {
+            for (_, sender) in &senders {
+                sender.closed().await;
+            }
+            let mut flights = self.flights();
+            if senders.iter().all(|(_, sender)| sender.receiver_count() == 0) {
+                for (of, _) in &senders {
+                    flights.remove(of);
+                }
+                return;
+            }
+        }
+    }
+
+    /// A record as its reader gets it: without signatures.
+    fn found(&self, key: &DhtId, record: Record) -> Outcome {
+        let strip = |subkey: &Subkey, value: &Bytes, expiration: f64| {
+            let view = RecordView {
+                key: key.as_bytes(),
+                subkey: &subkey.to_wire(),
+                value,
+                expiration,
+            };
+            self.config.validators.strip(&view).to_vec()
+        };
+        Some(match record {
+            Record::Regular { value, expiration } => Found::Regular {
+                value: strip(&Subkey::None, &value, expiration),
+                expiration,
+            },
+            Record::Dictionary(entries) => {
+                let entry = |entry: &super::record::Entry| DictEntry {
+                    value: strip(&Subkey::Key(entry.subkey.clone()), &entry.value, entry.expiration),
+                    subkey: entry.subkey.clone(),
+                    expiration: entry.expiration,
+                };
+                Found::Dictionary(entries.iter().map(entry).collect::<Dictionary>())
+            }
+        })
+    }
+
+    /// Keeps a found record, and gives it to the nearest node that did not have it, if it is newer than our own copies
+    /// (hivemind, `dht/node.py`, `_cache_new_result`).
+    fn cache_found(self: &Arc<Self>, key: DhtId, progress: &Progress, nearest: &[Contact]) {
+        let (Some(record), Some(from)) = (&progress.best, progress.from) else {
+            return;
+        };
+        {
+            let now = self.now();
+            let mut state = self.state();
+            if state
+                .record(&key, now)
+                .is_some_and(|own| own.expiration() >= record.expiration())
+            {
+                return;
+            }
+            state.store(key, record.clone().into(), true, now);
+        }
+        let others = nearest.iter().filter(|contact| contact.id != from);
+        for contact in others.take(self.config.cache_nearest) {
+            self.offer_in_background(contact.peer, vec![StoreRecord::of(key, record)], true);
+        }
+    }
+}
+
+/// ⌊√n⌋ keys in one question, and not more than nodes expect.
+fn per_call(n_keys: usize) -> usize {
+    n_keys.isqrt().clamp(1, MAX_KEYS_PER_CALL)
+}
+
+/// A search under way for one key. While it lives, others can join it.
+struct Flight {
+    node: Arc<Node>,
+    of: (DhtId, Freshness),
+    sender: Announcer,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let mut flights = self.node.flights();
+        if flights
+            .get(&self.of)
+            .is_some_and(|sender| Arc::ptr_eq(sender, &self.sender))
+        {
+            flights.remove(&self.of);
+        }
+    }
+}
+
+/// What is known of one key so far.
+#[derive(Default)]
+struct Progress {
+    best: Option<Record>,
+    /// The node that has what is best; `None` while that is this node.
+    from: Option<DhtId>,
+    /// Where the outcome is awaited, if it is.
+    flight: Option<Flight>,
+}
+
+/// The guide of a read.
+struct Reading {
+    node: Arc<Node>,
+    freshness: Freshness,
+    keys: HashMap<DhtId, Progress>,
+}
+
+impl Reading {
+    fn new(node: Arc<Node>, freshness: Freshness) -> Self {
+        Self {
+            node,
+            freshness,
+            keys: HashMap::new(),
+        }
+    }
+}
+
+impl Guide for Reading {
+    fn answered(&mut self, key: &DhtId, from: Contact, record: Option<Record>) -> bool {
+        let (Some(progress), Some(record)) = (self.keys.get_mut(key), record) else {
+            return false;
+        };
+        let is_newer = progress
+            .best
+            .as_ref()
+            .is_none_or(|best| record.expiration() > best.expiration());
+        if is_newer {
+            progress.from = Some(from.id);
+        }
+        match &mut progress.best {
+            Some(best) => best.merge(record),
+            None => progress.best = Some(record),
+        }
+        self.freshness == Freshness::Any
+    }
+
+    fn ended(&mut self, key: &DhtId, nearest: Vec<Contact>) {
+        let Some(mut progress) = self.keys.remove(key) else {
+            return;
+        };
+        self.node.cache_found(*key, &progress, &nearest);
+        let outcome = progress.best.take().and_then(|record| self.node.found(key, record));
+        if let Some(flight) = progress.flight {
+            let sender = flight.sender.clone();
+            // First leave the list of searches to join, then tell those who did.
+            drop(flight);
+            sender.send_replace(Some(outcome));
+        }
+    }
+}

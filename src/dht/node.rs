@@ -1,0 +1,169 @@
+//! A running node: the pure state behind a short lock, the network, and what follows from hearing of others.
+//!
+//! The state is never locked across an await. Work that nobody waits for (handing records to new nodes, pinging old
+//! ones, filling caches) runs in the background, bounded; over the bound it is left out, because the DHT heals itself.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::future::BoxFuture;
+use sepal_protocol::{dht_id::DhtId, msgpack, value::Subkey};
+use tokio::sync::Semaphore;
+use tracing::{debug, trace};
+
+use super::{
+    Config,
+    blacklist::Blacklist,
+    get::Flights,
+    network::Network,
+    record::Record,
+    routing::Contact,
+    rpc::StoreRecord,
+    state::{self, State},
+    validate::RecordView,
+};
+use crate::{
+    p2p::{PeerId, short_id},
+    task::Tasks,
+};
+
+/// Most background calls at once.
+const MAX_BACKGROUND: usize = 64;
+
+/// First ban of a peer that does not answer a search, in seconds, and its growth (hivemind, `dht/node.py`).
+const BLACKLIST_BASE_S: f64 = 5.0;
+const BLACKLIST_BACKOFF: f64 = 2.0;
+
+/// A node of the DHT. [`super::Dht`] is the handle to it.
+pub(crate) struct Node {
+    pub(crate) id: DhtId,
+    pub(crate) config: Config,
+    pub(crate) network: Box<dyn Network>,
+    pub(crate) tasks: Tasks,
+    state: Mutex<State>,
+    blacklist: Mutex<Blacklist>,
+    flights: Mutex<Flights>,
+    background: Arc<Semaphore>,
+}
+
+impl Node {
+    pub(crate) fn new(network: Box<dyn Network>, config: Config, tasks: Tasks) -> Self {
+        let id = config.node_id.unwrap_or_else(|| DhtId::from_bytes(rand::random()));
+        let shape = state::Shape {
+            bucket_size: config.bucket_size,
+            depth_modulo: config.depth_modulo,
+            replicas: config.replicas,
+        };
+        Self {
+            id,
+            network,
+            tasks,
+            state: Mutex::new(State::new(id, shape)),
+            blacklist: Mutex::new(Blacklist::new(BLACKLIST_BASE_S, BLACKLIST_BACKOFF)),
+            flights: Mutex::default(),
+            background: Arc::new(Semaphore::new(MAX_BACKGROUND)),
+            config,
+        }
+    }
+
+    pub(crate) fn now(&self) -> f64 {
+        self.config.clock.now()
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn blacklist(&self) -> MutexGuard<'_, Blacklist> {
+        self.blacklist.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A node called, or answered a call.
+    pub(crate) fn heard_from(self: &Arc<Self>, contact: Contact) {
+        let met = self.state().met(contact, self.now());
+        if !met.hand_over.is_empty() {
+            debug!(peer = %short_id(&contact.peer), records = met.hand_over.len(), "handing records to a new node");
+            let records: Vec<StoreRecord> = met
+                .hand_over
+                .iter()
+                .map(|(key, record)| StoreRecord::of(*key, record))
+                .collect();
+            self.offer_in_background(contact.peer, records, false);
+        }
+        if let Some(old) = met.ping {
+            let node = self.clone();
+            let timeout = self.config.call_timeout;
+            let started = self.in_background(Box::pin(async move {
+                // The answer, or its absence, goes into the routing table on the way.
+                let _ = node.call_ping(old.peer, false, timeout).await;
+            }));
+            if !started {
+                self.state().table.ping_not_sent(&old.id);
+            }
+        }
+    }
+
+    /// A peer did not answer.
+    pub(crate) fn lost(&self, peer: &PeerId) {
+        let mut state = self.state();
+        if let Some(id) = state.table.id_of(peer) {
+            trace!(peer = %short_id(peer), "removed from the routing table");
+            state.table.remove(&id);
+        }
+    }
+
+    /// Sends records to a peer without waiting for its answer.
+    pub(crate) fn offer_in_background(self: &Arc<Self>, peer: PeerId, records: Vec<StoreRecord>, in_cache: bool) {
+        let node = self.clone();
+        self.in_background(Box::pin(async move {
+            // Whether the peer wants them is its own affair.
+            let _ = node.call_store(peer, &records, in_cache).await;
+        }));
+    }
+
+    /// Runs something that nobody waits for. Returns false if too much of that is under way.
+    fn in_background(&self, work: BoxFuture<'static, ()>) -> bool {
+        let Ok(permit) = self.background.clone().try_acquire_owned() else {
+            debug!("too many background calls: one was left out");
+            return false;
+        };
+        self.tasks.spawn_until_stopped("dht background", async move {
+            work.await;
+            drop(permit);
+        });
+        true
+    }
+
+    /// What of a record a reader can use: what is alive, valid and MessagePack. Others may store anything.
+    pub(crate) fn readable(&self, key: &DhtId, record: Record) -> Option<Record> {
+        let now = self.now();
+        let usable = |tag: &[u8], value: &[u8], expiration: f64| {
+            let view = RecordView {
+                key: key.as_bytes(),
+                subkey: tag,
+                value,
+                expiration,
+            };
+            let validators = &self.config.validators;
+            expiration.is_finite()
+                && expiration >= now
+                && validators.validate(&view)
+                && msgpack::decode(validators.strip(&view)).is_ok()
+        };
+        match record {
+            Record::Regular { value, expiration } => {
+                usable(&Subkey::None.to_wire(), &value, expiration).then_some(Record::Regular { value, expiration })
+            }
+            Record::Dictionary(mut entries) => {
+                entries.retain(|entry| {
+                    let tag = Subkey::Key(entry.subkey.clone()).to_wire();
+                    usable(&tag, &entry.value, entry.expiration)
+                });
+                (entries.len() > 0).then_some(Record::Dictionary(entries))
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The routing table: which nodes this one knows, in buckets that are finer near its own id. Pure, no calls.
+//!
+//! The rules are those of hivemind, `dht/routing.py`, so that tables of both fill alike. Two are stricter, because a
+//! node id is only a claim while a peer id is proven by the connection: one peer holds one entry (a restarted node
+//! replaces its old id), and an id that one peer holds is not handed to another until the first one fails to answer.
+
+use std::collections::{HashMap, HashSet};
+
+use sepal_protocol::dht_id::{DhtId, Distance};
+
+use crate::p2p::PeerId;
+
+/// A node of the DHT and the peer that runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Contact {
+    pub(crate) id: DhtId,
+    pub(crate) peer: PeerId,
+}
+
+/// The nodes this node knows. Bounded by its shape: far buckets hold `bucket_size` nodes and stop splitting.
+#[derive(Debug)]
+pub(crate) struct RoutingTable {
+    own: DhtId,
+    bucket_size: usize,
+    depth_modulo: usize,
+    /// In the order of their ranges, which cover the whole id space without overlap.
+    buckets: Vec<Bucket>,
+    /// Every contact of the table, replacements included.
+    peer_of: HashMap<DhtId, PeerId>,
+    id_of: HashMap<PeerId, DhtId>,
+}
+
+impl RoutingTable {
+    pub(crate) fn new(own: DhtId, bucket_size: usize, depth_modulo: usize) -> Self {
+        let everything = Bucket::new(DhtId::from_bytes([0; DhtId::LEN]), 0);
+        Self {
+            own,
+            bucket_size,
+            depth_modulo,
+            buckets: vec![everything],
+            peer_of: HashMap::new(),
+            id_of: HashMap::new(),
+        }
+    }
+
+    /// Whether the node is in a bucket or waits as a replacement.
+    pub(crate) fn contains(&self, id: &DhtId) -> bool {
+        self.peer_of.contains_key(id)
+    }
+
+    /// The node that a peer runs, as far as known.
+    pub(crate) fn id_of(&self, peer: &PeerId) -> Option<DhtId> {
+        self.id_of.get(peer).copied()
+    }
+
+    /// Number of nodes in buckets; replacements are not counted.
+    pub(crate) fn len(&self) -> usize {
+        self.buckets.iter().map(|bucket| bucket.nodes.len()).sum()
+    }
+
+    /// Notes that a node was heard of just now. If its bucket is full, it becomes a replacement, and the result is the
+    /// member to ping: either it answers (and is noted again) or it has to be [removed](Self::remove).
+    pub(crate) fn add(&mut self, contact: Contact) -> Option<Contact> {
+        if contact.id == self.own || self.peer_of.get(&contact.id).is_some_and(|peer| *peer != contact.peer) {
+            return None;
+        }
+        if let Some(old) = self.id_of(&contact.peer).filter(|old| *old != contact.id) {
+            self.remove(&old);
+        }
+        loop {
+            let idx = self.bucket_idx(&contact.id);
+            let bucket = &mut self.buckets[idx];
+            let stored = bucket.add(contact, self.bucket_size);
+            if !stored && (bucket.covers(&self.own) || !bucket.depth.is_multiple_of(self.depth_modulo)) {
+                let (lower, upper) = bucket.split(self.bucket_size);
+                self.buckets[idx] = lower;
+                self.buckets.insert(idx + 1, upper);
+                continue;
+            }
+            let (dropped, ping) = if stored {
+                (None, None)
+            } else {
+                (bucket.trim_replacements(self.bucket_size), bucket.next_to_ping())
+            };
+            self.peer_of.insert(contact.id, contact.peer);
+            self.id_of.insert(contact.peer, contact.id);
+            if let Some(dropped) = dropped {
+                self.forget(&dropped);
+            }
+            return ping;
+        }
+    }
+
+    /// Removes a node that does not answer; the newest replacement takes its place.
+    pub(crate) fn remove(&mut self, id: &DhtId) {
+        let Some(peer) = self.peer_of.get(id).copied() else {
+            return;
+        };
+        let idx = self.bucket_idx(id);
+        self.buckets[idx].remove(id);
+        self.forget(&Contact { id: *id, peer });
+    }
+
+    /// Takes back a ping that [`RoutingTable::add`] asked for and that was not sent, so that it can be asked for again.
+    pub(crate) fn ping_not_sent(&mut self, id: &DhtId) {
+        let idx = self.bucket_idx(id);
+        self.buckets[idx].pinged.remove(id);
+    }
+
+    /// Up to `limit` nodes nearest to `target`, nearest first, without `exclude` and without replacements.
+    pub(crate) fn nearest(&self, target: &DhtId, limit: usize, exclude: Option<&DhtId>) -> Vec<Contact> {
+        // Ranges of buckets share a prefix each, so all nodes of one are nearer than all nodes of the next one.
+        let mut order: Vec<(Distance, &Bucket)> = self
+            .buckets
+            .iter()
+            .filter(|bucket| !bucket.nodes.is_empty())
+            .map(|bucket| (bucket.nearest_possible(target), bucket))
+            .collect();
+        order.sort_unstable_by_key(|(distance, _)| *distance);
+        let mut nearest = Vec::with_capacity(limit);
+        for (_, bucket) in order {
+            let mut nodes: Vec<(Distance, &Contact)> = bucket
+                .nodes
+                .iter()
+                .filter(|node| Some(&node.id) != exclude)
+                .map(|node| (node.id.distance(target), node))
+                .collect();
+            nodes.sort_unstable_by_key(|(distance, _)| *distance);
+            nearest.extend(nodes.into_iter().map(|(_, node)| *node).take(limit - nearest.len()));
+            if nearest.len() == limit {
+                break;
+            }
+        }
+        nearest
+    }
+
+    fn bucket_idx(&self, id: &DhtId) -> usize {
+        self.buckets.partition_point(|bucket| bucket.lower <= *id) - 1
+    }
+
+    fn forget(&mut self, contact: &Contact) {
+        self.peer_of.remove(&contact.id);
+        self.id_of.remove(&contact.peer);
+    }
+}
+
+/// The nodes whose ids share the first `depth` bits of `lower`.
+#[derive(Debug)]
+struct Bucket {
+    lower: DhtId,
+    depth: usize,
+    /// Least recently heard of first.
+    nodes: Vec<Contact>,
+    /// Nodes that found the bucket full, newest last.
+    replacements: Vec<Contact>,
+    /// Members that were asked to prove that they are alive and did not answer yet.
+    pinged: HashSet<DhtId>,
+}
+
+impl Bucket {
+    fn new(lower: DhtId, depth: usize) -> Self {
+        Self {
+            lower,
+            depth,
+            nodes: Vec::new(),
+            replacements: Vec::new(),
+            pinged: HashSet::new(),
+        }
+    }
+
+    fn covers(&self, id: &DhtId) -> bool {
+        self.lower.distance(id).leading_zeros() >= self.depth
+    }
+
+    /// Whether the node got a place; if not, it is a replacement now.
+    fn add(&mut self, contact: Contact, size: usize) -> bool {
+        self.pinged.remove(&contact.id);
+        let known = self.nodes.iter().position(|node| node.id == contact.id);
+        if let Some(at) = known {
+            self.nodes.remove(at);
+        }
+        if self.nodes.len() < size {
+            self.nodes.push(contact);
+            return true;
+        }
+        self.replacements.retain(|node| node.id != contact.id);
+        self.replacements.push(contact);
+        false
+    }
+
+    fn remove(&mut self, id: &DhtId) {
+        self.pinged.remove(id);
+        self.replacements.retain(|node| node.id != *id);
+        if let Some(at) = self.nodes.iter().position(|node| node.id == *id) {
+            self.nodes.remove(at);
+            self.nodes.extend(self.replacements.pop());
+        }
+    }
+
+    /// Keeps as many replacements as members (Python keeps all); the oldest one goes.
+    fn trim_replacements(&mut self, size: usize) -> Option<Contact> {
+        (self.replacements.len() > size).then(|| self.replacements.remove(0))
+    }
+
+    fn next_to_ping(&mut self) -> Option<Contact> {
+        let node = *self.nodes.iter().find(|node| !self.pinged.contains(&node.id))?;
+        self.pinged.insert(node.id);
+        Some(node)
+    }
+
+    fn split(&self, size: usize) -> (Self, Self) {
+        let mut halves = (
+            Self::new(self.lower, self.depth + 1),
+            Self::new(self.lower.with_bit(self.depth, true), self.depth + 1),
+        );
+        for node in self.nodes.iter().chain(&self.replacements) {
+            let half = if node.id.bit(self.depth) {
+                &mut halves.1
+            } else {
+                &mut halves.0
+            };
+            half.add(*node, size);
+        }
+        halves
+    }
+
+    /// The distance to `target` that no node of this bucket can be below.
+    fn nearest_possible(&self, target: &DhtId) -> Distance {
+        let (bytes, bits) = (self.depth / 8, self.depth % 8);
+        let mut closest = *target.as_bytes();
+        closest[..bytes].copy_from_slice(&self.lower.as_bytes()[..bytes]);
+        if bits > 0 {
+            let mask = 0xff << (8 - bits);
+            closest[bytes] = (self.lower.as_bytes()[bytes] & mask) | (closest[bytes] & !mask);
+        }
+        DhtId::from_bytes(closest).distance(target)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! Many nodes in memory: joining, storing, losing nodes.
+
+use std::sync::Arc;
+
+use super::{NOON, regular, value};
+use crate::{
+    dht::{
+        Clock, Config, Freshness, Unusable,
+        node::Node,
+        testing::{Lan, contact, id, until},
+    },
+    task::Tasks,
+};
+
+fn config(clock: &Clock, initial: &[u64]) -> Config {
+    Config {
+        clock: clock.clone(),
+        initial_peers: initial.iter().map(|number| Lan::addr(*number)).collect(),
+        ..Config::default()
+    }
+}
+
+/// Nodes 0 to n − 1, all of which joined through node 0.
+async fn swarm(lan: &Arc<Lan>, clock: &Clock, n_nodes: u64) -> Vec<Arc<Node>> {
+    let tasks = Tasks::new();
+    let mut nodes = vec![lan.node(0, config(clock, &[]), &tasks)];
+    for number in 1..n_nodes {
+        let node = lan.node(number, config(clock, &[0]), &tasks);
+        assert_eq!(node.bootstrap().await.unwrap(), 1);
+        nodes.push(node);
+    }
+    nodes
+}
+
+#[tokio::test]
+async fn five_nodes_hold_a_record_and_all_can_read_it() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let nodes = swarm(&lan, &clock, 30).await;
+    let items = (1000..1020)
+        .map(|key| regular(id(key), key as i64, NOON + 60.0))
+        .collect();
+    assert_eq!(nodes[3].store_many(items).await, [true; 20]);
+    for key in 1000..1020 {
+        let mut nearest: Vec<&Arc<Node>> = nodes.iter().collect();
+        nearest.sort_by_key(|node| node.id.distance(&id(key)));
+        for (rank, node) in nearest.iter().enumerate() {
+            let holds = node.state().storage.get(&id(key), NOON).is_some();
+            assert_eq!(holds, rank < 5, "node {rank} in the order of distance");
+        }
+    }
+    let keys: Vec<_> = (1000..1020).map(id).collect();
+    for node in &nodes {
+        for freshness in [Freshness::Any, Freshness::Latest] {
+            let found: Vec<_> = node
+                .get_many(keys.clone(), freshness)
+                .await
+                .into_iter()
+                .map(value)
+                .collect();
+            assert_eq!(found, (1000..1020).map(Some).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[tokio::test]
+async fn records_survive_the_loss_of_most_of_their_holders() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let nodes = swarm(&lan, &clock, 30).await;
+    let key = id(1000);
+    assert_eq!(nodes[0].store_many(vec![regular(key, 7, NOON + 60.0)]).await, [true]);
+    let mut order: Vec<u64> = (0..30).collect();
+    order.sort_by_key(|number| id(*number).distance(&key));
+    for number in &order[..4] {
+        lan.unplug(*number);
+    }
+    let reader = &nodes[usize::try_from(order[20]).unwrap()];
+    let found = reader.get_many(vec![key], Freshness::Latest).await.pop().flatten();
+    assert_eq!(value(found), Some(7));
+    for number in &order[..4] {
+        assert!(!reader.state().table.contains(&id(*number)), "dead nodes are forgotten");
+    }
+    assert_eq!(reader.store_many(vec![regular(key, 8, NOON + 90.0)]).await, [true]);
+    let holders = nodes
+        .iter()
+        .zip(0..)
+        .filter(|(_, number)| !order[..4].contains(number))
+        .filter(|(node, _)| {
+            node.state()
+                .storage
+                .get(&key, NOON)
+                .is_some_and(|record| record.expiration() > NOON + 80.0)
+        })
+        .count();
+    assert_eq!(holders, 5, "other nodes took the places of the dead ones");
+}
+
+#[tokio::test]
+async fn a_new_node_gets_the_records_it_should_have() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let tasks = Tasks::new();
+    let first = lan.node(0, config(&clock, &[]), &tasks);
+    let items = (1000..1010).map(|key| regular(id(key), 1, NOON + 60.0)).collect();
+    assert_eq!(
+        first.store_many(items).await,
+        [true; 10],
+        "a lone node keeps records itself"
+    );
+    let second = lan.node(1, config(&clock, &[0]), &tasks);
+    second.bootstrap().await.unwrap();
+    until("the records are handed over", || second.state().storage.len() == 10).await;
+}
+
+#[tokio::test]
+async fn a_client_uses_the_dht_and_is_not_part_of_it() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let nodes = swarm(&lan, &clock, 8).await;
+    let client_config = Config {
+        client_mode: true,
+        ..config(&clock, &[0])
+    };
+    let client = lan.node(50, client_config.clone(), &Tasks::new());
+    assert_eq!(client.bootstrap().await.unwrap(), 1);
+    assert_eq!(client.store_many(vec![regular(id(1000), 7, NOON + 60.0)]).await, [true]);
+    let found = client.get_many(vec![id(1000)], Freshness::Latest).await.pop().flatten();
+    assert_eq!(value(found), Some(7));
+    assert!(nodes.iter().all(|node| !node.state().table.contains(&client.id)));
+    let holders = nodes
+        .iter()
+        .filter(|node| node.state().storage.get(&id(1000), NOON).is_some())
+        .count();
+    assert_eq!((holders, client.state().storage.len()), (5, 0));
+
+    let lonely = lan.node(
+        51,
+        Config {
+            initial_peers: Vec::new(),
+            ..client_config
+        },
+        &Tasks::new(),
+    );
+    assert_eq!(
+        lonely.store_many(vec![regular(id(1000), 7, NOON + 60.0)]).await,
+        [false]
+    );
+}
+
+#[tokio::test]
+async fn stores_that_no_node_would_take_are_not_even_offered() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let node = lan.node(0, config(&clock, &[]), &Tasks::new());
+    let mut large = regular(id(1), 1, NOON + 60.0);
+    large.value = vec![0; 3 << 20];
+    let items = vec![
+        regular(id(2), 1, NOON - 1.0),
+        regular(id(3), 1, f64::NAN),
+        large,
+        regular(id(4), 1, NOON + 60.0),
+    ];
+    assert_eq!(node.store_many(items).await, [false, false, false, true]);
+    assert!(node.store_many(Vec::new()).await.is_empty());
+    assert!(node.get_many(Vec::new(), Freshness::Latest).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_initial_peer_with_another_time_is_refused_with_the_difference() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let tasks = Tasks::new();
+    lan.node(0, config(&Clock::manual(NOON + 10.0), &[]), &tasks);
+    lan.node(1, config(&Clock::manual(NOON - 2.5), &[]), &tasks);
+    let error = lan
+        .node(10, config(&clock, &[0]), &tasks)
+        .bootstrap()
+        .await
+        .unwrap_err();
+    assert!(error.is_clock());
+    let [failure] = error.failures.as_slice() else {
+        panic!("{error}");
+    };
+    assert_eq!(failure.addr, Lan::addr(0));
+    assert!(matches!(failure.reason, Unusable::ClockSkew { offset_s, .. } if (offset_s - 10.0).abs() < 0.001));
+    let text = error.to_string();
+    assert!(
+        text.contains(&contact(0).peer.to_string()) && text.contains("10.0 s ahead of ours"),
+        "{text}"
+    );
+
+    let node = lan.node(11, config(&clock, &[0, 1]), &tasks);
+    assert_eq!(node.bootstrap().await.unwrap(), 1, "one usable peer is enough");
+    assert!(!node.state().table.contains(&id(0)));
+}
+
+#[tokio::test]
+async fn initial_peers_that_are_away_or_clients_are_not_usable() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let tasks = Tasks::new();
+    let client = Config {
+        client_mode: true,
+        ..config(&clock, &[])
+    };
+    lan.node(1, client, &tasks);
+    let node = lan.node(10, config(&clock, &[0, 1]), &tasks);
+    let error = node.bootstrap().await.unwrap_err();
+    assert!(!error.is_clock());
+    assert!(matches!(error.failures[0].reason, Unusable::Dial(_)));
+    assert!(matches!(error.failures[1].reason, Unusable::Client));
+    assert_eq!(node.state().table.len(), 0);
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_be_called_back_must_be_a_client() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let tasks = Tasks::new();
+    lan.node(0, config(&clock, &[]), &tasks);
+    let hidden = lan.node(10, config(&clock, &[0]), &tasks);
+    lan.unplug(10);
+    let error = hidden.bootstrap().await.unwrap_err();
+    assert!(matches!(error.failures[0].reason, Unusable::NoWayBack), "{error}");
+    let client = Config {
+        client_mode: true,
+        ..config(&clock, &[0])
+    };
+    let client = lan.node(11, client, &tasks);
+    lan.unplug(11);
+    assert_eq!(client.bootstrap().await.unwrap(), 1);
+}
