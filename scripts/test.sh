@@ -1,7 +1,66 @@
 #!/usr/bin/env bash
-# Every check of the project: format, lints, documentation, tests.
-set -eu
+# Every check of the project, on a fresh machine too: format, lints, documentation, tests, real Python peers.
+#
+# Usage: scripts/test.sh          everything
+#        scripts/test.sh STEP…    some steps, by the names printed at the end
+# Needs: the Rust toolchain with rustfmt and clippy, a C compiler, CPython 3.11 with pip.
+set -euo pipefail
 cd "$(dirname "$0")/.."
-cargo fmt --all --check
-cargo clippy --workspace --all-targets --locked -- -D warnings
-cargo test --workspace --locked
+
+# Two at a time: each interop test starts several processes of its own.
+interop_jobs=2
+
+have_nextest() { cargo nextest --version >/dev/null 2>&1; }
+
+step_format() { cargo fmt --all --check; }
+
+step_lint() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+
+step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked; }
+
+step_unit() {
+    if have_nextest; then
+        cargo nextest run --workspace --exclude interop-tests --locked
+    else
+        cargo test --workspace --exclude interop-tests --lib --bins --tests --locked
+    fi
+    cargo test --workspace --exclude interop-tests --doc --locked
+}
+
+step_python() { scripts/python-env.sh; }
+
+step_interop() {
+    cargo build --bin sepal --locked
+    if have_nextest; then
+        cargo nextest run --package interop-tests --test-threads "$interop_jobs" --locked
+    else
+        cargo test --package interop-tests --locked -- --test-threads "$interop_jobs"
+    fi
+}
+
+steps=(format lint doc unit python interop)
+[ $# -gt 0 ] || set -- "${steps[@]}"
+
+summary=()
+failed=0
+for step in "$@"; do
+    declare -F "step_$step" >/dev/null || { echo "test.sh: no step $step; there are: ${steps[*]}" >&2; exit 2; }
+    echo "=== $step"
+    started=$SECONDS
+    # Not behind an `if` or `||`: there the shell ignores -e within the step.
+    set +e
+    (set -e; "step_$step")
+    status=$?
+    set -e
+    took=$((SECONDS - started))
+    if [ "$status" -eq 0 ]; then
+        summary+=("ok      $step  ${took} s")
+    else
+        summary+=("FAILED  $step  ${took} s")
+        failed=1
+    fi
+done
+
+echo "=== summary"
+printf '%s\n' "${summary[@]}"
+exit "$failed"

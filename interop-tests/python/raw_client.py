@@ -5,6 +5,9 @@ First line out: {"peer_id": own id}. Then one answer per order, until stdin clos
   {"op": "unary", "peer": id, "method": "rpc_forward", "request": REQUEST}  -> {"tensors": […]} | {"error": text, "kind": class}
   {"op": "info", "peer": id, "uid": uid}                  -> {"info": map} | {"error": …}
   {"op": "call", "peer": id, "name": "Any.name"}          -> {"tensors": []} | {"error": …}; an empty request to any handler name
+  {"op": "raw", "peer": id, "name": "Any.name", "bytes": hex, "end": bool, "timeout": s}
+                                                          -> {"answer": hex, "closed": bool}: all that came until the server
+                                                             closed or the time was up; "end" closes the own direction after
   {"op": "open", "stream": name, "peer": id, "method": "rpc_inference"}     -> {"opened": true} | {"error": …}
   {"op": "send", "stream": name, "request": REQUEST}      -> {"sent": true}
   {"op": "finish", "stream": name}                        -> {"sent": true}; the END record
@@ -99,6 +102,27 @@ class Streams:
     async def call(self, order: dict) -> dict:
         peer_id, reply = PeerID.from_base58(order["peer"]), runtime_pb2.ExpertResponse
         return answer(await self.p2p.call_protobuf_handler(peer_id, order["name"], runtime_pb2.ExpertRequest(), reply))
+
+    async def raw(self, order: dict) -> dict:
+        """Bytes on a stream of that name, past every framing of hivemind."""
+        peer_id = PeerID.from_base58(order["peer"])
+        _info, reader, writer = await self.p2p._client.stream_open(peer_id, (order["name"],))
+        read, closed = b"", False
+        try:
+            writer.write(bytes.fromhex(order["bytes"]))
+            await writer.drain()
+            if order["end"]:
+                writer.write_eof()
+            async with asyncio.timeout(order["timeout"]):
+                while part := await reader.read(65536):
+                    read += part
+                closed = True
+        except (ConnectionError, BrokenPipeError):
+            closed = True
+        except TimeoutError:
+            pass
+        writer.close()
+        return {"answer": read.hex(), "closed": closed}
 
     async def open(self, order: dict) -> dict:
         queue: asyncio.Queue = asyncio.Queue()

@@ -1,0 +1,193 @@
+//! The `sepal` program: bootstrap nodes, servers and clients as processes.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    ANSWER, STARTUP, WORK,
+    hub::{self, Hub},
+    process::Process,
+};
+
+const LOOPBACK: &str = "/ip4/127.0.0.1/tcp/0";
+
+/// A node that others can dial.
+#[derive(Debug)]
+pub struct Node {
+    /// The process.
+    pub process: Process,
+    /// Its first address, with `/p2p/ID`.
+    pub addr: String,
+    /// Its peer id, base58.
+    pub peer_id: String,
+}
+
+/// The program with `arguments`, which every test runs as it was built beside the tests.
+///
+/// # Errors
+///
+/// If it was not built.
+pub fn sepal(hub: &Hub, arguments: &[&str]) -> anyhow::Result<Command> {
+    let mut command = Command::new(program()?);
+    hub.point(&mut command)
+        .args(arguments)
+        .env("RUST_LOG", "warn,sepal=debug");
+    Ok(command)
+}
+
+fn program() -> anyhow::Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let folder = test
+        .parent()
+        .and_then(|deps| deps.parent())
+        .context("no target folder")?;
+    let program = folder.join("sepal");
+    ensure!(
+        program.is_file(),
+        "{} is missing: build it with `cargo build --bin sepal` (scripts/test.sh does)",
+        program.display()
+    );
+    Ok(program)
+}
+
+impl Node {
+    /// `sepal bootstrap`, as the first of a swarm or joining one.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come up.
+    pub fn bootstrap(hub: &Hub, initial_peers: &[&str]) -> anyhow::Result<Self> {
+        let mut arguments = vec!["bootstrap", "--listen", LOOPBACK];
+        if !initial_peers.is_empty() {
+            arguments.push("--initial-peers");
+            arguments.extend(initial_peers);
+        }
+        Self::listening(Process::start("sepal bootstrap", &mut sepal(hub, &arguments)?)?)
+    }
+
+    /// `sepal serve` for these blocks; returns as soon as it listens.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come up.
+    pub fn serve(hub: &Hub, blocks: &str, initial_peers: &[&str], more: &[&str]) -> anyhow::Result<Self> {
+        Self::listening(Self::start_server(hub, blocks, initial_peers, more)?)
+    }
+
+    /// The process of [`Node::serve`], about which nothing is known yet.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn start_server(hub: &Hub, blocks: &str, initial_peers: &[&str], more: &[&str]) -> anyhow::Result<Process> {
+        let mut arguments = vec!["serve", hub::MODEL, "--blocks", blocks, "--listen", LOOPBACK];
+        arguments.extend(["--dtype", "float32", "--throughput", "100", "--update-period", "5"]);
+        if initial_peers.is_empty() {
+            arguments.push("--new-swarm");
+        } else {
+            arguments.push("--initial-peers");
+            arguments.extend(initial_peers);
+        }
+        arguments.extend(more);
+        Process::start(&format!("sepal serve {blocks}"), &mut sepal(hub, &arguments)?)
+    }
+
+    /// Waits for the line that a server prints once its ONLINE records are stored.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come, or names other blocks.
+    pub fn online(&mut self, blocks: &str) -> anyhow::Result<()> {
+        let line = self.process.wait_line("online ", STARTUP)?;
+        ensure!(line == format!("{} {blocks}", hub::PREFIX), "online with {line:?}");
+        Ok(())
+    }
+
+    fn listening(mut process: Process) -> anyhow::Result<Self> {
+        let addr = process.wait_line("listening ", STARTUP)?;
+        let peer_id = addr
+            .rsplit_once("/p2p/")
+            .context("an address without /p2p/")?
+            .1
+            .to_owned();
+        Ok(Self { process, addr, peer_id })
+    }
+}
+
+/// A bootstrap node and servers of ours for these spans, all online.
+#[derive(Debug)]
+pub struct Swarm {
+    /// What others join through.
+    pub bootstrap: Node,
+    /// In the order of the spans.
+    pub servers: Vec<Node>,
+}
+
+impl Swarm {
+    /// Starts them side by side.
+    ///
+    /// # Errors
+    ///
+    /// If one does not come up.
+    pub fn start(hub: &Hub, spans: &[&str], more: &[&str]) -> anyhow::Result<Self> {
+        let bootstrap = Node::bootstrap(hub, &[])?;
+        let servers: anyhow::Result<Vec<Node>> = spans
+            .iter()
+            .map(|span| Node::serve(hub, span, &[&bootstrap.addr], more))
+            .collect();
+        let mut servers = servers?;
+        for (server, span) in servers.iter_mut().zip(spans) {
+            server.online(span)?;
+        }
+        Ok(Self { bootstrap, servers })
+    }
+}
+
+/// `sepal generate`, greedy, started and not waited for. With `json` it prints one object at the end, else the ids as text
+/// while they come.
+///
+/// # Errors
+///
+/// If it cannot be started.
+pub fn start_generate(
+    hub: &Hub,
+    initial: &str,
+    prompt: &[u32],
+    n_tokens: usize,
+    json: bool,
+) -> anyhow::Result<Process> {
+    let prompt: Vec<String> = prompt.iter().map(u32::to_string).collect();
+    let (prompt, n_tokens) = (prompt.join(" "), n_tokens.to_string());
+    let mut arguments = vec!["generate", hub::MODEL, "--initial-peers", initial, "--prompt", &prompt];
+    arguments.extend(["--max-new-tokens", &n_tokens, "--temperature", "0"]);
+    if json {
+        arguments.push("--json");
+    }
+    Process::start("sepal generate", &mut sepal(hub, &arguments)?)
+}
+
+/// `sepal generate --json` to its end.
+///
+/// # Errors
+///
+/// If it fails or prints no object.
+pub fn generate(hub: &Hub, initial: &str, prompt: &[u32], n_tokens: usize) -> anyhow::Result<Value> {
+    let mut process = start_generate(hub, initial, prompt, n_tokens, true)?;
+    let answer = process.answer(WORK)?;
+    let status = process.wait_exit(ANSWER)?;
+    if !status.success() {
+        bail!("sepal generate ended with {status} after {answer}");
+    }
+    Ok(answer)
+}
+
+/// The ids in a JSON list.
+///
+/// # Errors
+///
+/// If it is none.
+pub fn ids(value: &Value) -> anyhow::Result<Vec<u32>> {
+    Ok(serde_json::from_value(value.clone())?)
+}
