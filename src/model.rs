@@ -1,8 +1,10 @@
-//! Transformer blocks: loading and running them. It knows no peers and opens no socket.
+//! Models: finding and loading them, running their blocks, choosing tokens. It knows no peers; only `hub` uses the
+//! network.
 //!
 //! ```text
-//! config.json ──▶ ModelConfig ─┐
-//! *.safetensors ──▶ ModelFiles ┴▶ Blocks ── step(block, cache, x, position) ──▶ x
+//! MODEL ──▶ ModelSource ──▶ ModelConfig ─┐
+//!                └────────▶ ModelFiles ──┴▶ Blocks ── step(block, cache, x, position) ──▶ x
+//!                                   └─────▶ Ends   ── embed(tokens) ──▶ x ──▶ logits ──▶ Sampler ──▶ token
 //! ```
 //!
 //! A step goes through these files: `block` (the layer, in paper order) calls `linear` (matrix products), `rope`
@@ -11,18 +13,23 @@
 
 mod attention;
 mod block;
+mod builtin;
 mod config;
 mod cpu;
+mod ends;
 mod error;
 mod family;
 mod files;
+mod generation;
 mod grad;
+mod hub;
 mod kv;
 mod linear;
 mod load;
 mod number;
 mod rope;
 mod sample;
+mod source;
 mod tensor;
 
 use std::{ops::Range, sync::Arc};
@@ -31,14 +38,18 @@ use attention::Heads;
 use block::{Block, Segment, Shared};
 pub use config::{ModelConfig, RopeConfig, RopeScaling, WeightDType};
 use cpu::Kernels;
+pub use ends::Ends;
 pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::Family;
 pub use files::{ModelFiles, ShardIndex};
+pub use generation::GenerationConfig;
+pub use hub::{HubError, HubOptions};
 pub use kv::Cache;
 use kv::{KvShape, Row};
 use load::TensorReader;
 use rope::Rope;
 pub use sample::{SampleError, Sampler, SamplingParams};
+pub use source::{ModelSource, ResolveError};
 pub use tensor::Hidden;
 
 /// Activations a step may hold at a time, in bytes; longer steps are computed in parts. Petals' `max_chunk_size_bytes`.

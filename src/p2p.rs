@@ -185,14 +185,6 @@ impl P2p {
         self.connected.borrow().iter().copied().collect()
     }
 
-    /// Waits until a peer connects or disconnects.
-    pub async fn connections_changed(&self) {
-        let mut connected = self.connected.clone();
-        connected.mark_unchanged();
-        // An error means that the host has stopped: then nothing will change again.
-        let _ = connected.changed().await;
-    }
-
     /// Connects to the peer at `addr`, which ends in `/p2p/PEER-ID`. Returns at once if it is connected already.
     ///
     /// # Errors

@@ -151,6 +151,14 @@ pub enum ComputeError {
         /// What is loaded.
         span: Range<u32>,
     },
+    /// The vocabulary has no such token.
+    #[error("token {token} was given, but the vocabulary has {vocab_size} tokens")]
+    Token {
+        /// What was given.
+        token: u32,
+        /// How many there are.
+        vocab_size: usize,
+    },
     /// The activations are not what their shape says.
     #[error("activations of shape {shape:?} have {found} numbers")]
     Size {

@@ -11,26 +11,25 @@ use libp2p::{
     Multiaddr, PeerId, Swarm, TransportError, identify,
     kad::{self, QueryId},
     ping,
-    swarm::{
-        self, ConnectionId, SwarmEvent,
-        dial_opts::{DialOpts, PeerCondition},
-    },
+    swarm::{ConnectionId, SwarmEvent},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+mod addresses;
+mod finding;
+
 use super::{
-    Config,
-    addr::{self, Reach},
+    Config, addr,
     behaviour::{Behaviour, BehaviourEvent, is_swarm_member},
     book::Book,
     error::{BindError, DialError},
     kad_server::{self, Found},
     router::{Handler, HandlerLimits},
-    rpc::{OpenFailure, OpenRequest, Refused},
-    seek::{self, Seek, Stage},
-    short_id,
+    rpc::OpenRequest,
+    seek::{Seek, Stage},
+    short_id, transport,
 };
 
 /// How long a listener may take to report its address.
@@ -134,6 +133,12 @@ impl Actor {
             let peer = addr::peer_of(&known).ok_or_else(|| BindError::KnownPeer { addr: known.clone() })?;
             self.book.configure(peer, &known, Instant::now());
         }
+        for addr in &self.config.listen {
+            transport::probe_port(addr).map_err(|source| BindError::Listen {
+                addr: addr.clone(),
+                source,
+            })?;
+        }
         let mut waiting = HashMap::new();
         for addr in self.config.listen.clone() {
             let id = self
@@ -226,11 +231,9 @@ impl Actor {
                 endpoint,
                 ..
             } => {
-                let remote = endpoint.get_remote_address().clone();
-                debug!(peer = %short_id(&peer_id), %remote, dialed = endpoint.is_dialer(), "connected");
-                let now = Instant::now();
-                self.book
-                    .connected(peer_id, connection_id, &remote, endpoint.is_dialer(), now);
+                let (remote, dialed) = (endpoint.get_remote_address(), endpoint.is_dialer());
+                debug!(peer = %short_id(&peer_id), %remote, dialed, "connected");
+                self.book.connected(peer_id, connection_id, &endpoint, Instant::now());
                 self.outputs.connected.send_if_modified(|all| all.insert(peer_id));
                 self.on_connected(peer_id);
             }
@@ -292,236 +295,6 @@ impl Actor {
         } else {
             kad.remove_peer(&peer);
         }
-    }
-
-    // ---- connections -------------------------------------------------------------------------------------------------
-
-    fn connect(&mut self, peer: PeerId, addr: Multiaddr, reply: oneshot::Sender<Result<(), DialError>>) {
-        if peer == *self.swarm.local_peer_id() {
-            let _ = reply.send(Err(DialError::Ourselves));
-            return;
-        }
-        if self.book.is_connected(&peer) {
-            let _ = reply.send(Ok(()));
-            return;
-        }
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::Always)
-            .addresses(vec![addr])
-            .allocate_new_port()
-            .build();
-        let id = options.connection_id();
-        match self.swarm.dial(options) {
-            Ok(()) => {
-                self.connects.insert(id, (peer, reply));
-            }
-            Err(error) => {
-                let _ = reply.send(Err(seek::dial_error(&error)));
-            }
-        }
-    }
-
-    fn open(&mut self, peer: PeerId, request: OpenRequest) {
-        if peer == *self.swarm.local_peer_id() {
-            let _ = request.reply.send(Err(OpenFailure::Dial(DialError::Ourselves)));
-            return;
-        }
-        match self.swarm.behaviour_mut().rpc.open(&peer, request) {
-            Ok(()) => {}
-            Err(Refused::Busy(request)) => {
-                let _ = request.reply.send(Err(OpenFailure::Busy));
-            }
-            Err(Refused::NotConnected(request)) => {
-                self.seeks.entry(peer).or_insert_with(Seek::new).park(request);
-                self.begin(peer);
-            }
-        }
-    }
-
-    fn on_connected(&mut self, peer: PeerId) {
-        let named: Vec<ConnectionId> = self
-            .connects
-            .iter()
-            .filter(|(_, (wanted, _))| *wanted == peer)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in named {
-            if let Some((_, reply)) = self.connects.remove(&id) {
-                let _ = reply.send(Ok(()));
-            }
-        }
-        let Some(seek) = self.seeks.remove(&peer) else { return };
-        if let Stage::Lookup(id) = seek.stage {
-            self.lookups.remove(&id);
-            if let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&id) {
-                query.finish();
-            }
-        }
-        for request in seek.into_parked() {
-            self.open(peer, request);
-        }
-    }
-
-    fn on_dial_failed(&mut self, id: ConnectionId, peer: Option<PeerId>, error: &swarm::DialError) {
-        if matches!(error, swarm::DialError::DialPeerConditionFalse(_)) {
-            return;
-        }
-        if let Some((_, reply)) = self.connects.remove(&id) {
-            let _ = reply.send(Err(seek::dial_error(error)));
-        }
-        let Some(peer) = peer else { return };
-        debug!(peer = %short_id(&peer), %error, "not reached");
-        for addr in seek::failed_addrs(error) {
-            self.book.failed(peer, &addr);
-        }
-        let Some(seek) = self.seeks.get_mut(&peer) else { return };
-        match seek.stage {
-            // The query goes on with the addresses that others tell.
-            Stage::Lookup(_) => seek.note(seek::dial_error(error)),
-            stage => self.on_stage_failed(peer, stage, seek::dial_error(error)),
-        }
-    }
-
-    // ---- finding a peer ----------------------------------------------------------------------------------------------
-
-    /// Starts to look for `peer` unless that is under way.
-    fn begin(&mut self, peer: PeerId) {
-        if self.seeks.get(&peer).is_some_and(|seek| seek.stage == Stage::Start) {
-            self.next_stage(peer, Stage::Start);
-        }
-    }
-
-    fn on_stage_failed(&mut self, peer: PeerId, failed: Stage, error: DialError) {
-        let Some(seek) = self.seeks.get_mut(&peer) else { return };
-        if seek.stage == failed {
-            seek.note(error);
-            self.next_stage(peer, failed);
-        }
-    }
-
-    /// Takes the first step after `stage` that can be taken.
-    fn next_stage(&mut self, peer: PeerId, stage: Stage) {
-        let (relayed, direct): (Vec<_>, Vec<_>) = self
-            .book
-            .addresses(&peer, Instant::now())
-            .into_iter()
-            .partition(|addr| addr::reach(addr) == Some(Reach::Relayed));
-        let next = match stage {
-            Stage::Start if self.dial(peer, &direct) => Some(Stage::Direct),
-            Stage::Start | Stage::Direct if self.dial(peer, &relayed) => Some(Stage::Relayed),
-            Stage::Start | Stage::Direct | Stage::Relayed => {
-                let id = self.swarm.behaviour_mut().kad.get_closest_peers(peer);
-                self.lookups.insert(id, peer);
-                Some(Stage::Lookup(id))
-            }
-            // No addresses of our own here: this only tells whether a dial of the query is still under way.
-            Stage::Lookup(_) => self.is_being_dialed(peer).then_some(Stage::LastDial),
-            Stage::LastDial => None,
-        };
-        match (next, self.seeks.get_mut(&peer)) {
-            (Some(next), Some(seek)) => seek.stage = next,
-            (None, Some(_)) => {
-                if let Some(seek) = self.seeks.remove(&peer) {
-                    let error = seek.fail();
-                    debug!(peer = %short_id(&peer), %error, "given up");
-                }
-            }
-            (_, None) => {}
-        }
-    }
-
-    /// Dials the addresses, if any. A dial of someone else that is under way counts as ours.
-    fn dial(&mut self, peer: PeerId, addrs: &[Multiaddr]) -> bool {
-        if addrs.is_empty() {
-            return false;
-        }
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
-            .addresses(addrs.to_vec())
-            .allocate_new_port()
-            .build();
-        matches!(
-            self.swarm.dial(options),
-            Ok(()) | Err(swarm::DialError::DialPeerConditionFalse(_))
-        )
-    }
-
-    fn is_being_dialed(&mut self, peer: PeerId) -> bool {
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
-            .addresses(Vec::new())
-            .build();
-        matches!(
-            self.swarm.dial(options),
-            Err(swarm::DialError::DialPeerConditionFalse(_))
-        )
-    }
-
-    // ---- addresses ---------------------------------------------------------------------------------------------------
-
-    /// Who is near `target`, and `target` itself if it can be reached; see `kad_server.rs` for why.
-    fn closest(&mut self, target: PeerId, from: PeerId) -> Vec<Found> {
-        let to = self.book.connected_over(&from).unwrap_or(Reach::Public);
-        let ourselves = *self.swarm.local_peer_id();
-        if target == ourselves {
-            let addrs = self.announced().into_iter().filter(|addr| addr::tellable(addr, to));
-            return vec![Found {
-                peer: ourselves,
-                addrs: addrs.collect(),
-                connected: true,
-            }];
-        }
-        let key = kad::KBucketKey::from(target);
-        let kad = &mut self.swarm.behaviour_mut().kad;
-        let mut peers: Vec<PeerId> = kad
-            .find_closest_local_peers(&key, &from)
-            .map(|near| near.node_id)
-            .collect();
-        if target != from && !peers.contains(&target) {
-            peers.push(target);
-        }
-        let now = Instant::now();
-        let found = peers.into_iter().map(|peer| Found {
-            peer,
-            addrs: self
-                .book
-                .addresses(&peer, now)
-                .iter()
-                .filter(|addr| addr::tellable(addr, to))
-                .map(addr::without_peer)
-                .collect(),
-            connected: self.book.is_connected(&peer),
-        });
-        found.filter(|found| !found.addrs.is_empty()).collect()
-    }
-
-    fn announced(&self) -> Vec<Multiaddr> {
-        addr::announced(&self.config.announce, &self.listened)
-    }
-
-    fn unlisten(&mut self, addrs: &[Multiaddr]) {
-        self.listened.retain(|addr| !addrs.contains(addr));
-        self.announce();
-    }
-
-    /// Tells identify and the handles which addresses are ours now.
-    fn announce(&mut self) {
-        let announced = self.announced();
-        let stale: Vec<Multiaddr> = self
-            .swarm
-            .external_addresses()
-            .filter(|addr| !announced.contains(addr))
-            .cloned()
-            .collect();
-        for addr in stale {
-            self.swarm.remove_external_address(&addr);
-        }
-        for addr in &announced {
-            self.swarm.add_external_address(addr.clone());
-        }
-        let ourselves = *self.swarm.local_peer_id();
-        let full = announced.iter().filter_map(|addr| addr::with_peer(addr, ourselves));
-        self.outputs.addrs.send_replace(full.collect());
     }
 
     fn keep_house(&mut self) {

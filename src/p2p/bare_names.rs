@@ -101,13 +101,13 @@ impl Rewriter {
         }
     }
 
-    /// Bytes that our side wrote; what they become is in [`Rewriter::to_wire`].
+    /// Bytes that our side wrote; what they become is in [`Rewriter::wire_bytes`].
     pub(crate) fn sent(&mut self, bytes: &[u8]) {
         self.outward().partial.put_slice(bytes);
         self.advance();
     }
 
-    /// Bytes that came from the wire; what they become is in [`Rewriter::to_local`].
+    /// Bytes that came from the wire; what they become is in [`Rewriter::local_bytes`].
     pub(crate) fn received(&mut self, bytes: &[u8]) {
         self.inward().partial.put_slice(bytes);
         self.advance();
@@ -119,12 +119,12 @@ impl Rewriter {
     }
 
     /// Bytes to be written to the wire.
-    pub(crate) fn to_wire(&mut self) -> &mut BytesMut {
+    pub(crate) fn wire_bytes(&mut self) -> &mut BytesMut {
         &mut self.outward().ready
     }
 
     /// Bytes to be read by our side.
-    pub(crate) fn to_local(&mut self) -> &mut BytesMut {
+    pub(crate) fn local_bytes(&mut self) -> &mut BytesMut {
         &mut self.inward().ready
     }
 

@@ -23,10 +23,11 @@ const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(12 * 60 * 60);
 /// what Go nodes send.
 const MAX_KAD_PACKET: usize = 1024 * 1024;
 
-/// Kad parameters of go-libp2p-kad-dht: queries in flight, limit of one query, refresh of the table.
+/// Kad requests in flight per query, and how often the table is refreshed: those of go-libp2p-kad-dht.
 const KAD_PARALLELISM: NonZeroUsize = NonZeroUsize::new(10).unwrap();
-const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(60);
 const KAD_REFRESH: Duration = Duration::from_secs(10 * 60);
+/// Limit of one query; whoever waits for it gives up after 3 to 5 s mostly.
+const KAD_QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection whose other end is silent for interval + timeout is closed.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -87,8 +88,9 @@ fn behaviour(
                 .with_max_established_per_peer(Some(limits.connections_per_peer)),
         ),
         rpc: rpc::Behaviour::new(registry),
+        // Without a signed record: Go nodes check it under another domain, and log an error for each of ours.
         identify: identify::Behaviour::new(
-            identify::Config::new_with_signed_peer_record(String::new(), keypair)
+            identify::Config::new(String::new(), keypair.public())
                 .with_agent_version(AGENT.to_owned())
                 .with_push_listen_addr_updates(true)
                 // What is announced is decided by `addr.rs`, and set as external addresses.

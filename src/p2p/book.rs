@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libp2p::{Multiaddr, PeerId, swarm::ConnectionId};
+use libp2p::{Multiaddr, PeerId, core::ConnectedPoint, swarm::ConnectionId};
 
 use super::addr::{self, Reach};
 
@@ -45,13 +45,14 @@ impl Book {
         add(known, addr::with_peer(addr, peer));
     }
 
-    /// A new connection. `dialed` is the address that worked, if we were the dialer.
-    pub(crate) fn connected(&mut self, peer: PeerId, id: ConnectionId, remote: &Multiaddr, dialed: bool, now: Instant) {
+    /// A new connection. If we made it, its address is one that works.
+    pub(crate) fn connected(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint, now: Instant) {
+        let remote = endpoint.get_remote_address();
         // The other end of an inbound relayed connection has no address of its own.
         let reach = addr::reach(remote).unwrap_or(Reach::Relayed);
         let known = self.entry(peer, now);
         known.connections.insert(id, reach);
-        if dialed {
+        if endpoint.is_dialer() {
             add(known, addr::with_peer(remote, peer));
         }
     }
@@ -183,7 +184,12 @@ mod tests {
     fn addresses_of_a_peer_that_left_are_kept_for_half_an_hour() {
         let (mut book, peer, start) = (Book::default(), PeerId::random(), Instant::now());
         let id = ConnectionId::new_unchecked(1);
-        book.connected(peer, id, &addr("/ip4/8.8.8.8/tcp/1"), true, start);
+        let dialed = ConnectedPoint::Dialer {
+            address: addr("/ip4/8.8.8.8/tcp/1"),
+            role_override: libp2p::core::Endpoint::Dialer,
+            port_use: libp2p::core::transport::PortUse::New,
+        };
+        book.connected(peer, id, &dialed, start);
         let much_later = start + 10 * ADDRESS_TTL;
         assert_eq!(
             book.addresses(&peer, much_later).len(),
@@ -220,7 +226,7 @@ mod tests {
     #[test]
     fn the_table_and_the_addresses_in_it_are_bounded() {
         let (mut book, now) = (Book::default(), Instant::now());
-        let many: Vec<Multiaddr> = (1..100).map(|port| addr(&format!("/ip4/8.8.8.8/tcp/{port}"))).collect();
+        let many: Vec<Multiaddr> = (1..20).map(|port| addr(&format!("/ip4/8.8.8.8/tcp/{port}"))).collect();
         for n in 0..MAX_PEERS + 10 {
             book.announced(PeerId::random(), &many, now + Duration::from_millis(n as u64));
         }

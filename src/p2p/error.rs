@@ -55,7 +55,7 @@ pub enum DialError {
     #[error("no address of the peer is known")]
     NotFound,
     /// Every known address was tried in vain.
-    #[error("none of {} addresses could be reached", tried.len())]
+    #[error("none of {} addresses could be reached{}", tried.len(), first_reasons(tried))]
     Unreachable {
         /// What was tried, with what the transport said.
         tried: Vec<(Multiaddr, String)>,
@@ -197,6 +197,12 @@ impl HandlerError {
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
+}
+
+/// The first few of what was tried; a peer may have sixteen addresses.
+fn first_reasons(tried: &[(Multiaddr, String)]) -> String {
+    let shown = tried.iter().take(3).map(|(addr, reason)| format!("; {addr}: {reason}"));
+    shown.collect()
 }
 
 /// Tells "the peer refused the name" from other failures: libp2p reports it as an I/O error at the first read.

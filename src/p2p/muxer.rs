@@ -114,8 +114,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Substream<S> {
     fn retire(&mut self) {
         if let Some(rewriter) = &mut self.rewriter
             && rewriter.is_done()
-            && rewriter.to_wire().is_empty()
-            && rewriter.to_local().is_empty()
+            && rewriter.wire_bytes().is_empty()
+            && rewriter.local_bytes().is_empty()
         {
             self.rewriter = None;
         }
@@ -124,7 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Substream<S> {
     /// Writes out everything that was rewritten.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(rewriter) = &mut self.rewriter {
-            let out = rewriter.to_wire();
+            let out = rewriter.wire_bytes();
             while !out.is_empty() {
                 let n = ready!(Pin::new(&mut self.inner).poll_write(cx, out))?;
                 if n == 0 {
@@ -145,7 +145,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Substream<S> {
             let Some(rewriter) = &mut this.rewriter else {
                 return Pin::new(&mut this.inner).poll_read(cx, buf);
             };
-            let ready_bytes = rewriter.to_local();
+            let ready_bytes = rewriter.local_bytes();
             if !ready_bytes.is_empty() {
                 let n = ready_bytes.len().min(buf.len());
                 ready_bytes.copy_to_slice(&mut buf[..n]);
@@ -164,7 +164,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Substream<S> {
             match ready!(Pin::new(&mut this.inner).poll_read(cx, &mut chunk))? {
                 0 => {
                     rewriter.ended();
-                    if rewriter.to_local().is_empty() {
+                    if rewriter.local_bytes().is_empty() {
                         return Poll::Ready(Ok(0));
                     }
                 }

@@ -166,6 +166,12 @@ impl Router {
     pub fn spawn(self, tasks: &Tasks) {
         self.p2p.registry.add(self.handlers, tasks);
         self.p2p.names_changed();
+        let (p2p, stop) = (self.p2p, tasks.token());
+        tasks.spawn("router", async move {
+            stop.cancelled().await;
+            p2p.registry.remove_stopped();
+            p2p.names_changed();
+        });
     }
 }
 
@@ -212,6 +218,15 @@ impl Registry {
                 );
             }
         }
+        table.names = table.services.keys().cloned().collect();
+    }
+
+    /// Names whose tasks are told to stop are unknown from now on. Calls that run are ended by the tasks themselves.
+    fn remove_stopped(&self) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table
+            .services
+            .retain(|_, service| !service.tasks.token().is_cancelled());
         table.names = table.services.keys().cloned().collect();
     }
 

@@ -336,3 +336,57 @@ impl ConnectionHandler for Handler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> Multiaddr {
+        text.parse().unwrap()
+    }
+
+    fn request() -> (OpenRequest, oneshot::Receiver<Result<Stream, OpenFailure>>) {
+        let (reply, opened) = oneshot::channel();
+        let name = Name::new("A.b");
+        (OpenRequest { name, reply }, opened)
+    }
+
+    fn asked(handler: &mut Handler) -> bool {
+        matches!(handler.commands.try_recv(), Ok(ToHandler::Open(_)))
+    }
+
+    #[test]
+    fn a_stream_is_asked_of_a_direct_connection_and_of_the_newest() {
+        let (mut rpc, peer) = (Behaviour::new(Arc::default()), PeerId::random());
+        let direct = addr("/ip4/8.8.8.8/tcp/1");
+        let circuit = direct
+            .clone()
+            .with(Protocol::P2p(PeerId::random()))
+            .with(Protocol::P2pCircuit);
+        let mut older = rpc.add_link(peer, ConnectionId::new_unchecked(1), &direct);
+        let mut newer = rpc.add_link(peer, ConnectionId::new_unchecked(2), &direct);
+        let mut relayed = rpc.add_link(peer, ConnectionId::new_unchecked(3), &circuit);
+
+        assert!(rpc.open(&peer, request().0).is_ok());
+        assert!(asked(&mut newer) && !asked(&mut older) && !asked(&mut relayed));
+        drop(newer);
+        assert!(rpc.open(&peer, request().0).is_ok());
+        assert!(asked(&mut older) && !asked(&mut relayed));
+        rpc.drop_link(peer, ConnectionId::new_unchecked(1));
+        rpc.drop_link(peer, ConnectionId::new_unchecked(2));
+        assert!(rpc.open(&peer, request().0).is_ok());
+        assert!(asked(&mut relayed));
+        rpc.drop_link(peer, ConnectionId::new_unchecked(3));
+        assert!(matches!(rpc.open(&peer, request().0), Err(Refused::NotConnected(_))));
+    }
+
+    #[test]
+    fn more_waiting_streams_than_the_bound_are_refused() {
+        let (mut rpc, peer) = (Behaviour::new(Arc::default()), PeerId::random());
+        let _handler = rpc.add_link(peer, ConnectionId::new_unchecked(1), &addr("/ip4/8.8.8.8/tcp/1"));
+        for _ in 0..MAX_WAITING {
+            assert!(rpc.open(&peer, request().0).is_ok());
+        }
+        assert!(matches!(rpc.open(&peer, request().0), Err(Refused::Busy(_))));
+    }
+}

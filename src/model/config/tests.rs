@@ -86,6 +86,7 @@ fn sizes_that_do_not_fit_together_are_refused() {
         (json!({"rms_norm_eps": -1.0}), "rms_norm_eps"),
         (json!({"rope_theta": 0.0}), "rope_theta"),
         (json!({"hidden_act": "gelu"}), "hidden_act"),
+        (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         (json!({"rope_scaling": {"type": "linear", "factor": 0.5}}), "factor"),
         (json!({"rope_scaling": {"type": "linear"}}), "factor"),
         (

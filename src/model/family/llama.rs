@@ -36,6 +36,13 @@ pub(super) fn read_config(raw: &Map<String, Value>) -> Result<ModelConfig, Confi
             problem: "is not \"silu\"",
         });
     }
+    let rotated: Option<f32> = optional(raw, "partial_rotary_factor")?;
+    if rotated.is_some_and(|share| share != 1.0) {
+        return Err(ConfigError::Value {
+            field: "partial_rotary_factor",
+            problem: "is not 1",
+        });
+    }
     let hidden_size: usize = required(raw, "hidden_size")?;
     let n_heads: usize = required(raw, "num_attention_heads")?;
     let head_dim = optional(raw, "head_dim")?.unwrap_or(hidden_size / n_heads.max(1));

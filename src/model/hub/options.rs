@@ -1,0 +1,76 @@
+//! Where the cache is and how the hub is reached, by the variables that every Hugging Face tool reads.
+
+use std::path::{Path, PathBuf};
+
+/// The hub that is meant when `HF_ENDPOINT` is not set.
+const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// How repositories are found. [`HubOptions::from_variables`] reads what other tools read.
+#[derive(Clone)]
+pub struct HubOptions {
+    /// Holds one folder `models--OWNER--NAME` per repository; absolute.
+    pub cache: PathBuf,
+    /// Use the cache only.
+    pub offline: bool,
+    /// Shown to the hub with every request.
+    pub token: Option<String>,
+    /// Base of all URLs, with `http://` or `https://`.
+    pub endpoint: String,
+    /// Branch, tag or commit; `main` if absent.
+    pub revision: Option<String>,
+}
+
+impl HubOptions {
+    /// Reads `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_TOKEN_PATH` and
+    /// `HF_ENDPOINT` through `variable`, with the precedence of `huggingface_hub` (`constants.py`). A token may also lie
+    /// in the file that logging in with the hub's own tool writes.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+        let path = |name: &str| set(name).map(PathBuf::from);
+        let home = path("HF_HOME").unwrap_or_else(|| {
+            path("XDG_CACHE_HOME")
+                .unwrap_or_else(|| {
+                    path("HOME")
+                        .or_else(|| path("USERPROFILE"))
+                        .unwrap_or_default()
+                        .join(".cache")
+                })
+                .join("huggingface")
+        });
+        let cache = path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub"));
+        let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        Self {
+            // A relative cache is relative to the working directory, which a long-running program may change.
+            cache: std::path::absolute(&cache).unwrap_or(cache),
+            offline: set("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            token: set("HF_TOKEN")
+                .or_else(|| read_token(&token_file))
+                .map(|token| token.trim().to_owned()),
+            endpoint: set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
+            revision: None,
+        }
+    }
+}
+
+fn is_true(value: &str) -> bool {
+    ["1", "ON", "YES", "TRUE"].contains(&value.trim().to_uppercase().as_str())
+}
+
+fn read_token(path: &Path) -> Option<String> {
+    std::fs::read_to_string(path)
+        .ok()
+        .filter(|token| !token.trim().is_empty())
+}
+
+/// Without the token: options are logged.
+impl std::fmt::Debug for HubOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HubOptions")
+            .field("cache", &self.cache)
+            .field("offline", &self.offline)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("endpoint", &self.endpoint)
+            .field("revision", &self.revision)
+            .finish()
+    }
+}
