@@ -9,7 +9,7 @@
 //! ```
 //!
 //! It moves no tensors and runs no blocks. [`spans`], [`route`], [`placement`] and the estimates of [`ping`] are pure:
-//! time and randomness are arguments. `directory`, `announce` and [`reachability`] talk to the DHT and to peers.
+//! time and randomness are arguments. [`directory`], [`announce`] and [`reachability`] talk to the DHT and to peers.
 //!
 //! One word per thing, here and in the layers above:
 //!
@@ -39,7 +39,12 @@ pub mod models;
 
 pub mod reachability;
 
+pub mod directory;
+
+pub mod announce;
+
 #[cfg(test)]
 mod testing;
 
+pub use directory::Directory;
 pub use spans::{Snapshot, Span};

@@ -3,13 +3,15 @@
 use std::{
     collections::{BTreeSet, HashMap},
     ops::Range,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use futures::future::join_all;
 use rand::{Rng, seq::IteratorRandom};
 use sepal_protocol::record::ServerState;
 
 use crate::{
+    dht::Dht,
     p2p::PeerId,
     swarm::{Snapshot, spans::BlockRecords},
 };
@@ -105,6 +107,26 @@ pub fn sample_for_server(next_blocks: &[BlockRecords], me: PeerId, rng: &mut imp
             peers.into_iter().choose_multiple(rng, SERVER_SAMPLE)
         })
         .collect()
+}
+
+/// Pings all of `peers` at once and returns the round trips in seconds, infinite where there was no answer in time.
+///
+/// A peer that says it does not know the call is there all the same: Python servers behind a relay do not serve DHT
+/// calls. (Petals waits for a text that its own daemon no longer sends, and takes such servers for unreachable.)
+pub async fn measure(dht: &Dht, peers: impl IntoIterator<Item = PeerId>, timeout: Duration) -> Vec<(PeerId, f64)> {
+    let pings = peers.into_iter().map(|peer| async move {
+        let asked = Instant::now();
+        let rtt = match dht.ping(peer, timeout).await {
+            Ok(rtt) => rtt.as_secs_f64(),
+            Err(error) if error.is_unknown_name() => asked.elapsed().as_secs_f64(),
+            Err(error) => {
+                tracing::debug!(%peer, %error, "no answer to a ping");
+                f64::INFINITY
+            }
+        };
+        (peer, rtt)
+    });
+    join_all(pings).await
 }
 
 fn records(blocks: &[BlockRecords], range: Range<u32>) -> &[BlockRecords] {

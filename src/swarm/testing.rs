@@ -6,7 +6,8 @@ use sepal_protocol::record::{ServerInfo, ServerState};
 use serde_json::Value;
 
 use crate::{
-    p2p::{self, P2p, PeerId},
+    dht::{self, Dht},
+    p2p::{self, Multiaddr, P2p, PeerId, Router},
     swarm::spans::BlockRecords,
     task::Tasks,
 };
@@ -19,6 +20,19 @@ pub(crate) async fn host(tasks: &Tasks, listens: bool) -> P2p {
         config.client_mode = true;
     }
     P2p::bind(config, tasks).await.unwrap()
+}
+
+/// A DHT node that is reachable and has joined the others through `initial_peers`.
+pub(crate) async fn node(tasks: &Tasks, initial_peers: Vec<Multiaddr>) -> (P2p, Dht) {
+    let p2p = host(tasks, true).await;
+    let config = dht::Config {
+        initial_peers,
+        ..dht::Config::default()
+    };
+    let dht = Dht::spawn(p2p.clone(), config, tasks);
+    Router::new(p2p.clone()).serve(dht.handlers()).spawn(tasks);
+    dht.bootstrap().await.unwrap();
+    (p2p, dht)
 }
 
 /// Peer `i` of the vectors: the identity hash 0x12, 32 bytes, all of them `i`.

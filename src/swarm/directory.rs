@@ -1,0 +1,252 @@
+//! Who serves which blocks now: reads the records of a model out of the DHT and keeps the last picture of it.
+//!
+//! It chooses no route and bans nobody; it only knows what the DHT says, minus what the user does not want to see.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
+
+use sepal_protocol::{
+    dht_id::DhtId,
+    msgpack::Value,
+    record::{BlockUid, MODEL_REGISTRY_KEY, ModelInfo, ServerInfo},
+    value::{DictEntry, Dictionary},
+};
+use tokio::sync::{Mutex, watch};
+
+use crate::{
+    dht::{Dht, Found, Freshness},
+    p2p::PeerId,
+    swarm::{Snapshot, spans::BlockRecords},
+};
+
+/// Which servers a user wants to see. Everyone, unless set otherwise.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Only servers that announce this adapter.
+    pub adapter: Option<String>,
+    /// Only these servers.
+    pub allowed: Option<HashSet<PeerId>>,
+    /// None of these servers.
+    pub blocked: HashSet<PeerId>,
+}
+
+impl Filter {
+    fn admits(&self, peer: &PeerId, info: &ServerInfo) -> bool {
+        let allowed = self.allowed.as_ref().is_none_or(|allowed| allowed.contains(peer));
+        let adapted = self
+            .adapter
+            .as_ref()
+            .is_none_or(|adapter| info.adapters.contains(adapter));
+        allowed && adapted && !self.blocked.contains(peer)
+    }
+}
+
+/// What the DHT says about one model. Clones share the last picture.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    dht: Dht,
+    prefix: String,
+    n_blocks: u32,
+    filter: Filter,
+    current: watch::Sender<Arc<Snapshot>>,
+    /// Held while the DHT is asked, so that an older answer never replaces a newer one.
+    refreshing: Mutex<()>,
+}
+
+impl Directory {
+    /// A directory of the model that is called `prefix` in the DHT and has `n_blocks` blocks. Empty until the first
+    /// [`refresh`](Self::refresh).
+    pub fn new(dht: Dht, prefix: impl Into<String>, n_blocks: u32) -> Self {
+        Self::filtered(dht, prefix, n_blocks, Filter::default())
+    }
+
+    /// The same, for a user who does not want to see every server.
+    pub fn filtered(dht: Dht, prefix: impl Into<String>, n_blocks: u32, filter: Filter) -> Self {
+        let prefix = prefix.into();
+        let empty = vec![BlockRecords::new(); n_blocks as usize];
+        let current = watch::Sender::new(Arc::new(Snapshot::new(prefix.clone(), empty)));
+        let shared = Shared {
+            dht,
+            prefix,
+            n_blocks,
+            filter,
+            current,
+            refreshing: Mutex::new(()),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The last picture.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.current.borrow().clone()
+    }
+
+    /// Told at every new picture.
+    pub fn updates(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.shared.current.subscribe()
+    }
+
+    /// Asks the DHT for the latest records of all blocks and returns the new picture. Blocks of which nothing is found
+    /// are served by nobody, as far as this node can tell.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the last picture as it was.
+    pub async fn refresh(&self) -> Arc<Snapshot> {
+        let shared = &*self.shared;
+        let _one_at_a_time = shared.refreshing.lock().await;
+        let mut blocks = read_blocks(&shared.dht, &shared.prefix, 0..shared.n_blocks).await;
+        for servers in &mut blocks {
+            servers.retain(|peer, info| shared.filter.admits(peer, info));
+        }
+        let snapshot = Arc::new(Snapshot::new(shared.prefix.clone(), blocks));
+        shared.current.send_replace(snapshot.clone());
+        snapshot
+    }
+}
+
+/// The latest records of some blocks of the model `prefix`, in block order. Records that no Petals reader would accept
+/// are left out.
+pub async fn read_blocks(dht: &Dht, prefix: &str, blocks: Range<u32>) -> Vec<BlockRecords> {
+    let keys = blocks.clone().map(|block| block_key(prefix, block)).collect();
+    let found = dht.get_many(keys, Freshness::Latest).await;
+    let records = blocks.zip(found).map(|(block, found)| match found {
+        Some(Found::Dictionary(servers)) => block_records(&servers, block),
+        Some(Found::Regular { .. }) => {
+            tracing::debug!(prefix, block, "skipped a record without a peer id");
+            BlockRecords::new()
+        }
+        None => BlockRecords::new(),
+    });
+    records.collect()
+}
+
+/// The models that servers have put into the public registry, by prefix.
+pub async fn read_registry(dht: &Dht) -> BTreeMap<String, ModelInfo> {
+    let found = dht
+        .get_many(vec![DhtId::of_str(MODEL_REGISTRY_KEY)], Freshness::Latest)
+        .await;
+    let Some(Some(Found::Dictionary(models))) = found.into_iter().next() else {
+        return BTreeMap::new();
+    };
+    let readable = models.entries.iter().filter_map(|entry| {
+        let prefix = entry.subkey.as_str()?.to_string();
+        match ModelInfo::decode(&entry.value) {
+            Ok(info) => Some((prefix, info)),
+            Err(error) => {
+                tracing::debug!(prefix, %error, "skipped a malformed registry entry");
+                None
+            }
+        }
+    });
+    readable.collect()
+}
+
+/// Where the record of one block is kept.
+pub(crate) fn block_key(prefix: &str, block: u32) -> DhtId {
+    DhtId::of_str(&BlockUid::format_chain(prefix, block..block + 1))
+}
+
+fn block_records(servers: &Dictionary, block: u32) -> BlockRecords {
+    let readable = servers.entries.iter().filter_map(|entry| server_record(entry, block));
+    readable.collect()
+}
+
+fn server_record(entry: &DictEntry, block: u32) -> Option<(PeerId, ServerInfo)> {
+    let Some(peer) = server_of(&entry.subkey) else {
+        tracing::debug!(block, subkey = %entry.subkey, "skipped a record that is not under a peer id");
+        return None;
+    };
+    match ServerInfo::decode(&entry.value) {
+        Ok(info) => Some((peer, info)),
+        Err(error) => {
+            tracing::debug!(block, %peer, %error, "skipped a malformed record");
+            None
+        }
+    }
+}
+
+/// The peer whose record is kept under `subkey`.
+pub(crate) fn server_of(subkey: &Value) -> Option<PeerId> {
+    subkey.as_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_protocol::{record::ServerState, value::Subkey};
+
+    use super::*;
+    use crate::{
+        dht::StoreItem,
+        swarm::testing::{node, peer, server},
+        task::Tasks,
+    };
+
+    async fn store(dht: &Dht, block: u32, subkey: Subkey, value: Vec<u8>) {
+        let item = StoreItem {
+            key: block_key("m", block),
+            subkey,
+            value,
+            expiration: dht.now() + 60.0,
+        };
+        assert_eq!(dht.store_many(vec![item]).await, [true]);
+    }
+
+    #[tokio::test]
+    async fn readable_records_are_found_by_other_nodes_and_the_rest_is_skipped() {
+        let tasks = Tasks::new();
+        let (first, dht) = node(&tasks, Vec::new()).await;
+        let (_, other) = node(&tasks, first.addrs()).await;
+        let good = server(ServerState::Online, 0..2);
+        for block in 0..2 {
+            store(&dht, block, Subkey::text(&peer(1).to_string()), good.encode()).await;
+            store(&dht, block, Subkey::text(&peer(2).to_string()), b"no record".to_vec()).await;
+            store(&dht, block, Subkey::text("no peer id"), good.encode()).await;
+        }
+        store(&dht, 2, Subkey::None, good.encode()).await;
+        let directory = Directory::new(other, "m", 4);
+        assert!(directory.snapshot().spans.is_empty());
+        let snapshot = directory.refresh().await;
+        let expected = BlockRecords::from([(peer(1), good)]);
+        assert_eq!(
+            snapshot.blocks,
+            [expected.clone(), expected, BlockRecords::new(), BlockRecords::new()]
+        );
+        assert_eq!(snapshot.spans.len(), 1);
+        assert_eq!(snapshot.spans[0].blocks, 0..2);
+        assert!(Arc::ptr_eq(&snapshot, &directory.snapshot()));
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn servers_that_the_user_does_not_want_are_not_seen() {
+        let tasks = Tasks::new();
+        let (_, dht) = node(&tasks, Vec::new()).await;
+        for id in 1..5 {
+            let mut info = server(ServerState::Online, 0..1);
+            info.adapters = vec![if id == 4 { "other" } else { "mine" }.to_string()];
+            store(&dht, 0, Subkey::text(&peer(id).to_string()), info.encode()).await;
+        }
+        let filter = Filter {
+            adapter: Some("mine".to_string()),
+            allowed: Some(HashSet::from([peer(1), peer(2), peer(4)])),
+            blocked: HashSet::from([peer(2)]),
+        };
+        let snapshot = Directory::filtered(dht, "m", 1, filter).refresh().await;
+        assert_eq!(
+            snapshot.spans.iter().map(|span| span.peer).collect::<Vec<_>>(),
+            [peer(1)]
+        );
+        tasks.shutdown().await;
+    }
+}
