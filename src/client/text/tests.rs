@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::model::{Blocks, Ends, HubOptions, ModelSource, Sampler, WeightDType};
 
 /// A tokenizer like Llama 2's: words after `▁`, every byte as a fallback, and a decoder that drops the first space.
 fn codec() -> TextCodec {
@@ -172,4 +173,51 @@ fn text_that_cannot_begin_a_stop_string_is_not_held_back() {
 #[test]
 fn a_file_that_is_no_tokenizer_is_refused() {
     assert!(matches!(TextCodec::from_json(b"{}"), Err(TextError::Load(_))));
+}
+
+/// Greedy answer of the built-in model, with all its blocks in place of a swarm.
+fn answer(question: &str, dtype: WeightDType) -> String {
+    let offline = HubOptions::from_variables(|_| None);
+    let source = ModelSource::resolve("demo", &offline).unwrap();
+    let n_blocks = source.config().n_blocks;
+    let blocks = Blocks::load(&source.files_for_span(0..n_blocks).unwrap(), 0..n_blocks, dtype).unwrap();
+    let ends = Ends::load(&source.files_for_ends().unwrap(), dtype).unwrap();
+    let codec = TextCodec::from_json(&source.tokenizer_json().unwrap()).unwrap();
+    let mut sampler = Sampler::new(source.generation_config().sampling()).unwrap();
+    let mut history = codec.encode(question).unwrap();
+    let mut stream = codec.stream(&history, &[]);
+    let mut cache = blocks.new_cache(n_blocks as usize, 1, 512);
+    let (mut position, mut text) = (0, String::new());
+    while history.len() < 512 {
+        let mut x = ends.embed(&history[position..]).unwrap();
+        for block in 0..n_blocks {
+            blocks
+                .step(block, &mut cache, block as usize, &mut x, position)
+                .unwrap();
+        }
+        position = history.len();
+        let logits = ends.logits(&x.data[x.data.len() - x.width..]).unwrap();
+        let token = sampler.next(&logits, &history).unwrap();
+        if source.generation_config().eos_token_ids.contains(&token) {
+            break;
+        }
+        history.push(token);
+        text.push_str(&stream.push(token).unwrap().text);
+    }
+    text + &stream.finish().unwrap().text
+}
+
+#[test]
+fn the_built_in_model_answers_in_every_precision() {
+    for dtype in [WeightDType::F32, WeightDType::Bf16, WeightDType::F16] {
+        assert_eq!(answer("What is 2+2?", dtype), "\n2 + 2 = 4.");
+    }
+    assert_eq!(
+        answer("How much is seven plus five?", WeightDType::F32),
+        "\n7 + 5 = 12."
+    );
+    assert_eq!(
+        answer("What is the capital of France?", WeightDType::F32),
+        "\nThe capital of France is Paris."
+    );
 }
