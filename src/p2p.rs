@@ -44,6 +44,7 @@ mod unary;
 mod wire;
 
 use actor::Command;
+pub use addr::peer_of as peer_id_of;
 pub use error::{BindError, CallError, DialError, HandlerError, OpenError, StreamError};
 pub use identity::{Identity, IdentityError};
 pub use router::{Handler, HandlerLimits, Router};

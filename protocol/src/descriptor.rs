@@ -4,10 +4,10 @@
 //! descriptors; the other fields must be there and mean little.
 
 use crate::{
+    compress::Compression,
     error::WireError,
     fields::Fields,
     msgpack::{self, EXT_TENSOR_DESCRIPTOR, Value},
-    proto::CompressionType,
 };
 
 /// Shape and type of a tensor whose first dimension, the batch, is open.
@@ -24,7 +24,7 @@ pub struct BatchTensorDescriptor {
     /// Whether its memory is pinned.
     pub pin_memory: bool,
     /// Encoding in which the server wants it.
-    pub compression: CompressionType,
+    pub compression: Compression,
     /// Kind of its device, such as `cpu`; absent in what Petals sends.
     pub device_type: Option<String>,
     /// Number of its device.
@@ -47,7 +47,7 @@ const WHAT: &str = "tensor descriptor";
 
 impl BatchTensorDescriptor {
     /// A tensor with these dimensions after the batch, of an item type without prefix, such as `bfloat16`.
-    pub fn new(dims: &[u64], dtype: &str, compression: CompressionType) -> Self {
+    pub fn new(dims: &[u64], dtype: &str, compression: Compression) -> Self {
         Self {
             dims: dims.to_vec(),
             dtype: format!("torch.{dtype}"),
@@ -71,7 +71,7 @@ impl BatchTensorDescriptor {
             Value::from(self.layout.as_str()),
             Value::from(self.requires_grad),
             Value::from(self.pin_memory),
-            Value::from(self.compression as i32),
+            Value::from(self.compression.id()),
             self.device_type.as_deref().map_or(Value::Nil, Value::from),
             self.device_index.map_or(Value::Nil, Value::from),
         ];
@@ -123,9 +123,9 @@ fn dims(value: &Value) -> Option<Vec<u64>> {
     }
 }
 
-fn compression(value: &Value) -> Option<CompressionType> {
+fn compression(value: &Value) -> Option<Compression> {
     let code = i32::try_from(value.as_i64()?).ok()?;
-    CompressionType::try_from(code).ok()
+    Compression::from_id(code)
 }
 
 #[cfg(test)]
@@ -148,8 +148,8 @@ mod tests {
             let bytes = testing::bytes(&case["as_value_hex"]);
             assert_eq!(msgpack::encode(&read(&bytes).to_value()), bytes, "{name}");
             let ours = match name.as_str() {
-                "prompts descriptor bf16" => BatchTensorDescriptor::new(&[], "bfloat16", CompressionType::None),
-                "hypo_ids descriptor" => BatchTensorDescriptor::new(&[], "int64", CompressionType::None),
+                "prompts descriptor bf16" => BatchTensorDescriptor::new(&[], "bfloat16", Compression::None),
+                "hypo_ids descriptor" => BatchTensorDescriptor::new(&[], "int64", Compression::None),
                 _ => {
                     let (dtype, compression) = name.strip_prefix("args torch.").unwrap().split_once(' ').unwrap();
                     let code = compression
@@ -157,7 +157,7 @@ mod tests {
                         .unwrap()
                         .parse::<i32>()
                         .unwrap();
-                    BatchTensorDescriptor::new(&[1, 2048, 8192], dtype, code.try_into().unwrap())
+                    BatchTensorDescriptor::new(&[1, 2048, 8192], dtype, Compression::from_id(code).unwrap())
                 }
             };
             assert_eq!(read(&bytes), ours, "{name}");
@@ -172,10 +172,10 @@ mod tests {
     fn descriptors_of_hivemind_are_those_we_write() {
         let file = testing::vectors("hivemind/msgpack.json");
         let cases = file["tensor_descriptors"].as_array().unwrap();
-        let open = BatchTensorDescriptor::new(&[4096], "bfloat16", CompressionType::None);
+        let open = BatchTensorDescriptor::new(&[4096], "bfloat16", Compression::None);
         let on_cpu = BatchTensorDescriptor {
             device_type: Some("cpu".into()),
-            ..BatchTensorDescriptor::new(&[2, 8], "float16", CompressionType::Float16)
+            ..BatchTensorDescriptor::new(&[2, 8], "float16", Compression::Float16)
         };
         assert_eq!(cases.len(), 2);
         for (case, ours) in cases.iter().zip([open, on_cpu]) {
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_with_other_keys_or_types_is_refused() {
-        let good = BatchTensorDescriptor::new(&[1], "float32", CompressionType::None);
+        let good = BatchTensorDescriptor::new(&[1], "float32", Compression::None);
         let Value::Ext(_, payload) = good.to_value() else {
             panic!()
         };

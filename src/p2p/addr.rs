@@ -57,7 +57,7 @@ fn reach_of_ip(ip: IpAddr) -> Option<Reach> {
 }
 
 /// The peer that `addr` leads to: its last part.
-pub(crate) fn peer_of(addr: &Multiaddr) -> Option<PeerId> {
+pub fn peer_of(addr: &Multiaddr) -> Option<PeerId> {
     match addr.iter().last()? {
         Protocol::P2p(peer) => Some(peer),
         _ => None,

@@ -4,11 +4,11 @@
 //! first three fields, which is what the health monitor asks for; a question with one also gets the schema.
 
 use crate::{
+    compress::Compression,
     descriptor::BatchTensorDescriptor,
     error::WireError,
     fields::Fields,
     msgpack::{self, Value},
-    proto::CompressionType,
 };
 
 /// A server, and maybe the schema of one of its blocks.
@@ -43,13 +43,13 @@ pub struct BlockSchema {
 impl BlockSchema {
     /// The schema of a Petals block. `dtype` is that of the block, such as `bfloat16`; `compression` is for hidden states
     /// alone, the other inputs are never compressed.
-    pub fn of_block(hidden_size: u64, dtype: &str, compression: CompressionType) -> Self {
+    pub fn of_block(hidden_size: u64, dtype: &str, compression: Compression) -> Self {
         /// Dimensions that Petals measures its blocks with; nobody reads them.
         const SAMPLE: [u64; 2] = [1, 2048];
         let dims = [SAMPLE[0], SAMPLE[1], hidden_size];
         let hidden = BatchTensorDescriptor::new(&dims, dtype, compression);
-        let prompts = BatchTensorDescriptor::new(&[], dtype, CompressionType::None);
-        let hypo_ids = BatchTensorDescriptor::new(&[], "int64", CompressionType::None);
+        let prompts = BatchTensorDescriptor::new(&[], dtype, Compression::None);
+        let hypo_ids = BatchTensorDescriptor::new(&[], "int64", Compression::None);
         Self {
             forward: vec![hidden.clone()],
             outputs: vec![hidden.clone()],
@@ -192,7 +192,7 @@ mod tests {
                 version: "2.3.0.dev2".into(),
                 dht_client_mode: false,
                 cache_tokens_available: 4096,
-                schema: Some(BlockSchema::of_block(64, "float32", CompressionType::None)),
+                schema: Some(BlockSchema::of_block(64, "float32", Compression::None)),
             }
         );
     }
@@ -217,7 +217,7 @@ mod tests {
             version: "1".into(),
             dht_client_mode: false,
             cache_tokens_available: 1,
-            schema: Some(BlockSchema::of_block(64, "float32", CompressionType::None)),
+            schema: Some(BlockSchema::of_block(64, "float32", Compression::None)),
         };
         let Value::Map(entries) = msgpack::decode(&info.encode()).unwrap() else {
             panic!()
