@@ -1,1 +1,257 @@
-//! Serves a span of blocks to the swarm.
+//! Serves a span of blocks to the swarm: chooses it, loads it, answers requests for it, announces it, may move.
+//!
+//! ```text
+//! remote client ── rpc_inference ──▶ handler ─▶ session ─▶ queue ─▶ worker thread ─▶ blocks
+//!                                       ▲          │  ▲                  │
+//!                     memory (lease) ───┘          │  └── output ◀───────┘
+//!                                                  └─────▶ push to the next server
+//! ```
+//!
+//! Everything but the worker is asynchronous and cheap; the worker is the only thing that computes. Not here: which
+//! blocks are worth serving (`swarm::placement`), what a block is (`model`), how a name finds its handler (`p2p`).
+
+mod capacity;
+mod error;
+mod handler;
+mod lifecycle;
+mod memory;
+mod push;
+mod queue;
+mod request;
+mod serving;
+mod session;
+mod sessions;
+mod throughput;
+mod worker;
+
+use std::{
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use sepal_protocol::{
+    compress::Compression,
+    record::{ServerInfo, ServerState},
+};
+use tokio::sync::{Mutex, mpsc};
+
+pub use self::{error::RequestError, lifecycle::StartError, serving::Limits, throughput::Throughput};
+use self::{lifecycle::Lifecycle, serving::Serving};
+use crate::{
+    dht::Dht,
+    model::{ModelSource, WeightDType},
+    p2p::{Handler, P2p},
+    task::Tasks,
+};
+
+/// Mean wait before blocks are chosen, so that servers started together see each other (Petals `server/server.py`,
+/// mean_block_selection_delay).
+pub const CHOOSE_AFTER: Duration = Duration::from_secs(5);
+
+/// What a server is told by the person who runs it.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// DHT prefix of the model.
+    pub prefix: String,
+    /// Which blocks to serve.
+    pub blocks: BlockChoice,
+    /// Precision of weights, cache and replies; `None` takes the checkpoint's, bfloat16 for float32 ones.
+    pub dtype: Option<WeightDType>,
+    /// Announced speed.
+    pub throughput: Throughput,
+    /// File that remembers measured speeds; `None` measures at every start.
+    pub throughput_cache: Option<PathBuf>,
+    /// Compression of replies.
+    pub compression: Compression,
+    /// Whether we cannot be dialed: our DHT serves nobody, and everything for us goes through a relay.
+    pub using_relay: bool,
+    /// Name for health monitors.
+    pub public_name: Option<String>,
+    /// How much to take on.
+    pub limits: LimitChoice,
+    /// Time between two announcements.
+    pub update_period: Duration,
+    /// How long an announcement is valid; `None` for twice the period, at least 3 s.
+    pub expiration: Option<Duration>,
+    /// Move when the swarm's slowest block would gain this much; 0 never, more than 1 always.
+    pub balance_quality: f64,
+    /// Mean time between two looks at whether to move.
+    pub mean_balance_check_period: Duration,
+    /// Mean wait before choosing blocks; not used when they are fixed.
+    pub choose_after: Duration,
+}
+
+/// Which blocks a server serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockChoice {
+    /// These, for as long as it runs.
+    Fixed(Range<u32>),
+    /// So many, where the swarm needs them most.
+    Count(u32),
+    /// As many as fit into free memory, where the swarm needs them most.
+    AsManyAsFit,
+}
+
+/// Limits as given; what is `None` depends on the model.
+#[derive(Clone, Debug)]
+pub struct LimitChoice {
+    /// Attention cache per block, in tokens.
+    pub attn_cache_tokens: Option<usize>,
+    /// Longest session, in tokens.
+    pub inference_max_length: Option<usize>,
+    /// Most tokens in one request.
+    pub max_batch_size: Option<usize>,
+    /// Steps and requests that may wait.
+    pub max_queue: usize,
+    /// Longest wait for cache memory.
+    pub max_alloc_timeout: Duration,
+    /// Longest single request.
+    pub request_timeout: Duration,
+    /// Longest session.
+    pub session_timeout: Duration,
+    /// Longest silence within a session.
+    pub step_timeout: Duration,
+}
+
+impl Default for LimitChoice {
+    /// Petals' defaults (`cli/run_server.py`).
+    fn default() -> Self {
+        Self {
+            attn_cache_tokens: None,
+            inference_max_length: None,
+            max_batch_size: None,
+            max_queue: 1024,
+            max_alloc_timeout: Duration::from_secs(600),
+            request_timeout: Duration::from_secs(180),
+            session_timeout: Duration::from_secs(1800),
+            step_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Config {
+    /// The defaults for a choice of blocks.
+    pub fn new(prefix: String, blocks: BlockChoice, limits: LimitChoice) -> Self {
+        Self {
+            prefix,
+            blocks,
+            dtype: None,
+            throughput: Throughput::Auto,
+            throughput_cache: None,
+            compression: Compression::None,
+            using_relay: false,
+            public_name: None,
+            limits,
+            update_period: Duration::from_secs(120),
+            expiration: None,
+            balance_quality: 0.75,
+            mean_balance_check_period: Duration::from_secs(60),
+            choose_after: CHOOSE_AFTER,
+        }
+    }
+}
+
+/// A server of one model. It answers as soon as its handlers are registered, with "not serving" until it has loaded.
+#[derive(Debug)]
+pub struct Server {
+    lifecycle: Arc<Lifecycle>,
+    moves: Mutex<mpsc::Receiver<Result<Range<u32>, StartError>>>,
+}
+
+impl Server {
+    /// A server that does nothing yet; see [`Server::bring_up`].
+    pub fn new(config: Config, source: ModelSource, (p2p, dht): (P2p, Dht), tasks: &Tasks) -> Self {
+        let (report, moves) = mpsc::channel(1);
+        Self {
+            lifecycle: Arc::new(Lifecycle::new(config, source, (p2p, dht), tasks, report)),
+            moves: Mutex::new(moves),
+        }
+    }
+
+    /// The RPCs, to be registered before [`Server::bring_up`] announces them.
+    pub fn handlers(&self) -> Vec<Handler> {
+        handler::handlers(self.lifecycle.current())
+    }
+
+    /// Chooses blocks, announces JOINING, loads, announces ONLINE; returns the span once those records are stored. From
+    /// then on the server moves by itself if its choice of blocks allows it.
+    ///
+    /// # Errors
+    /// When the blocks cannot be loaded; OFFLINE is announced before this returns.
+    pub async fn bring_up(&self) -> Result<Range<u32>, StartError> {
+        let span = self.lifecycle.bring_up().await?;
+        self.lifecycle.watch_balance();
+        Ok(span)
+    }
+
+    /// Waits for the next move and returns the new span once it is online.
+    ///
+    /// # Errors
+    /// When the new blocks could not be loaded: the server serves nothing any more.
+    pub async fn moved(&self) -> Result<Range<u32>, StartError> {
+        match self.moves.lock().await.recv().await {
+            Some(outcome) => outcome,
+            // Nobody will report a move any more: the server is shutting down.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Announces OFFLINE, waits until that is stored, then ends all sessions and the compute thread.
+    pub async fn shutdown(&self) {
+        self.lifecycle.take_down().await;
+    }
+}
+
+/// What is being served right now, if anything. Handlers look here at every request.
+#[derive(Debug)]
+pub(crate) struct Current {
+    /// Shown in `rpc_info`.
+    version: String,
+    /// Whether our DHT serves nobody.
+    client_mode: bool,
+    serving: RwLock<Option<Arc<Serving>>>,
+    record: RwLock<ServerInfo>,
+}
+
+impl Current {
+    fn new(version: String, client_mode: bool) -> Self {
+        let record = ServerInfo::new(ServerState::Offline, 0.0);
+        Self {
+            version,
+            client_mode,
+            serving: RwLock::new(None),
+            record: RwLock::new(record),
+        }
+    }
+
+    /// # Errors
+    /// While nothing is loaded.
+    fn get(&self) -> Result<Arc<Serving>, RequestError> {
+        let serving = self.serving.read().unwrap_or_else(PoisonError::into_inner);
+        serving.clone().ok_or(RequestError::NotServing)
+    }
+
+    fn set(&self, serving: Option<Arc<Serving>>) -> Option<Arc<Serving>> {
+        std::mem::replace(
+            &mut *self.serving.write().unwrap_or_else(PoisonError::into_inner),
+            serving,
+        )
+    }
+
+    /// What we say about ourselves at this moment.
+    fn describe(&self) -> ServerInfo {
+        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Ok(serving) = self.get() {
+            record.state = ServerState::Online;
+            (record.start_block, record.end_block) = (Some(serving.span.start), Some(serving.span.end));
+            record.cache_tokens_left = Some(serving.cache_tokens_left());
+        }
+        record
+    }
+
+    fn set_record(&self, record: ServerInfo) {
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+    }
+}

@@ -1,0 +1,257 @@
+//! The RPCs of a server: each decodes its request, asks the compute thread, encodes the reply. Sessions have a file of
+//! their own.
+//!
+//! Names and message types are those of Petals' `TransformerConnectionHandler` (`server/handler.py`).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sepal_protocol::{
+    Message,
+    compress::Compression,
+    message::decode,
+    metadata::StepMetadata,
+    names, proto,
+    record::{BlockSchema, BlockUid, RpcInfo},
+    tensor::{DEFAULT_PART_BYTES, Joiner, split},
+};
+use tokio::time::timeout;
+
+use super::{
+    Current,
+    error::RequestError,
+    request::{self, check_metadata, ordered, parse_chain},
+    serving::Serving,
+    session,
+    worker::Work,
+};
+use crate::p2p::{Handler, HandlerError, HandlerLimits, StreamReceiver, StreamSender};
+
+/// Concurrent inference sessions on one server. Each is bounded by the cache budget as well; this bounds the streams.
+const MAX_SESSIONS: usize = 4096;
+/// Concurrent unary requests and forward streams.
+const MAX_REQUESTS: usize = 256;
+/// One message of an inference stream: 8192 tokens of a hidden size of 16384 in float32 are 512 MiB.
+const MAX_STEP_BYTES: usize = 576 << 20;
+/// One part of a streamed tensor is 4 MiB by convention; the rest is headers.
+const MAX_PART_MESSAGE_BYTES: usize = 16 << 20;
+/// All tensors of one streamed request together.
+const MAX_STREAMED_BYTES: usize = 1 << 30;
+/// `rpc_forward` takes two tensors; more are ignored, but not without end.
+const MAX_TENSORS: usize = 16;
+
+/// Everything a server answers, for the router.
+pub(crate) fn handlers(current: &Arc<Current>) -> Vec<Handler> {
+    let unary = HandlerLimits {
+        max_calls: MAX_REQUESTS,
+        max_message: sepal_protocol::unary::MAX_UNARY_BODY,
+    };
+    let parts = HandlerLimits {
+        max_calls: MAX_REQUESTS,
+        max_message: MAX_PART_MESSAGE_BYTES,
+    };
+    let steps = HandlerLimits {
+        max_calls: MAX_SESSIONS,
+        max_message: MAX_STEP_BYTES,
+    };
+    let [info, forward, push, stream, inference, legacy] = std::array::from_fn(|_| current.clone());
+    vec![
+        Handler::unary(names::INFO, unary.clone(), move |_, request| {
+            let current = info.clone();
+            async move { rpc_info(&current, &request).map_err(RequestError::into_unary) }
+        }),
+        Handler::unary(names::FORWARD, unary.clone(), move |_, request| {
+            let current = forward.clone();
+            async move { rpc_forward(&current, request).await.map_err(RequestError::into_unary) }
+        }),
+        Handler::unary(names::PUSH, unary.clone(), move |_, request| {
+            let current = push.clone();
+            async move { rpc_push(&current, request).map_err(RequestError::into_unary) }
+        }),
+        Handler::stream(names::FORWARD_STREAM, parts, move |_, requests, replies| {
+            let current = stream.clone();
+            async move {
+                rpc_forward_stream(&current, requests, replies)
+                    .await
+                    .map_err(RequestError::into_stream)
+            }
+        }),
+        Handler::stream(names::INFERENCE, steps, move |_, requests, replies| {
+            let current = inference.clone();
+            async move { rpc_inference(&current, requests, replies).await }
+        }),
+        Handler::legacy(names::LEGACY_RPC, unary, move |_, request| {
+            let current = legacy.clone();
+            async move { legacy_info(&current, &request).map_err(RequestError::into_unary) }
+        }),
+    ]
+}
+
+/// The server's facts; with a uid, also the schema of its requests, which Python clients read the compression from.
+fn rpc_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError> {
+    let uid: proto::ExpertUid = decode("ExpertUID", request.clone())?;
+    let serving = current.get()?;
+    let schema = if uid.uid.is_empty() {
+        None
+    } else {
+        let known = |it: BlockUid| it.prefix() == serving.prefix && serving.span.contains(&it.block());
+        let served = uid.uid.parse().is_ok_and(known);
+        if !served {
+            return Err(RequestError::UnknownUid { uid: uid.uid });
+        }
+        let hidden_size = serving.blocks.config().hidden_size as u64;
+        Some(BlockSchema::of_block(
+            hidden_size,
+            serving.blocks.dtype().as_torch_str(),
+            serving.compression,
+        ))
+    };
+    let info = RpcInfo {
+        version: current.version.clone(),
+        dht_client_mode: current.client_mode,
+        cache_tokens_available: serving.cache_tokens_available(),
+        schema,
+    };
+    Ok(proto::ExpertInfo {
+        serialized_info: info.encode(),
+    }
+    .encode_to_vec()
+    .into())
+}
+
+/// What the map monitors of other Rust nodes ask for: our announced record, under an older name.
+fn legacy_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError> {
+    let _uid: proto::ExpertUid = decode("ExpertUID", request.clone())?;
+    let record = current.describe();
+    Ok(proto::ExpertInfo {
+        serialized_info: record.encode_for_map_monitor(),
+    }
+    .encode_to_vec()
+    .into())
+}
+
+async fn rpc_inference(current: &Current, requests: StreamReceiver, replies: StreamSender) -> Result<(), HandlerError> {
+    let serving = current.get().map_err(RequestError::into_stream)?;
+    let stopped = serving.tasks.token();
+    // Ends with the span it was opened on: when the server moves to other blocks, the client finds another route.
+    match stopped
+        .run_until_cancelled(session::run(serving, requests, replies))
+        .await
+    {
+        Some(outcome) => outcome,
+        None => Err(RequestError::NotServing.into_stream()),
+    }
+}
+
+/// A step that the server before us computed; it goes to the session it is for.
+fn rpc_push(current: &Current, request: Bytes) -> Result<Bytes, RequestError> {
+    let request: proto::ExpertRequest = decode("ExpertRequest", request)?;
+    let serving = current.get()?;
+    parse_chain(&request.uid, &serving.prefix, &serving.span)?;
+    let id = StepMetadata::decode(&request.metadata)?
+        .session_id
+        .ok_or(RequestError::NoSessionId)?;
+    serving.sessions.deliver(&id, request);
+    Ok(Bytes::new())
+}
+
+async fn rpc_forward(current: &Current, request: Bytes) -> Result<Bytes, RequestError> {
+    let request: proto::ExpertRequest = decode("ExpertRequest", request)?;
+    let output = forward(current, request).await?;
+    Ok(proto::ExpertResponse {
+        tensors: vec![output],
+        metadata: Vec::new(),
+    }
+    .encode_to_vec()
+    .into())
+}
+
+/// `rpc_forward` for large tensors: each arrives and leaves in parts.
+async fn rpc_forward_stream(
+    current: &Current,
+    mut requests: StreamReceiver,
+    mut replies: StreamSender,
+) -> Result<(), RequestError> {
+    let limit = current.get()?.limits.request_timeout;
+    let work = async {
+        let Some(request) = gather(&mut requests).await? else {
+            return Ok(());
+        };
+        let output = forward(current, request).await?;
+        for part in split(output, DEFAULT_PART_BYTES) {
+            let message = proto::ExpertResponse {
+                tensors: vec![part],
+                metadata: Vec::new(),
+            };
+            if replies.send(message.encode_to_vec().into()).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    timeout(limit, work).await.unwrap_or(Err(RequestError::RequestTimeout {
+        seconds: limit.as_secs_f64(),
+    }))
+}
+
+/// Puts a streamed request together: uid and metadata of the first message, tensors from all parts.
+async fn gather(requests: &mut StreamReceiver) -> Result<Option<proto::ExpertRequest>, RequestError> {
+    let mut whole: Option<proto::ExpertRequest> = None;
+    let mut joiner = Joiner::new(MAX_STREAMED_BYTES, MAX_TENSORS);
+    let mut tensors = Vec::new();
+    loop {
+        match requests.recv().await {
+            Ok(Some(bytes)) => {
+                let mut message: proto::ExpertRequest = decode("ExpertRequest", bytes)?;
+                for part in message.tensors.drain(..) {
+                    tensors.extend(joiner.push(part)?);
+                }
+                match &whole {
+                    Some(first) if first.uid != message.uid => {
+                        return Err(RequestError::UnknownBlock { uid: message.uid });
+                    }
+                    Some(_) => {}
+                    None => whole = Some(message),
+                }
+            }
+            Ok(None) => break,
+            // The caller left; there is nobody to answer.
+            Err(_) => return Ok(None),
+        }
+    }
+    let Some(mut request) = whole else { return Ok(None) };
+    tensors.extend(joiner.finish()?);
+    request.tensors = tensors;
+    Ok(Some(request))
+}
+
+async fn forward(current: &Current, request: proto::ExpertRequest) -> Result<proto::Tensor, RequestError> {
+    let serving = current.get()?;
+    let chain = parse_chain(&request.uid, &serving.prefix, &serving.span)?;
+    let metadata = StepMetadata::decode(&request.metadata)?;
+    check_metadata(&metadata, "rpc_forward")?;
+    let compression = output_compression(&serving, &metadata)?;
+    let tensors = ordered(&request.tensors, &metadata, 2)?;
+    let x = request::hidden(tensors[0], "hidden_states", serving.blocks.config().hidden_size)?;
+    let prompts = request::prompts(tensors[1], chain.len(), &x)?;
+    serving.check_size(&x)?;
+    let limit = serving.limits.request_timeout;
+    let output = timeout(limit, serving.worker.forward(Work { chain, x, prompts }))
+        .await
+        .unwrap_or(Err(RequestError::RequestTimeout {
+            seconds: limit.as_secs_f64(),
+        }))?;
+    serving.to_wire_as(&output, compression)
+}
+
+/// The reply's compression: the client's wish for its one tensor, or ours.
+fn output_compression(serving: &Serving, metadata: &StepMetadata) -> Result<Compression, RequestError> {
+    match metadata.output_compression.as_deref() {
+        None => Ok(serving.compression),
+        Some([code]) => {
+            let known = i32::try_from(*code).ok().and_then(Compression::from_id);
+            known.ok_or(RequestError::UnknownCompression { code: *code })
+        }
+        Some(_) => Err(RequestError::BadOutputCompression { expected: 1 }),
+    }
+}

@@ -1,0 +1,351 @@
+//! From nothing to ONLINE, from one span to another, and back to OFFLINE. It answers no requests.
+//!
+//! The order is Petals' (`server/server.py`): choose blocks, announce JOINING, load, be ready to answer, announce ONLINE;
+//! to move or to stop, announce OFFLINE and wait until that is stored, then stop answering. Petals announces ONLINE a
+//! moment before its handlers exist; here they are registered first.
+
+use std::{
+    io,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rand::Rng;
+use sepal_protocol::record::{ServerInfo, ServerState};
+use thiserror::Error;
+use tokio::sync::{Semaphore, mpsc};
+use tracing::{error, info, warn};
+
+use super::{
+    BlockChoice, Config, Current, capacity,
+    memory::Memory,
+    serving::{Limits, Serving},
+    sessions::Sessions,
+    throughput::{self, Rates, Throughput},
+    worker::Worker,
+};
+use crate::{
+    dht::Dht,
+    model::{Blocks, ComputeError, LoadError, ModelConfig, ModelSource, ResolveError, WeightDType},
+    p2p::P2p,
+    swarm::{
+        announce::{AnnounceConfig, AnnounceError, Announcer},
+        directory::Directory,
+        models, placement,
+    },
+    task::Tasks,
+};
+
+/// Pushes in flight at once.
+const MAX_PUSHES: usize = 256;
+
+/// Announced while loading, in tokens per second.
+const UNMEASURED_THROUGHPUT: f64 = 1.0;
+
+/// Why a server does not come up.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// Weights could not be found or fetched.
+    #[error("cannot get the weights of blocks {start}:{end}")]
+    Fetch {
+        /// First block.
+        start: u32,
+        /// One past the last.
+        end: u32,
+        /// Why.
+        #[source]
+        source: ResolveError,
+    },
+    /// Weights could not be loaded.
+    #[error("cannot load blocks {start}:{end}")]
+    Load {
+        /// First block.
+        start: u32,
+        /// One past the last.
+        end: u32,
+        /// Why.
+        #[source]
+        source: LoadError,
+    },
+    /// The throughput could not be measured because a block failed.
+    #[error("the first block fails when it is run; give --throughput N to serve without measuring")]
+    Measure(#[source] ComputeError),
+    /// The system gave no thread to compute on.
+    #[error("cannot start the compute thread")]
+    Thread(#[source] io::Error),
+    /// The swarm does not learn about us.
+    #[error("cannot announce the blocks")]
+    Announce(#[source] AnnounceError),
+    /// The process is shutting down.
+    #[error("interrupted while loading")]
+    Interrupted,
+}
+
+/// Everything that outlives one span.
+#[derive(Debug)]
+pub(super) struct Lifecycle {
+    config: Config,
+    source: ModelSource,
+    p2p: P2p,
+    dht: Dht,
+    tasks: Tasks,
+    directory: Directory,
+    current: Arc<Current>,
+    announcer: Mutex<Option<Arc<Announcer>>>,
+    report: mpsc::Sender<Result<Range<u32>, StartError>>,
+}
+
+impl Lifecycle {
+    pub(super) fn new(
+        config: Config,
+        source: ModelSource,
+        (p2p, dht): (P2p, Dht),
+        tasks: &Tasks,
+        report: mpsc::Sender<Result<Range<u32>, StartError>>,
+    ) -> Self {
+        let n_blocks = source.config().n_blocks;
+        let directory = Directory::new(dht.clone(), config.prefix.clone(), n_blocks);
+        let current = Arc::new(Current::new(version(), config.using_relay));
+        let tasks = tasks.child();
+        Self {
+            config,
+            source,
+            p2p,
+            dht,
+            tasks,
+            directory,
+            current,
+            announcer: Mutex::default(),
+            report,
+        }
+    }
+
+    pub(super) fn current(&self) -> &Arc<Current> {
+        &self.current
+    }
+
+    fn dtype(&self) -> WeightDType {
+        self.config.dtype.unwrap_or_else(|| self.source.config().auto_dtype())
+    }
+
+    /// Chooses, announces, loads, announces.
+    pub(super) async fn bring_up(&self) -> Result<Range<u32>, StartError> {
+        let span = self.choose().await;
+        info!(
+            ?span,
+            prefix = self.config.prefix,
+            dtype = self.dtype().as_torch_str(),
+            "serving these blocks"
+        );
+        self.current.set_record(self.record(None));
+        let current = self.current.clone();
+        let describe = move || current.describe();
+        let announcer = Announcer::spawn(self.dht.clone(), self.announce_config(&span), describe, &self.tasks);
+        let announcer = Arc::new(announcer);
+        *self.announcer.lock().unwrap_or_else(PoisonError::into_inner) = Some(announcer.clone());
+        // Loading need not wait until everybody knows that we load.
+        let (joining, loaded) = tokio::join!(announcer.set_state(ServerState::Joining), self.load(&span));
+        let (serving, rates) = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                self.go_offline().await;
+                return Err(error);
+            }
+        };
+        joining.map_err(StartError::Announce)?;
+        self.current.set_record(self.record(Some(rates)));
+        self.current.set(Some(Arc::new(serving)));
+        announcer
+            .set_state(ServerState::Online)
+            .await
+            .map_err(StartError::Announce)?;
+        Ok(span)
+    }
+
+    async fn choose(&self) -> Range<u32> {
+        let config = self.source.config();
+        let count = match &self.config.blocks {
+            BlockChoice::Fixed(span) => return span.clone(),
+            BlockChoice::Count(count) => *count,
+            BlockChoice::AsManyAsFit => capacity::blocks_that_fit(config, self.dtype(), self.attn_cache_tokens(config)),
+        };
+        // Servers that start together would all see the same gap; a random wait lets the later ones see the earlier.
+        let wait = rand::rng().random_range(0.0..=2.0) * self.config.choose_after.as_secs_f64();
+        tokio::time::sleep(Duration::from_secs_f64(wait)).await;
+        let snapshot = self.directory.refresh().await;
+        placement::choose(&snapshot, count)
+    }
+
+    fn attn_cache_tokens(&self, config: &ModelConfig) -> usize {
+        self.config
+            .limits
+            .attn_cache_tokens
+            .unwrap_or_else(|| capacity::default_attn_cache_tokens(config))
+    }
+
+    async fn load(&self, span: &Range<u32>) -> Result<(Serving, Rates), StartError> {
+        let (source, blocks, dtype) = (self.source.clone(), span.clone(), self.dtype());
+        let choice = self.config.throughput;
+        let cache_file = self.config.throughput_cache.clone();
+        let key = format!(
+            "{} {} {}",
+            self.source.name(),
+            dtype.as_torch_str(),
+            std::thread::available_parallelism().map_or(1, usize::from)
+        );
+        let using_relay = self.config.using_relay;
+        let loading = tokio::task::spawn_blocking(move || {
+            let (start, end) = (blocks.start, blocks.end);
+            let files = source
+                .files_for_span(blocks.clone())
+                .map_err(|source| StartError::Fetch { start, end, source })?;
+            let loaded =
+                Blocks::load(&files, blocks, dtype).map_err(|source| StartError::Load { start, end, source })?;
+            let cache = cache_file.as_deref().map(|file| (file, key.as_str()));
+            let rates = throughput::rates(choice, &loaded, using_relay, cache).map_err(StartError::Measure)?;
+            Ok((Arc::new(loaded), rates))
+        });
+        let (blocks, rates) = loading.await.map_err(|_| StartError::Interrupted)??;
+        Ok((self.serving(blocks)?, rates))
+    }
+
+    fn serving(&self, blocks: Arc<Blocks>) -> Result<Serving, StartError> {
+        let config = blocks.config();
+        let choice = &self.config.limits;
+        let default_tokens = capacity::default_max_tokens(config);
+        let limits = Limits {
+            inference_max_length: choice.inference_max_length.unwrap_or(default_tokens),
+            max_batch_size: choice.max_batch_size.unwrap_or(default_tokens),
+            max_alloc_timeout: choice.max_alloc_timeout,
+            request_timeout: choice.request_timeout,
+            session_timeout: choice.session_timeout,
+            step_timeout: choice.step_timeout,
+        };
+        let cache_tokens = self.attn_cache_tokens(config);
+        Ok(Serving {
+            prefix: self.config.prefix.clone(),
+            span: blocks.span(),
+            worker: Worker::start(blocks.clone(), choice.max_queue).map_err(StartError::Thread)?,
+            memory: Memory::new(capacity::cache_bytes(
+                config,
+                blocks.dtype(),
+                cache_tokens,
+                blocks.span().len(),
+            )),
+            sessions: Sessions::default(),
+            limits,
+            compression: self.config.compression,
+            p2p: self.p2p.clone(),
+            tasks: self.tasks.child(),
+            push_permits: Arc::new(Semaphore::new(MAX_PUSHES)),
+            blocks,
+        })
+    }
+
+    fn announce_config(&self, span: &Range<u32>) -> AnnounceConfig {
+        let period = self.config.update_period;
+        AnnounceConfig {
+            prefix: self.config.prefix.clone(),
+            peer: self.p2p.peer_id(),
+            blocks: span.clone(),
+            n_model_blocks: self.source.config().n_blocks,
+            repository: self.source.repo_name().map(models::repository_url),
+            period,
+            expiration: self
+                .config
+                .expiration
+                .unwrap_or_else(|| AnnounceConfig::default_expiration(period)),
+        }
+    }
+
+    /// What does not change while a span is served. State, span and pings are the announcer's.
+    fn record(&self, rates: Option<Rates>) -> ServerInfo {
+        ServerInfo {
+            public_name: self.config.public_name.clone(),
+            version: Some(version()),
+            network_rps: rates.and_then(|rates| rates.network_rps),
+            forward_rps: rates.and_then(|rates| rates.forward_rps),
+            inference_rps: rates.and_then(|rates| rates.inference_rps),
+            torch_dtype: Some(self.dtype().as_torch_str().to_string()),
+            quant_type: Some("none".to_string()),
+            using_relay: Some(self.config.using_relay),
+            ..ServerInfo::new(ServerState::Joining, self.throughput(rates))
+        }
+    }
+
+    /// While loading nothing is measured yet, but the span must count for others that choose blocks at the same time: a
+    /// zero would make them take the same ones.
+    fn throughput(&self, rates: Option<Rates>) -> f64 {
+        match (rates, self.config.throughput) {
+            (Some(rates), _) => rates.throughput,
+            (None, Throughput::Fixed(throughput)) => throughput,
+            (None, Throughput::Auto) => UNMEASURED_THROUGHPUT,
+        }
+    }
+
+    async fn go_offline(&self) {
+        let announcer = self.announcer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(announcer) = announcer
+            && let Err(error) = announcer.set_state(ServerState::Offline).await
+        {
+            warn!(%error, "the swarm learns that these blocks are gone only when their records expire");
+        }
+    }
+
+    /// OFFLINE, then no more answers, then no more computing.
+    pub(super) async fn take_down(&self) {
+        self.go_offline().await;
+        if let Some(serving) = self.current.set(None) {
+            serving.tasks.shutdown().await;
+            serving.worker.stop();
+        }
+    }
+
+    /// Looks from time to time whether the swarm would be better off with us elsewhere, and moves.
+    pub(super) fn watch_balance(self: &Arc<Self>) {
+        let fixed = matches!(self.config.blocks, BlockChoice::Fixed(_));
+        if fixed || self.config.balance_quality <= 0.0 {
+            return;
+        }
+        let this = self.clone();
+        self.tasks.spawn_until_stopped("balance", async move {
+            loop {
+                let wait = rand::rng().random_range(0.0..=2.0) * this.config.mean_balance_check_period.as_secs_f64();
+                tokio::time::sleep(Duration::from_secs_f64(wait)).await;
+                if !this.should_move().await {
+                    continue;
+                }
+                info!("moving to blocks that the swarm needs more");
+                this.take_down().await;
+                let outcome = this.bring_up().await;
+                let failed = outcome.is_err();
+                if let Err(error) = &outcome {
+                    error!(error = error as &dyn std::error::Error, "the move failed");
+                }
+                if this.report.send(outcome).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn should_move(&self) -> bool {
+        let snapshot = self.directory.refresh().await;
+        placement::should_move(
+            &snapshot,
+            self.p2p.peer_id(),
+            self.config.balance_quality,
+            &mut rand::rng(),
+        )
+    }
+}
+
+/// What monitors show; they cut it to ten characters.
+fn version() -> String {
+    format!(
+        "sepal {}.{}",
+        env!("CARGO_PKG_VERSION_MAJOR"),
+        env!("CARGO_PKG_VERSION_MINOR")
+    )
+}

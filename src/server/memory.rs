@@ -1,0 +1,231 @@
+//! The attention-cache budget: who may use how many bytes, and who waits. It counts memory, it does not hold any.
+//!
+//! The rules are those of Petals' `server/memory_cache.py`: a session reserves its whole length up front; without a
+//! timeout it is refused as soon as it, and those that wait already, do not fit; with one it queues first come, first
+//! served.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{oneshot, watch};
+
+use super::error::RequestError;
+
+/// The budget of one server. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Memory {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    max_bytes: u64,
+    state: Mutex<State>,
+    free: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    used: u64,
+    waiting: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    bytes: u64,
+    granted: oneshot::Sender<Lease>,
+}
+
+/// Reserved cache bytes; dropping it gives them back and wakes whoever waits.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    bytes: u64,
+    inner: Arc<Inner>,
+}
+
+impl Memory {
+    /// A budget of `max_bytes`, all of it free.
+    pub(crate) fn new(max_bytes: u64) -> Self {
+        let (free, _) = watch::channel(max_bytes);
+        Self {
+            inner: Arc::new(Inner {
+                max_bytes,
+                state: Mutex::default(),
+                free,
+            }),
+        }
+    }
+
+    /// Bytes nobody has reserved.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.inner.max_bytes - self.inner.lock().used
+    }
+
+    /// Reserves `bytes`, waiting up to `timeout` for others to give some back. Zero does not wait.
+    ///
+    /// # Errors
+    /// The three refusals of Petals: full now, larger than the whole cache, still full after the wait.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up the place in the queue; nothing stays reserved.
+    pub(crate) async fn lease(&self, bytes: u64, timeout: Duration) -> Result<Lease, RequestError> {
+        let waiting = {
+            let mut state = self.inner.lock();
+            let queued: u64 = state.waiting.iter().map(|waiter| waiter.bytes).sum();
+            let fits = state.used.saturating_add(queued).saturating_add(bytes) <= self.inner.max_bytes;
+            if fits && state.waiting.is_empty() {
+                return Ok(self.inner.grant(&mut state, bytes));
+            }
+            if timeout.is_zero() {
+                return Err(RequestError::CacheFull { bytes });
+            }
+            if bytes > self.inner.max_bytes {
+                return Err(RequestError::CacheTooSmall {
+                    bytes,
+                    max: self.inner.max_bytes,
+                });
+            }
+            let (granted, waiting) = oneshot::channel();
+            state.waiting.push_back(Waiter { bytes, granted });
+            waiting
+        };
+        match tokio::time::timeout(timeout, waiting).await {
+            Ok(Ok(lease)) => Ok(lease),
+            _ => {
+                // The one that gave up may have been the first in line and the only one that did not fit.
+                self.inner.wake();
+                Err(RequestError::CacheWaitTimeout {
+                    bytes,
+                    seconds: timeout.as_secs_f64(),
+                })
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn grant(self: &Arc<Self>, state: &mut State, bytes: u64) -> Lease {
+        state.used += bytes;
+        self.free.send_replace(self.max_bytes - state.used);
+        Lease {
+            bytes,
+            inner: self.clone(),
+        }
+    }
+
+    /// Hands free bytes to those who wait, in order, until the first one that does not fit.
+    fn wake(self: &Arc<Self>) {
+        loop {
+            let refused = {
+                let mut state = self.lock();
+                state.waiting.retain(|waiter| !waiter.granted.is_closed());
+                let fits = state
+                    .waiting
+                    .front()
+                    .is_some_and(|first| state.used + first.bytes <= self.max_bytes);
+                if !fits {
+                    return;
+                }
+                let Some(first) = state.waiting.pop_front() else { return };
+                let lease = self.grant(&mut state, first.bytes);
+                first.granted.send(lease)
+            };
+            // A waiter that left in between: its lease comes back and wakes the next one as it is dropped.
+            drop(refused);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        {
+            let mut state = self.inner.lock();
+            state.used -= self.bytes;
+            self.inner.free.send_replace(self.inner.max_bytes - state.used);
+        }
+        self.inner.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WAIT: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_full_cache_refuses_at_once_without_a_timeout() {
+        let memory = Memory::new(100);
+        let lease = memory.lease(60, Duration::ZERO).await.unwrap();
+        let error = memory.lease(41, Duration::ZERO).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Could not allocate 41 bytes immediately: out of memory"
+        );
+        drop(lease);
+        assert_eq!(memory.free_bytes(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_than_the_whole_cache_is_refused_without_waiting() {
+        let memory = Memory::new(100);
+        let error = memory.lease(101, WAIT).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Could not allocate 101 bytes, max cache size = 100 bytes"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_in_vain_ends_with_the_time_waited() {
+        let memory = Memory::new(100);
+        let _held = memory.lease(100, Duration::ZERO).await.unwrap();
+        let error = memory.lease(1, Duration::from_secs(2)).await.unwrap_err();
+        assert_eq!(error.to_string(), "Could not allocate 1 within 2.0 seconds");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_are_served_in_order() {
+        let memory = Memory::new(100);
+        let held = memory.lease(100, Duration::ZERO).await.unwrap();
+        let (first, second) = (memory.clone(), memory.clone());
+        let mut first = Box::pin(async move { first.lease(80, WAIT).await });
+        let mut second = Box::pin(async move { second.lease(30, WAIT).await });
+        assert!(futures::poll!(&mut first).is_pending());
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(held);
+        let first = first.await.unwrap();
+        assert!(futures::poll!(&mut second).is_pending(), "30 do not fit beside 80");
+        assert!(
+            memory.lease(10, Duration::ZERO).await.is_err(),
+            "nobody may overtake those who wait"
+        );
+        drop(first);
+        let second = second.await.unwrap();
+        assert_eq!(memory.free_bytes(), 70);
+        drop(second);
+        assert_eq!(memory.free_bytes(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn giving_up_the_wait_lets_the_next_one_through() {
+        let memory = Memory::new(100);
+        let held = memory.lease(50, Duration::ZERO).await.unwrap();
+        let (large, small) = (memory.clone(), memory.clone());
+        let mut large = Box::pin(async move { large.lease(90, Duration::from_secs(1)).await });
+        assert!(futures::poll!(&mut large).is_pending());
+        let mut small = Box::pin(async move { small.lease(40, WAIT).await });
+        assert!(futures::poll!(&mut small).is_pending());
+        assert!(large.await.is_err());
+        small.await.unwrap();
+        drop(held);
+        assert_eq!(memory.free_bytes(), 100);
+    }
+}

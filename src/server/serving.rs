@@ -1,0 +1,100 @@
+//! What the request handlers share while a span is being served: blocks, compute thread, budget, sessions, limits.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use sepal_protocol::{
+    compress::Compression,
+    proto,
+    tensor::{DType, WireTensor},
+};
+use tokio::sync::Semaphore;
+
+use super::{error::RequestError, memory::Memory, sessions::Sessions, worker::Worker};
+use crate::{
+    model::{Blocks, Hidden, WeightDType},
+    p2p::P2p,
+    task::Tasks,
+};
+
+/// Limits of a server; the flags of the same names set them. Defaults are Petals' (`cli/run_server.py`).
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Longest session, in tokens.
+    pub inference_max_length: usize,
+    /// Most tokens (rows × tokens) in one request.
+    pub max_batch_size: usize,
+    /// Longest wait for cache memory that a client may ask for.
+    pub max_alloc_timeout: Duration,
+    /// Longest unary request, and longest push.
+    pub request_timeout: Duration,
+    /// Longest session.
+    pub session_timeout: Duration,
+    /// Longest silence within a session.
+    pub step_timeout: Duration,
+}
+
+/// One loaded span and everything needed to answer requests for it.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) prefix: String,
+    pub(crate) span: Range<u32>,
+    pub(crate) blocks: Arc<Blocks>,
+    pub(crate) worker: Worker,
+    pub(crate) memory: Memory,
+    pub(crate) sessions: Sessions,
+    pub(crate) limits: Limits,
+    pub(crate) compression: Compression,
+    pub(crate) p2p: P2p,
+    pub(crate) tasks: Tasks,
+    pub(crate) push_permits: Arc<Semaphore>,
+}
+
+impl Serving {
+    /// Cache bytes of a session: K and V of every block of its chain for its whole length (Petals `server/backend.py`,
+    /// `get_inference_cache_descriptors`).
+    pub(crate) fn session_bytes(&self, n_blocks: usize, batch: usize, max_length: usize) -> u64 {
+        let tokens = (batch as u64).saturating_mul(max_length as u64);
+        tokens
+            .saturating_mul(n_blocks as u64)
+            .saturating_mul(self.blocks.cache_bytes_per_token() as u64)
+    }
+
+    /// # Errors
+    /// When the activations have more tokens than `--max-batch-size`.
+    pub(crate) fn check_size(&self, x: &Hidden) -> Result<(), RequestError> {
+        let max = self.limits.max_batch_size;
+        if x.batch.saturating_mul(x.tokens) > max {
+            Err(RequestError::TooManyTokens { max })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Activations as a reply carries them: in the server's dtype and compression.
+    pub(crate) fn to_wire(&self, x: &Hidden) -> Result<proto::Tensor, RequestError> {
+        self.to_wire_as(x, self.compression)
+    }
+
+    /// The same with a compression that the client chose.
+    pub(crate) fn to_wire_as(&self, x: &Hidden, compression: Compression) -> Result<proto::Tensor, RequestError> {
+        let dtype = match self.blocks.dtype() {
+            WeightDType::F32 => DType::F32,
+            WeightDType::Bf16 => DType::Bf16,
+            WeightDType::F16 => DType::F16,
+        };
+        Ok(WireTensor::from_f32(&x.data, [x.batch, x.tokens, x.width], dtype)?.encode(compression)?)
+    }
+
+    /// Free cache in the unit of the announced record: K and V and every block counted separately, grouped heads taken
+    /// for full ones (spec of `cache_tokens_left`, Petals `server/server.py`).
+    pub(crate) fn cache_tokens_left(&self) -> u64 {
+        let config = self.blocks.config();
+        let unit = config.hidden_size * self.blocks.dtype().size() / config.group_size();
+        self.memory.free_bytes() / unit.max(1) as u64
+    }
+
+    /// Free cache in the unit of `rpc_info`: tokens of one block.
+    pub(crate) fn cache_tokens_available(&self) -> u64 {
+        self.memory.free_bytes() / self.blocks.cache_bytes_per_token().max(1) as u64
+    }
+}

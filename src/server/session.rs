@@ -1,0 +1,303 @@
+//! One inference session: its cache, its position, and where its steps come from (the client's stream, or a push from
+//! the server before us). It computes nothing itself.
+//!
+//! The rules are those of Petals' `server/handler.py` and `server/backend.py`; where those are known to be wrong (a
+//! rollback beyond the cache is accepted, a session id outlives an error, pushed beam indices are stale) ours are right.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use sepal_protocol::{Message, message::decode, metadata::StepMetadata, msgpack::PythonText, proto};
+use tokio::time::timeout;
+use tracing::{debug, trace};
+
+use super::{
+    error::RequestError,
+    push,
+    request::{self, StepTensors},
+    serving::Serving,
+    sessions::Registration,
+    worker::{SessionCache, Step, Work},
+};
+use crate::p2p::{HandlerError, StreamReceiver, StreamSender};
+
+/// Step ids remembered for de-duplication. A duplicate is at most a few steps late: it is the client's copy of a push.
+const REMEMBERED_STEPS: usize = 1024;
+
+/// Serves one `rpc_inference` stream from its first message to its end.
+///
+/// # Errors
+/// The text for the client; whatever the end, cache and session id are free again when this returns.
+pub(crate) async fn run(
+    serving: Arc<Serving>,
+    mut requests: StreamReceiver,
+    mut replies: StreamSender,
+) -> Result<(), HandlerError> {
+    let limit = serving.limits.session_timeout;
+    match timeout(limit, converse(serving, &mut requests, &mut replies)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            debug!(%error, "session ends");
+            Err(error.into_stream())
+        }
+        Err(_) => Err(RequestError::SessionTimeout.into_stream()),
+    }
+}
+
+async fn converse(
+    serving: Arc<Serving>,
+    requests: &mut StreamReceiver,
+    replies: &mut StreamSender,
+) -> Result<(), RequestError> {
+    let Ok(Ok(Some(first))) = timeout(serving.limits.step_timeout, requests.recv()).await else {
+        return Ok(());
+    };
+    let first: proto::ExpertRequest = decode("ExpertRequest", first)?;
+    let mut session = Session::open(serving, &first).await?;
+    let mut next = Some(Incoming {
+        request: first,
+        pushed: false,
+    });
+    while let Some(incoming) = next {
+        // A message without tensors is how Petals' client says goodbye.
+        if incoming.request.tensors.is_empty() && !incoming.pushed {
+            return Ok(());
+        }
+        if let Some(reply) = session.answer(incoming).await?
+            && replies.send(reply.encode_to_vec().into()).await.is_err()
+        {
+            return Ok(());
+        }
+        next = session.next(requests).await?;
+    }
+    Ok(())
+}
+
+struct Incoming {
+    request: proto::ExpertRequest,
+    /// From the server before us rather than from the client.
+    pushed: bool,
+}
+
+struct Session {
+    serving: Arc<Serving>,
+    chain: Arc<[u32]>,
+    batch: usize,
+    max_length: usize,
+    /// Tokens in the cache that the next step sees.
+    prefix: usize,
+    /// `None` only while a step runs, or after one failed.
+    cache: Option<SessionCache>,
+    pushes: Option<Registration>,
+    seen: RecentSteps,
+}
+
+impl Session {
+    /// Checks the first message in Petals' order, reserves the cache and registers the session's id.
+    async fn open(serving: Arc<Serving>, first: &proto::ExpertRequest) -> Result<Self, RequestError> {
+        let chain = request::parse_chain(&first.uid, &serving.prefix, &serving.span)?;
+        let metadata = StepMetadata::decode(&first.metadata)?;
+        let asked = metadata.max_length_tokens().ok_or_else(|| RequestError::NoMaxLength {
+            got: PythonText(metadata.max_length.as_ref()).to_string(),
+        })?;
+        let max = serving.limits.inference_max_length;
+        let max_length = match usize::try_from(asked) {
+            Ok(length) if length <= max => length,
+            _ => return Err(RequestError::SessionTooLong { asked, max }),
+        };
+        let batch = first
+            .tensors
+            .first()
+            .and_then(|tensor| tensor.size.first())
+            .map_or(1, |rows| *rows as usize);
+        let bytes = serving.session_bytes(chain.len(), batch, max_length);
+        let patience = Duration::try_from_secs_f64(metadata.alloc_timeout.unwrap_or(0.0)).unwrap_or_default();
+        let lease = serving
+            .memory
+            .lease(bytes, patience.min(serving.limits.max_alloc_timeout))
+            .await?;
+        request::check_metadata(&metadata, "rpc_inference")?;
+        let pushes = match metadata.session_id {
+            Some(id) => Some(serving.sessions.register(id)?),
+            None => None,
+        };
+        let cache = serving.blocks.new_cache(chain.len(), batch, max_length);
+        debug!(?chain, batch, max_length, bytes, "session opens");
+        let cache = Some(SessionCache::new(cache, lease));
+        Ok(Self {
+            serving,
+            chain,
+            batch,
+            max_length,
+            prefix: 0,
+            cache,
+            pushes,
+            seen: RecentSteps::default(),
+        })
+    }
+
+    /// The next message, from wherever it comes first. `None` ends the session: end of stream, reset, or silence for
+    /// longer than the step timeout.
+    async fn next(&mut self, requests: &mut StreamReceiver) -> Result<Option<Incoming>, RequestError> {
+        let pushes = &mut self.pushes;
+        let pushed = async {
+            match pushes {
+                Some(registration) => registration.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            message = requests.recv() => match message {
+                Ok(Some(bytes)) => {
+                    Ok(Some(Incoming { request: decode("ExpertRequest", bytes)?, pushed: false }))
+                }
+                Ok(None) | Err(_) => Ok(None),
+            },
+            request = pushed => Ok(request.map(|request| Incoming { request, pushed: true })),
+            () = tokio::time::sleep(self.serving.limits.step_timeout) => Ok(None),
+        }
+    }
+
+    /// Runs one step. `None` when there is nothing to answer: the step was done already, or a push was unusable (the
+    /// client's own copy of it follows).
+    async fn answer(&mut self, incoming: Incoming) -> Result<Option<proto::ExpertResponse>, RequestError> {
+        let Incoming { request, pushed } = incoming;
+        let metadata = StepMetadata::decode(&request.metadata)?;
+        if metadata.step_id.as_ref().is_some_and(|id| self.seen.contains(id)) {
+            trace!(pushed, "step was done already");
+            return Ok(None);
+        }
+        let planned = self.plan(&request, &metadata);
+        let (tensors, prefix) = match planned {
+            Ok(plan) => plan,
+            Err(error) if pushed => {
+                debug!(%error, "a push is ignored");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let may_push = tensors.prompts.is_none() && tensors.rows.is_none();
+        let tokens = tensors.x.tokens;
+        let output = self.compute(tensors, prefix).await?;
+        self.prefix = prefix + tokens;
+        if let Some(id) = &metadata.step_id {
+            self.seen.insert(id.clone());
+        }
+        trace!(pushed, prefix, tokens, "step done");
+        let output = self.serving.to_wire(&output)?;
+        if may_push {
+            push::send(&self.serving, &request, &metadata, &output);
+        }
+        Ok(Some(proto::ExpertResponse {
+            tensors: vec![output],
+            metadata: Vec::new(),
+        }))
+    }
+
+    /// Checks a step against the session: its tensors and the position it starts from.
+    fn plan(
+        &self,
+        request: &proto::ExpertRequest,
+        metadata: &StepMetadata,
+    ) -> Result<(StepTensors, usize), RequestError> {
+        let prefix = match metadata.start_from_position {
+            None => self.prefix,
+            Some(position) => match usize::try_from(position) {
+                Ok(wanted) if wanted <= self.prefix => wanted,
+                _ => {
+                    return Err(RequestError::BadPosition {
+                        position,
+                        prefix: self.prefix,
+                    });
+                }
+            },
+        };
+        let tensors = request::ordered(&request.tensors, metadata, 3)?;
+        let width = self.serving.blocks.config().hidden_size;
+        let tensors = request::step_tensors(&tensors, self.chain.len(), width)?;
+        let x = &tensors.x;
+        if x.batch != self.batch {
+            let expected = format!("[{}, tokens, {width}]", self.batch);
+            let got = vec![x.batch, x.tokens, x.width];
+            return Err(RequestError::BadShape {
+                name: "hidden_states",
+                got,
+                expected,
+            });
+        }
+        if prefix + x.tokens > self.max_length {
+            return Err(RequestError::StepTooLong {
+                prefix,
+                current: x.tokens,
+                max: self.max_length,
+            });
+        }
+        self.serving.check_size(x)?;
+        Ok((tensors, prefix))
+    }
+
+    async fn compute(&mut self, tensors: StepTensors, position: usize) -> Result<crate::model::Hidden, RequestError> {
+        let StepTensors { x, prompts, rows } = tensors;
+        let cache = self.cache.take().ok_or(RequestError::NotServing)?;
+        let work = Work {
+            chain: self.chain.clone(),
+            x,
+            prompts,
+        };
+        let (output, cache) = self
+            .serving
+            .worker
+            .step(Step {
+                work,
+                cache,
+                position,
+                rows,
+            })
+            .await?;
+        self.cache = Some(cache);
+        Ok(output)
+    }
+}
+
+/// The ids of the last steps, bounded.
+#[derive(Debug, Default)]
+struct RecentSteps {
+    order: VecDeque<String>,
+    ids: HashSet<String>,
+}
+
+impl RecentSteps {
+    fn contains(&self, id: &str) -> bool {
+        self.ids.contains(id)
+    }
+
+    fn insert(&mut self, id: String) {
+        if self.order.len() == REMEMBERED_STEPS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        if self.ids.insert(id.clone()) {
+            self.order.push_back(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_step_ids_are_remembered() {
+        let mut seen = RecentSteps::default();
+        for step in 0..=REMEMBERED_STEPS {
+            seen.insert(step.to_string());
+        }
+        assert!(!seen.contains("0"));
+        assert!(seen.contains("1"));
+        assert!(seen.contains(&REMEMBERED_STEPS.to_string()));
+    }
+}
