@@ -1,5 +1,248 @@
-//! Generates text through a chain of servers.
+//! Generates text through a chain of servers: embeddings, final norm, head and sampling are here, all blocks are theirs.
+//!
+//! ```text
+//! text ─▶ tokens ─▶ embeddings ─▶ Session (hop, hop, …) ─▶ norm, head ─▶ sample ─▶ token ─▶ text
+//!                        ▲                                                           │
+//!                        └───────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Not a server and no part of one: a client joins the DHT without serving records to others.
 
+mod bans;
+mod error;
+mod generate;
+mod remote;
+mod session;
 mod text;
 
-pub use text::{Piece, TextCodec, TextError, TextStream};
+use std::{
+    collections::HashSet,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use self::bans::Bans;
+pub use self::{
+    error::{ClientError, RemoteError},
+    generate::{FinishReason, Generation, Params},
+    session::{HopReport, Session},
+    text::{TextCodec, TextError},
+};
+use crate::{
+    dht::Dht,
+    model::{Ends, ModelSource, WeightDType},
+    p2p::{P2p, PeerId},
+    swarm::{
+        Snapshot,
+        directory::{Directory, Filter},
+        ping::{self, Rtts},
+        route::{self, Hop, MissingBlocks},
+    },
+    task::Tasks,
+};
+use sepal_protocol::tensor::DType;
+
+/// How a client behaves. Defaults are Petals' (`client/config.py`) where it has the setting and where it works.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// DHT prefix of the model.
+    pub prefix: String,
+    /// Longest wait for one step of one server.
+    pub request_timeout: Duration,
+    /// How often the directory is read again in the background.
+    pub update_period: Duration,
+    /// Failed servers, and waits for missing blocks, before a step ends with an error. Petals retries for ever.
+    pub max_retries: usize,
+    /// Let servers push to each other.
+    pub push: bool,
+    /// Servers that may or may not be used.
+    pub filter: Filter,
+}
+
+/// Petals: 180 s for a step, 60 s between two looks at the directory. Five retries with pauses of 1, 2, 4, 8 and 16 s
+/// outlast a server that restarts.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
+const UPDATE_PERIOD: Duration = Duration::from_secs(60);
+const MAX_RETRIES: usize = 5;
+
+impl Config {
+    /// The defaults for the model under `prefix`.
+    pub fn new(prefix: String) -> Self {
+        Self {
+            prefix,
+            request_timeout: REQUEST_TIMEOUT,
+            update_period: UPDATE_PERIOD,
+            max_retries: MAX_RETRIES,
+            push: true,
+            filter: Filter::default(),
+        }
+    }
+}
+
+/// A client of one model in one swarm. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+    ends: Arc<Ends>,
+}
+
+/// What sessions need of their client.
+#[derive(Debug)]
+struct Shared {
+    p2p: P2p,
+    dht: Dht,
+    directory: Directory,
+    rtts: Mutex<Rtts>,
+    bans: Mutex<Bans>,
+    prefix: Arc<str>,
+    n_blocks: u32,
+    request_timeout: Duration,
+    max_retries: usize,
+    push: bool,
+    started: Instant,
+}
+
+impl Client {
+    /// Loads the client's part of the model, reads who serves what, and keeps that knowledge fresh in the background.
+    ///
+    /// # Errors
+    /// When embeddings or head cannot be loaded. A swarm without servers is no error yet: they may come.
+    pub async fn connect(
+        config: Config,
+        source: &ModelSource,
+        (p2p, dht): (P2p, Dht),
+        tasks: &Tasks,
+    ) -> Result<Self, ClientError> {
+        let n_blocks = source.config().n_blocks;
+        let files = source.clone();
+        let ends = tokio::task::spawn_blocking(move || {
+            // In the checkpoint's own precision: nothing is lost, and the weights stay in the mapped file.
+            let dtype = files.config().torch_dtype.unwrap_or(WeightDType::F32);
+            Ok::<_, ClientError>(Ends::load(&files.files_for_ends()?, dtype)?)
+        });
+        let directory = Directory::filtered(dht.clone(), config.prefix.clone(), n_blocks, config.filter);
+        let shared = Arc::new(Shared {
+            p2p,
+            dht,
+            directory,
+            rtts: Mutex::default(),
+            bans: Mutex::default(),
+            prefix: config.prefix.into(),
+            n_blocks,
+            request_timeout: config.request_timeout,
+            max_retries: config.max_retries,
+            push: config.push,
+            started: Instant::now(),
+        });
+        shared.refresh().await;
+        let background = shared.clone();
+        tasks.spawn_until_stopped("directory", async move {
+            loop {
+                tokio::time::sleep(config.update_period).await;
+                background.refresh().await;
+            }
+        });
+        let ends = ends.await.map_err(|_| ClientError::Interrupted)??;
+        Ok(Self {
+            shared,
+            ends: Arc::new(ends),
+        })
+    }
+
+    /// A session that can take `max_length` tokens. Servers reserve memory for all of them at the first step.
+    pub fn session(&self, max_length: usize) -> Session {
+        Session::new(self.shared.clone(), max_length)
+    }
+
+    /// Who serves what, as last read.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.directory.snapshot()
+    }
+
+    /// Reads the directory now.
+    pub async fn refresh(&self) {
+        self.shared.refresh().await;
+    }
+
+    /// The chain a new session of `max_length` tokens would take.
+    ///
+    /// # Errors
+    /// Names the blocks that nobody serves.
+    pub async fn route(&self, max_length: usize) -> Result<Vec<Hop>, ClientError> {
+        let blocks = 0..self.shared.n_blocks;
+        let route = self.shared.route(blocks, max_length, &HashSet::new()).await;
+        route.map_err(|missing| ClientError::MissingBlocks { missing })
+    }
+}
+
+impl Shared {
+    /// Reads all block records again and pings servers that a route may start or end with.
+    async fn refresh(&self) {
+        let snapshot = self.directory.refresh().await;
+        let peers = ping::sample_for_client(&snapshot, &mut rand::rng());
+        let answers = ping::measure(&self.dht, peers, ping::CLIENT_TIMEOUT).await;
+        let now = self.seconds();
+        let mut rtts = self.rtts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (peer, rtt) in answers {
+            rtts.record(peer, rtt, now);
+        }
+    }
+
+    /// The cheapest chain over `blocks`, without the `excluded` and the banned.
+    async fn route(
+        &self,
+        blocks: Range<u32>,
+        max_length: usize,
+        excluded: &HashSet<PeerId>,
+    ) -> Result<Vec<Hop>, MissingBlocks> {
+        let snapshot = self.directory.snapshot();
+        let now = Instant::now();
+        let mut avoided = self.bans.lock().unwrap_or_else(PoisonError::into_inner).active(now);
+        avoided.extend(excluded);
+        let rtts = self.rtts.lock().unwrap_or_else(PoisonError::into_inner);
+        let route = route::shortest(
+            &snapshot,
+            blocks,
+            &rtts.at(self.seconds()),
+            Some(max_length as u64),
+            &avoided,
+        )?;
+        Ok(route.hops)
+    }
+
+    /// Seconds since this client began: the clock of the round-trip estimates.
+    fn seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// The dtype to send activations to `peer` in: the one it computes in, because it would convert any other.
+    fn wire_dtype(&self, peer: PeerId) -> DType {
+        let snapshot = self.directory.snapshot();
+        let info = snapshot
+            .spans
+            .iter()
+            .find(|span| span.peer == peer)
+            .map(|span| &span.info);
+        match info.and_then(|info| info.torch_dtype.as_deref()) {
+            Some("bfloat16") => DType::Bf16,
+            Some("float16") => DType::F16,
+            _ => DType::F32,
+        }
+    }
+
+    /// A server that answered starts afresh, whatever it did before.
+    fn works(&self, peer: PeerId) {
+        self.bans
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .succeeded(&peer);
+    }
+
+    fn ban(&self, peer: PeerId) {
+        self.bans
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .failed(peer, Instant::now());
+    }
+}

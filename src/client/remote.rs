@@ -1,0 +1,210 @@
+//! One inference stream to one server: sends steps, reads answers. It knows no route and keeps no history.
+//!
+//! What goes into a message is what every Petals version understands: `start_from_position` for 2.3 servers and
+//! `next_servers` for pushes, both always sent when they apply (Petals clients send one or the other).
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use sepal_protocol::{
+    Message, WireError,
+    compress::Compression,
+    message::decode,
+    metadata::{NextServer, StepMetadata, args_structure},
+    msgpack::Value,
+    names, proto,
+    record::BlockUid,
+    tensor::{DType, WireTensor},
+};
+use tokio::time::timeout;
+use tracing::trace;
+
+use super::error::RemoteError;
+use crate::{
+    model::Hidden,
+    p2p::{P2p, PeerId, StreamReceiver, StreamSender},
+};
+
+/// Longest time to open a stream (Petals `client/config.py`, connect_timeout).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Seconds a server may let us wait for cache memory before it refuses.
+const ALLOC_TIMEOUT: f64 = 10.0;
+/// Tensors in a step: activations, deep prompts, beam indices.
+const N_TENSORS: usize = 3;
+
+/// An open session on one server.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    peer: PeerId,
+    blocks: Range<u32>,
+    session_id: String,
+    uid: String,
+    max_length: usize,
+    dtype: DType,
+    timeout: Duration,
+    /// Tokens the server has in its cache for us.
+    position: usize,
+    sender: StreamSender,
+    receiver: StreamReceiver,
+}
+
+/// Which server to open a session on, and for what.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) peer: PeerId,
+    pub(crate) blocks: Range<u32>,
+    pub(crate) prefix: Arc<str>,
+    /// Tokens to reserve.
+    pub(crate) max_length: usize,
+    /// Longest wait for one step.
+    pub(crate) timeout: Duration,
+    /// Dtype in which the server computes: what we send in another one it would only convert.
+    pub(crate) dtype: DType,
+}
+
+impl Remote {
+    /// Opens a stream; the server reserves memory when the first step arrives.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or does not speak the RPC.
+    pub(crate) async fn open(p2p: &P2p, target: Target) -> Result<Self, RemoteError> {
+        let (sender, receiver) = p2p
+            .open_stream(target.peer, names::INFERENCE, CONNECT_TIMEOUT)
+            .await
+            .map_err(RemoteError::Open)?;
+        Ok(Self {
+            peer: target.peer,
+            session_id: uuid::Uuid::new_v4().to_string(),
+            uid: BlockUid::format_chain(&target.prefix, target.blocks.clone()),
+            blocks: target.blocks,
+            max_length: target.max_length,
+            dtype: target.dtype,
+            timeout: target.timeout,
+            position: 0,
+            sender,
+            receiver,
+        })
+    }
+
+    /// Tokens in the server's cache.
+    pub(crate) fn position(&self) -> usize {
+        self.position
+    }
+
+    /// This session as an entry of `next_servers`, so that the server before it can push to it.
+    pub(crate) fn as_next_server(&self) -> NextServer {
+        NextServer {
+            peer_id: self.peer.to_string(),
+            session_id: self.session_id.clone(),
+            start: self.blocks.start,
+            end: self.blocks.end,
+        }
+    }
+
+    /// Runs one step and waits for its answer.
+    ///
+    /// # Errors
+    /// After any error the session is of no more use.
+    pub(crate) async fn step(
+        &mut self,
+        x: &Hidden,
+        step_id: &str,
+        next_servers: Vec<NextServer>,
+    ) -> Result<Hidden, RemoteError> {
+        let message = self.message(x, step_id, next_servers)?;
+        let limit = self.timeout;
+        let exchange = async {
+            self.sender
+                .send(message.encode_to_vec().into())
+                .await
+                .map_err(RemoteError::Stream)?;
+            self.receiver
+                .recv()
+                .await
+                .map_err(RemoteError::Stream)?
+                .ok_or(RemoteError::Closed)
+        };
+        let answer = timeout(limit, exchange)
+            .await
+            .map_err(|_| RemoteError::Timeout(limit))??;
+        let output = decode_answer(answer, x)?;
+        self.position += x.tokens;
+        trace!(peer = %self.peer, position = self.position, "step answered");
+        Ok(output)
+    }
+
+    fn message(
+        &self,
+        x: &Hidden,
+        step_id: &str,
+        next_servers: Vec<NextServer>,
+    ) -> Result<proto::ExpertRequest, WireError> {
+        let first = self.position == 0;
+        let metadata = StepMetadata {
+            session_id: Some(self.session_id.clone()),
+            step_id: Some(step_id.to_string()),
+            alloc_timeout: first.then_some(ALLOC_TIMEOUT),
+            args_structure: Some(args_structure(N_TENSORS)),
+            start_from_position: Some(self.position as i64),
+            next_servers,
+            max_length: first.then(|| Value::from(self.max_length)),
+            points: first.then(|| Value::from(0.0)),
+            ..StepMetadata::default()
+        };
+        let hidden = WireTensor::from_f32(&x.data, [x.batch, x.tokens, x.width], self.dtype)?;
+        let tensors = vec![
+            hidden.encode(Compression::None)?,
+            empty(DType::F32)?,
+            empty(DType::I64)?,
+        ];
+        Ok(proto::ExpertRequest {
+            uid: self.uid.clone(),
+            tensors,
+            metadata: metadata.encode(),
+        })
+    }
+
+    /// Says goodbye the way Petals' client does: an empty message, then the end of the stream.
+    pub(crate) async fn close(mut self) {
+        let goodbye = async {
+            self.sender.send(bytes::Bytes::new()).await?;
+            self.sender.finish().await?;
+            self.receiver.recv().await.map(|_| ())
+        };
+        // A server that is gone needs no goodbye.
+        drop(timeout(CONNECT_TIMEOUT, goodbye).await);
+    }
+}
+
+/// Petals' stand-in for "no such tensor".
+fn empty(dtype: DType) -> Result<proto::Tensor, WireError> {
+    WireTensor::new(dtype, [0], bytes::Bytes::new())?.encode(Compression::None)
+}
+
+/// The one tensor of an answer, checked against the step it answers.
+fn decode_answer(answer: bytes::Bytes, x: &Hidden) -> Result<Hidden, RemoteError> {
+    let answer: proto::ExpertResponse = decode("ExpertResponse", answer)?;
+    let expected = [x.batch, x.tokens, x.width];
+    let Some(tensor) = answer.tensors.first() else {
+        return Err(RemoteError::WrongShape {
+            expected,
+            got: Vec::new(),
+        });
+    };
+    let tensor = WireTensor::decode(tensor)?;
+    if tensor.shape != expected {
+        return Err(RemoteError::WrongShape {
+            expected,
+            got: tensor.shape,
+        });
+    }
+    let data = tensor.to_f32_vec();
+    if !data.iter().all(|value| value.is_finite()) {
+        return Err(RemoteError::NotFinite);
+    }
+    Ok(Hidden {
+        data,
+        batch: x.batch,
+        tokens: x.tokens,
+        width: x.width,
+    })
+}
