@@ -1,1 +1,108 @@
-//! The command line: the only place where the parts are wired together.
+//! The command line: flags become configurations, and the layers are wired together. Nothing else may read the
+//! environment or print.
+//!
+//! Results go to stdout as stable lines that scripts may read, logs go to stderr.
+
+mod bootstrap;
+mod demo;
+mod environment;
+mod generate;
+mod logging;
+mod model;
+mod node;
+mod output;
+mod serve;
+mod signals;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Run large models on many machines: serve transformer blocks to a Petals swarm, or generate text through one.
+#[derive(Debug, Parser)]
+#[command(name = "sepal", version, propagate_version = true, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Log more: -v for debug, -vv for trace. RUST_LOG takes precedence.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    /// Log only warnings and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a whole swarm on this machine and ask its built-in model a question.
+    Demo(demo::Args),
+    /// Run a DHT node that others join the swarm through.
+    Bootstrap(bootstrap::Args),
+    /// Serve transformer blocks of a model to a swarm.
+    Serve(Box<serve::Args>),
+    /// Generate text through the servers of a swarm.
+    Generate(Box<generate::Args>),
+}
+
+/// Runs the command line `args` (the program's name first) to its end.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return output::usage(&error),
+    };
+    logging::init(cli.verbose, cli.quiet, matches!(cli.command, Command::Demo(_)));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output::failure(&anyhow::Error::new(error).context("cannot start the runtime")),
+    };
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Demo(args) => demo::run(args).await,
+            Command::Bootstrap(args) => bootstrap::run(args).await,
+            Command::Serve(args) => serve::run(*args).await,
+            Command::Generate(args) => generate::run(*args).await,
+        }
+    });
+    // Detached lookups may still wait for peers; nobody waits for them any more.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output::failure(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn petals_spellings_are_understood() {
+        let line = "sepal serve demo --initial_peers /ip4/127.0.0.1/tcp/1/p2p/12D3KooWQnwEGNqcM2nAcPtRR9rAX8Hrg4k9kJLCHoTR5chJfz6d \
+                    --block_indices 0:4 --torch_dtype float32 --host_maddrs /ip4/127.0.0.1/tcp/0 --public_name me \
+                    --attn_cache_tokens 64 --inference_max_length 128 --update_period 20 --identity_path id";
+        Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let line = "sepal serve --converted_model_name_or_path demo --new_swarm --num_blocks 2";
+        Cli::try_parse_from(line.split_whitespace()).unwrap();
+    }
+
+    #[test]
+    fn flags_that_exclude_each_other_are_refused() {
+        for line in [
+            "sepal serve demo --new-swarm --initial-peers /ip4/127.0.0.1/tcp/1",
+            "sepal serve demo --new-swarm --blocks 0:4 --num-blocks 2",
+            "sepal serve",
+            "sepal serve demo --blocks 4:2",
+            "sepal serve demo --throughput fast",
+            "sepal generate demo",
+        ] {
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+        }
+    }
+}

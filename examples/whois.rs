@@ -1,0 +1,66 @@
+//! Prints who serves each block of a model: joins the DHT as a client, reads the records, goes.
+//!
+//! ```text
+//! $ cargo run --release --example whois -- sepal/demo 8 /ip4/127.0.0.1/tcp/31337/p2p/12D3KooW…
+//!   0  12D3KooWQ… online    1530 tokens/s  0:4  server 1
+//!   …
+//! ```
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
+use anyhow::Context;
+use sepal::dht::{self, Dht};
+use sepal::p2p::{Config, Multiaddr, P2p};
+use sepal::swarm::directory::Directory;
+use sepal::task::Tasks;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let usage = "usage: whois DHT_PREFIX NUMBER_OF_BLOCKS INITIAL_PEER…";
+    let prefix = args.next().context(usage)?;
+    let n_blocks: u32 = args.next().context(usage)?.parse().context(usage)?;
+    let initial_peers = args
+        .map(|addr| addr.parse())
+        .collect::<Result<Vec<Multiaddr>, _>>()
+        .context(usage)?;
+
+    let tasks = Tasks::new();
+    let p2p = P2p::bind(
+        Config {
+            listen: Vec::new(),
+            client_mode: true,
+            ..Config::default()
+        },
+        &tasks,
+    )
+    .await?;
+    let config = dht::Config {
+        client_mode: true,
+        initial_peers,
+        ..dht::Config::default()
+    };
+    let dht = Dht::spawn(p2p, config, &tasks);
+    dht.bootstrap().await?;
+
+    let snapshot = Directory::new(dht, prefix, n_blocks).refresh().await;
+    for (block, servers) in snapshot.blocks.iter().enumerate() {
+        if servers.is_empty() {
+            println!("{block:>3}  nobody");
+        }
+        for (peer, info) in servers {
+            let state = format!("{:?}", info.state).to_lowercase();
+            let span = format!(
+                "{}:{}",
+                info.start_block.unwrap_or_default(),
+                info.end_block.unwrap_or_default()
+            );
+            let name = info.public_name.as_deref().unwrap_or("");
+            println!(
+                "{block:>3}  {peer} {state:<8} {:>7.0} tokens/s  {span}  {name}",
+                info.throughput
+            );
+        }
+    }
+    tasks.shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Runs the commands of README.md as a newcomer would and checks what they print. Each command is looked up in the README
+# first, so that neither can change without the other.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+pids=()
+cleanup() {
+    for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
+    rm -rf "$work"
+}
+trap cleanup EXIT
+export PATH="${CARGO_TARGET_DIR:-$PWD/target}/release:$PATH"
+
+fail() {
+    echo "readme: $*" >&2
+    for log in "$work"/*; do echo "--- $log" >&2; tail -n 20 "$log" >&2; done
+    exit 1
+}
+# The README's line, with its placeholders still in it, must be there word for word.
+says() { grep -qF -- "$1" README.md || fail "README.md no longer contains: $1"; }
+# Starts a command in the background: name, then the command. Its stdout goes to $work/name.
+background() {
+    local name=$1
+    shift
+    # A background job of a shell that is not interactive ignores Ctrl-C; Python's exec undoes that.
+    python3 -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); os.execvp(sys.argv[1], sys.argv[1:])' \
+        "$@" >"$work/$name" 2>"$work/$name.err" &
+    pids+=($!)
+}
+# Waits until a line that starts with a text is in a job's output and prints the rest of that line.
+await() {
+    for _ in $(seq 300); do
+        if grep -q "^$2" "$work/$1" 2>/dev/null; then
+            sed -n "s|^$2||p" "$work/$1" | head -n 1
+            return
+        fi
+        sleep 0.2
+    done
+    fail "$1 never printed: $2"
+}
+
+says 'cargo run --release -- demo'
+cargo run --release --locked --quiet -- demo | tee "$work/demo"
+grep -q '4' <(sed -n '/^> What is 2+2?/,/^hops/p' "$work/demo" | sed 1d) || fail 'the demonstration does not know what 2+2 is'
+
+says 'sepal bootstrap --listen /ip4/127.0.0.1/tcp/31337 --identity bootstrap.key'
+background bootstrap sepal bootstrap --listen /ip4/127.0.0.1/tcp/31337 --identity "$work/bootstrap.key"
+addr=$(await bootstrap 'listening ')
+says 'sepal serve demo --blocks 0:4 --initial-peers ADDR_OF_THE_BOOTSTRAP'
+background first sepal serve demo --blocks 0:4 --initial-peers "$addr"
+says 'sepal serve demo --blocks 4:8 --initial-peers ADDR_OF_THE_BOOTSTRAP'
+background second sepal serve demo --blocks 4:8 --initial-peers "$addr"
+await first 'online demo-hf 0:4' >/dev/null
+await second 'online demo-hf 4:8' >/dev/null
+says 'sepal generate demo --initial-peers ADDR_OF_THE_BOOTSTRAP --prompt "What is 2+2?"'
+answer=$(sepal generate demo --initial-peers "$addr" --prompt "What is 2+2?" 2>"$work/generate.err") || fail 'generate failed'
+echo "What is 2+2? $answer"
+grep -q 4 <<<"$answer" || fail "generate answered: $answer"
+
+says 'cargo run --release --example whois -- demo-hf 8 ADDR'
+cargo run --release --locked --quiet --example whois -- demo-hf 8 "$addr" | tee "$work/whois"
+[ "$(grep -c ' online ' "$work/whois")" = 8 ] || fail 'whois does not see a server for each of the 8 blocks'
+
+says 'cargo run --release --example tensor_exchange -- --listen /ip4/127.0.0.1/tcp/31400'
+cargo build --release --locked --quiet --example tensor_exchange
+exchange="${CARGO_TARGET_DIR:-$PWD/target}/release/examples/tensor_exchange"
+background exchange "$exchange" --listen /ip4/127.0.0.1/tcp/31400
+says 'cargo run --release --example tensor_exchange -- --connect ADDR --send'
+"$exchange" --connect "$(await exchange 'listening ')" --send | tee "$work/exchanged"
+[ "$(grep -c 'hash ok' "$work/exchanged")" = 18 ] || fail 'not every tensor arrived'
+
+# Ctrl-C: the servers say goodbye and exit with 0.
+for pid in "${pids[@]}"; do kill -INT "$pid"; done
+for pid in "${pids[@]}"; do wait "$pid" || fail "process $pid did not exit with 0 after Ctrl-C"; done
+pids=()
+echo "readme: all commands do what they say"

@@ -1,0 +1,212 @@
+//! `sepal demo`: a whole swarm on this machine. Four real nodes, each with its own identity, host and DHT, talking TCP;
+//! nothing is handed over in memory.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args as ClapArgs;
+
+use super::{
+    model::{Model, ModelArgs},
+    node::Node,
+    output, signals,
+};
+use crate::{
+    client::{self, Client, Generation, Params, TextCodec},
+    dht::{self, Dht},
+    model::SamplingParams,
+    p2p::{self, Identity, Multiaddr, P2p, PeerId, Router},
+    server::{self, BlockChoice, LimitChoice, Server, Throughput},
+    task::Tasks,
+};
+
+/// Servers in the demonstration; each holds an equal part of the model.
+const N_SERVERS: u32 = 2;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// What to ask.
+    #[arg(long, value_name = "TEXT", default_value = "What is 2+2?")]
+    prompt: String,
+    /// Most new tokens.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_new_tokens: usize,
+}
+
+pub(super) async fn run(args: Args) -> anyhow::Result<()> {
+    tokio::select! {
+        outcome = tell(args) => outcome,
+        stopped = signals::stop_requested() => stopped,
+    }
+}
+
+async fn tell(args: Args) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let model = ModelArgs::demo().resolve().await?;
+    let n_blocks = model.source.config().n_blocks;
+    output::line(format_args!(
+        "A private swarm on this machine, for the built-in model ({n_blocks} blocks)."
+    ));
+    output::line("");
+
+    let bootstrap = start_node("bootstrap", false, &[]).await?;
+    Router::new(bootstrap.p2p.clone())
+        .serve(bootstrap.dht.handlers())
+        .spawn(&bootstrap.tasks);
+    let entry = bootstrap.p2p.addrs();
+
+    let mut servers = Vec::new();
+    for index in 0..N_SERVERS {
+        let blocks = n_blocks * index / N_SERVERS..n_blocks * (index + 1) / N_SERVERS;
+        servers.push(start_server(&model, (index, blocks), &entry).await?);
+    }
+    let node = start_node("client", true, &entry).await?;
+    node.join().await?;
+    let generation = ask(&args, &model, &node, &servers).await?;
+    table(&generation, start.elapsed());
+
+    for (node, server) in &servers {
+        server.shutdown().await;
+        node.tasks.shutdown().await;
+    }
+    node.tasks.shutdown().await;
+    bootstrap.tasks.shutdown().await;
+    Ok(())
+}
+
+/// A node of its own on a free loopback port; a client listens nowhere.
+async fn start_node(name: &str, client_mode: bool, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
+    let listen = if client_mode {
+        Vec::new()
+    } else {
+        vec!["/ip4/127.0.0.1/tcp/0".parse()?]
+    };
+    let config = p2p::Config {
+        listen,
+        identity: Identity::ephemeral(),
+        client_mode,
+        ..p2p::Config::default()
+    };
+    let tasks = Tasks::new();
+    let p2p = P2p::bind(config, &tasks).await?;
+    let config = dht::Config {
+        client_mode,
+        initial_peers: initial_peers.to_vec(),
+        ..dht::Config::default()
+    };
+    let dht = Dht::spawn(p2p.clone(), config, &tasks);
+    let place = match p2p.addrs().first() {
+        Some(addr) => format!("listens on {addr}"),
+        None => format!("only dials out, as {}", p2p.peer_id()),
+    };
+    output::line(format_args!("{name:>9}  {place}"));
+    Ok(Node { p2p, dht, tasks })
+}
+
+async fn start_server(
+    model: &Model,
+    (index, blocks): (u32, std::ops::Range<u32>),
+    entry: &[Multiaddr],
+) -> anyhow::Result<(Node, Server)> {
+    let name = format!("server {}", index + 1);
+    let node = start_node(&name, false, entry).await?;
+    let config = server::Config {
+        throughput: Throughput::Auto,
+        public_name: Some(name.clone()),
+        ..server::Config::new(model.prefix.clone(), BlockChoice::Fixed(blocks), LimitChoice::default())
+    };
+    let server = Server::new(
+        config,
+        model.source.clone(),
+        (node.p2p.clone(), node.dht.clone()),
+        &node.tasks,
+    );
+    Router::new(node.p2p.clone())
+        .serve(node.dht.handlers())
+        .serve(server.handlers())
+        .spawn(&node.tasks);
+    node.join().await?;
+    let seen = node.p2p.connected_peers().len();
+    output::line(format_args!(
+        "{name:>9}  joined through the bootstrap, sees {seen} peer(s)"
+    ));
+    let span = server.bring_up().await?;
+    output::line(format_args!(
+        "{name:>9}  serves blocks {}:{} of {}",
+        span.start, span.end, model.prefix
+    ));
+    Ok((node, server))
+}
+
+async fn ask(args: &Args, model: &Model, node: &Node, servers: &[(Node, Server)]) -> anyhow::Result<Generation> {
+    let name = |peer: PeerId| {
+        let index = servers.iter().position(|(node, _)| node.p2p.peer_id() == peer);
+        index.map_or_else(|| peer.to_string(), |index| format!("server {}", index + 1))
+    };
+    let codec = TextCodec::from_json(&model.source.tokenizer_json()?)?;
+    let config = client::Config::new(model.prefix.clone());
+    let client = Client::connect(config, &model.source, (node.p2p.clone(), node.dht.clone()), &node.tasks).await?;
+    let prompt = codec.encode(&args.prompt)?;
+    let defaults = model.source.generation_config();
+    let params = Params {
+        max_new_tokens: args.max_new_tokens,
+        sampling: SamplingParams {
+            temperature: 0.0,
+            ..defaults.sampling()
+        },
+        stop: Vec::new(),
+        eos_token_ids: defaults.eos_token_ids.clone(),
+    };
+    let route = client.route(prompt.len() + params.max_new_tokens).await?;
+    let route: Vec<String> = route
+        .iter()
+        .map(|hop| format!("{} ({}:{})", name(hop.peer), hop.blocks.start, hop.blocks.end))
+        .collect();
+    output::line(format_args!(
+        "{:>9}  found in the DHT: {}",
+        "client",
+        spans(&client, &name)
+    ));
+    output::line(format_args!("{:>9}  route: {}", "client", route.join(" → ")));
+    output::line("");
+    output::line(format_args!("> {}", args.prompt));
+    let generation = client
+        .generate(Some(&codec), &prompt, &params, &mut |text: &str| output::piece(text))
+        .await
+        .context("the demonstration failed")?;
+    output::line("");
+    Ok(generation)
+}
+
+fn spans(client: &Client, name: &dyn Fn(PeerId) -> String) -> String {
+    let snapshot = client.snapshot();
+    let spans: Vec<String> = snapshot
+        .spans
+        .iter()
+        .map(|span| format!("{} holds {}:{}", name(span.peer), span.blocks.start, span.blocks.end))
+        .collect();
+    spans.join(", ")
+}
+
+fn table(generation: &Generation, total: Duration) {
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+    output::line("");
+    output::line(format_args!("hops                 {:>10}", generation.route.len()));
+    output::line(format_args!("new tokens           {:>10}", generation.token_ids.len()));
+    output::line(format_args!(
+        "time to first token  {:>10.1} ms",
+        milliseconds(generation.time_to_first_token)
+    ));
+    output::line(format_args!(
+        "speed                {:>10.0} tokens/s",
+        generation.tokens_per_second()
+    ));
+    for hop in &generation.route {
+        let blocks = format!("blocks {}:{}", hop.blocks.start, hop.blocks.end);
+        match hop.per_step {
+            Some(time) => output::line(format_args!("{blocks:<20} {:>10.2} ms per step", milliseconds(time))),
+            None => output::line(format_args!("{blocks:<20} {:>10}", "one step")),
+        }
+    }
+    output::line(format_args!("everything took      {:>10.1} s", total.as_secs_f64()));
+}

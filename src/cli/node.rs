@@ -1,0 +1,193 @@
+//! What every node needs before it is a server or a client: a host, a DHT, and the way into a swarm.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, bail};
+use clap::Args as ClapArgs;
+use sepal_protocol::{Message, names, proto};
+
+use crate::{
+    dht::{self, Dht},
+    p2p::{self, Identity, Multiaddr, P2p, PeerId},
+    swarm::models::PUBLIC_INITIAL_PEERS,
+    task::Tasks,
+};
+
+/// How long another node with our identity has to answer before we believe that there is none.
+const IDENTITY_CHECK: Duration = Duration::from_secs(3);
+
+/// How often a node looks up something random to keep its routing table fresh (Petals `cli/run_dht.py`,
+/// refresh_period). Any server may be the one that others join through.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// Flags of nodes that others can dial.
+#[derive(Debug, ClapArgs)]
+pub(super) struct ListenArgs {
+    /// Addresses to listen on [default: /ip4/0.0.0.0/tcp/PORT /ip6/::/tcp/PORT].
+    #[arg(long, value_name = "ADDR", num_args = 1.., alias = "host_maddrs", alias = "host-maddrs")]
+    listen: Vec<Multiaddr>,
+    /// TCP port to listen on when --listen is not given; 0 takes any free one.
+    #[arg(long, default_value_t = 0, conflicts_with = "listen")]
+    port: u16,
+    /// Addresses to tell others instead of those we listen on.
+    #[arg(long, value_name = "ADDR", num_args = 1.., alias = "announce_maddrs", alias = "announce-maddrs")]
+    announce_addrs: Vec<Multiaddr>,
+    /// IPv4 address under which others reach --port.
+    #[arg(
+        long,
+        value_name = "IP",
+        alias = "public_ip",
+        requires = "port",
+        conflicts_with = "announce_addrs"
+    )]
+    public_ip: Option<std::net::Ipv4Addr>,
+    /// File with this node's key; created if it does not exist. Without it the node has a new identity at every start.
+    #[arg(long, value_name = "FILE", alias = "identity_path", alias = "identity-path")]
+    identity: Option<PathBuf>,
+}
+
+impl ListenArgs {
+    fn listen(&self) -> anyhow::Result<Vec<Multiaddr>> {
+        if !self.listen.is_empty() {
+            return Ok(self.listen.clone());
+        }
+        let port = self.port;
+        Ok(vec![
+            format!("/ip4/0.0.0.0/tcp/{port}").parse()?,
+            format!("/ip6/::/tcp/{port}").parse()?,
+        ])
+    }
+
+    fn announce(&self) -> anyhow::Result<Vec<Multiaddr>> {
+        match self.public_ip {
+            Some(_) if self.port == 0 => bail!("--public-ip needs --port, the port that others reach"),
+            Some(ip) => Ok(vec![format!("/ip4/{ip}/tcp/{}", self.port).parse()?]),
+            None => Ok(self.announce_addrs.clone()),
+        }
+    }
+}
+
+/// A host and a DHT that run until `tasks` are shut down.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) p2p: P2p,
+    pub(super) dht: Dht,
+    pub(super) tasks: Tasks,
+}
+
+/// Starts a node that others can dial. It serves nothing yet and has joined nobody.
+///
+/// # Errors
+/// A bad identity file, an identity in use elsewhere, or an address that cannot be listened on.
+pub(super) async fn listen(args: &ListenArgs, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
+    let existing = args.identity.as_ref().is_some_and(|file| file.exists());
+    let identity = match &args.identity {
+        Some(file) => Identity::load_or_create(file)?,
+        None => Identity::ephemeral(),
+    };
+    if existing {
+        refuse_taken_identity(&identity, initial_peers).await?;
+    }
+    let config = p2p::Config {
+        listen: args.listen()?,
+        announce: args.announce()?,
+        identity,
+        known_peers: initial_peers.to_vec(),
+        ..p2p::Config::default()
+    };
+    let config = dht_node(config, false, initial_peers).await?;
+    Ok(config)
+}
+
+/// Starts a node that only asks: it listens nowhere and keeps no records for others.
+///
+/// # Errors
+/// When the host cannot start.
+pub(super) async fn client(initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
+    let config = p2p::Config {
+        listen: Vec::new(),
+        identity: Identity::ephemeral(),
+        client_mode: true,
+        known_peers: initial_peers.to_vec(),
+        ..p2p::Config::default()
+    };
+    dht_node(config, true, initial_peers).await
+}
+
+async fn dht_node(config: p2p::Config, client_mode: bool, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
+    let tasks = Tasks::new();
+    let p2p = P2p::bind(config, &tasks).await?;
+    let dht = Dht::spawn(
+        p2p.clone(),
+        dht::Config {
+            client_mode,
+            initial_peers: initial_peers.to_vec(),
+            heartbeat: (!client_mode).then_some(HEARTBEAT),
+            ..dht::Config::default()
+        },
+        &tasks,
+    );
+    Ok(Node { p2p, dht, tasks })
+}
+
+impl Node {
+    /// Joins the swarm of the initial peers.
+    ///
+    /// # Errors
+    /// When none of them can be used; says what each did.
+    pub(super) async fn join(&self) -> anyhow::Result<()> {
+        self.dht.bootstrap().await.context(
+            "cannot join the swarm: check the addresses in --initial-peers, or start one of your own with --new-swarm",
+        )?;
+        Ok(())
+    }
+}
+
+/// The peers of `--initial-peers`, or the public swarm's.
+pub(super) fn initial_peers(given: &[Multiaddr]) -> anyhow::Result<Vec<Multiaddr>> {
+    let peers = if given.is_empty() {
+        PUBLIC_INITIAL_PEERS
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<Vec<Multiaddr>, _>>()?
+    } else {
+        given.to_vec()
+    };
+    match peers.iter().find(|addr| p2p::peer_id_of(addr).is_none()) {
+        Some(addr) => bail!("--initial-peers {addr} does not end in /p2p/PEER_ID"),
+        None => Ok(peers),
+    }
+}
+
+/// Petals does the same (`hivemind/p2p/p2p_daemon.py`, is_identity_taken): two nodes under one identity would overwrite
+/// each other's records and take each other's calls.
+async fn refuse_taken_identity(identity: &Identity, initial_peers: &[Multiaddr]) -> anyhow::Result<()> {
+    let own: PeerId = identity.peer_id();
+    let others: Vec<Multiaddr> = initial_peers
+        .iter()
+        .filter(|addr| p2p::peer_id_of(addr) != Some(own))
+        .cloned()
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let probe = client(&others).await?;
+    let ping = proto::PingRequest::default().encode_to_vec();
+    let mut taken = false;
+    if futures::future::join_all(others.into_iter().map(|addr| probe.p2p.connect(addr)))
+        .await
+        .iter()
+        .any(Result::is_ok)
+    {
+        taken = probe
+            .p2p
+            .call_unary(own, names::DHT_PING, ping.into(), IDENTITY_CHECK)
+            .await
+            .is_ok();
+    }
+    probe.tasks.shutdown().await;
+    if taken {
+        bail!("identity {own} is in use by a running node of this swarm: stop it, or give --identity another file");
+    }
+    Ok(())
+}

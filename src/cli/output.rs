@@ -1,0 +1,44 @@
+//! Everything that is printed: the stable lines on stdout, errors on stderr. Nobody else prints.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the one place where the program prints"
+)]
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+/// Exit code for a command line that cannot be understood, as most programs have it.
+const USAGE_ERROR: u8 = 2;
+
+/// One line on stdout, visible at once also when stdout is a pipe.
+pub(super) fn line(text: impl Display) {
+    println!("{text}");
+    // A closed pipe is the reader's decision, not an error of ours.
+    drop(io::stdout().flush());
+}
+
+/// A piece of text on stdout without a line end, visible at once.
+pub(super) fn piece(text: &str) {
+    print!("{text}");
+    drop(io::stdout().flush());
+}
+
+/// Help and version go to stdout and are no failure; anything else explains itself on stderr.
+pub(super) fn usage(error: &clap::Error) -> ExitCode {
+    drop(error.print());
+    if error.use_stderr() {
+        ExitCode::from(USAGE_ERROR)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// One line with the whole chain of causes.
+pub(super) fn failure(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
