@@ -13,7 +13,7 @@
 //!          state.rs: routing.rs · storage.rs · record.rs   traverse.rs · replicas.rs · blacklist.rs    pure
 //! ```
 //!
-//! Everything below the line takes the time and the answers as arguments and opens no socket: the simulation runs a thousand
+//! Everything below the line takes the time and the answers as arguments and opens no socket: `sim.rs` runs a thousand
 //! nodes made of it in one thread. What differs from Python's node, and why, is said where it does.
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
@@ -40,6 +40,8 @@ mod replicas;
 mod routing;
 mod rpc;
 mod search;
+#[cfg(test)]
+mod sim;
 mod state;
 mod storage;
 mod store;
