@@ -1,14 +1,16 @@
 //! Announcers on real DHT nodes over loopback, seen by other nodes.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use sepal_protocol::value::Subkey;
 
 use super::*;
 use crate::{
     dht::{self, Found, Freshness, StoreItem},
-    p2p::{P2p, Router},
+    p2p::{Multiaddr, P2p, Router},
     swarm::{
         Directory,
         directory::{block_key, read_registry},
@@ -142,11 +144,12 @@ async fn round_trips_to_the_next_servers_are_published() {
     tasks.shutdown().await;
 }
 
-/// A DHT client that knows nobody: it can store nothing.
-async fn lonely(tasks: &Tasks) -> (P2p, Dht) {
+/// A DHT client that has not joined yet: it can store nothing.
+async fn outsider(tasks: &Tasks, initial_peers: Vec<Multiaddr>) -> (P2p, Dht) {
     let p2p = host(tasks, false).await;
     let config = dht::Config {
         client_mode: true,
+        initial_peers,
         ..dht::Config::default()
     };
     let dht = Dht::spawn(p2p.clone(), config, tasks);
@@ -155,9 +158,27 @@ async fn lonely(tasks: &Tasks) -> (P2p, Dht) {
 }
 
 #[tokio::test]
+async fn a_state_is_announced_as_soon_as_a_node_can_take_it() {
+    let tasks = Tasks::new();
+    let (bootstrap, other) = node(&tasks, Vec::new()).await;
+    let (p2p, dht) = outsider(&tasks, bootstrap.addrs()).await;
+    let announcer = Announcer::spawn(dht.clone(), config(p2p.peer_id(), "m", 0..4), describe, &tasks);
+    let online = announcer.set_state(ServerState::Online);
+    tokio::pin!(online);
+    // Nobody is there to take it.
+    let waited = tokio::time::timeout(Duration::from_millis(200), &mut online).await;
+    assert!(waited.is_err());
+    dht.bootstrap().await.unwrap();
+    online.await.unwrap();
+    let snapshot = Directory::new(other, "m", 4).refresh().await;
+    assert_eq!(snapshot.spans[0].blocks, 0..4);
+    tasks.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_new_state_replaces_one_that_cannot_be_stored_and_offline_gives_up() {
     let tasks = Tasks::new();
-    let (p2p, dht) = lonely(&tasks).await;
+    let (p2p, dht) = outsider(&tasks, Vec::new()).await;
     let announcer = Announcer::spawn(dht, config(p2p.peer_id(), "m", 0..4), describe, &tasks);
     let (online, offline) = tokio::join!(
         announcer.set_state(ServerState::Online),
