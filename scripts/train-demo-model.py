@@ -180,8 +180,8 @@ def save(model, tokenizer, folder):
     })  # fmt: skip
     write_json(folder, "generation_config.json", {"bos_token_id": BOS_ID, "do_sample": False, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID})
     write_json(folder, "tokenizer_config.json", {
-        "bos_token": BOS, "clean_up_tokenization_spaces": False, "eos_token": EOS, "model_max_length": config.max_position_embeddings,
-        "pad_token": PAD, "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS, "clean_up_tokenization_spaces": False, "eos_token": EOS, "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": config.max_position_embeddings, "pad_token": PAD, "tokenizer_class": "PreTrainedTokenizerFast",
     })  # fmt: skip
     size = (folder / "model.safetensors").stat().st_size
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {size} bytes")

@@ -25,6 +25,10 @@ pub use self::{error::HubError, options::HubOptions};
 /// How often a broken download is resumed before it counts as failed.
 const RETRIES: usize = 5;
 
+/// How often to wait for another process that downloads the same file: each time is 5 s (hf-hub tries its lock for that
+/// long), so this is an hour, enough for a shard of 5 GB at 1.5 MB/s. The lock of a process that died is free at once.
+const MAX_WAITS: usize = 720;
+
 /// The branch that is meant when no revision is named.
 const DEFAULT_REVISION: &str = "main";
 
@@ -150,14 +154,31 @@ impl HubRepo {
     }
 
     fn download(&mut self, file: &str) -> Result<PathBuf, HubError> {
-        let path = self
-            .api()
-            .and_then(|api| api.download_with_progress(file, LoggedProgress::default()))
-            .map_err(|source| HubError::from_api(source, self.request(file)))?;
-        if self.commit.is_none() {
-            self.commit = commit_of(&path, &self.folder());
+        for _ in 0..MAX_WAITS {
+            let downloaded = self
+                .api()
+                .and_then(|api| api.download_with_progress(file, LoggedProgress::default()));
+            match downloaded {
+                Ok(path) => {
+                    if self.commit.is_none() {
+                        self.commit = commit_of(&path, &self.folder());
+                    }
+                    return Ok(path);
+                }
+                Err(ApiError::LockAcquisition(_)) => info!(file, "another process downloads this file; waiting for it"),
+                Err(source) => return Err(HubError::from_api(source, self.request(file))),
+            }
+            if self.commit.is_none() {
+                self.commit = self.cached_commit();
+            }
+            if let Some(path) = self.cached(file) {
+                return Ok(path);
+            }
         }
-        Ok(path)
+        Err(HubError::Busy {
+            repo: self.name.clone(),
+            file: file.to_owned(),
+        })
     }
 
     fn api(&self) -> Result<ApiRepo, ApiError> {

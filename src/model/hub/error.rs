@@ -77,6 +77,14 @@ pub enum HubError {
         #[source]
         source: ApiError,
     },
+    /// Another process has been downloading it for very long.
+    #[error("another process has been downloading {file} of {repo} for an hour: wait for it, or end it and try again")]
+    Busy {
+        /// The repository.
+        repo: String,
+        /// The file in it.
+        file: String,
+    },
     /// No space left.
     #[error("the disk that holds {} is full: free some space, or set HF_HUB_CACHE to a folder on another", cache.display())]
     DiskFull {
@@ -162,7 +170,6 @@ fn status(error: &ApiError) -> Option<u16> {
 fn io_kind(error: &ApiError) -> Option<io::ErrorKind> {
     match error {
         ApiError::IoError(source) => Some(source.kind()),
-        ApiError::LockAcquisition(_) => Some(io::ErrorKind::WouldBlock),
         ApiError::TooManyRetries(last) => io_kind(last),
         _ => None,
     }
@@ -179,7 +186,6 @@ fn is_local(error: &ApiError) -> bool {
                 | io::ErrorKind::NotADirectory
                 | io::ErrorKind::AlreadyExists
                 | io::ErrorKind::NotFound
-                | io::ErrorKind::WouldBlock
         )
     )
 }

@@ -26,15 +26,14 @@ impl HubOptions {
     /// in the file that logging in with the hub's own tool writes.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
-        let path = |name: &str| set(name).map(PathBuf::from);
+        let user_home = set("HOME")
+            .or_else(|| set("USERPROFILE"))
+            .map(PathBuf::from)
+            .unwrap_or_default();
+        let path = |name: &str| set(name).map(|value| expand_user(&value, &user_home));
         let home = path("HF_HOME").unwrap_or_else(|| {
             path("XDG_CACHE_HOME")
-                .unwrap_or_else(|| {
-                    path("HOME")
-                        .or_else(|| path("USERPROFILE"))
-                        .unwrap_or_default()
-                        .join(".cache")
-                })
+                .unwrap_or_else(|| user_home.join(".cache"))
                 .join("huggingface")
         });
         let cache = path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub"));
@@ -49,6 +48,14 @@ impl HubOptions {
             endpoint: set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
             revision: None,
         }
+    }
+}
+
+/// A leading `~/` is the user's home, as in `huggingface_hub`: a variable set by something else than a shell has it still.
+fn expand_user(value: &str, user_home: &Path) -> PathBuf {
+    match value.strip_prefix("~/") {
+        Some(inside) => user_home.join(inside),
+        None => PathBuf::from(value),
     }
 }
 

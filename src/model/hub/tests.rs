@@ -53,6 +53,7 @@ fn the_cache_is_where_other_tools_have_it() {
     );
     assert_eq!(cache(&[home, ("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/cache")]), "/cache");
     assert_eq!(cache(&[home, ("HF_HOME", "")]), "/home/ann/.cache/huggingface/hub");
+    assert_eq!(cache(&[home, ("HF_HOME", "~/hf")]), "/home/ann/hf/hub");
 }
 
 #[test]
