@@ -34,7 +34,7 @@ pub enum ClientError {
         end: u32,
         /// What it did.
         #[source]
-        source: RemoteError,
+        source: Box<RemoteError>,
     },
     /// The step does not fit into what the session reserved.
     #[error("the session holds {max_length} tokens, {wanted} are needed: start a new session or raise its length")]
@@ -61,10 +61,10 @@ pub enum ClientError {
     EmptyPrompt,
     /// Embeddings or head could not be found or fetched.
     #[error("cannot get the client's part of the model")]
-    Fetch(#[from] ResolveError),
+    Fetch(#[source] Box<ResolveError>),
     /// Embeddings or head could not be loaded.
     #[error("cannot load the client's part of the model")]
-    Load(#[from] LoadError),
+    Load(#[source] Box<LoadError>),
 }
 
 /// What one server did wrong.

@@ -299,7 +299,7 @@ impl Attempts {
                 peer: hop.peer,
                 start: hop.blocks.start,
                 end: hop.blocks.end,
-                source: error,
+                source: Box::new(error),
             });
         }
         Ok(())

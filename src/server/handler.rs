@@ -56,15 +56,15 @@ pub(crate) fn handlers(current: &Arc<Current>) -> Vec<Handler> {
     };
     let [info, forward, push, stream, inference, legacy] = std::array::from_fn(|_| current.clone());
     vec![
-        Handler::unary(names::INFO, unary.clone(), move |_, request| {
+        Handler::unary(names::INFO, unary, move |_, request| {
             let current = info.clone();
             async move { rpc_info(&current, &request).map_err(RequestError::into_unary) }
         }),
-        Handler::unary(names::FORWARD, unary.clone(), move |_, request| {
+        Handler::unary(names::FORWARD, unary, move |_, request| {
             let current = forward.clone();
             async move { rpc_forward(&current, request).await.map_err(RequestError::into_unary) }
         }),
-        Handler::unary(names::PUSH, unary.clone(), move |_, request| {
+        Handler::unary(names::PUSH, unary, move |_, request| {
             let current = push.clone();
             async move { rpc_push(&current, request).map_err(RequestError::into_unary) }
         }),
