@@ -119,7 +119,9 @@ impl Client {
         let ends = tokio::task::spawn_blocking(move || {
             // In the checkpoint's own precision: nothing is lost, and the weights stay in the mapped file.
             let dtype = files.config().torch_dtype.unwrap_or(WeightDType::F32);
-            let files = files.files_for_ends().map_err(|error| ClientError::Fetch(Box::new(error)))?;
+            let files = files
+                .files_for_ends()
+                .map_err(|error| ClientError::Fetch(Box::new(error)))?;
             Ends::load(&files, dtype).map_err(|error| ClientError::Load(Box::new(error)))
         });
         let directory = Directory::filtered(dht.clone(), config.prefix.clone(), n_blocks, config.filter);
