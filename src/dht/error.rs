@@ -1,6 +1,6 @@
 //! Why a node could not join the DHT. Everything else a DHT does may fail in part, and reports what it achieved.
 
-use std::fmt;
+use std::{error::Error, fmt};
 
 use crate::p2p::{CallError, DialError, Multiaddr};
 
@@ -21,15 +21,25 @@ impl BootstrapError {
     }
 }
 
-/// An initial peer that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{addr}: {reason}")]
+/// An initial peer that cannot be used. It is shown with all causes: it is one of several, so nobody else can ask for them.
+#[derive(Debug)]
 pub struct UnusablePeer {
     /// The peer, as it was configured.
     pub addr: Multiaddr,
     /// Why it cannot be used.
-    #[source]
     pub reason: Unusable,
+}
+
+impl fmt::Display for UnusablePeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.addr, self.reason)?;
+        let mut cause = self.reason.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
 }
 
 /// What makes a peer useless as an initial peer (hivemind, `dht/protocol.py`, `call_ping` with `validate`).

@@ -39,8 +39,12 @@ impl Node {
         let mut started = Vec::new();
         let mut waiting = Vec::with_capacity(keys.len());
         for key in keys {
-            match self.here(&key).filter(|_| freshness == Freshness::Any) {
-                Some(record) => waiting.push(Err(self.found(&key, record))),
+            let here = (freshness == Freshness::Any).then(|| self.own_copy(&key)).flatten();
+            match here {
+                Some(record) => {
+                    self.refresh_before_expiry(&key);
+                    waiting.push(Err(self.found(&key, record)));
+                }
                 None => waiting.push(Ok(self.board(key, freshness, &mut started))),
             }
         }
@@ -65,18 +69,17 @@ impl Node {
         self.search(&keys, per_call(keys.len()), &mut reading).await;
     }
 
-    /// The own copy of a record. If it is a cached one, it will be fetched again before it expires.
-    fn here(&self, key: &DhtId) -> Option<Record> {
-        let now = self.now();
-        let record = {
-            let mut state = self.state();
-            let record = state.record(key, now)?;
-            if let Some(expiration) = state.cache.get(key, now).map(Record::expiration) {
-                state.refresh_at(*key, expiration - self.config.cache_refresh_before_expiry_s);
-            }
-            record
-        };
+    fn own_copy(&self, key: &DhtId) -> Option<Record> {
+        let record = self.state().record(key, self.now())?;
         self.readable(key, record)
+    }
+
+    /// A read was answered from here: if the copy is a cached one, it shall be there, and fresh, for the next read as well.
+    fn refresh_before_expiry(&self, key: &DhtId) {
+        let mut state = self.state();
+        if let Some(expiration) = state.cache.get(key, self.now()).map(Record::expiration) {
+            state.refresh_at(*key, expiration - self.config.cache_refresh_before_expiry_s);
+        }
     }
 
     /// Joins the search for a key, or starts one.
@@ -111,7 +114,7 @@ impl Node {
         let keys: Vec<DhtId> = flights.iter().map(|flight| flight.of.0).collect();
         for flight in flights {
             let key = flight.of.0;
-            let best = self.here(&key);
+            let best = self.own_copy(&key);
             reading.keys.insert(
                 key,
                 Progress {

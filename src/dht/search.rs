@@ -10,7 +10,7 @@ use super::{
     node::Node,
     record::Record,
     routing::Contact,
-    rpc::Knowledge,
+    rpc::{Knowledge, MAX_FIND_KEYS},
     traverse::{Answer, Call, Search, Shape},
 };
 
@@ -32,7 +32,7 @@ impl Node {
         let shape = Shape {
             beam: self.config.bucket_size,
             workers: self.config.workers.max(1),
-            queries_per_call: keys_per_call.max(1),
+            queries_per_call: keys_per_call.clamp(1, MAX_FIND_KEYS),
         };
         let mut peers: HashMap<DhtId, Contact> = HashMap::new();
         {

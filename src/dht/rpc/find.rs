@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Most keys of one find request. Hivemind asks for at most 16, or √n when it stores n.
-const MAX_FIND_KEYS: usize = 256;
+pub(crate) const MAX_FIND_KEYS: usize = 256;
 
 /// What a node knows about a key.
 #[derive(Clone, Debug)]

@@ -1,6 +1,8 @@
 //! Many nodes in memory: joining, storing, losing nodes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use sepal_protocol::{dht_id::DhtId, names};
 
 use super::{NOON, regular, value};
 use crate::{
@@ -202,6 +204,11 @@ async fn initial_peers_that_are_away_or_clients_are_not_usable() {
     let error = node.bootstrap().await.unwrap_err();
     assert!(!error.is_clock());
     assert!(matches!(error.failures[0].reason, Unusable::Dial(_)));
+    let text = error.to_string();
+    assert!(
+        text.contains("it cannot be connected to: no address of the peer is known"),
+        "{text}"
+    );
     assert!(matches!(error.failures[1].reason, Unusable::Client));
     assert_eq!(node.state().table.len(), 0);
 }
@@ -222,4 +229,60 @@ async fn a_node_that_cannot_be_called_back_must_be_a_client() {
     let client = lan.node(11, client, &tasks);
     lan.unplug(11);
     assert_eq!(client.bootstrap().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_node_without_neighbors_joins_again() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let tasks = Tasks::new();
+    let impatient = Config {
+        heartbeat: Some(Duration::from_millis(1)),
+        ..config(&clock, &[0])
+    };
+    let node = lan.node(1, impatient, &tasks);
+    tasks.spawn_until_stopped("maintain", node.clone().maintain());
+    let first = lan.node(0, config(&clock, &[]), &tasks);
+    until("the node joined", || node.state().table.len() == 1).await;
+    assert!(first.state().table.contains(&node.id));
+    let searches = lan.calls(names::DHT_FIND);
+    until("it searches for random ids", || {
+        lan.calls(names::DHT_FIND) > searches + 1
+    })
+    .await;
+    tasks.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_dead_member_of_a_full_bucket_makes_room_for_a_newcomer() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let tasks = Tasks::new();
+    let narrow = Config {
+        bucket_size: 2,
+        depth_modulo: 1,
+        ..config(&clock, &[])
+    };
+    let node = lan.node(0, narrow, &tasks);
+    let far: Vec<u64> = (1..100)
+        .filter(|number| id(*number).bit(0) != id(0).bit(0))
+        .take(4)
+        .collect();
+    for number in &far {
+        lan.node(*number, config(&clock, &[]), &tasks);
+    }
+    lan.unplug(far[0]);
+    for number in &far[..3] {
+        node.heard_from(contact(*number));
+    }
+    let members = || -> Vec<DhtId> {
+        node.state()
+            .neighbors(&node.id, None)
+            .iter()
+            .map(|member| member.id)
+            .collect()
+    };
+    until("the dead one is gone", || !members().contains(&id(far[0]))).await;
+    assert!(members().contains(&id(far[2])));
+    node.heard_from(contact(far[3]));
+    until("the oldest was asked", || lan.calls(names::DHT_PING) == 2).await;
+    assert!(!members().contains(&id(far[3])), "the members are alive");
 }
