@@ -79,7 +79,7 @@ fn session_with(tensor: Tensor) -> ExpertRequest {
     ExpertRequest {
         uid: raw::chain(0, 4),
         tensors: vec![tensor, empty("float32"), empty("int64")],
-        metadata: msgpack::encode(&metadata).into(),
+        metadata: msgpack::encode(&metadata),
     }
 }
 
@@ -104,75 +104,69 @@ fn session_with_dimension(dimension: u64) -> Vec<u8> {
 
 fn session_with_metadata(metadata: &[u8]) -> ExpertRequest {
     ExpertRequest {
-        metadata: metadata.to_vec().into(),
+        metadata: metadata.to_vec(),
         ..session_with(hidden(&[1, 1, 64], "float32", 256))
     }
 }
 
-/// What can be wrong below every message: the frame of a unary call.
+/// Lengths that a frame of a unary call cannot have.
+fn unary_lengths() -> Vec<Case> {
+    let with = |what, bytes: &[u8], outcome| case(what, names::FORWARD, bytes, outcome);
+    let of = |what, length| case(what, names::FORWARD, uvarint(length), Outcome::Closes);
+    vec![
+        with("nothing at all", &[], Outcome::Ends),
+        with("half a varint", &[0x80], Outcome::Ends),
+        with("a varint that never ends", &[0xff; 11], Outcome::Closes),
+        with(
+            "a varint over 64 bits",
+            &[&[0xff; 9][..], &[0x7f]].concat(),
+            Outcome::Closes,
+        ),
+        of("a length of 0", 0),
+        of("one byte over the limit", MAX_UNARY_BODY as u64 + 1),
+        of("a length of 2^31", 1 << 31),
+        of("a length of 2^63", 1 << 63),
+        of("a length of 2^64 - 1", u64::MAX),
+    ]
+}
+
+/// Frames of a unary call whose content is wrong.
 fn unary_frames() -> Vec<Case> {
     let name = names::FORWARD;
     let good = frame_for(name, session_with(hidden(&[1, 1, 64], "float32", 256)).encode_to_vec());
-    let over = (MAX_UNARY_BODY + 1) as u64;
-    let huge = |length: u64| uvarint(length).to_vec();
-    let other_name = frame_for("Somebody.else", Vec::new());
-    let foreign = delimited(b"\xff\xff\xff\xff").to_vec();
+    let with = |what, bytes: &[u8], outcome| case(what, name, bytes, outcome);
     vec![
-        case("nothing at all", name, [], Outcome::Ends),
-        case("a varint that never ends", name, [0xff; 11], Outcome::Closes),
-        case(
-            "a varint over 64 bits",
-            name,
-            [&[0xff; 9][..], &[0x7f]].concat(),
-            Outcome::Closes,
-        ),
-        case("half a varint", name, [0x80], Outcome::Ends),
-        case("a length of 0", name, [0], Outcome::Closes),
-        case("one byte over the limit", name, huge(over), Outcome::Closes),
-        case("a length of 2^31", name, huge(1 << 31), Outcome::Closes),
-        case("a length of 2^63", name, huge(1 << 63), Outcome::Closes),
-        case("a length of 2^64 - 1", name, huge(u64::MAX), Outcome::Closes),
-        case("a frame cut in half", name, &good[..good.len() / 2], Outcome::Ends),
-        case(
-            "a frame without its last byte",
-            name,
-            &good[..good.len() - 1],
-            Outcome::Ends,
-        ),
-        case("no protobuf", name, foreign, Outcome::Closes),
-        case("a body of zeros", name, delimited(&[0; 40]).to_vec(), Outcome::Closes),
-        case("another name in the envelope", name, other_name, Outcome::Ends),
-        case(
+        with("a frame cut in half", &good[..good.len() / 2], Outcome::Ends),
+        with("a frame without its last byte", &good[..good.len() - 1], Outcome::Ends),
+        with("no protobuf", &delimited(&[0xff; 4]), Outcome::Closes),
+        with("a body of zeros", &delimited(&[0; 40]), Outcome::Closes),
+        with(
             "an envelope without a call",
-            name,
-            delimited(&[0x0a, 0x01, 0x41]).to_vec(),
+            &delimited(&[0x0a, 0x01, 0x41]),
             Outcome::Closes,
         ),
-        case(
+        with(
+            "another name in the envelope",
+            &frame_for("Somebody.else", Vec::new()),
+            Outcome::Ends,
+        ),
+        with(
             "a request that is no protobuf",
-            name,
-            frame_for(name, vec![0xff; 30]),
+            &frame_for(name, vec![0xff; 30]),
             Outcome::Ends,
         ),
-        case("an empty request", name, frame_for(name, Vec::new()), Outcome::Ends),
-        case(
+        with("an empty request", &frame_for(name, Vec::new()), Outcome::Ends),
+        with(
             "two requests on one stream",
-            name,
-            [good.clone(), good.clone()].concat(),
+            &[&good[..], &good].concat(),
             Outcome::Closes,
         ),
-        case(
+        with(
             "a request and a stray byte",
-            name,
-            [good, vec![0]].concat(),
+            &[&good[..], &[0]].concat(),
             Outcome::Closes,
         ),
-        case(
-            "the records of a stream",
-            name,
-            record_for(b"x".to_vec()),
-            Outcome::Ends,
-        ),
+        with("the records of a stream", &record_for(b"x".to_vec()), Outcome::Ends),
     ]
 }
 
@@ -288,11 +282,11 @@ fn other_calls() -> Vec<Case> {
     };
     let call = |what, name, data: Vec<u8>| case(what, name, frame_for(name, data), Outcome::Ends);
     let store = StoreRequest {
-        keys: vec![vec![1, 2, 3].into()],
+        keys: vec![vec![1, 2, 3]],
         ..StoreRequest::default()
     };
     let find = FindRequest {
-        keys: vec![vec![0; 3].into(), vec![0; 4000].into()],
+        keys: vec![vec![0; 3], vec![0; 4000]],
         ..FindRequest::default()
     };
     vec![
@@ -328,10 +322,17 @@ fn malformed_messages_are_answered_or_cut_off_and_the_session_beside_goes_on() {
     client.open("beside", &server.peer_id).unwrap();
     let mut seen = vec![client.step("beside", &step(0, "beside")).unwrap()];
 
-    let cases: Vec<Case> = [unary_frames(), records(), tensors(), metadata(), other_calls()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let cases: Vec<Case> = [
+        unary_lengths(),
+        unary_frames(),
+        records(),
+        tensors(),
+        metadata(),
+        other_calls(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     assert!(cases.len() >= 50, "only {}", cases.len());
     for case in cases {
         let bytes: String = case.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
