@@ -3,7 +3,7 @@
 use std::{
     io::{self, Read, Write},
     os::unix::process::CommandExt,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -57,6 +57,7 @@ impl Process {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {name}: {command:?}"))?;
+        end_with_this_process(child.id())?;
         let collected = Arc::new(Collected::default());
         if let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) {
             collect(out, collected.clone(), |said| &mut said.out);
@@ -239,6 +240,25 @@ impl Collected {
     fn lock(&self) -> MutexGuard<'_, Said> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Sees to it that a group is killed also if the test itself is killed and drops nothing. A shell reads the groups from a
+/// pipe; when the test is gone, whatever the reason, the pipe ends, and the shell kills them.
+fn end_with_this_process(group: u32) -> anyhow::Result<()> {
+    const WATCH: &str = "while read -r group; do groups=\"$groups $group\"; done
+        for group in $groups; do kill -s KILL -- \"-$group\" 2>/dev/null; done";
+    static WATCHER: Mutex<Option<ChildStdin>> = Mutex::new(None);
+    let mut watcher = WATCHER.lock().unwrap_or_else(PoisonError::into_inner);
+    if watcher.is_none() {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(WATCH).process_group(0);
+        shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        *watcher = shell.spawn().context("cannot start a shell")?.stdin.take();
+    }
+    if let Some(pipe) = watcher.as_mut() {
+        writeln!(pipe, "{group}")?;
+    }
+    Ok(())
 }
 
 /// Reads a pipe to its end in a thread. The thread outlives the process if a grandchild keeps the pipe open.
