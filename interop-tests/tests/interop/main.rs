@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
+mod dht;
+#[cfg(test)]
 mod errors;
 #[cfg(test)]
 mod failover;
