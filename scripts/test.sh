@@ -38,7 +38,9 @@ step_interop() {
     fi
 }
 
-steps=(format lint doc unit python interop)
+step_readme() { scripts/readme.sh; }
+
+steps=(format lint doc unit python interop readme)
 [ $# -gt 0 ] || set -- "${steps[@]}"
 
 summary=()

@@ -41,7 +41,7 @@ pub use self::{error::RequestError, lifecycle::StartError, serving::Limits, thro
 use self::{lifecycle::Lifecycle, serving::Serving};
 use crate::{
     dht::Dht,
-    model::{ModelSource, WeightDType},
+    model::{DEFAULT_MAX_CHUNK_BYTES, ModelSource, WeightDType},
     p2p::{Handler, P2p},
     task::Tasks,
 };
@@ -103,6 +103,8 @@ pub struct LimitChoice {
     pub inference_max_length: Option<usize>,
     /// Most tokens in one request.
     pub max_batch_size: Option<usize>,
+    /// Most bytes of activations that a long step computes on at a time.
+    pub max_chunk_size_bytes: usize,
     /// Steps and requests that may wait.
     pub max_queue: usize,
     /// Longest wait for cache memory.
@@ -122,6 +124,7 @@ impl Default for LimitChoice {
             attn_cache_tokens: None,
             inference_max_length: None,
             max_batch_size: None,
+            max_chunk_size_bytes: DEFAULT_MAX_CHUNK_BYTES,
             max_queue: 1024,
             max_alloc_timeout: Duration::from_secs(600),
             request_timeout: Duration::from_secs(180),

@@ -55,16 +55,16 @@ pub(super) struct Args {
 #[derive(Debug, Default, ClapArgs)]
 pub(super) struct SamplingArgs {
     /// 0 always takes the most likely token.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Only the K most likely tokens; 0 for all.
     #[arg(long, value_name = "K", alias = "top_k")]
     top_k: Option<usize>,
     /// Only the most likely tokens that together have this probability.
-    #[arg(long, value_name = "P", alias = "top_p")]
+    #[arg(long, value_name = "P", alias = "top_p", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// More than 1 makes tokens that were there before less likely.
-    #[arg(long, value_name = "R", alias = "repetition_penalty")]
+    #[arg(long, value_name = "R", alias = "repetition_penalty", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
     /// Makes sampling repeatable [default: a new one each time].
     #[arg(long, value_name = "N")]

@@ -8,7 +8,8 @@ use tracing_subscriber::EnvFilter;
 pub(super) fn init(verbose: u8, quiet: bool, quieter: bool) {
     let level = match (quiet || quieter, verbose) {
         (true, 0) => "error",
-        (false, 0) => "warn,sepal=info",
+        // libp2p warns that the first node of a swarm knows nobody.
+        (false, 0) => "warn,libp2p_kad=error,sepal=info",
         (_, 1) => "info,sepal=debug",
         (_, _) => "debug,sepal=trace",
     };

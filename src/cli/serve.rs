@@ -12,7 +12,7 @@ use super::{
     output, signals,
 };
 use crate::{
-    model::WeightDType,
+    model::{DEFAULT_MAX_CHUNK_BYTES, WeightDType},
     p2p::{Multiaddr, Router},
     server::{self, BlockChoice, LimitChoice, Server, Throughput},
     swarm::reachability,
@@ -66,6 +66,9 @@ struct LimitArgs {
     /// Most tokens in one request [default: 8192 with grouped heads, else 2048].
     #[arg(long, value_name = "TOKENS", alias = "max_batch_size")]
     max_batch_size: Option<usize>,
+    /// Most bytes of activations that a long step computes on at a time.
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_CHUNK_BYTES, value_parser = parse_positive, alias = "max_chunk_size_bytes")]
+    max_chunk_size_bytes: usize,
     /// Steps and requests that may wait for the compute thread; more are refused at once.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = parse_positive)]
     max_queue: usize,
@@ -233,6 +236,7 @@ impl LimitArgs {
             attn_cache_tokens: self.attn_cache_tokens,
             inference_max_length: self.inference_max_length,
             max_batch_size: self.max_batch_size,
+            max_chunk_size_bytes: self.max_chunk_size_bytes,
             max_queue: self.max_queue,
             max_alloc_timeout: self.max_alloc_timeout,
             request_timeout: self.request_timeout,

@@ -18,7 +18,7 @@ pub(crate) enum Reach {
 }
 
 /// How far `addr` reaches, or `None` for an address that no TCP connection can be made to: other transports,
-/// wildcards, port 0.
+/// wildcards, link-local IPv6, port 0.
 pub(crate) fn reach(addr: &Multiaddr) -> Option<Reach> {
     let mut parts = addr.iter();
     let direct = match parts.next()? {
@@ -43,14 +43,16 @@ pub(crate) fn reach(addr: &Multiaddr) -> Option<Reach> {
 }
 
 fn reach_of_ip(ip: IpAddr) -> Option<Reach> {
-    if ip.is_unspecified() || ip.is_multicast() {
+    // A link-local IPv6 address only means something together with an interface, which a multiaddress does not name.
+    let needs_zone = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if ip.is_unspecified() || ip.is_multicast() || needs_zone {
         None
     } else if ip.is_loopback() {
         Some(Reach::Loopback)
     } else {
         let private = match ip {
             IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+            IpAddr::V6(ip) => ip.is_unique_local(),
         };
         Some(if private { Reach::Private } else { Reach::Public })
     }
@@ -143,7 +145,7 @@ mod tests {
             ("/ip6/::1/tcp/4000", Some(Reach::Loopback)),
             ("/ip4/192.168.1.2/tcp/4000", Some(Reach::Private)),
             ("/ip4/10.0.0.2/tcp/4000", Some(Reach::Private)),
-            ("/ip6/fe80::1/tcp/4000", Some(Reach::Private)),
+            ("/ip6/fe80::1/tcp/4000", None),
             ("/ip4/8.8.8.8/tcp/4000", Some(Reach::Public)),
             ("/dns/bootstrap1.petals.dev/tcp/31337", Some(Reach::Public)),
             ("/ip4/0.0.0.0/tcp/4000", None),

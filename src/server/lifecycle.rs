@@ -195,13 +195,15 @@ impl Lifecycle {
             std::thread::available_parallelism().map_or(1, usize::from)
         );
         let using_relay = self.config.using_relay;
+        let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
         let loading = tokio::task::spawn_blocking(move || {
             let (start, end) = (blocks.start, blocks.end);
             let files = source
                 .files_for_span(blocks.clone())
                 .map_err(|source| StartError::Fetch { start, end, source })?;
-            let loaded =
-                Blocks::load(&files, blocks, dtype).map_err(|source| StartError::Load { start, end, source })?;
+            let loaded = Blocks::load(&files, blocks, dtype)
+                .map_err(|source| StartError::Load { start, end, source })?
+                .with_max_chunk_bytes(max_chunk_bytes);
             let cache = cache_file.as_deref().map(|file| (file, key.as_str()));
             let rates = throughput::rates(choice, &loaded, using_relay, cache).map_err(StartError::Measure)?;
             Ok((Arc::new(loaded), rates))
