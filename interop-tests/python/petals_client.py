@@ -129,7 +129,7 @@ def forward(_order: dict, remote, plain) -> dict:
 
 def forward_stream(_order: dict, remote, plain) -> dict:
     """rpc_forward_stream: one row longer than 1 MiB, which Petals sends as a stream of parts."""
-    return forward_difference(remote, plain, hidden_states(plain, 1, 4400))
+    return forward_difference(remote, plain, hidden_states(plain, 1, 4100))
 
 
 SCENARIOS = {work.__name__: work for work in (greedy, batch, beam, resumed, deep_prompts, forward, forward_stream)}

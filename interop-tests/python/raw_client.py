@@ -5,9 +5,9 @@ First line out: {"peer_id": own id}. Then one answer per order, until stdin clos
   {"op": "unary", "peer": id, "method": "rpc_forward", "request": REQUEST}  -> {"tensors": […]} | {"error": text, "kind": class}
   {"op": "info", "peer": id, "uid": uid}                  -> {"info": map} | {"error": …}
   {"op": "call", "peer": id, "name": "Any.name"}          -> {"tensors": []} | {"error": …}; an empty request to any handler name
-  {"op": "raw", "peer": id, "name": "Any.name", "bytes": hex, "end": bool, "timeout": s}
-                                                          -> {"answer": hex, "closed": bool}: all that came until the server
-                                                             closed or the time was up; "end" closes the own direction after
+  {"op": "raw", "peer": id, "name": "Any.name", "bytes": hex, "end": bool, "until": "answer" | "close", "timeout": s}
+                                                          -> {"answer": hex, "done": bool}: what came until then, and whether
+                                                             that was in time; "end" closes the own direction after the bytes
   {"op": "open", "stream": name, "peer": id, "method": "rpc_inference"}     -> {"opened": true} | {"error": …}
   {"op": "send", "stream": name, "request": REQUEST}      -> {"sent": true}
   {"op": "finish", "stream": name}                        -> {"sent": true}; the END record
@@ -107,7 +107,7 @@ class Streams:
         """Bytes on a stream of that name, past every framing of hivemind."""
         peer_id = PeerID.from_base58(order["peer"])
         _info, reader, writer = await self.p2p._client.stream_open(peer_id, (order["name"],))
-        read, closed = b"", False
+        read, done = b"", False
         try:
             writer.write(bytes.fromhex(order["bytes"]))
             await writer.drain()
@@ -116,13 +116,15 @@ class Streams:
             async with asyncio.timeout(order["timeout"]):
                 while part := await reader.read(65536):
                     read += part
-                closed = True
+                    if order["until"] == "answer":
+                        break
+                done = bool(read) or order["until"] == "close"
         except (ConnectionError, BrokenPipeError):
-            closed = True
+            done = order["until"] == "close"
         except TimeoutError:
             pass
         writer.close()
-        return {"answer": read.hex(), "closed": closed}
+        return {"answer": read.hex(), "done": done}
 
     async def open(self, order: dict) -> dict:
         queue: asyncio.Queue = asyncio.Queue()

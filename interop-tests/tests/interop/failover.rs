@@ -13,6 +13,9 @@ const N_TOKENS: usize = 300;
 /// What a server logs when a client opens a session with it. Which of two equal servers is used is the client's choice.
 const IN_USE: &str = "session opens";
 
+/// What the client logs when it has brought another server to where the lost one was.
+const REPLAYED: &str = "history replayed";
+
 /// Generates through two servers per half, kills the used one of the half `victims` once `tokens` tokens are out, and
 /// compares the whole text with plain transformers.
 fn survives_the_loss_of(victims: [usize; 2], tokens: usize) {
@@ -34,6 +37,7 @@ fn survives_the_loss_of(victims: [usize; 2], tokens: usize) {
     let status = client.wait_exit(WORK).unwrap();
     let said = client.said();
     assert!(status.success(), "{}", said.err);
+    assert!(said.err.contains(REPLAYED), "the loss was not noticed\n{}", said.err);
     let got: Vec<u32> = said.out.split_whitespace().map(|id| id.parse().unwrap()).collect();
     assert_eq!(got, want, "killed after {at_the_kill} tokens\n{}", said.err);
 }
