@@ -8,9 +8,11 @@
 //!
 //! Not a server and no part of one: a client joins the DHT without serving records to others.
 
+mod attempts;
 mod bans;
 mod error;
 mod generate;
+mod history;
 mod remote;
 mod session;
 mod text;
@@ -52,19 +54,42 @@ pub struct Config {
     pub request_timeout: Duration,
     /// How often the directory is read again in the background.
     pub update_period: Duration,
-    /// Failed servers, and waits for missing blocks, before a step ends with an error. Petals retries for ever.
-    pub max_retries: usize,
+    /// Longest wait for a stream to a server.
+    pub connect_timeout: Duration,
+    /// How to wait for blocks that nobody serves.
+    pub backoff: Backoff,
     /// Let servers push to each other.
     pub push: bool,
     /// Servers that may or may not be used.
     pub filter: Filter,
 }
 
-/// Petals: 180 s for a step, 60 s between two looks at the directory. Five retries with pauses of 1, 2, 4, 8 and 16 s
-/// outlast a server that restarts.
+/// Petals: 180 s for a step, 60 s between two looks at the directory, 5 s to connect.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(180);
 const UPDATE_PERIOD: Duration = Duration::from_secs(60);
-const MAX_RETRIES: usize = 5;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// When to look again for blocks that nobody serves.
+#[derive(Clone, Debug)]
+pub struct Backoff {
+    /// Looks before a step ends with an error. Petals goes on for ever.
+    pub max_retries: usize,
+    /// The first pause; each is twice as long as the one before.
+    pub min: Duration,
+    /// The longest pause.
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    /// Petals' pauses from 1 s to 60 s. Five of them, 31 s together, outlast a server that restarts.
+    fn default() -> Self {
+        Self {
+            max_retries: 5,
+            min: Duration::from_secs(1),
+            max: Duration::from_secs(60),
+        }
+    }
+}
 
 impl Config {
     /// The defaults for the model under `prefix`.
@@ -73,7 +98,8 @@ impl Config {
             prefix,
             request_timeout: REQUEST_TIMEOUT,
             update_period: UPDATE_PERIOD,
-            max_retries: MAX_RETRIES,
+            connect_timeout: CONNECT_TIMEOUT,
+            backoff: Backoff::default(),
             push: true,
             filter: Filter::default(),
         }
@@ -98,7 +124,8 @@ struct Shared {
     prefix: Arc<str>,
     n_blocks: u32,
     request_timeout: Duration,
-    max_retries: usize,
+    connect_timeout: Duration,
+    backoff: Backoff,
     push: bool,
     started: Instant,
 }
@@ -134,7 +161,8 @@ impl Client {
             prefix: config.prefix.into(),
             n_blocks,
             request_timeout: config.request_timeout,
-            max_retries: config.max_retries,
+            connect_timeout: config.connect_timeout,
+            backoff: config.backoff,
             push: config.push,
             started: Instant::now(),
         });
@@ -175,7 +203,7 @@ impl Client {
     pub async fn route(&self, max_length: usize) -> Result<Vec<Hop>, ClientError> {
         let blocks = 0..self.shared.n_blocks;
         let route = self.shared.route(blocks, max_length, &HashSet::new()).await;
-        route.map_err(|missing| ClientError::MissingBlocks { missing })
+        route.map_err(|missing| ClientError::MissingBlocks { missing, last: None })
     }
 }
 
@@ -192,7 +220,7 @@ impl Shared {
         }
     }
 
-    /// The cheapest chain over `blocks`, without the `excluded` and the banned.
+    /// The cheapest chain over `blocks`, without the `excluded`, and without the banned if there is one without them.
     async fn route(
         &self,
         blocks: Range<u32>,
@@ -204,14 +232,14 @@ impl Shared {
         let mut avoided = self.bans.lock().unwrap_or_else(PoisonError::into_inner).active(now);
         avoided.extend(excluded);
         let rtts = self.rtts.lock().unwrap_or_else(PoisonError::into_inner);
-        let route = route::shortest(
-            &snapshot,
-            blocks,
-            &rtts.at(self.seconds()),
-            Some(max_length as u64),
-            &avoided,
-        )?;
-        Ok(route.hops)
+        let rtts = rtts.at(self.seconds());
+        let length = Some(max_length as u64);
+        let preferred = route::shortest(&snapshot, blocks.clone(), &rtts, length, &avoided);
+        let any = || route::shortest(&snapshot, blocks, &rtts, length, excluded);
+        // The first error names more servers as failed.
+        preferred
+            .or_else(|missing| any().map_err(|_| missing))
+            .map(|route| route.hops)
     }
 
     /// Seconds since this client began: the clock of the round-trip estimates.

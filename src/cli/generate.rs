@@ -146,7 +146,10 @@ async fn generate(
     node.join().await?;
     let config = client::Config {
         push: !args.no_push,
-        max_retries: args.max_retries,
+        backoff: client::Backoff {
+            max_retries: args.max_retries,
+            ..client::Backoff::default()
+        },
         ..client::Config::new(model.prefix.clone())
     };
     let client = Client::connect(config, &model.source, (node.p2p.clone(), node.dht.clone()), &node.tasks).await?;

@@ -20,11 +20,23 @@ pub enum ClientError {
     MissingBlocks {
         /// Which blocks, and who serves the others.
         missing: MissingBlocks,
+        /// What the last server that was tried for them did.
+        #[source]
+        last: Option<Box<RemoteError>>,
+    },
+    /// The servers do not take what this client asks for, and others would not either.
+    #[error("the request is refused by {peer}")]
+    Refused {
+        /// The last server that refused.
+        peer: PeerId,
+        /// Its reason.
+        #[source]
+        source: Box<RemoteError>,
     },
     /// Every route that was tried failed.
-    #[error("gave up after {attempts} failed servers, the last one was {peer} for blocks {start}:{end}")]
+    #[error("gave up after {attempts} failures, the last one was {peer} for blocks {start}:{end}")]
     RetriesExhausted {
-        /// Servers tried for this span.
+        /// How often servers failed during one step.
         attempts: usize,
         /// The last of them.
         peer: PeerId,
@@ -44,6 +56,9 @@ pub enum ClientError {
         /// Tokens that position and step come to.
         wanted: usize,
     },
+    /// An earlier step failed, or was not waited for: what the servers hold is not known any more.
+    #[error("the session ended with an earlier error; start a new one")]
+    SessionEnded,
     /// The client's own arithmetic failed.
     #[error("computing embeddings or logits failed")]
     Compute(#[source] ComputeError),
@@ -89,13 +104,55 @@ pub enum RemoteError {
     #[error("answer of shape {got:?} to a step of shape {expected:?}")]
     WrongShape {
         /// `[batch, tokens, hidden]` sent.
-        expected: [usize; 3],
+        expected: Vec<usize>,
         /// Shape received.
         got: Vec<usize>,
     },
     /// Not-a-number or infinity in the activations.
     #[error("the answer contains values that are not finite")]
     NotFinite,
+}
+
+/// Whose fault an error is, and so what to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The server's: avoid it for a while.
+    Theirs,
+    /// Nobody's: the server is full or moving. Others may be free.
+    NotNow,
+    /// This client's: it asks for something that no server would do.
+    Ours,
+}
+
+/// Beginnings of the texts with which servers, Petals' and ours, refuse what no server would do. There are no error
+/// codes on the wire.
+const OUR_FAULT: [&str; 4] = [
+    "Maximum length exceeded",
+    "Cannot allocate KV cache for",
+    "Task size greater than",
+    "rpc_inference metadata must",
+];
+/// The same for servers that are well, but not for us now.
+const NOT_NOW: [&str; 5] = [
+    "Could not allocate",
+    "Remote peer does not serve",
+    "server is not serving",
+    "server is overloaded",
+    "busy:",
+];
+
+impl RemoteError {
+    /// Whose fault this is.
+    pub(crate) fn fault(&self) -> Fault {
+        let begins = |starts: &[&str], text: &str| starts.iter().any(|start| text.starts_with(start));
+        match self {
+            Self::Stream(StreamError::Remote { text }) if begins(&OUR_FAULT, text) => Fault::Ours,
+            Self::Stream(StreamError::Remote { text }) if begins(&NOT_NOW, text) => Fault::NotNow,
+            Self::Stream(StreamError::TooLarge { .. }) => Fault::Ours,
+            Self::Open(OpenError::Busy) => Fault::NotNow,
+            _ => Fault::Theirs,
+        }
+    }
 }
 
 impl From<WireError> for RemoteError {

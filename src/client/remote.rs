@@ -24,8 +24,6 @@ use crate::{
     p2p::{P2p, PeerId, StreamReceiver, StreamSender},
 };
 
-/// Longest time to open a stream (Petals `client/config.py`, connect_timeout).
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Seconds a server may let us wait for cache memory before it refuses.
 const ALLOC_TIMEOUT: f64 = 10.0;
 /// Tensors in a step: activations, deep prompts, beam indices.
@@ -40,6 +38,7 @@ pub(crate) struct Remote {
     uid: String,
     max_length: usize,
     dtype: DType,
+    connect_timeout: Duration,
     timeout: Duration,
     /// Tokens the server has in its cache for us.
     position: usize,
@@ -55,6 +54,8 @@ pub(crate) struct Target {
     pub(crate) prefix: Arc<str>,
     /// Tokens to reserve.
     pub(crate) max_length: usize,
+    /// Longest wait for a stream.
+    pub(crate) connect_timeout: Duration,
     /// Longest wait for one step.
     pub(crate) timeout: Duration,
     /// Dtype in which the server computes: what we send in another one it would only convert.
@@ -68,7 +69,7 @@ impl Remote {
     /// When the server cannot be reached or does not speak the RPC.
     pub(crate) async fn open(p2p: &P2p, target: Target) -> Result<Self, RemoteError> {
         let (sender, receiver) = p2p
-            .open_stream(target.peer, names::INFERENCE, CONNECT_TIMEOUT)
+            .open_stream(target.peer, names::INFERENCE, target.connect_timeout)
             .await
             .map_err(RemoteError::Open)?;
         Ok(Self {
@@ -78,11 +79,17 @@ impl Remote {
             blocks: target.blocks,
             max_length: target.max_length,
             dtype: target.dtype,
+            connect_timeout: target.connect_timeout,
             timeout: target.timeout,
             position: 0,
             sender,
             receiver,
         })
+    }
+
+    /// What this server is sent.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Tokens in the server's cache.
@@ -100,13 +107,21 @@ impl Remote {
         }
     }
 
-    /// Runs one step and waits for its answer.
+    /// The activations as this server is sent them.
+    ///
+    /// # Errors
+    /// When their shape is not one.
+    pub(crate) fn tensor(&self, x: &Hidden) -> Result<WireTensor, RemoteError> {
+        Ok(WireTensor::from_f32(&x.data, [x.batch, x.tokens, x.width], self.dtype)?)
+    }
+
+    /// Runs one step over `x`, `[batch, tokens, hidden]`, and waits for its answer, of the same shape.
     ///
     /// # Errors
     /// After any error the session is of no more use.
     pub(crate) async fn step(
         &mut self,
-        x: &Hidden,
+        x: &WireTensor,
         step_id: &str,
         next_servers: Vec<NextServer>,
     ) -> Result<Hidden, RemoteError> {
@@ -126,15 +141,15 @@ impl Remote {
         let answer = timeout(limit, exchange)
             .await
             .map_err(|_| RemoteError::Timeout(limit))??;
-        let output = decode_answer(answer, x)?;
-        self.position += x.tokens;
+        let output = decode_answer(answer, &x.shape)?;
+        self.position += output.tokens;
         trace!(peer = %self.peer, position = self.position, "step answered");
         Ok(output)
     }
 
     fn message(
         &self,
-        x: &Hidden,
+        x: &WireTensor,
         step_id: &str,
         next_servers: Vec<NextServer>,
     ) -> Result<proto::ExpertRequest, WireError> {
@@ -150,12 +165,7 @@ impl Remote {
             points: first.then(|| Value::from(0.0)),
             ..StepMetadata::default()
         };
-        let hidden = WireTensor::from_f32(&x.data, [x.batch, x.tokens, x.width], self.dtype)?;
-        let tensors = vec![
-            hidden.encode(Compression::None)?,
-            empty(DType::F32)?,
-            empty(DType::I64)?,
-        ];
+        let tensors = vec![x.encode(Compression::None)?, empty(DType::F32)?, empty(DType::I64)?];
         Ok(proto::ExpertRequest {
             uid: self.uid.clone(),
             tensors,
@@ -171,7 +181,7 @@ impl Remote {
             self.receiver.recv().await.map(|_| ())
         };
         // A server that is gone needs no goodbye.
-        drop(timeout(CONNECT_TIMEOUT, goodbye).await);
+        drop(timeout(self.connect_timeout, goodbye).await);
     }
 }
 
@@ -180,22 +190,22 @@ fn empty(dtype: DType) -> Result<proto::Tensor, WireError> {
     WireTensor::new(dtype, [0], bytes::Bytes::new())?.encode(Compression::None)
 }
 
-/// The one tensor of an answer, checked against the step it answers.
-fn decode_answer(answer: bytes::Bytes, x: &Hidden) -> Result<Hidden, RemoteError> {
+/// The one tensor of an answer, checked against the shape of the step it answers.
+fn decode_answer(answer: bytes::Bytes, expected: &[usize]) -> Result<Hidden, RemoteError> {
     let answer: proto::ExpertResponse = decode("ExpertResponse", answer)?;
-    let expected = [x.batch, x.tokens, x.width];
+    let wrong = |got| RemoteError::WrongShape {
+        expected: expected.to_vec(),
+        got,
+    };
     let Some(tensor) = answer.tensors.first() else {
-        return Err(RemoteError::WrongShape {
-            expected,
-            got: Vec::new(),
-        });
+        return Err(wrong(Vec::new()));
     };
     let tensor = WireTensor::decode(tensor)?;
+    let [batch, tokens, width] = tensor.shape[..] else {
+        return Err(wrong(tensor.shape));
+    };
     if tensor.shape != expected {
-        return Err(RemoteError::WrongShape {
-            expected,
-            got: tensor.shape,
-        });
+        return Err(wrong(tensor.shape));
     }
     let data = tensor.to_f32_vec();
     if !data.iter().all(|value| value.is_finite()) {
@@ -203,8 +213,8 @@ fn decode_answer(answer: bytes::Bytes, x: &Hidden) -> Result<Hidden, RemoteError
     }
     Ok(Hidden {
         data,
-        batch: x.batch,
-        tokens: x.tokens,
-        width: x.width,
+        batch,
+        tokens,
+        width,
     })
 }

@@ -9,30 +9,22 @@
 //! ```
 
 use std::{
-    collections::HashSet,
     ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use sepal_protocol::metadata::NextServer;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{
     Shared,
+    attempts::Attempts,
     error::{ClientError, RemoteError},
+    history::{History, concat, pieces},
     remote::{Remote, Target},
 };
 use crate::{model::Hidden, p2p::PeerId, swarm::route::Hop};
-
-/// Most tokens (rows × tokens) in one message. Below every server's default `max_batch_size`, so that a long prompt or a
-/// long history never fails for its size alone.
-const MESSAGE_TOKENS: usize = 1024;
-/// Most bytes of activations in one message, as float32: well below what a stream takes.
-const MESSAGE_BYTES: usize = 8 << 20;
-/// Waits between looking for missing blocks again double up to this.
-const MAX_BACKOFF: Duration = Duration::from_secs(60);
-const MIN_BACKOFF: Duration = Duration::from_secs(1);
 
 /// An open session through the whole model.
 #[derive(Debug)]
@@ -41,6 +33,8 @@ pub struct Session {
     max_length: usize,
     position: usize,
     hops: Vec<HopState>,
+    /// A step is under way, or did not come to its end.
+    broken: bool,
 }
 
 /// How long one hop took.
@@ -59,7 +53,7 @@ struct HopState {
     hop: Hop,
     remote: Remote,
     /// Inputs seen so far, as they were sent: replayed when the server is lost.
-    history: Vec<Hidden>,
+    history: History,
     busy: Duration,
     steps: u32,
 }
@@ -71,6 +65,7 @@ impl Session {
             max_length,
             position: 0,
             hops: Vec::new(),
+            broken: false,
         }
     }
 
@@ -92,7 +87,11 @@ impl Session {
     /// Sends `x` (`[batch, tokens, hidden]`) through all blocks and returns the last block's output, same shape.
     ///
     /// # Errors
-    /// When the session is full, blocks are served by nobody, or too many servers failed in a row.
+    /// When the session is full, which changes nothing. When blocks are served by nobody, or too many servers failed in
+    /// a row: then the session is over.
+    ///
+    /// # Cancel safety
+    /// None: after the future was dropped the session is over.
     pub async fn step(&mut self, x: Hidden) -> Result<Hidden, ClientError> {
         let wanted = self.position + x.tokens;
         if wanted > self.max_length {
@@ -101,6 +100,20 @@ impl Session {
                 wanted,
             });
         }
+        if std::mem::replace(&mut self.broken, true) {
+            return Err(ClientError::SessionEnded);
+        }
+        let output = self.step_pieces(x).await?;
+        self.broken = false;
+        Ok(output)
+    }
+
+    /// Ends the session on all servers at once.
+    pub async fn close(self) {
+        futures::future::join_all(self.hops.into_iter().map(|state| state.remote.close())).await;
+    }
+
+    async fn step_pieces(&mut self, x: Hidden) -> Result<Hidden, ClientError> {
         if self.hops.is_empty() {
             let blocks = 0..self.shared.n_blocks;
             self.hops = self.connect(blocks, &mut Attempts::default()).await?;
@@ -114,11 +127,6 @@ impl Session {
         Ok(concat(outputs))
     }
 
-    /// Ends the session on all servers at once.
-    pub async fn close(self) {
-        futures::future::join_all(self.hops.into_iter().map(|state| state.remote.close())).await;
-    }
-
     async fn step_piece(&mut self, mut x: Hidden) -> Result<Hidden, ClientError> {
         let step_id = uuid::Uuid::new_v4().to_string();
         let mut attempts = Attempts::default();
@@ -128,17 +136,17 @@ impl Session {
             let state = &mut self.hops[index];
             match state.step(&x, &step_id, next).await {
                 Ok(output) => {
-                    if state.history.is_empty() {
+                    if state.history.tokens() == x.tokens {
                         self.shared.works(state.hop.peer);
                     }
-                    state.history.push(std::mem::replace(&mut x, output));
+                    x = output;
                     index += 1;
                     attempts = Attempts::default();
                 }
                 Err(error) => {
                     let lost = self.hops.remove(index);
                     attempts.failed(&self.shared, &lost.hop, error)?;
-                    let replacement = self.replay(lost, &mut attempts).await?;
+                    let replacement = self.replace(lost, &mut attempts).await?;
                     self.hops.splice(index..index, replacement);
                 }
             }
@@ -157,29 +165,17 @@ impl Session {
     }
 
     /// Finds servers for the lost hop's blocks and brings them to where it was.
-    async fn replay(&self, lost: HopState, attempts: &mut Attempts) -> Result<Vec<HopState>, ClientError> {
-        let history = lost.history;
-        'attempt: loop {
+    async fn replace(&self, lost: HopState, attempts: &mut Attempts) -> Result<Vec<HopState>, ClientError> {
+        loop {
             let mut fresh = self.connect(lost.hop.blocks.clone(), attempts).await?;
-            let mut inputs = history.clone();
-            for state in &mut fresh {
-                let mut outputs = Vec::with_capacity(inputs.len());
-                for input in inputs {
-                    let step_id = uuid::Uuid::new_v4().to_string();
-                    match state.step(&input, &step_id, Vec::new()).await {
-                        Ok(output) => outputs.push(output),
-                        Err(error) => {
-                            attempts.failed(&self.shared, &state.hop, error)?;
-                            continue 'attempt;
-                        }
-                    }
-                    state.history.push(input);
+            match replay(&lost.history, &mut fresh).await {
+                Ok(()) => {
+                    let tokens = lost.history.tokens();
+                    info!(blocks = ?lost.hop.blocks, tokens, "history replayed on {} server(s)", fresh.len());
+                    return Ok(fresh);
                 }
-                state.forget_times();
-                inputs = outputs;
+                Err((hop, error)) => attempts.failed(&self.shared, &hop, error)?,
             }
-            info!(blocks = ?lost.hop.blocks, tokens = self.position, "history replayed on {} server(s)", fresh.len());
-            return Ok(fresh);
         }
     }
 
@@ -192,15 +188,7 @@ impl Session {
             let mut all_open = true;
             for (hop, remote) in hops.into_iter().zip(opened) {
                 match remote {
-                    Ok(remote) => {
-                        states.push(HopState {
-                            hop,
-                            remote,
-                            history: Vec::new(),
-                            busy: Duration::ZERO,
-                            steps: 0,
-                        });
-                    }
+                    Ok(remote) => states.push(HopState::new(hop, remote)),
                     Err(error) => {
                         attempts.failed(&self.shared, &hop, error)?;
                         all_open = false;
@@ -220,6 +208,7 @@ impl Session {
             blocks: hop.blocks.clone(),
             prefix: self.shared.prefix.clone(),
             max_length: self.max_length,
+            connect_timeout: self.shared.connect_timeout,
             timeout: self.shared.request_timeout,
             dtype: self.shared.wire_dtype(hop.peer),
         };
@@ -240,12 +229,7 @@ impl Session {
                     return Ok(hops);
                 }
                 Err(missing) => {
-                    let Some(pause) = attempts.pause(self.shared.max_retries) else {
-                        return Err(ClientError::MissingBlocks { missing });
-                    };
-                    warn!(%missing, "looking again in {pause:?}");
-                    tokio::time::sleep(pause).await;
-                    attempts.excluded.clear();
+                    tokio::time::sleep(attempts.pause(&self.shared.backoff, missing)?).await;
                     self.shared.refresh().await;
                 }
             }
@@ -253,12 +237,47 @@ impl Session {
     }
 }
 
+/// Sends a history through `hops`, message by message.
+///
+/// # Errors
+/// The hop that failed, and how.
+async fn replay(history: &History, hops: &mut [HopState]) -> Result<(), (Hop, RemoteError)> {
+    let Some(first) = hops.first() else { return Ok(()) };
+    let inputs = history.replay().map_err(|error| (first.hop.clone(), error.into()))?;
+    for mut x in inputs {
+        let step_id = uuid::Uuid::new_v4().to_string();
+        for state in &mut *hops {
+            x = state
+                .step(&x, &step_id, Vec::new())
+                .await
+                .map_err(|error| (state.hop.clone(), error))?;
+        }
+    }
+    for state in hops {
+        state.forget_times();
+    }
+    Ok(())
+}
+
 impl HopState {
+    fn new(hop: Hop, remote: Remote) -> Self {
+        let history = History::new(remote.dtype());
+        Self {
+            hop,
+            remote,
+            history,
+            busy: Duration::ZERO,
+            steps: 0,
+        }
+    }
+
     async fn step(&mut self, x: &Hidden, step_id: &str, next: Vec<NextServer>) -> Result<Hidden, RemoteError> {
         let start = Instant::now();
         // The first step of a session also reserves memory and reads the whole prompt: not what a step usually takes.
         let first = self.remote.position() == 0;
-        let output = self.remote.step(x, step_id, next).await?;
+        let sent = self.remote.tensor(x)?;
+        let output = self.remote.step(&sent, step_id, next).await?;
+        self.history.push(&sent);
         if !first {
             self.busy += start.elapsed();
             self.steps += 1;
@@ -270,137 +289,5 @@ impl HopState {
     fn forget_times(&mut self) {
         self.busy = Duration::ZERO;
         self.steps = 0;
-    }
-}
-
-/// What went wrong while one piece tried to get through.
-#[derive(Debug, Default)]
-struct Attempts {
-    excluded: HashSet<PeerId>,
-    failures: usize,
-    pauses: u32,
-}
-
-impl Attempts {
-    /// Notes a failed server: out of the route at once, here and for later sessions of this client.
-    fn failed(&mut self, shared: &Shared, hop: &Hop, error: RemoteError) -> Result<(), ClientError> {
-        self.failures += 1;
-        self.excluded.insert(hop.peer);
-        shared.ban(hop.peer);
-        warn!(
-            peer = %hop.peer,
-            blocks = ?hop.blocks,
-            error = &error as &dyn std::error::Error,
-            "server failed, looking for another"
-        );
-        if self.failures > shared.max_retries {
-            return Err(ClientError::RetriesExhausted {
-                attempts: self.failures,
-                peer: hop.peer,
-                start: hop.blocks.start,
-                end: hop.blocks.end,
-                source: Box::new(error),
-            });
-        }
-        Ok(())
-    }
-
-    fn pause(&mut self, max_retries: usize) -> Option<Duration> {
-        if self.pauses as usize >= max_retries {
-            return None;
-        }
-        let pause = MIN_BACKOFF.saturating_mul(1 << self.pauses.min(10)).min(MAX_BACKOFF);
-        self.pauses += 1;
-        Some(pause)
-    }
-}
-
-/// Cuts activations along the tokens into messages of bounded size.
-fn pieces(x: Hidden) -> Vec<Hidden> {
-    let bytes_per_token = size_of::<f32>() * x.width * x.batch;
-    let per_message = (MESSAGE_TOKENS / x.batch.max(1))
-        .min(MESSAGE_BYTES / bytes_per_token.max(1))
-        .max(1);
-    if x.tokens <= per_message {
-        return vec![x];
-    }
-    let starts = (0..x.tokens).step_by(per_message);
-    starts
-        .map(|start| narrow(&x, start..(start + per_message).min(x.tokens)))
-        .collect()
-}
-
-/// The activations of some of the tokens.
-fn narrow(x: &Hidden, tokens: Range<usize>) -> Hidden {
-    let rows = (0..x.batch).map(|row| {
-        let first = (row * x.tokens + tokens.start) * x.width;
-        &x.data[first..first + tokens.len() * x.width]
-    });
-    Hidden {
-        data: rows.collect::<Vec<_>>().concat(),
-        batch: x.batch,
-        tokens: tokens.len(),
-        width: x.width,
-    }
-}
-
-/// Joins pieces along the tokens.
-fn concat(mut parts: Vec<Hidden>) -> Hidden {
-    if parts.len() == 1 {
-        return parts.remove(0);
-    }
-    let (batch, width) = parts.first().map_or((0, 0), |part| (part.batch, part.width));
-    let tokens = parts.iter().map(|part| part.tokens).sum();
-    let rows = (0..batch).flat_map(|row| {
-        parts.iter().map(move |part| {
-            let len = part.tokens * part.width;
-            &part.data[row * len..][..len]
-        })
-    });
-    Hidden {
-        data: rows.collect::<Vec<_>>().concat(),
-        batch,
-        tokens,
-        width,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn numbered(batch: usize, tokens: usize, width: usize) -> Hidden {
-        Hidden {
-            data: (0..batch * tokens * width).map(|i| i as f32).collect(),
-            batch,
-            tokens,
-            width,
-        }
-    }
-
-    #[test]
-    fn long_activations_are_cut_along_the_tokens_and_joined_again() {
-        let x = numbered(3, 1000, 2);
-        let parts = pieces(x.clone());
-        let tokens: Vec<usize> = parts.iter().map(|part| part.tokens).collect();
-        assert_eq!(tokens, [341, 341, 318]);
-        assert_eq!(parts[1].data[0], 682.0);
-        assert_eq!(concat(parts).data, x.data);
-    }
-
-    #[test]
-    fn a_short_step_is_one_message() {
-        assert_eq!(pieces(numbered(1, MESSAGE_TOKENS, 1)).len(), 1);
-        assert_eq!(pieces(numbered(1, 4, MESSAGE_BYTES / 8)).len(), 2);
-        assert_eq!(pieces(numbered(MESSAGE_TOKENS + 5, 2, 1)).len(), 2);
-    }
-
-    #[test]
-    fn pauses_double_and_end() {
-        let mut attempts = Attempts::default();
-        let pauses: Vec<u64> = std::iter::from_fn(|| attempts.pause(3))
-            .map(|pause| pause.as_secs())
-            .collect();
-        assert_eq!(pauses, [1, 2, 4]);
     }
 }

@@ -1,0 +1,148 @@
+//! What went wrong while one step tried to get through, and what follows: another server, a pause, or giving up. It opens
+//! nothing and sends nothing.
+//!
+//! | fault | the server is | in the end |
+//! |---|---|---|
+//! | theirs: gone, silent, broken | banned | the blocks are served by nobody |
+//! | not now: full, moving | left out of this step | the last refusal |
+//! | ours: too long, too large | left out of this step; only one other is asked | the refusal |
+
+use std::{collections::HashSet, time::Duration};
+
+use tracing::warn;
+
+use super::{
+    Backoff, Shared,
+    error::{ClientError, Fault, RemoteError},
+};
+use crate::{
+    p2p::PeerId,
+    swarm::route::{Hop, MissingBlocks},
+};
+
+/// Failures in one step of the session before it ends with an error, whatever else could be tried. A swarm of which
+/// half has just gone down is survived; one that is made of nothing but faulty servers ends some time.
+const MAX_FAILURES: usize = 32;
+/// Servers that may blame the client before it believes them.
+const MAX_REFUSALS: usize = 2;
+
+/// The failures since the last success.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts {
+    /// Not to be used until the next pause.
+    pub(crate) excluded: HashSet<PeerId>,
+    failures: usize,
+    refusals: usize,
+    pauses: u32,
+    last: Option<Failure>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    hop: Hop,
+    error: RemoteError,
+}
+
+impl Attempts {
+    /// Notes a failed server: out of the route at once, and if it is to blame also for other sessions of this client.
+    ///
+    /// # Errors
+    /// When there is no point in trying another one.
+    pub(crate) fn failed(&mut self, shared: &Shared, hop: &Hop, error: RemoteError) -> Result<(), ClientError> {
+        warn!(
+            peer = %hop.peer,
+            blocks = ?hop.blocks,
+            error = &error as &dyn std::error::Error,
+            "server failed, looking for another"
+        );
+        self.failures += 1;
+        self.excluded.insert(hop.peer);
+        match error.fault() {
+            Fault::Theirs => shared.ban(hop.peer),
+            Fault::NotNow => {}
+            Fault::Ours => self.refusals += 1,
+        }
+        self.last = Some(Failure {
+            hop: hop.clone(),
+            error,
+        });
+        if self.failures < MAX_FAILURES && self.refusals < MAX_REFUSALS {
+            Ok(())
+        } else {
+            Err(self.give_up(None))
+        }
+    }
+
+    /// No chain is left. Returns how long to wait before looking again; then those that failed get another chance.
+    ///
+    /// # Errors
+    /// When waiting does not help, or was tried often enough.
+    pub(crate) fn pause(&mut self, backoff: &Backoff, missing: MissingBlocks) -> Result<Duration, ClientError> {
+        if self.refusals > 0 || self.pauses as usize >= backoff.max_retries {
+            return Err(self.give_up(Some(missing)));
+        }
+        let pause = backoff.min.saturating_mul(1 << self.pauses.min(10)).min(backoff.max);
+        warn!(%missing, "looking again in {pause:?}");
+        self.pauses += 1;
+        self.excluded.clear();
+        Ok(pause)
+    }
+
+    fn give_up(&mut self, missing: Option<MissingBlocks>) -> ClientError {
+        let attempts = self.failures;
+        match (self.last.take(), missing) {
+            (Some(Failure { hop, error }), _) if error.fault() == Fault::Ours => ClientError::Refused {
+                peer: hop.peer,
+                source: Box::new(error),
+            },
+            (Some(Failure { error, .. }), Some(missing)) if error.fault() == Fault::Theirs => {
+                ClientError::MissingBlocks {
+                    missing,
+                    last: Some(Box::new(error)),
+                }
+            }
+            (Some(Failure { hop, error }), _) => {
+                let (start, end) = (hop.blocks.start, hop.blocks.end);
+                ClientError::RetriesExhausted {
+                    attempts,
+                    peer: hop.peer,
+                    start,
+                    end,
+                    source: Box::new(error),
+                }
+            }
+            (None, Some(missing)) => ClientError::MissingBlocks { missing, last: None },
+            (None, None) => ClientError::Interrupted,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nobody() -> MissingBlocks {
+        MissingBlocks {
+            prefix: "P".into(),
+            missing: vec![0..4],
+            known: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_end_with_the_missing_blocks() {
+        let backoff = Backoff {
+            max_retries: 4,
+            min: Duration::from_secs(1),
+            max: Duration::from_secs(5),
+        };
+        let mut attempts = Attempts::default();
+        let pauses = [(); 4].map(|()| attempts.pause(&backoff, nobody()).unwrap().as_secs());
+        assert_eq!(pauses, [1, 2, 4, 5]);
+        let error = attempts.pause(&backoff, nobody()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "blocks 0:4 of P are served by nobody; known servers: none"
+        );
+    }
+}

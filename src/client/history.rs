@@ -1,0 +1,202 @@
+//! What a hop was sent, in the dtype it was sent in, so that another server can be brought to the same state.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use sepal_protocol::{
+    WireError,
+    tensor::{DType, WireTensor},
+};
+
+use crate::model::Hidden;
+
+/// Most tokens (rows × tokens) in one message. Below every server's default `max_batch_size`, so that a long prompt or a
+/// long history never fails for its size alone.
+const MESSAGE_TOKENS: usize = 1024;
+/// Most bytes of activations in one message, as float32: well below what a stream takes.
+const MESSAGE_BYTES: usize = 8 << 20;
+
+/// The inputs of one hop from the start of the session, `[batch, tokens, width]`.
+#[derive(Debug)]
+pub(crate) struct History {
+    dtype: DType,
+    width: usize,
+    tokens: usize,
+    /// One sequence of items each.
+    rows: Vec<Vec<u8>>,
+}
+
+impl History {
+    /// Nothing yet; `dtype` is what the hop is sent.
+    pub(crate) fn new(dtype: DType) -> Self {
+        Self {
+            dtype,
+            width: 0,
+            tokens: 0,
+            rows: Vec::new(),
+        }
+    }
+
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Appends the tokens of `sent`, `[batch, tokens, width]` of the history's dtype.
+    pub(crate) fn push(&mut self, sent: &WireTensor) {
+        let [batch, tokens, width] = sent.shape[..] else { return };
+        self.rows.resize(batch, Vec::new());
+        self.width = width;
+        self.tokens += tokens;
+        let row_bytes = (tokens * width * self.dtype.size()).max(1);
+        for (row, items) in self.rows.iter_mut().zip(sent.data.chunks(row_bytes)) {
+            row.extend_from_slice(items);
+        }
+    }
+
+    /// Everything that was pushed, in messages of bounded size.
+    ///
+    /// # Errors
+    /// None in practice: what was a tensor once is one again.
+    pub(crate) fn replay(&self) -> Result<Vec<Hidden>, WireError> {
+        ranges(self.rows.len(), self.tokens, self.width)
+            .into_iter()
+            .map(|tokens| self.part(tokens))
+            .collect()
+    }
+
+    fn part(&self, tokens: Range<usize>) -> Result<Hidden, WireError> {
+        let token_bytes = self.width * self.dtype.size();
+        let rows = self
+            .rows
+            .iter()
+            .map(|row| &row[tokens.start * token_bytes..tokens.end * token_bytes]);
+        let data = Bytes::from(rows.collect::<Vec<_>>().concat());
+        let (batch, tokens) = (self.rows.len(), tokens.len());
+        let tensor = WireTensor::new(self.dtype, [batch, tokens, self.width], data)?;
+        Ok(Hidden {
+            data: tensor.to_f32_vec(),
+            batch,
+            tokens,
+            width: self.width,
+        })
+    }
+}
+
+/// Cuts activations along the tokens into messages of bounded size; no tokens are one message as well.
+pub(crate) fn pieces(x: Hidden) -> Vec<Hidden> {
+    let ranges = ranges(x.batch, x.tokens, x.width);
+    if ranges.len() <= 1 {
+        return vec![x];
+    }
+    ranges.into_iter().map(|tokens| narrow(&x, tokens)).collect()
+}
+
+/// Which tokens go into which message.
+fn ranges(batch: usize, tokens: usize, width: usize) -> Vec<Range<usize>> {
+    let bytes_per_token = size_of::<f32>() * width * batch;
+    let per_message = (MESSAGE_TOKENS / batch.max(1))
+        .min(MESSAGE_BYTES / bytes_per_token.max(1))
+        .max(1);
+    (0..tokens)
+        .step_by(per_message)
+        .map(|start| start..(start + per_message).min(tokens))
+        .collect()
+}
+
+/// The activations of some of the tokens.
+fn narrow(x: &Hidden, tokens: Range<usize>) -> Hidden {
+    let rows = (0..x.batch).map(|row| {
+        let first = (row * x.tokens + tokens.start) * x.width;
+        &x.data[first..first + tokens.len() * x.width]
+    });
+    Hidden {
+        data: rows.collect::<Vec<_>>().concat(),
+        batch: x.batch,
+        tokens: tokens.len(),
+        width: x.width,
+    }
+}
+
+/// Joins pieces along the tokens.
+pub(crate) fn concat(mut parts: Vec<Hidden>) -> Hidden {
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    let (batch, width) = parts.first().map_or((0, 0), |part| (part.batch, part.width));
+    let tokens = parts.iter().map(|part| part.tokens).sum();
+    let rows = (0..batch).flat_map(|row| {
+        parts.iter().map(move |part| {
+            let len = part.tokens * part.width;
+            &part.data[row * len..][..len]
+        })
+    });
+    Hidden {
+        data: rows.collect::<Vec<_>>().concat(),
+        batch,
+        tokens,
+        width,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbered(batch: usize, tokens: usize, width: usize) -> Hidden {
+        Hidden {
+            data: (0..batch * tokens * width).map(|i| i as f32).collect(),
+            batch,
+            tokens,
+            width,
+        }
+    }
+
+    fn sent(x: &Hidden, dtype: DType) -> WireTensor {
+        WireTensor::from_f32(&x.data, [x.batch, x.tokens, x.width], dtype).unwrap()
+    }
+
+    #[test]
+    fn long_activations_are_cut_along_the_tokens_and_joined_again() {
+        let x = numbered(3, 1000, 2);
+        let parts = pieces(x.clone());
+        let tokens: Vec<usize> = parts.iter().map(|part| part.tokens).collect();
+        assert_eq!(tokens, [341, 341, 318]);
+        assert_eq!(parts[1].data[0], 682.0);
+        assert_eq!(concat(parts).data, x.data);
+    }
+
+    #[test]
+    fn a_short_step_is_one_message() {
+        assert_eq!(pieces(numbered(1, MESSAGE_TOKENS, 1)).len(), 1);
+        assert_eq!(pieces(numbered(1, 0, 4)).len(), 1);
+        assert_eq!(pieces(numbered(1, 4, MESSAGE_BYTES / 8)).len(), 2);
+        assert_eq!(pieces(numbered(MESSAGE_TOKENS + 5, 2, 1)).len(), 2);
+    }
+
+    #[test]
+    fn single_tokens_are_replayed_in_as_few_messages_as_possible() {
+        let x = numbered(2, 600, 4);
+        let mut history = History::new(DType::F32);
+        assert!(history.replay().unwrap().is_empty());
+        for token in 0..600 {
+            history.push(&sent(&narrow(&x, token..token + 1), DType::F32));
+        }
+        let replay = history.replay().unwrap();
+        assert_eq!(replay.iter().map(|part| part.tokens).collect::<Vec<_>>(), [512, 88]);
+        assert_eq!(concat(replay).data, x.data);
+    }
+
+    #[test]
+    fn what_is_replayed_is_what_was_sent() {
+        let x = Hidden {
+            data: vec![1.001, -2.5],
+            batch: 1,
+            tokens: 1,
+            width: 2,
+        };
+        let mut history = History::new(DType::Bf16);
+        let tensor = sent(&x, DType::Bf16);
+        history.push(&tensor);
+        assert_eq!(history.replay().unwrap()[0].data, tensor.to_f32_vec());
+    }
+}
