@@ -33,4 +33,6 @@ pub mod client;
 pub mod cli;
 
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 mod tidy;

@@ -258,6 +258,16 @@ impl P2p {
         Ok(stream::caller(stream, MAX_STREAM_MESSAGE))
     }
 
+    /// A stream on which anything can be said, for tests of what peers do with it.
+    #[cfg(test)]
+    pub(crate) async fn open_raw(
+        &self,
+        peer: PeerId,
+        name: &str,
+    ) -> Result<impl futures::AsyncRead + futures::AsyncWrite + Unpin + use<>, OpenError> {
+        self.open(peer, name).await
+    }
+
     /// Opens a stream. A connection that breaks under the attempt is no reason to give up: nothing was said on it yet.
     async fn open(&self, peer: PeerId, name: &str) -> Result<Stream, OpenError> {
         let name = Name::new(name);

@@ -11,6 +11,7 @@
 //! blocks are worth serving (`swarm::placement`), what a block is (`model`), how a name finds its handler (`p2p`).
 
 mod capacity;
+mod convert;
 mod error;
 mod handler;
 mod lifecycle;
@@ -21,6 +22,7 @@ mod request;
 mod serving;
 mod session;
 mod sessions;
+mod stats;
 mod throughput;
 mod worker;
 
@@ -36,9 +38,10 @@ use sepal_protocol::{
     record::{ServerInfo, ServerState},
 };
 use tokio::sync::{Mutex, mpsc};
+use tracing::debug;
 
-pub use self::{error::RequestError, lifecycle::StartError, serving::Limits, throughput::Throughput};
-use self::{lifecycle::Lifecycle, serving::Serving};
+pub use self::{error::RequestError, lifecycle::StartError, serving::Limits, stats::Stats, throughput::Throughput};
+use self::{lifecycle::Lifecycle, serving::Serving, stats::Counters};
 use crate::{
     dht::Dht,
     model::{DEFAULT_MAX_CHUNK_BYTES, ModelSource, WeightDType},
@@ -189,7 +192,8 @@ impl Server {
         Ok(span)
     }
 
-    /// Waits for the next move and returns the new span once it is online.
+    /// Waits for the next move and returns the new span once it is online. A server whose moves nobody waits for
+    /// stays where it is after the second one.
     ///
     /// # Errors
     /// When the new blocks could not be loaded: the server serves nothing any more.
@@ -201,9 +205,22 @@ impl Server {
         }
     }
 
-    /// Announces OFFLINE, waits until that is stored, then ends all sessions and the compute thread.
+    /// Whether nothing is reserved, waits or runs.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        let serving = self.lifecycle.current().get();
+        serving.is_ok_and(|serving| serving.memory.is_free() && serving.worker.is_idle())
+    }
+
+    /// What the server did so far.
+    pub fn stats(&self) -> Stats {
+        self.lifecycle.current().counters.read()
+    }
+
+    /// Announces OFFLINE, waits until that is stored, then ends all sessions and the compute thread. Nothing is served
+    /// or announced afterwards.
     pub async fn shutdown(&self) {
-        self.lifecycle.take_down().await;
+        self.lifecycle.shut_down().await;
     }
 }
 
@@ -216,6 +233,7 @@ pub(crate) struct Current {
     client_mode: bool,
     serving: RwLock<Option<Arc<Serving>>>,
     record: RwLock<ServerInfo>,
+    counters: Arc<Counters>,
 }
 
 impl Current {
@@ -226,6 +244,7 @@ impl Current {
             client_mode,
             serving: RwLock::new(None),
             record: RwLock::new(record),
+            counters: Arc::default(),
         }
     }
 
@@ -252,6 +271,13 @@ impl Current {
             record.cache_tokens_left = Some(serving.cache_tokens_left());
         }
         record
+    }
+
+    /// Notes a request that ends with an error, on its way to the client.
+    fn rejected(&self, error: RequestError) -> RequestError {
+        self.counters.rejected.add();
+        debug!(error = &error as &dyn std::error::Error, "rejected");
+        error
     }
 
     fn set_record(&self, record: ServerInfo) {

@@ -18,6 +18,9 @@ pub enum RequestError {
         /// The uid as the client wrote it.
         uid: String,
     },
+    /// A streamed request whose parts name different blocks.
+    #[error("Expert uids differ in one request")]
+    MixedUids,
     /// `rpc_info` for a block that is not in our span.
     #[error("{uid}")]
     UnknownUid {
@@ -152,6 +155,17 @@ pub enum RequestError {
         /// What the server expected, as text such as `[1, tokens, 64]`.
         expected: String,
     },
+    /// Activations or prompts that are not floating-point numbers.
+    #[error("tensor {name} must be floating-point, got torch.{dtype}")]
+    NotFloat {
+        /// Which argument.
+        name: &'static str,
+        /// The dtype that came.
+        dtype: &'static str,
+    },
+    /// A pushed step with values that are not numbers.
+    #[error("pushed activations contain values that are not finite")]
+    NotFinite,
     /// Bytes that are not what they claim to be.
     #[error("malformed request")]
     Malformed(#[source] WireError),
@@ -192,18 +206,21 @@ impl RequestError {
             | Self::BadPoints { .. }
             | Self::BadOutputCompression { .. }
             | Self::BadPosition { .. }
+            | Self::BadHypoDtype { .. }
             | Self::SessionIdTaken { .. } => "AssertionError",
-            Self::SessionTooLong { .. }
+            Self::MixedUids
+            | Self::SessionTooLong { .. }
             | Self::StepTooLong { .. }
             | Self::TooManyTokens { .. }
             | Self::TooFewTensors { .. }
             | Self::BadShape { .. }
             | Self::BadHypoIds { .. }
             | Self::UnknownCompression { .. }
+            | Self::NotFinite
+            | Self::NotFloat { .. }
             | Self::Malformed(_) => "ValueError",
             Self::CacheFull { .. } | Self::CacheTooSmall { .. } | Self::CacheWaitTimeout { .. } => "AllocationFailed",
             Self::SessionTimeout | Self::RequestTimeout { .. } => "TimeoutError",
-            Self::BadHypoDtype { .. } => "AssertionError",
             Self::UnknownBlock { .. }
             | Self::EmptyBatch
             | Self::Busy { .. }

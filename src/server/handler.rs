@@ -19,13 +19,14 @@ use tokio::time::timeout;
 
 use super::{
     Current,
+    convert::convert,
     error::RequestError,
-    request::{self, check_metadata, ordered, parse_chain},
+    request::{self, check_adapter, check_points, ordered, parse_chain},
     serving::Serving,
     session,
     worker::Work,
 };
-use crate::p2p::{Handler, HandlerError, HandlerLimits, StreamReceiver, StreamSender};
+use crate::p2p::{Handler, HandlerLimits, StreamReceiver, StreamSender};
 
 /// Concurrent inference sessions on one server. Each is bounded by the cache budget as well; this bounds the streams.
 const MAX_SESSIONS: usize = 4096;
@@ -37,7 +38,8 @@ const MAX_STEP_BYTES: usize = 576 << 20;
 const MAX_PART_MESSAGE_BYTES: usize = 16 << 20;
 /// All tensors of one streamed request together.
 const MAX_STREAMED_BYTES: usize = 1 << 30;
-/// `rpc_forward` takes two tensors; more are ignored, but not without end.
+/// Tensors of `rpc_forward`: activations, deep prompts. More are ignored, but not without end.
+const N_FORWARD_TENSORS: usize = 2;
 const MAX_TENSORS: usize = 16;
 
 /// Everything a server answers, for the router.
@@ -58,31 +60,37 @@ pub(crate) fn handlers(current: &Arc<Current>) -> Vec<Handler> {
     vec![
         Handler::unary(names::INFO, unary, move |_, request| {
             let current = info.clone();
-            async move { rpc_info(&current, &request).map_err(RequestError::into_unary) }
+            async move { rpc_info(&current, &request).map_err(|error| current.rejected(error).into_unary()) }
         }),
         Handler::unary(names::FORWARD, unary, move |_, request| {
             let current = forward.clone();
-            async move { rpc_forward(&current, request).await.map_err(RequestError::into_unary) }
+            async move {
+                rpc_forward(&current, request)
+                    .await
+                    .map_err(|error| current.rejected(error).into_unary())
+            }
         }),
         Handler::unary(names::PUSH, unary, move |_, request| {
             let current = push.clone();
-            async move { rpc_push(&current, request).map_err(RequestError::into_unary) }
+            async move { rpc_push(&current, request).map_err(|error| current.rejected(error).into_unary()) }
         }),
         Handler::stream(names::FORWARD_STREAM, parts, move |_, requests, replies| {
             let current = stream.clone();
             async move {
-                rpc_forward_stream(&current, requests, replies)
-                    .await
-                    .map_err(RequestError::into_stream)
+                let outcome = rpc_forward_stream(&current, requests, replies).await;
+                outcome.map_err(|error| current.rejected(error).into_stream())
             }
         }),
         Handler::stream(names::INFERENCE, steps, move |_, requests, replies| {
             let current = inference.clone();
-            async move { rpc_inference(&current, requests, replies).await }
+            async move {
+                let outcome = rpc_inference(&current, requests, replies).await;
+                outcome.map_err(|error| current.rejected(error).into_stream())
+            }
         }),
         Handler::legacy(names::LEGACY_RPC, unary, move |_, request| {
             let current = legacy.clone();
-            async move { legacy_info(&current, &request).map_err(RequestError::into_unary) }
+            async move { legacy_info(&current, &request).map_err(|error| current.rejected(error).into_unary()) }
         }),
     ]
 }
@@ -130,17 +138,14 @@ fn legacy_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError
     .into())
 }
 
-async fn rpc_inference(current: &Current, requests: StreamReceiver, replies: StreamSender) -> Result<(), HandlerError> {
-    let serving = current.get().map_err(RequestError::into_stream)?;
+async fn rpc_inference(current: &Current, requests: StreamReceiver, replies: StreamSender) -> Result<(), RequestError> {
+    let serving = current.get()?;
     let stopped = serving.tasks.token();
     // Ends with the span it was opened on: when the server moves to other blocks, the client finds another route.
-    match stopped
+    let session = stopped
         .run_until_cancelled(session::run(serving, requests, replies))
-        .await
-    {
-        Some(outcome) => outcome,
-        None => Err(RequestError::NotServing.into_stream()),
-    }
+        .await;
+    session.unwrap_or(Err(RequestError::NotServing))
 }
 
 /// A step that the server before us computed; it goes to the session it is for.
@@ -151,6 +156,7 @@ fn rpc_push(current: &Current, request: Bytes) -> Result<Bytes, RequestError> {
     let id = StepMetadata::decode(&request.metadata)?
         .session_id
         .ok_or(RequestError::NoSessionId)?;
+    current.counters.pushes_received.add();
     serving.sessions.deliver(&id, request);
     Ok(Bytes::new())
 }
@@ -208,7 +214,7 @@ async fn gather(requests: &mut StreamReceiver) -> Result<Option<proto::ExpertReq
                 }
                 match &whole {
                     Some(first) if first.uid != message.uid => {
-                        return Err(RequestError::UnknownBlock { uid: message.uid });
+                        return Err(RequestError::MixedUids);
                     }
                     Some(_) => {}
                     None => whole = Some(message),
@@ -229,11 +235,18 @@ async fn forward(current: &Current, request: proto::ExpertRequest) -> Result<pro
     let serving = current.get()?;
     let chain = parse_chain(&request.uid, &serving.prefix, &serving.span)?;
     let metadata = StepMetadata::decode(&request.metadata)?;
-    check_metadata(&metadata, "rpc_forward")?;
+    check_points(&metadata, "rpc_forward")?;
+    check_adapter(&metadata)?;
     let compression = output_compression(&serving, &metadata)?;
-    let tensors = ordered(&request.tensors, &metadata, 2)?;
-    let x = request::hidden(tensors[0], "hidden_states", serving.blocks.config().hidden_size)?;
-    let prompts = request::prompts(tensors[1], chain.len(), &x)?;
+    let (width, n_blocks) = (serving.blocks.config().hidden_size, chain.len());
+    let n_bytes = request.tensors.iter().map(|tensor| tensor.buffer.len()).sum();
+    let (x, prompts) = convert(n_bytes, move || {
+        let tensors = ordered(&request.tensors, metadata.args_structure.as_ref(), N_FORWARD_TENSORS)?;
+        let x = request::hidden(tensors[0], "hidden_states", width)?;
+        let prompts = request::prompts(tensors[1], n_blocks, &x)?;
+        Ok((x, prompts))
+    })
+    .await?;
     serving.check_size(&x)?;
     let limit = serving.limits.request_timeout;
     let output = timeout(limit, serving.worker.forward(Work { chain, x, prompts }))
@@ -241,7 +254,10 @@ async fn forward(current: &Current, request: proto::ExpertRequest) -> Result<pro
         .unwrap_or(Err(RequestError::RequestTimeout {
             seconds: limit.as_secs_f64(),
         }))?;
-    serving.to_wire_as(&output, compression)
+    convert(size_of_val(&*output.data), move || {
+        serving.to_wire(&output, compression)
+    })
+    .await
 }
 
 /// The reply's compression: the client's wish for its one tensor, or ours.

@@ -90,6 +90,8 @@ pub(super) struct Lifecycle {
     p2p: P2p,
     dht: Dht,
     tasks: Tasks,
+    /// The watch over the balance, which has to end before OFFLINE is announced: it would announce ONLINE again.
+    moving: Tasks,
     directory: Directory,
     current: Arc<Current>,
     announcer: Mutex<Option<Arc<Announcer>>>,
@@ -108,12 +110,14 @@ impl Lifecycle {
         let directory = Directory::new(dht.clone(), config.prefix.clone(), n_blocks);
         let current = Arc::new(Current::new(version(), config.using_relay));
         let tasks = tasks.child();
+        let moving = tasks.child();
         Self {
             config,
             source,
             p2p,
             dht,
             tasks,
+            moving,
             directory,
             current,
             announcer: Mutex::default(),
@@ -241,6 +245,7 @@ impl Lifecycle {
             p2p: self.p2p.clone(),
             tasks: self.tasks.child(),
             push_permits: Arc::new(Semaphore::new(MAX_PUSHES)),
+            counters: self.current.counters.clone(),
             blocks,
         })
     }
@@ -295,8 +300,15 @@ impl Lifecycle {
         }
     }
 
+    /// Ends everything, in this order: moving, announcing, answering, computing.
+    pub(super) async fn shut_down(&self) {
+        self.moving.shutdown().await;
+        self.take_down().await;
+        self.tasks.shutdown().await;
+    }
+
     /// OFFLINE, then no more answers, then no more computing.
-    pub(super) async fn take_down(&self) {
+    async fn take_down(&self) {
         self.go_offline().await;
         if let Some(serving) = self.current.set(None) {
             serving.tasks.shutdown().await;
@@ -311,7 +323,7 @@ impl Lifecycle {
             return;
         }
         let this = self.clone();
-        self.tasks.spawn_until_stopped("balance", async move {
+        self.moving.spawn_until_stopped("balance", async move {
             loop {
                 let wait = rand::rng().random_range(0.0..=2.0) * this.config.mean_balance_check_period.as_secs_f64();
                 tokio::time::sleep(Duration::from_secs_f64(wait)).await;

@@ -59,6 +59,12 @@ impl Memory {
         }
     }
 
+    /// Whether nobody has reserved anything.
+    #[cfg(test)]
+    pub(crate) fn is_free(&self) -> bool {
+        self.inner.lock().used == 0
+    }
+
     /// Bytes nobody has reserved.
     pub(crate) fn free_bytes(&self) -> u64 {
         self.inner.max_bytes - self.inner.lock().used

@@ -35,12 +35,15 @@ pub(crate) fn send(
         debug!("too many pushes in flight, this one is left to the client");
         return;
     };
-    let p2p = serving.p2p.clone();
+    let (p2p, counters) = (serving.p2p.clone(), serving.counters.clone());
     let limit = serving.limits.request_timeout;
     serving.tasks.spawn_until_stopped("push", async move {
         let _permit = permit;
         match p2p.call_unary(peer, names::PUSH, message, limit).await {
-            Ok(_) => trace!(%peer, "pushed"),
+            Ok(_) => {
+                counters.pushes_sent.add();
+                trace!(%peer, "pushed");
+            }
             Err(error) => debug!(%peer, %error, "push failed, the client sends the step itself"),
         }
     });

@@ -46,6 +46,8 @@ struct State<T> {
     heap: BinaryHeap<Reverse<Entry<T>>>,
     submitted: u64,
     closed: bool,
+    /// The taker has a job.
+    working: bool,
 }
 
 #[derive(Debug)]
@@ -95,6 +97,7 @@ impl<T> Queue<T> {
             heap: BinaryHeap::new(),
             submitted: 0,
             closed: false,
+            working: false,
         };
         Self {
             shared: Arc::new(Shared {
@@ -126,20 +129,25 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// Puts a job that was taken and is not finished behind the others of its class. Never refused: its place was
-    /// granted when it was submitted.
+    /// Puts a job that was taken and is not finished behind the others of its class. Never refused for want of room:
+    /// its place was granted when it was submitted. Once the queue is closed the job is dropped.
     pub(crate) fn resume(&self, priority: Priority, job: T) {
-        self.lock().push(priority, job);
+        let mut state = self.lock();
+        if !state.closed {
+            state.push(priority, job);
+        }
     }
 
     /// Takes the next job, waiting for one. `None` once the queue is closed.
     pub(crate) fn take(&self) -> Option<T> {
         let mut state = self.lock();
+        state.working = false;
         loop {
             if state.closed {
                 return None;
             }
             if let Some(Reverse(entry)) = state.heap.pop() {
+                state.working = true;
                 return Some(entry.job);
             }
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -149,6 +157,18 @@ impl<T> Queue<T> {
     /// Whether any job waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().heap.is_empty()
+    }
+
+    /// Whether no job waits and the taker waits for one.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.heap.is_empty() && !state.working
+    }
+
+    /// Whether [`Queue::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// Ends the queue: waiting jobs are dropped, which their callers notice, and the taker gets `None`.
@@ -214,6 +234,8 @@ mod tests {
         queue.submit(Priority::Batch, job.clone()).unwrap();
         queue.close();
         assert!(queue.take().is_none());
+        assert_eq!(Arc::strong_count(&job), 1);
+        queue.resume(Priority::Batch, job.clone());
         assert_eq!(Arc::strong_count(&job), 1);
         assert_eq!(queue.submit(Priority::Batch, job), Err(SubmitError::Closed));
     }

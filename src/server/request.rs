@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use sepal_protocol::{
     metadata::{StepMetadata, tensor_order},
-    msgpack::PythonText,
+    msgpack::{PythonText, Value},
     proto,
     record::BlockUid,
     tensor::{DType, WireTensor},
@@ -63,33 +63,42 @@ pub(crate) fn parse_chain(uid: &str, prefix: &str, span: &Range<u32>) -> Result<
     Ok(chain.into())
 }
 
-/// `points` must be a number or absent, adapters must be none: we hold none.
+/// `points` must be a number or absent.
 ///
 /// # Errors
-/// In Petals' order: points, then adapter.
-pub(crate) fn check_metadata(metadata: &StepMetadata, method: &'static str) -> Result<(), RequestError> {
-    if !metadata.has_valid_points() {
-        return Err(RequestError::BadPoints {
+/// Names the RPC, as Petals does.
+pub(crate) fn check_points(metadata: &StepMetadata, method: &'static str) -> Result<(), RequestError> {
+    if metadata.has_valid_points() {
+        Ok(())
+    } else {
+        Err(RequestError::BadPoints {
             method,
             got: PythonText(metadata.points.as_ref()).to_string(),
-        });
+        })
     }
+}
+
+/// Adapters must be none: we hold none.
+///
+/// # Errors
+/// Names the adapter.
+pub(crate) fn check_adapter(metadata: &StepMetadata) -> Result<(), RequestError> {
     match metadata.active_adapter.as_deref() {
         None | Some("") => Ok(()),
         Some(name) => Err(RequestError::UnknownAdapter { name: name.to_string() }),
     }
 }
 
-/// The tensors of a request in the order `args_structure` gives them.
+/// The tensors of a request in the order that its `structure` (`args_structure` of the metadata) gives them.
 ///
 /// # Errors
 /// When there are fewer than `expected`, or the structure names tensors that are not there.
 pub(crate) fn ordered<'a>(
     tensors: &'a [proto::Tensor],
-    metadata: &StepMetadata,
+    structure: Option<&Value>,
     expected: usize,
 ) -> Result<Vec<&'a proto::Tensor>, RequestError> {
-    let order = tensor_order(metadata.args_structure.as_ref(), tensors.len())?;
+    let order = tensor_order(structure, tensors.len())?;
     if order.len() < expected {
         return Err(RequestError::TooFewTensors {
             expected,
@@ -125,7 +134,7 @@ pub(crate) fn step_tensors(
 /// # Errors
 /// Names the tensor and what was expected of it.
 pub(crate) fn hidden(tensor: &proto::Tensor, name: &'static str, width: usize) -> Result<Hidden, RequestError> {
-    let tensor = WireTensor::decode(tensor)?;
+    let tensor = decode_floats(tensor, name)?;
     match tensor.shape[..] {
         [0, _, _] => Err(RequestError::EmptyBatch),
         [batch, tokens, last] if last == width => Ok(Hidden {
@@ -142,12 +151,23 @@ pub(crate) fn hidden(tensor: &proto::Tensor, name: &'static str, width: usize) -
     }
 }
 
+fn decode_floats(tensor: &proto::Tensor, name: &'static str) -> Result<WireTensor, RequestError> {
+    let tensor = WireTensor::decode(tensor)?;
+    match tensor.dtype {
+        DType::F32 | DType::F16 | DType::Bf16 | DType::F64 => Ok(tensor),
+        dtype => Err(RequestError::NotFloat {
+            name,
+            dtype: dtype.as_str(),
+        }),
+    }
+}
+
 /// Decodes deep prompts for inputs like `x`; `None` when the tensor is empty.
 ///
 /// # Errors
 /// Unless they are `[n_blocks, batch or 1, prefix ≤ tokens, hidden]`.
 pub(crate) fn prompts(tensor: &proto::Tensor, n_blocks: usize, x: &Hidden) -> Result<Option<Prompts>, RequestError> {
-    let tensor = WireTensor::decode(tensor)?;
+    let tensor = decode_floats(tensor, "prompts")?;
     if tensor.shape.contains(&0) {
         return Ok(None);
     }

@@ -9,7 +9,7 @@ use sepal_protocol::{
 };
 use tokio::sync::Semaphore;
 
-use super::{error::RequestError, memory::Memory, sessions::Sessions, worker::Worker};
+use super::{error::RequestError, memory::Memory, sessions::Sessions, stats::Counters, worker::Worker};
 use crate::{
     model::{Blocks, Hidden, WeightDType},
     p2p::P2p,
@@ -47,13 +47,15 @@ pub(crate) struct Serving {
     pub(crate) p2p: P2p,
     pub(crate) tasks: Tasks,
     pub(crate) push_permits: Arc<Semaphore>,
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl Serving {
     /// Cache bytes of a session: K and V of every block of its chain for its whole length (Petals `server/backend.py`,
-    /// `get_inference_cache_descriptors`).
+    /// `get_inference_cache_descriptors`). A session without any length counts as one token, because its rows take
+    /// memory as well.
     pub(crate) fn session_bytes(&self, n_blocks: usize, batch: usize, max_length: usize) -> u64 {
-        let tokens = (batch as u64).saturating_mul(max_length as u64);
+        let tokens = (batch as u64).saturating_mul(max_length.max(1) as u64);
         tokens
             .saturating_mul(n_blocks as u64)
             .saturating_mul(self.blocks.cache_bytes_per_token() as u64)
@@ -70,13 +72,11 @@ impl Serving {
         }
     }
 
-    /// Activations as a reply carries them: in the server's dtype and compression.
-    pub(crate) fn to_wire(&self, x: &Hidden) -> Result<proto::Tensor, RequestError> {
-        self.to_wire_as(x, self.compression)
-    }
-
-    /// The same with a compression that the client chose.
-    pub(crate) fn to_wire_as(&self, x: &Hidden, compression: Compression) -> Result<proto::Tensor, RequestError> {
+    /// Activations as a reply carries them: in the server's dtype.
+    ///
+    /// # Errors
+    /// When the compression is not defined for that dtype.
+    pub(crate) fn to_wire(&self, x: &Hidden, compression: Compression) -> Result<proto::Tensor, RequestError> {
         let dtype = match self.blocks.dtype() {
             WeightDType::F32 => DType::F32,
             WeightDType::Bf16 => DType::Bf16,

@@ -10,11 +10,19 @@ use std::{
     time::Duration,
 };
 
-use sepal_protocol::{Message, message::decode, metadata::StepMetadata, msgpack::PythonText, proto};
+use bytes::Bytes;
+use sepal_protocol::{
+    Message,
+    message::decode,
+    metadata::StepMetadata,
+    msgpack::{PythonText, Value},
+    proto,
+};
 use tokio::time::timeout;
 use tracing::{debug, trace};
 
 use super::{
+    convert::convert,
     error::RequestError,
     push,
     request::{self, StepTensors},
@@ -22,29 +30,29 @@ use super::{
     sessions::Registration,
     worker::{SessionCache, Step, Work},
 };
-use crate::p2p::{HandlerError, StreamReceiver, StreamSender};
+use crate::{
+    model::Hidden,
+    p2p::{StreamReceiver, StreamSender},
+};
 
 /// Step ids remembered for de-duplication. A duplicate is at most a few steps late: it is the client's copy of a push.
 const REMEMBERED_STEPS: usize = 1024;
+/// Tensors of a step: activations, deep prompts, beam indices.
+const N_TENSORS: usize = 3;
 
 /// Serves one `rpc_inference` stream from its first message to its end.
 ///
 /// # Errors
-/// The text for the client; whatever the end, cache and session id are free again when this returns.
+/// What to tell the client; whatever the end, cache and session id are free again when this returns.
 pub(crate) async fn run(
     serving: Arc<Serving>,
     mut requests: StreamReceiver,
     mut replies: StreamSender,
-) -> Result<(), HandlerError> {
+) -> Result<(), RequestError> {
     let limit = serving.limits.session_timeout;
-    match timeout(limit, converse(serving, &mut requests, &mut replies)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => {
-            debug!(%error, "session ends");
-            Err(error.into_stream())
-        }
-        Err(_) => Err(RequestError::SessionTimeout.into_stream()),
-    }
+    timeout(limit, converse(serving, &mut requests, &mut replies))
+        .await
+        .unwrap_or(Err(RequestError::SessionTimeout))
 }
 
 async fn converse(
@@ -67,7 +75,7 @@ async fn converse(
             return Ok(());
         }
         if let Some(reply) = session.answer(incoming).await?
-            && replies.send(reply.encode_to_vec().into()).await.is_err()
+            && replies.send(reply).await.is_err()
         {
             return Ok(());
         }
@@ -91,6 +99,8 @@ struct Session {
     prefix: usize,
     /// `None` only while a step runs, or after one failed.
     cache: Option<SessionCache>,
+    /// How tensors map to arguments. Petals looks at the first message's only.
+    structure: Option<Value>,
     pushes: Option<Registration>,
     seen: RecentSteps,
 }
@@ -103,6 +113,7 @@ impl Session {
         let asked = metadata.max_length_tokens().ok_or_else(|| RequestError::NoMaxLength {
             got: PythonText(metadata.max_length.as_ref()).to_string(),
         })?;
+        request::check_points(&metadata, "rpc_inference")?;
         let max = serving.limits.inference_max_length;
         let max_length = match usize::try_from(asked) {
             Ok(length) if length <= max => length,
@@ -114,28 +125,36 @@ impl Session {
             .and_then(|tensor| tensor.size.first())
             .map_or(1, |rows| *rows as usize);
         let bytes = serving.session_bytes(chain.len(), batch, max_length);
-        let patience = Duration::try_from_secs_f64(metadata.alloc_timeout.unwrap_or(0.0)).unwrap_or_default();
         let lease = serving
             .memory
-            .lease(bytes, patience.min(serving.limits.max_alloc_timeout))
+            .lease(
+                bytes,
+                patience(metadata.alloc_timeout).min(serving.limits.max_alloc_timeout),
+            )
             .await?;
-        request::check_metadata(&metadata, "rpc_inference")?;
+        // Such a batch could never send a token, but its rows would take memory.
+        if batch > serving.limits.max_batch_size {
+            return Err(RequestError::TooManyTokens {
+                max: serving.limits.max_batch_size,
+            });
+        }
+        request::check_adapter(&metadata)?;
         let pushes = match metadata.session_id {
             Some(id) => Some(serving.sessions.register(id)?),
             None => None,
         };
         let cache = serving.blocks.new_cache(chain.len(), batch, max_length);
         debug!(?chain, batch, max_length, bytes, "session opens");
-        let cache = Some(SessionCache::new(cache, lease));
         Ok(Self {
-            serving,
             chain,
             batch,
             max_length,
             prefix: 0,
-            cache,
+            cache: Some(SessionCache::new(cache, lease)),
+            structure: metadata.args_structure,
             pushes,
             seen: RecentSteps::default(),
+            serving,
         })
     }
 
@@ -163,15 +182,14 @@ impl Session {
 
     /// Runs one step. `None` when there is nothing to answer: the step was done already, or a push was unusable (the
     /// client's own copy of it follows).
-    async fn answer(&mut self, incoming: Incoming) -> Result<Option<proto::ExpertResponse>, RequestError> {
+    async fn answer(&mut self, incoming: Incoming) -> Result<Option<Bytes>, RequestError> {
         let Incoming { request, pushed } = incoming;
         let metadata = StepMetadata::decode(&request.metadata)?;
         if metadata.step_id.as_ref().is_some_and(|id| self.seen.contains(id)) {
             trace!(pushed, "step was done already");
             return Ok(None);
         }
-        let planned = self.plan(&request, &metadata);
-        let (tensors, prefix) = match planned {
+        let (tensors, prefix) = match self.plan(&request, &metadata, pushed).await {
             Ok(plan) => plan,
             Err(error) if pushed => {
                 debug!(%error, "a push is ignored");
@@ -187,21 +205,32 @@ impl Session {
             self.seen.insert(id.clone());
         }
         trace!(pushed, prefix, tokens, "step done");
-        let output = self.serving.to_wire(&output)?;
+        self.serving.counters.steps.add();
+        if pushed {
+            self.serving.counters.pushes_used.add();
+        }
+        let serving = self.serving.clone();
+        let (output, reply) = convert(size_of_val(&*output.data), move || {
+            let output = serving.to_wire(&output, serving.compression)?;
+            let reply = proto::ExpertResponse {
+                tensors: vec![output.clone()],
+                metadata: Vec::new(),
+            };
+            Ok((output, Bytes::from(reply.encode_to_vec())))
+        })
+        .await?;
         if may_push {
             push::send(&self.serving, &request, &metadata, &output);
         }
-        Ok(Some(proto::ExpertResponse {
-            tensors: vec![output],
-            metadata: Vec::new(),
-        }))
+        Ok(Some(reply))
     }
 
     /// Checks a step against the session: its tensors and the position it starts from.
-    fn plan(
+    async fn plan(
         &self,
         request: &proto::ExpertRequest,
         metadata: &StepMetadata,
+        pushed: bool,
     ) -> Result<(StepTensors, usize), RequestError> {
         let prefix = match metadata.start_from_position {
             None => self.prefix,
@@ -215,9 +244,8 @@ impl Session {
                 }
             },
         };
-        let tensors = request::ordered(&request.tensors, metadata, 3)?;
         let width = self.serving.blocks.config().hidden_size;
-        let tensors = request::step_tensors(&tensors, self.chain.len(), width)?;
+        let tensors = self.decode(request, width, pushed).await?;
         let x = &tensors.x;
         if x.batch != self.batch {
             let expected = format!("[{}, tokens, {width}]", self.batch);
@@ -239,7 +267,29 @@ impl Session {
         Ok((tensors, prefix))
     }
 
-    async fn compute(&mut self, tensors: StepTensors, position: usize) -> Result<crate::model::Hidden, RequestError> {
+    async fn decode(
+        &self,
+        request: &proto::ExpertRequest,
+        width: usize,
+        pushed: bool,
+    ) -> Result<StepTensors, RequestError> {
+        let n_bytes = request.tensors.iter().map(|tensor| tensor.buffer.len()).sum();
+        // The bytes themselves are shared, not copied.
+        let (tensors, structure, n_blocks) = (request.tensors.clone(), self.structure.clone(), self.chain.len());
+        convert(n_bytes, move || {
+            let tensors = request::ordered(&tensors, structure.as_ref(), N_TENSORS)?;
+            let tensors = request::step_tensors(&tensors, n_blocks, width)?;
+            // What the client sends is its own business. What a server before us got wrong would stay in our cache and
+            // make us look like the faulty one.
+            if pushed && !tensors.x.data.iter().all(|value| value.is_finite()) {
+                return Err(RequestError::NotFinite);
+            }
+            Ok(tensors)
+        })
+        .await
+    }
+
+    async fn compute(&mut self, tensors: StepTensors, position: usize) -> Result<Hidden, RequestError> {
         let StepTensors { x, prompts, rows } = tensors;
         let cache = self.cache.take().ok_or(RequestError::NotServing)?;
         let work = Work {
@@ -259,6 +309,14 @@ impl Session {
             .await?;
         self.cache = Some(cache);
         Ok(output)
+    }
+}
+
+/// How long a client wants to wait: not at all unless it says so, and for as long as can be if it says more than that.
+fn patience(seconds: Option<f64>) -> Duration {
+    match seconds {
+        Some(seconds) if seconds > 0.0 => Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX),
+        _ => Duration::ZERO,
     }
 }
 

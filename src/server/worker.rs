@@ -83,6 +83,8 @@ enum Kind {
     Step {
         cache: SessionCache,
         position: usize,
+        /// Taken before the first block.
+        rows: Option<Vec<usize>>,
         reply: oneshot::Sender<Result<StepOutput, RequestError>>,
     },
     Forward {
@@ -114,18 +116,20 @@ impl Worker {
     pub(crate) async fn step(&self, step: Step) -> Result<StepOutput, RequestError> {
         let Step {
             work,
-            mut cache,
+            cache,
             position,
             rows,
         } = step;
-        if let Some(rows) = rows {
-            cache.cache.reorder(&rows)?;
-        }
         let (reply, answer) = oneshot::channel();
         let job = Job {
             work,
             next: 0,
-            kind: Kind::Step { cache, position, reply },
+            kind: Kind::Step {
+                cache,
+                position,
+                rows,
+                reply,
+            },
         };
         self.submit(job)?;
         answer.await.unwrap_or(Err(RequestError::NotServing))
@@ -145,9 +149,15 @@ impl Worker {
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
-    /// Ends the thread after the block it is running. Waiting jobs are answered with [`RequestError::NotServing`].
+    /// Ends the thread after the block it is running. All jobs are answered with [`RequestError::NotServing`].
     pub(crate) fn stop(&self) {
         self.queue.close();
+    }
+
+    /// Whether no job waits and none is running.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.is_idle()
     }
 
     fn submit(&self, job: Job) -> Result<(), RequestError> {
@@ -164,6 +174,9 @@ fn run(blocks: &Blocks, queue: &Queue<Job>, mut job: Job) {
     while job.next < job.work.chain.len() {
         if job.caller_left() {
             return;
+        }
+        if queue.is_closed() {
+            return job.fail(RequestError::NotServing);
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| job.run_block(blocks)));
         match outcome {
@@ -201,6 +214,11 @@ impl Job {
 
     fn run_block(&mut self, blocks: &Blocks) -> Result<(), RequestError> {
         let Work { chain, x, prompts } = &mut self.work;
+        if let Kind::Step { cache, rows, .. } = &mut self.kind
+            && let Some(rows) = rows.take()
+        {
+            cache.cache.reorder(&rows)?;
+        }
         if x.tokens == 0 {
             return Ok(());
         }

@@ -1,0 +1,15 @@
+//! All layers together: servers and clients in a swarm of real nodes on loopback, with the tiny Llama model whose
+//! numbers were recorded from transformers and from Petals. What one layer does alone is tested there.
+
+mod caller;
+mod cancelling;
+//mod faulty;
+//mod generating;
+mod limits;
+//mod losing;
+//mod malformed;
+//mod moving;
+//mod pushing;
+mod replay;
+mod setup;
+mod steps;
