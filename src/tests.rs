@@ -3,13 +3,13 @@
 
 mod caller;
 mod cancelling;
-//mod faulty;
-//mod generating;
+mod faulty;
+mod generating;
 mod limits;
-//mod losing;
-//mod malformed;
-//mod moving;
-//mod pushing;
+mod losing;
+mod malformed;
+mod moving;
+mod pushing;
 mod replay;
 mod setup;
 mod steps;

@@ -124,7 +124,7 @@ mod tests {
     fn nobody() -> MissingBlocks {
         MissingBlocks {
             prefix: "P".into(),
-            missing: vec![0..4],
+            missing: std::iter::once(0..4).collect(),
             known: Vec::new(),
         }
     }

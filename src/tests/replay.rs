@@ -18,10 +18,10 @@ use crate::{
     server::Config,
 };
 
-/// How much computed values may differ. Two bfloat16 numbers next to each other are 2^-5 apart at the magnitudes of the
-/// recorded answers; two roundings make 0.0625.
+/// How much computed values may differ. Petals rounds to bfloat16 after every operation, we only round weights, cache and
+/// answers; what that makes of answers of magnitude 12 was measured.
 const F32: f32 = 1e-4;
-const BF16: f32 = 0.065;
+const BF16: f32 = 0.1;
 
 /// One recorded file, being said again.
 struct Replay<'a> {
