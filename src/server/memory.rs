@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(memory.free_bytes(), 100);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn more_than_the_whole_cache_is_refused_without_waiting() {
         let memory = Memory::new(100);
         let error = memory.lease(101, WAIT).await.unwrap_err();
@@ -189,15 +189,15 @@ mod tests {
         );
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn waiting_in_vain_ends_with_the_time_waited() {
         let memory = Memory::new(100);
         let _held = memory.lease(100, Duration::ZERO).await.unwrap();
-        let error = memory.lease(1, Duration::from_secs(2)).await.unwrap_err();
-        assert_eq!(error.to_string(), "Could not allocate 1 within 2.0 seconds");
+        let error = memory.lease(1, Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(error.to_string(), "Could not allocate 1 within 0.02 seconds");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn those_who_wait_are_served_in_order() {
         let memory = Memory::new(100);
         let held = memory.lease(100, Duration::ZERO).await.unwrap();
@@ -220,12 +220,12 @@ mod tests {
         assert_eq!(memory.free_bytes(), 100);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn giving_up_the_wait_lets_the_next_one_through() {
         let memory = Memory::new(100);
         let held = memory.lease(50, Duration::ZERO).await.unwrap();
         let (large, small) = (memory.clone(), memory.clone());
-        let mut large = Box::pin(async move { large.lease(90, Duration::from_secs(1)).await });
+        let mut large = Box::pin(async move { large.lease(90, Duration::from_millis(20)).await });
         assert!(futures::poll!(&mut large).is_pending());
         let mut small = Box::pin(async move { small.lease(40, WAIT).await });
         assert!(futures::poll!(&mut small).is_pending());
