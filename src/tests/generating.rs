@@ -18,7 +18,6 @@ pub(super) async fn client(swarm: &Swarm) -> (Node, Client) {
 pub(super) async fn client_with(swarm: &Swarm, change: impl FnOnce(&mut Config)) -> (Node, Client) {
     let node = swarm.caller().await;
     let mut config = Config {
-        connect_timeout: Duration::from_secs(2),
         backoff: Backoff {
             max_retries: 3,
             min: Duration::from_millis(10),
