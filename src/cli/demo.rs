@@ -170,8 +170,15 @@ async fn ask(args: &Args, model: &Model, node: &Node, servers: &[(Node, Server)]
     output::line(format_args!("{:>9}  route: {}", "client", route.join(" → ")));
     output::line("");
     output::line(format_args!("> {}", args.prompt));
+    // The model begins its answer with a line break, as a text would; here the question stands on a line of its own.
+    let mut begun = false;
+    let mut on_text = |text: &str| {
+        let text = if begun { text } else { text.trim_start() };
+        begun |= !text.is_empty();
+        output::piece(text);
+    };
     let generation = client
-        .generate(Some(&codec), &prompt, &params, &mut |text: &str| output::piece(text))
+        .generate(Some(&codec), &prompt, &params, &mut on_text)
         .await
         .context("the demonstration failed")?;
     output::line("");

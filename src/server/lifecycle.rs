@@ -192,12 +192,7 @@ impl Lifecycle {
         let (source, blocks, dtype) = (self.source.clone(), span.clone(), self.dtype());
         let choice = self.config.throughput;
         let cache_file = self.config.throughput_cache.clone();
-        let key = format!(
-            "{} {} {}",
-            self.source.name(),
-            dtype.as_torch_str(),
-            std::thread::available_parallelism().map_or(1, usize::from)
-        );
+        let key = self.throughput_key(dtype);
         let using_relay = self.config.using_relay;
         let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
         let loading = tokio::task::spawn_blocking(move || {
@@ -279,6 +274,14 @@ impl Lifecycle {
             using_relay: Some(self.config.using_relay),
             ..ServerInfo::new(ServerState::Joining, self.throughput(rates))
         }
+    }
+
+    /// What a measurement depends on: it is taken again when any of this changes.
+    fn throughput_key(&self, dtype: WeightDType) -> String {
+        let build = if cfg!(debug_assertions) { "debug" } else { "release" };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let (model, dtype) = (self.source.name(), dtype.as_torch_str());
+        format!("{model} {dtype} {threads} threads {} {build}", env!("CARGO_PKG_VERSION"))
     }
 
     /// While loading nothing is measured yet, but the span must count for others that choose blocks at the same time: a
