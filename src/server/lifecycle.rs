@@ -281,7 +281,10 @@ impl Lifecycle {
         let build = if cfg!(debug_assertions) { "debug" } else { "release" };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (model, dtype) = (self.source.name(), dtype.as_torch_str());
-        format!("{model} {dtype} {threads} threads {} {build}", env!("CARGO_PKG_VERSION"))
+        format!(
+            "{model} {dtype} {threads} threads {} {build}",
+            env!("CARGO_PKG_VERSION")
+        )
     }
 
     /// While loading nothing is measured yet, but the span must count for others that choose blocks at the same time: a
