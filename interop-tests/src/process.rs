@@ -15,6 +15,9 @@ use serde_json::Value;
 /// How often a wait looks whether the process still lives; output wakes it at once.
 const LIVENESS_CHECK: Duration = Duration::from_millis(100);
 
+/// How long the pipes of an ended process may stay open before they are taken for somebody else's.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// Bytes of each output shown when something goes wrong.
 const SHOWN: usize = 4000;
 
@@ -25,6 +28,7 @@ pub struct Said {
     pub out: String,
     /// Standard error.
     pub err: String,
+    ended_pipes: u8,
 }
 
 #[derive(Debug, Default)]
@@ -181,6 +185,7 @@ impl Process {
         Said {
             out: said.out.clone(),
             err: said.err.clone(),
+            ended_pipes: said.ended_pipes,
         }
     }
 
@@ -205,12 +210,27 @@ impl Process {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait()? {
+                self.wait_for_last_words();
                 return Ok(status);
             }
             if Instant::now() > deadline {
                 bail!("{} did not end within {} s{}", self.name, limit.as_secs(), self.tail());
             }
             thread::sleep(LIVENESS_CHECK);
+        }
+    }
+
+    /// What a process says last is still in its pipes when it has ended. A grandchild may keep them open for ever.
+    fn wait_for_last_words(&self) {
+        let deadline = Instant::now() + LAST_WORDS;
+        let mut said = self.collected.lock();
+        while said.ended_pipes < 2 && Instant::now() < deadline {
+            let (next, _) = self
+                .collected
+                .grown
+                .wait_timeout(said, LIVENESS_CHECK)
+                .unwrap_or_else(PoisonError::into_inner);
+            said = next;
         }
     }
 
@@ -278,6 +298,8 @@ fn collect(mut pipe: impl Read + Send + 'static, collected: Arc<Collected>, plac
             place(&mut collected.lock()).push_str(&text);
             collected.grown.notify_all();
         }
+        collected.lock().ended_pipes += 1;
+        collected.grown.notify_all();
     });
 }
 

@@ -96,7 +96,13 @@ struct AnnounceArgs {
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     expiration: Option<Duration>,
     /// Move to other blocks when the swarm's slowest block would gain at least this much; 0 stays for ever.
-    #[arg(long, value_name = "RATIO", default_value_t = 0.75, alias = "balance_quality")]
+    #[arg(
+        long,
+        value_name = "RATIO",
+        default_value_t = 0.75,
+        alias = "balance_quality",
+        allow_negative_numbers = true
+    )]
     balance_quality: f64,
     /// Mean seconds between two looks at whether to move.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds, alias = "mean_balance_check_period")]

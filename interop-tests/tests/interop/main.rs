@@ -1,5 +1,7 @@
-//! The interop tests: one program, because linking one is quicker than linking eight.
+//! The interop tests: one program, because linking one is quicker than linking nine.
 
+#[cfg(test)]
+mod cli;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
