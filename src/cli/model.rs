@@ -33,7 +33,10 @@ pub(super) struct ModelArgs {
 /// A model and where it stands in the DHT.
 #[derive(Debug)]
 pub(super) struct Model {
+    /// As given; what others type to serve the same.
     pub(super) name: String,
+    /// The flags they need beside it, each with a space before it.
+    pub(super) flags: String,
     pub(super) source: ModelSource,
     pub(super) prefix: String,
 }
@@ -70,7 +73,17 @@ impl ModelArgs {
                 .with_context(|| format!("give --dht-prefix: {} models have no usual one", source.model_type()))?,
         };
         models::check_prefix(&prefix).context("--dht-prefix cannot be used")?;
-        Ok(Model { name, source, prefix })
+        let given = [("--dht-prefix", &self.dht_prefix), ("--revision", &self.revision)];
+        let flags = given
+            .into_iter()
+            .filter_map(|(flag, value)| Some(format!(" {flag} {}", value.as_ref()?)))
+            .collect();
+        Ok(Model {
+            name,
+            flags,
+            source,
+            prefix,
+        })
     }
 }
 

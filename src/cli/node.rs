@@ -20,6 +20,9 @@ const IDENTITY_CHECK: Duration = Duration::from_secs(3);
 /// refresh_period). Any server may be the one that others join through.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
+/// Nodes that a client asks at once in one search: a person waits for it (Petals `client/routing/sequence_manager.py`).
+const CLIENT_WORKERS: usize = 32;
+
 /// Flags of nodes that others can dial.
 #[derive(Debug, ClapArgs)]
 pub(super) struct ListenArgs {
@@ -123,6 +126,11 @@ async fn dht_node(config: p2p::Config, client_mode: bool, initial_peers: &[Multi
             client_mode,
             initial_peers: initial_peers.to_vec(),
             heartbeat: (!client_mode).then_some(HEARTBEAT),
+            workers: if client_mode {
+                CLIENT_WORKERS
+            } else {
+                dht::Config::default().workers
+            },
             ..dht::Config::default()
         },
         &tasks,

@@ -179,8 +179,8 @@ async fn start_and_stay(
     output::line(format_args!("online {} {}:{}", model.prefix, span.start, span.end));
     if let Some(addr) = node.p2p.addrs().first() {
         output::line(format_args!(
-            "join with: sepal serve {} --initial-peers {addr}",
-            model.name
+            "join with: sepal serve {}{} --initial-peers {addr}",
+            model.name, model.flags
         ));
     }
     loop {
