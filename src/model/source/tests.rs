@@ -51,7 +51,12 @@ fn a_folder_is_used_as_it_is_and_has_no_repository_name() {
 
 #[test]
 fn a_path_that_leads_nowhere_is_not_taken_for_a_repository() {
-    for name in ["./no/such/folder", "/no/such/folder", "../x", "~/x"] {
+    for name in [
+        "./no/such/folder",
+        "/no/such/folder",
+        "../no/such/folder",
+        "~/no/such/folder",
+    ] {
         assert!(matches!(
             ModelSource::resolve(name, &nowhere()),
             Err(ResolveError::NoFolder { .. })
