@@ -5,7 +5,6 @@
 
 use std::{ops::Range, sync::Arc};
 
-use bytes::Bytes;
 use sepal_protocol::{Message, metadata::StepMetadata, names, proto, record::BlockUid, unary::MAX_UNARY_BODY};
 use tracing::{debug, trace};
 
@@ -27,14 +26,16 @@ pub(crate) fn send(
     let Some((peer, message)) = prepare(&serving.prefix, request, metadata, output) else {
         return;
     };
-    if message.len() + ENVELOPE_BYTES > MAX_UNARY_BODY {
-        trace!(bytes = message.len(), "output is too large for a push");
+    let n_bytes = message.encoded_len();
+    if n_bytes + ENVELOPE_BYTES > MAX_UNARY_BODY {
+        trace!(n_bytes, "output is too large for a push");
         return;
     }
     let Ok(permit) = serving.push_permits.clone().try_acquire_owned() else {
         debug!("too many pushes in flight, this one is left to the client");
         return;
     };
+    let message = message.encode_to_vec().into();
     let (p2p, counters) = (serving.p2p.clone(), serving.counters.clone());
     let limit = serving.limits.request_timeout;
     serving.tasks.spawn_until_stopped("push", async move {
@@ -55,7 +56,7 @@ fn prepare(
     request: &proto::ExpertRequest,
     metadata: &StepMetadata,
     output: &proto::Tensor,
-) -> Option<(PeerId, Bytes)> {
+) -> Option<(PeerId, proto::ExpertRequest)> {
     let (next, forwarded) = metadata.for_push()?;
     let peer: PeerId = next.peer_id.parse().ok()?;
     let uid = chain_uid(prefix, next.start..next.end)?;
@@ -66,7 +67,7 @@ fn prepare(
         tensors,
         metadata: forwarded.encode(),
     };
-    Some((peer, message.encode_to_vec().into()))
+    Some((peer, message))
 }
 
 fn chain_uid(prefix: &str, blocks: Range<u32>) -> Option<String> {
