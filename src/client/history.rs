@@ -53,15 +53,12 @@ impl History {
         }
     }
 
-    /// Everything that was pushed, in messages of bounded size.
-    ///
-    /// # Errors
-    /// None in practice: what was a tensor once is one again.
-    pub(crate) fn replay(&self) -> Result<Vec<Hidden>, WireError> {
+    /// Everything that was pushed, in messages of bounded size, each made when it is asked for: as float32 a long history
+    /// takes several times its size. None is an error in practice: what was a tensor once is one again.
+    pub(crate) fn replay(&self) -> impl Iterator<Item = Result<Hidden, WireError>> {
         ranges(self.rows.len(), self.tokens, self.width)
             .into_iter()
             .map(|tokens| self.part(tokens))
-            .collect()
     }
 
     fn part(&self, tokens: Range<usize>) -> Result<Hidden, WireError> {
@@ -177,11 +174,11 @@ mod tests {
     fn single_tokens_are_replayed_in_as_few_messages_as_possible() {
         let x = numbered(2, 600, 4);
         let mut history = History::new(DType::F32);
-        assert!(history.replay().unwrap().is_empty());
+        assert!(history.replay().next().is_none());
         for token in 0..600 {
             history.push(&sent(&narrow(&x, token..token + 1), DType::F32));
         }
-        let replay = history.replay().unwrap();
+        let replay: Vec<Hidden> = history.replay().map(Result::unwrap).collect();
         assert_eq!(replay.iter().map(|part| part.tokens).collect::<Vec<_>>(), [512, 88]);
         assert_eq!(concat(replay).data, x.data);
     }
@@ -197,6 +194,6 @@ mod tests {
         let mut history = History::new(DType::Bf16);
         let tensor = sent(&x, DType::Bf16);
         history.push(&tensor);
-        assert_eq!(history.replay().unwrap()[0].data, tensor.to_f32_vec());
+        assert_eq!(history.replay().next().unwrap().unwrap().data, tensor.to_f32_vec());
     }
 }

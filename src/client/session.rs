@@ -242,9 +242,11 @@ impl Session {
 /// # Errors
 /// The hop that failed, and how.
 async fn replay(history: &History, hops: &mut [HopState]) -> Result<(), (Hop, RemoteError)> {
-    let Some(first) = hops.first() else { return Ok(()) };
-    let inputs = history.replay().map_err(|error| (first.hop.clone(), error.into()))?;
-    for mut x in inputs {
+    let Some(first) = hops.first().map(|state| state.hop.clone()) else {
+        return Ok(());
+    };
+    for input in history.replay() {
+        let mut x = input.map_err(|error| (first.clone(), error.into()))?;
         let step_id = uuid::Uuid::new_v4().to_string();
         for state in &mut *hops {
             x = state
