@@ -108,6 +108,9 @@ pub enum RemoteError {
         /// Shape received.
         got: Vec<usize>,
     },
+    /// An answer of the right shape that is no activations.
+    #[error("the answer is no activations")]
+    NotActivations(#[source] ComputeError),
     /// Not-a-number or infinity in the activations.
     #[error("the answer contains values that are not finite")]
     NotFinite,

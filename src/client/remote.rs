@@ -112,7 +112,7 @@ impl Remote {
     /// # Errors
     /// When their shape is not one.
     pub(crate) fn tensor(&self, x: &Hidden) -> Result<WireTensor, RemoteError> {
-        Ok(WireTensor::from_f32(&x.data, [x.batch, x.tokens, x.width], self.dtype)?)
+        Ok(x.to_wire(self.dtype)?)
     }
 
     /// Runs one step over `x`, `[batch, tokens, hidden]`, and waits for its answer, of the same shape.
@@ -201,20 +201,12 @@ fn decode_answer(answer: bytes::Bytes, expected: &[usize]) -> Result<Hidden, Rem
         return Err(wrong(Vec::new()));
     };
     let tensor = WireTensor::decode(tensor)?;
-    let [batch, tokens, width] = tensor.shape[..] else {
-        return Err(wrong(tensor.shape));
-    };
     if tensor.shape != expected {
         return Err(wrong(tensor.shape));
     }
-    let data = tensor.to_f32_vec();
-    if !data.iter().all(|value| value.is_finite()) {
+    let output = Hidden::from_wire(&tensor).map_err(RemoteError::NotActivations)?;
+    if !output.data.iter().all(|value| value.is_finite()) {
         return Err(RemoteError::NotFinite);
     }
-    Ok(Hidden {
-        data,
-        batch,
-        tokens,
-        width,
-    })
+    Ok(output)
 }

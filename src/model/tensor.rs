@@ -54,11 +54,8 @@ impl Hidden {
                 shape: tensor.shape.clone(),
             });
         };
-        match tensor.dtype {
-            DType::F32 | DType::F16 | DType::Bf16 | DType::F64 => {}
-            DType::I64 | DType::I32 | DType::I8 | DType::U8 | DType::Bool => {
-                return Err(ComputeError::NotFloat { dtype: tensor.dtype });
-            }
+        if !tensor.dtype.is_float() {
+            return Err(ComputeError::NotFloat { dtype: tensor.dtype });
         }
         Self::new(tensor.to_f32_vec(), batch, tokens, width)
     }

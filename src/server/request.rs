@@ -137,12 +137,7 @@ pub(crate) fn hidden(tensor: &proto::Tensor, name: &'static str, width: usize) -
     let tensor = decode_floats(tensor, name)?;
     match tensor.shape[..] {
         [0, _, _] => Err(RequestError::EmptyBatch),
-        [batch, tokens, last] if last == width => Ok(Hidden {
-            data: tensor.to_f32_vec(),
-            batch,
-            tokens,
-            width,
-        }),
+        [_, _, last] if last == width => Ok(Hidden::from_wire(&tensor)?),
         _ => Err(RequestError::BadShape {
             name,
             got: tensor.shape,
@@ -153,13 +148,13 @@ pub(crate) fn hidden(tensor: &proto::Tensor, name: &'static str, width: usize) -
 
 fn decode_floats(tensor: &proto::Tensor, name: &'static str) -> Result<WireTensor, RequestError> {
     let tensor = WireTensor::decode(tensor)?;
-    match tensor.dtype {
-        DType::F32 | DType::F16 | DType::Bf16 | DType::F64 => Ok(tensor),
-        dtype => Err(RequestError::NotFloat {
-            name,
-            dtype: dtype.as_str(),
-        }),
+    if tensor.dtype.is_float() {
+        return Ok(tensor);
     }
+    Err(RequestError::NotFloat {
+        name,
+        dtype: tensor.dtype.as_str(),
+    })
 }
 
 /// Decodes deep prompts for inputs like `x`; `None` when the tensor is empty.

@@ -2,16 +2,12 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use sepal_protocol::{
-    compress::Compression,
-    proto,
-    tensor::{DType, WireTensor},
-};
+use sepal_protocol::{compress::Compression, proto};
 use tokio::sync::Semaphore;
 
 use super::{error::RequestError, memory::Memory, sessions::Sessions, stats::Counters, worker::Worker};
 use crate::{
-    model::{Blocks, Hidden, WeightDType},
+    model::{Blocks, Hidden},
     p2p::P2p,
     task::Tasks,
 };
@@ -77,12 +73,7 @@ impl Serving {
     /// # Errors
     /// When the compression is not defined for that dtype.
     pub(crate) fn to_wire(&self, x: &Hidden, compression: Compression) -> Result<proto::Tensor, RequestError> {
-        let dtype = match self.blocks.dtype() {
-            WeightDType::F32 => DType::F32,
-            WeightDType::Bf16 => DType::Bf16,
-            WeightDType::F16 => DType::F16,
-        };
-        Ok(WireTensor::from_f32(&x.data, [x.batch, x.tokens, x.width], dtype)?.encode(compression)?)
+        Ok(x.to_wire(self.blocks.dtype().into())?.encode(compression)?)
     }
 
     /// Free cache in the unit of the announced record: K and V and every block counted separately, grouped heads taken
