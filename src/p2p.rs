@@ -205,14 +205,6 @@ impl P2p {
         Ok(peer)
     }
 
-    /// Closes all connections to `peer`.
-    pub async fn disconnect(&self, peer: PeerId) {
-        let (reply, done) = oneshot::channel();
-        if self.command(Command::Disconnect { peer, reply }).await.is_ok() {
-            let _ = done.await;
-        }
-    }
-
     /// Calls the unary handler `name` of `peer`: dials if needed (known addresses, else kad is asked), sends the request,
     /// waits for the answer, all of it within `timeout`.
     ///

@@ -51,7 +51,7 @@ use crate::{
 
 /// Mean wait before blocks are chosen, so that servers started together see each other (Petals `server/server.py`,
 /// mean_block_selection_delay).
-pub const CHOOSE_AFTER: Duration = Duration::from_secs(5);
+const CHOOSE_AFTER: Duration = Duration::from_secs(5);
 
 /// What a server is told by the person who runs it.
 #[derive(Clone, Debug)]

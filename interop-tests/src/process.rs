@@ -174,11 +174,6 @@ impl Process {
         self.answer(limit)
     }
 
-    /// Closes standard input, which ends the Python peers.
-    pub fn close_input(&mut self) {
-        drop(self.child.stdin.take());
-    }
-
     /// Everything said so far on standard output and standard error.
     pub fn said(&self) -> Said {
         let said = self.collected.lock();

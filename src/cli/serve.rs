@@ -218,20 +218,16 @@ impl Args {
             );
         }
         Ok(server::Config {
-            prefix: model.prefix.clone(),
-            blocks,
             dtype: self.dtype.chosen(),
             throughput: self.throughput,
             throughput_cache: Some(environment::cache_folder().join("throughput.json")),
             compression: self.compression.chosen(),
-            using_relay: false,
             public_name: self.public_name.clone(),
-            limits: self.limits.chosen(),
             update_period: self.announcing.update_period,
             expiration: self.announcing.expiration,
             balance_quality: self.announcing.balance_quality,
             mean_balance_check_period: self.announcing.mean_balance_check_period,
-            choose_after: server::CHOOSE_AFTER,
+            ..server::Config::new(model.prefix.clone(), blocks, self.limits.chosen())
         })
     }
 }

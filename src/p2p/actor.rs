@@ -55,10 +55,6 @@ pub(crate) enum Command {
         addr: Multiaddr,
         reply: oneshot::Sender<Result<(), DialError>>,
     },
-    Disconnect {
-        peer: PeerId,
-        reply: oneshot::Sender<()>,
-    },
     Open {
         peer: PeerId,
         request: OpenRequest,
@@ -200,11 +196,6 @@ impl Actor {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Connect { peer, addr, reply } => self.connect(peer, addr, reply),
-            Command::Disconnect { peer, reply } => {
-                // An error only says that there is no connection.
-                let _ = self.swarm.disconnect_peer_id(peer);
-                let _ = reply.send(());
-            }
             Command::Open { peer, request } => self.open(peer, request),
             Command::Closest { target, from, reply } => {
                 let _ = reply.send(self.closest(target, from));

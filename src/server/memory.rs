@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::error::RequestError;
 
@@ -24,7 +24,6 @@ pub(crate) struct Memory {
 struct Inner {
     max_bytes: u64,
     state: Mutex<State>,
-    free: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -49,12 +48,10 @@ pub(crate) struct Lease {
 impl Memory {
     /// A budget of `max_bytes`, all of it free.
     pub(crate) fn new(max_bytes: u64) -> Self {
-        let (free, _) = watch::channel(max_bytes);
         Self {
             inner: Arc::new(Inner {
                 max_bytes,
                 state: Mutex::default(),
-                free,
             }),
         }
     }
@@ -119,7 +116,6 @@ impl Inner {
 
     fn grant(self: &Arc<Self>, state: &mut State, bytes: u64) -> Lease {
         state.used += bytes;
-        self.free.send_replace(self.max_bytes - state.used);
         Lease {
             bytes,
             inner: self.clone(),
@@ -151,11 +147,7 @@ impl Inner {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        {
-            let mut state = self.inner.lock();
-            state.used -= self.bytes;
-            self.inner.free.send_replace(self.inner.max_bytes - state.used);
-        }
+        self.inner.lock().used -= self.bytes;
         self.inner.wake();
     }
 }

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     ops::Range,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use sepal_protocol::{
@@ -14,7 +14,7 @@ use sepal_protocol::{
     record::{BlockUid, MODEL_REGISTRY_KEY, ModelInfo, ServerInfo},
     value::{DictEntry, Dictionary},
 };
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 
 use crate::{
     dht::{Dht, Found, Freshness},
@@ -56,7 +56,7 @@ struct Shared {
     prefix: String,
     n_blocks: u32,
     filter: Filter,
-    current: watch::Sender<Arc<Snapshot>>,
+    current: RwLock<Arc<Snapshot>>,
     /// Held while the DHT is asked, so that an older answer never replaces a newer one.
     refreshing: Mutex<()>,
 }
@@ -72,7 +72,7 @@ impl Directory {
     pub fn filtered(dht: Dht, prefix: impl Into<String>, n_blocks: u32, filter: Filter) -> Self {
         let prefix = prefix.into();
         let empty = vec![BlockRecords::new(); n_blocks as usize];
-        let current = watch::Sender::new(Arc::new(Snapshot::new(prefix.clone(), empty)));
+        let current = RwLock::new(Arc::new(Snapshot::new(prefix.clone(), empty)));
         let shared = Shared {
             dht,
             prefix,
@@ -88,12 +88,8 @@ impl Directory {
 
     /// The last picture.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.shared.current.borrow().clone()
-    }
-
-    /// Told at every new picture.
-    pub fn updates(&self) -> watch::Receiver<Arc<Snapshot>> {
-        self.shared.current.subscribe()
+        let current = self.shared.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.clone()
     }
 
     /// Asks the DHT for the latest records of all blocks and returns the new picture. Blocks of which nothing is found
@@ -110,7 +106,7 @@ impl Directory {
             servers.retain(|peer, info| shared.filter.admits(peer, info));
         }
         let snapshot = Arc::new(Snapshot::new(shared.prefix.clone(), blocks));
-        shared.current.send_replace(snapshot.clone());
+        *shared.current.write().unwrap_or_else(PoisonError::into_inner) = snapshot.clone();
         snapshot
     }
 }

@@ -13,9 +13,6 @@ use crate::{
     swarm::{Snapshot, Span, spans::block_number},
 };
 
-/// Mean of the random wait in seconds before blocks are chosen, so that servers that start together do not choose alike.
-pub const MEAN_CHOICE_DELAY_S: f64 = 5.0;
-
 /// A throughput per block below this is none; also the share by which a server prefers to stay where it is, so that
 /// rounding errors and near ties move nobody.
 const EPSILON: f64 = 1e-3;
