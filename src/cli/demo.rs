@@ -8,16 +8,14 @@ use clap::Args as ClapArgs;
 
 use super::{
     model::{Model, ModelArgs},
-    node::Node,
+    node::{self, Node},
     output, signals,
 };
 use crate::{
     client::{self, Client, Generation, Params, TextCodec},
-    dht::{self, Dht},
     model::SamplingParams,
-    p2p::{self, Identity, Multiaddr, P2p, PeerId, Router},
-    server::{self, BlockChoice, LimitChoice, Server, Throughput},
-    task::Tasks,
+    p2p::{self, Identity, Multiaddr, PeerId, Router},
+    server::{self, BlockChoice, LimitChoice, Server},
 };
 
 /// Servers in the demonstration; each holds an equal part of the model.
@@ -87,20 +85,13 @@ async fn start_node(name: &str, client_mode: bool, initial_peers: &[Multiaddr]) 
         client_mode,
         ..p2p::Config::default()
     };
-    let tasks = Tasks::new();
-    let p2p = P2p::bind(config, &tasks).await?;
-    let config = dht::Config {
-        client_mode,
-        initial_peers: initial_peers.to_vec(),
-        ..dht::Config::default()
-    };
-    let dht = Dht::spawn(p2p.clone(), config, &tasks);
-    let place = match p2p.addrs().first() {
+    let node = node::start(config, initial_peers).await?;
+    let place = match node.p2p.addrs().first() {
         Some(addr) => format!("listens on {addr}"),
-        None => format!("only dials out, as {}", p2p.peer_id()),
+        None => format!("only dials out, as {}", node.p2p.peer_id()),
     };
     output::line(format_args!("{name:>9}  {place}"));
-    Ok(Node { p2p, dht, tasks })
+    Ok(node)
 }
 
 async fn start_server(
@@ -111,7 +102,6 @@ async fn start_server(
     let name = format!("server {}", index + 1);
     let node = start_node(&name, false, entry).await?;
     let config = server::Config {
-        throughput: Throughput::Auto,
         public_name: Some(name.clone()),
         ..server::Config::new(model.prefix.clone(), BlockChoice::Fixed(blocks), LimitChoice::default())
     };

@@ -98,8 +98,7 @@ pub(super) async fn listen(args: &ListenArgs, initial_peers: &[Multiaddr]) -> an
         known_peers: initial_peers.to_vec(),
         ..p2p::Config::default()
     };
-    let config = dht_node(config, false, initial_peers).await?;
-    Ok(config)
+    start(config, initial_peers).await
 }
 
 /// Starts a node that only asks: it listens nowhere and keeps no records for others.
@@ -114,11 +113,15 @@ pub(super) async fn client(initial_peers: &[Multiaddr]) -> anyhow::Result<Node> 
         known_peers: initial_peers.to_vec(),
         ..p2p::Config::default()
     };
-    dht_node(config, true, initial_peers).await
+    start(config, initial_peers).await
 }
 
-async fn dht_node(config: p2p::Config, client_mode: bool, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
-    let tasks = Tasks::new();
+/// Starts a node with this host. It serves nothing yet and has joined nobody.
+///
+/// # Errors
+/// When the host cannot start.
+pub(super) async fn start(config: p2p::Config, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
+    let (tasks, client_mode) = (Tasks::new(), config.client_mode);
     let p2p = P2p::bind(config, &tasks).await?;
     let dht = Dht::spawn(
         p2p.clone(),
