@@ -63,7 +63,7 @@ pub(super) fn sequence(x: &Hidden, row: usize) -> Hidden {
 }
 
 #[track_caller]
-pub(super) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
+pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len());
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         let difference = (found - expected).abs();

@@ -106,6 +106,13 @@ mod tests {
     use super::*;
     use crate::{p2p::Router, swarm::testing::host};
 
+    async fn checking_host(tasks: &Tasks, listens: bool) -> P2p {
+        let host = host(tasks, listens).await;
+        let handlers = handlers(host.clone(), tasks.clone());
+        Router::new(host.clone()).serve(handlers).spawn(tasks);
+        host
+    }
+
     async fn ask(asker: &P2p, asked: PeerId, about: Vec<u8>) -> Result<PingResponse, p2p::CallError> {
         let question = PingRequest {
             peer: Some(NodeInfo { node_id: about }),
@@ -121,10 +128,7 @@ mod tests {
     #[tokio::test]
     async fn a_node_asked_about_itself_is_reachable() {
         let tasks = Tasks::new();
-        let (asked, asker) = (host(&tasks, true).await, host(&tasks, true).await);
-        Router::new(asked.clone())
-            .serve(handlers(asked.clone(), tasks.clone()))
-            .spawn(&tasks);
+        let (asked, asker) = (checking_host(&tasks, true).await, host(&tasks, true).await);
         asker.connect(asked.addrs()[0].clone()).await.unwrap();
         let answer = ask(&asker, asked.peer_id(), asked.peer_id().to_bytes()).await.unwrap();
         assert!(answer.available);
@@ -134,14 +138,9 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_can_be_dialed_is_told_from_one_that_only_dials() {
         let tasks = Tasks::new();
-        let asked = host(&tasks, true).await;
-        Router::new(asked.clone())
-            .serve(handlers(asked.clone(), tasks.clone()))
-            .spawn(&tasks);
+        let asked = checking_host(&tasks, true).await;
         for listens in [true, false] {
-            let asker = host(&tasks, listens).await;
-            let serves = handlers(asker.clone(), tasks.clone());
-            Router::new(asker.clone()).serve(serves).spawn(&tasks);
+            let asker = checking_host(&tasks, listens).await;
             asker.connect(asked.addrs()[0].clone()).await.unwrap();
             let answer = ask(&asker, asked.peer_id(), asker.peer_id().to_bytes()).await.unwrap();
             assert_eq!(answer.available, listens);
@@ -152,10 +151,7 @@ mod tests {
     #[tokio::test]
     async fn a_question_about_nobody_is_an_error_and_not_a_panic() {
         let tasks = Tasks::new();
-        let (asked, asker) = (host(&tasks, true).await, host(&tasks, true).await);
-        Router::new(asked.clone())
-            .serve(handlers(asked.clone(), tasks.clone()))
-            .spawn(&tasks);
+        let (asked, asker) = (checking_host(&tasks, true).await, host(&tasks, true).await);
         asker.connect(asked.addrs()[0].clone()).await.unwrap();
         for nobody in [vec![], vec![1, 2, 3]] {
             let answer = ask(&asker, asked.peer_id(), nobody).await;

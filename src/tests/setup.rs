@@ -13,6 +13,8 @@ use crate::{
     task::Tasks,
 };
 
+pub(super) use crate::model::testing::assert_close;
+
 /// The prefix under which the recorded servers announced the model.
 pub(super) const PREFIX: &str = "tiny-llama-hf";
 pub(super) const N_BLOCKS: u32 = 4;
@@ -86,15 +88,6 @@ pub(super) fn tokens(x: &Hidden, range: Range<usize>) -> Hidden {
     assert_eq!(x.batch, 1);
     let data = x.data[range.start * x.width..range.end * x.width].to_vec();
     Hidden::new(data, 1, range.len(), x.width).unwrap()
-}
-
-#[track_caller]
-pub(super) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(found.len(), expected.len());
-    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-        let difference = (found - expected).abs();
-        assert!(difference <= tolerance, "number {i}: {found} instead of {expected}");
-    }
 }
 
 /// A DHT node with a host and background tasks of its own.
