@@ -15,6 +15,24 @@
 //!            p2p                the libp2p host: connections, named streams, addresses of peers
 //!      sepal-protocol           the bytes on the wire
 //! ```
+//!
+//! Two paths through them explain most of the code:
+//!
+//! - *A step through a server.* [`p2p`]'s router takes a permit for the stream, `server/session.rs` checks the step and
+//!   unpacks it (`server/convert.rs`), `server/worker.rs` runs the blocks of [`model`] over it and the session's cache,
+//!   and the output is packed once: for the client, and for the next server of the chain (`server/push.rs`).
+//! - *A record through the DHT.* `swarm/announce.rs` stores what a server says of itself under each of its blocks;
+//!   `dht/traverse.rs` finds the nodes nearest to the key; `swarm/directory.rs` reads all blocks back and
+//!   `swarm/route.rs` chooses a chain. Records name peers; addresses of peers are found by [`p2p`] alone.
+//!
+//! What holds everywhere:
+//!
+//! - Only the worker thread of a server computes, and it touches no socket. A client's embeddings, head and sampling stay
+//!   off the asynchronous threads as well.
+//! - No lock is held across compute: a step carries its session's cache with it and brings it back.
+//! - Whatever comes from the network is bounded before it is stored: messages, queues, calls, sessions, records.
+//! - Tasks are started through [`task::Tasks`] and end with it; dropping a call's future cancels the call.
+//! - Nothing below [`cli`] prints or reads the environment.
 
 pub mod task;
 
