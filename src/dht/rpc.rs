@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sepal_protocol::{
-    Message, WireError,
+    Message,
     dht_id::DhtId,
+    message::decode,
     names,
     proto::{FindRequest, NodeInfo, PingRequest, StoreRequest},
 };
@@ -83,9 +84,7 @@ impl Node {
         answer: Result<Bytes, CallError>,
         what: &'static str,
     ) -> Result<M, CallError> {
-        let parsed = answer.and_then(|bytes| {
-            M::decode(bytes).map_err(|source| CallError::Malformed(WireError::Protobuf { what, source }))
-        });
+        let parsed = answer.and_then(|bytes| decode(what, bytes).map_err(CallError::Malformed));
         parsed.inspect_err(|error| {
             debug!(peer = %short_id(&peer), what, %error, "no answer");
             self.lost(&peer);
