@@ -11,9 +11,9 @@ use prost::{
 
 use crate::error::WireError;
 
-/// How many fields a message may have at its top level, each repetition counted. Requests for the DHT come nearest:
-/// three per record.
-pub const MAX_FIELDS: usize = 16_384;
+/// How many fields a message may have at its top level, each repetition counted. Requests to store records come nearest:
+/// three per record, of which a node that hands over all it has sends thousands.
+pub const MAX_FIELDS: usize = 32_768;
 
 /// The message of type `M` in these bytes; large `bytes` fields share their memory.
 ///

@@ -57,10 +57,14 @@ impl Node {
         request: Bytes,
     ) -> Result<Bytes, HandlerError> {
         let answer = match name {
-            names::DHT_STORE => self.on_store(peer, parse::<StoreRequest>(&request)?)?.encode_to_vec(),
-            names::DHT_FIND => self.on_find(peer, parse::<FindRequest>(&request)?)?.encode_to_vec(),
+            names::DHT_STORE => self
+                .on_store(peer, parse::<StoreRequest>("StoreRequest", request)?)?
+                .encode_to_vec(),
+            names::DHT_FIND => self
+                .on_find(peer, parse::<FindRequest>("FindRequest", request)?)?
+                .encode_to_vec(),
             _ => self
-                .on_ping(peer, parse::<PingRequest>(&request)?)
+                .on_ping(peer, parse::<PingRequest>("PingRequest", request)?)
                 .await
                 .encode_to_vec(),
         };
@@ -102,8 +106,8 @@ impl Node {
     }
 }
 
-fn parse<M: Message + Default>(bytes: &[u8]) -> Result<M, HandlerError> {
-    M::decode(bytes).map_err(|_| HandlerError::new("ValueError('the request cannot be parsed')"))
+fn parse<M: Message + Default>(what: &'static str, bytes: Bytes) -> Result<M, HandlerError> {
+    decode(what, bytes).map_err(|_| HandlerError::new("ValueError('the request cannot be parsed')"))
 }
 
 fn parse_keys(what: &'static str, keys: &[Vec<u8>]) -> Result<Vec<DhtId>, HandlerError> {

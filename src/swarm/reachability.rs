@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sepal_protocol::{
     Message,
+    message::decode,
     names::REACHABILITY_CHECK,
     proto::{NodeInfo, PingRequest, PingResponse},
 };
@@ -38,7 +39,7 @@ pub fn handlers(p2p: P2p, tasks: Tasks) -> Vec<Handler> {
 }
 
 async fn answer(p2p: P2p, tasks: Tasks, request: Bytes) -> Result<Bytes, HandlerError> {
-    let request = PingRequest::decode(request).map_err(|error| HandlerError(error.to_string()))?;
+    let request: PingRequest = decode("PingRequest", request).map_err(|error| HandlerError(error.to_string()))?;
     let peer = request.peer.unwrap_or_default().node_id;
     let peer = PeerId::from_bytes(&peer).map_err(|error| HandlerError(error.to_string()))?;
     let available = peer == p2p.peer_id() || can_be_dialed(&p2p, &tasks, peer).await;
@@ -91,7 +92,10 @@ async fn ask_itself(stranger: &P2p, peer: PeerId) -> bool {
             .call_unary(peer, REACHABILITY_CHECK, question.clone(), CHECK_TIMEOUT)
             .await;
         match answer {
-            Ok(answer) => return PingResponse::decode(answer).is_ok_and(|answer| answer.available),
+            Ok(answer) => {
+                let answer: Result<PingResponse, _> = decode("PingResponse", answer);
+                return answer.is_ok_and(|answer| answer.available);
+            }
             Err(CallError::Open(OpenError::Dial(DialError::NotFound))) => tokio::time::sleep(INTRODUCTION_PAUSE).await,
             Err(error) => {
                 tracing::debug!(%peer, %error, "a peer cannot be dialed");
