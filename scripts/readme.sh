@@ -17,7 +17,7 @@ fail() {
     for log in "$work"/*; do echo "--- $log" >&2; tail -n 20 "$log" >&2; done
     exit 1
 }
-# The README's line, with its placeholders still in it, must be there word for word.
+# The README's line, with ADDR still in it, must be there word for word.
 says() { grep -qF -- "$1" README.md || fail "README.md no longer contains: $1"; }
 # Starts a command in the background: name, then the command. Its stdout goes to $work/name.
 background() {
