@@ -4,10 +4,13 @@ In:  {"model": NAME, "initial_peers": [ADDR, …], "scenarios": [name, …], "pr
 Out: {name: {"got": …, "want": …} | {"difference": largest absolute one} , …}; the test compares.
 """
 
+import gc
+
 import peer
 import reference
 import torch
 from petals import AutoDistributedModelForCausalLM
+from petals.client.inference_session import _ServerInferenceSession
 
 PREFIX_LENGTH = 3  # trained prompt vectors in front of the text, in the deep prompt scenario
 
@@ -77,6 +80,30 @@ def deep_prompts(order: dict, _remote, plain) -> dict:
     return {"got": got, "want": with_prompts(plain, tuned, prompt, order["max_new_tokens"])}
 
 
+def goodbyes(order: dict, remote, _plain) -> dict:
+    """Many short sessions, each of which must close without an error. Petals hides it, and hangs when the session is
+    collected on the wrong thread; so nothing is collected meanwhile."""
+    errors = []
+    gc.disable()
+    close = _ServerInferenceSession.close
+
+    def watched(session) -> None:
+        try:
+            close(session)
+        except BaseException as error:
+            errors.append(repr(error))
+            raise
+
+    _ServerInferenceSession.close = watched
+    for _ in range(60):
+        reference.generate(remote, [order["prompts"][0]], 2)
+    _ServerInferenceSession.close = close
+    if errors:
+        raise RuntimeError(f"{len(errors)} sessions did not close: {errors[0]}")
+    gc.enable()
+    return {"got": errors, "want": []}
+
+
 def with_prompts(plain, tuned, prompt: list[int], n_tokens: int) -> list[int]:
     """The same in plain transformers: hooks add the vectors, and every token recomputes the whole text."""
     with torch.inference_mode():
@@ -132,7 +159,7 @@ def forward_stream(_order: dict, remote, plain) -> dict:
     return forward_difference(remote, plain, hidden_states(plain, 1, 4100))
 
 
-SCENARIOS = {work.__name__: work for work in (greedy, batch, beam, resumed, deep_prompts, forward, forward_stream)}
+SCENARIOS = {work.__name__: work for work in (greedy, batch, beam, resumed, deep_prompts, goodbyes, forward, forward_stream)}
 
 
 def main(order: dict) -> dict:

@@ -37,6 +37,8 @@ use crate::{
 
 /// Step ids remembered for de-duplication. A duplicate is at most a few steps late: it is the client's copy of a push.
 const REMEMBERED_STEPS: usize = 1024;
+/// How long END may come after an empty message. Clients send them together; one that never does costs only a stream.
+const END_AFTER_GOODBYE: Duration = Duration::from_secs(5);
 /// Tensors of a step: activations, deep prompts, beam indices.
 const N_TENSORS: usize = 3;
 
@@ -72,6 +74,8 @@ async fn converse(
     while let Some(incoming) = next {
         // A message without tensors is how Petals' client says goodbye.
         if incoming.request.tensors.is_empty() && !incoming.pushed {
+            drop(session); // cache and session id are free at once
+            wait_for_end(requests).await;
             return Ok(());
         }
         if let Some(reply) = session.answer(incoming).await?
@@ -82,6 +86,16 @@ async fn converse(
         next = session.next(requests).await?;
     }
     Ok(())
+}
+
+/// Petals' client says goodbye in two messages, an empty one and END. If we close between them, END meets a closed pipe
+/// in the client's daemon, the client raises instead of closing the session, and Python's garbage collector later closes
+/// it on the thread that it would have to wait for: the client hangs for ever.
+async fn wait_for_end(requests: &mut StreamReceiver) {
+    let end = async { while let Ok(Some(_)) = requests.recv().await {} };
+    if timeout(END_AFTER_GOODBYE, end).await.is_err() {
+        trace!("a client said goodbye and did not end its stream");
+    }
 }
 
 struct Incoming {

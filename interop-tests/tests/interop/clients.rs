@@ -19,10 +19,10 @@ fn petals_client_through(spans: &[&str]) {
         "initial_peers": [swarm.bootstrap.addr],
         "prompts": [[1, 17, 42, 99, 200, 5, 250], [3, 4, 5, 6, 7, 8], [77, 90, 11, 201, 13, 54]],
         "max_new_tokens": 8,
-        "scenarios": ["greedy", "batch", "beam", "resumed", "deep_prompts", "forward", "forward_stream"],
+        "scenarios": ["goodbyes", "greedy", "batch", "beam", "resumed", "deep_prompts", "forward", "forward_stream"],
     });
     let results = python::run(&hub, "petals_client.py", &order).unwrap();
-    for scenario in ["greedy", "batch", "beam", "resumed", "deep_prompts"] {
+    for scenario in ["goodbyes", "greedy", "batch", "beam", "resumed", "deep_prompts"] {
         let result = &results[scenario];
         assert!(result["got"].is_array(), "{scenario}: {result}");
         assert_eq!(result["got"], result["want"], "{scenario} through {spans:?}");
