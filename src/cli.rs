@@ -25,10 +25,10 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Log more: -v for debug, -vv for trace. RUST_LOG takes precedence.
-    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    #[arg(short, long, action = clap::ArgAction::Count, global = true, help_heading = "Logging")]
     verbose: u8,
     /// Log only warnings and errors.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Logging")]
     quiet: bool,
 }
 
