@@ -92,6 +92,12 @@ pub enum WireError {
         #[source]
         source: prost::DecodeError,
     },
+    /// A value that MessagePack cannot express.
+    #[error("{what} cannot be written as MessagePack")]
+    Inexpressible {
+        /// What was being written.
+        what: &'static str,
+    },
     /// A tensor message that holds no valid tensor, or a tensor that cannot become a message.
     #[error(transparent)]
     Tensor(#[from] crate::tensor::TensorError),

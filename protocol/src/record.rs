@@ -1,6 +1,7 @@
 //! What Petals puts into the DHT and into the answer of `rpc_info`: servers, models, and the names of blocks.
 
 mod block_uid;
+mod map_monitor;
 mod model_info;
 mod rpc_info;
 mod server_info;

@@ -132,7 +132,7 @@ fn legacy_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError
     let _uid: proto::ExpertUid = decode("ExpertUID", request.clone())?;
     let record = current.describe();
     Ok(proto::ExpertInfo {
-        serialized_info: record.encode_for_map_monitor(),
+        serialized_info: record.encode_for_map_monitor()?,
     }
     .encode_to_vec()
     .into())

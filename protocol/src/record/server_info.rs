@@ -21,7 +21,7 @@ pub enum ServerState {
 }
 
 impl ServerState {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Offline => "offline",
             Self::Joining => "joining",
@@ -103,28 +103,6 @@ impl ServerInfo {
     /// The serialized record.
     pub fn encode(&self) -> Vec<u8> {
         msgpack::encode(&self.to_value())
-    }
-
-    /// The answer to a map monitor on [`LEGACY_RPC`](crate::names::LEGACY_RPC): one flat map with the state as a word,
-    /// whose reader wants every field to be there.
-    pub fn encode_for_map_monitor(&self) -> Vec<u8> {
-        let adapters = Value::Array(self.adapters.iter().map(|name| Value::from(name.as_str())).collect());
-        let mut map = vec![
-            (Value::from("state"), Value::from(self.state.name())),
-            (Value::from("throughput"), Value::F64(self.throughput)),
-        ];
-        for (key, value) in self.entries(adapters) {
-            let value = match (value, key.as_str().unwrap_or_default()) {
-                (Value::Nil, "start_block" | "end_block" | "cache_tokens_left") => Value::from(0),
-                (Value::Nil, "network_rps" | "forward_rps" | "inference_rps") => Value::F64(0.0),
-                (Value::Nil, "using_relay") => Value::from(false),
-                (Value::Nil, "next_pings") => Value::Map(Vec::new()),
-                (Value::Nil, _) => Value::from(""),
-                (value, _) => value,
-            };
-            map.push((key, value));
-        }
-        msgpack::encode(&Value::Map(map))
     }
 
     fn entries(&self, adapters: Value) -> Vec<(Value, Value)> {

@@ -149,7 +149,9 @@ fn a_key_that_is_not_text_drops_the_record() {
 
 #[test]
 fn a_map_monitor_gets_every_field() {
-    let bytes = ServerInfo::new(ServerState::Online, 1.0).encode_for_map_monitor();
+    let bytes = ServerInfo::new(ServerState::Online, 1.0)
+        .encode_for_map_monitor()
+        .unwrap();
     let Value::Map(entries) = msgpack::decode(&bytes).unwrap() else {
         panic!()
     };
