@@ -231,17 +231,20 @@ pub(crate) struct Current {
     version: String,
     /// Whether our DHT serves nobody.
     client_mode: bool,
+    /// Most bytes of one request, all its tensors together.
+    max_request_bytes: usize,
     serving: RwLock<Option<Arc<Serving>>>,
     record: RwLock<ServerInfo>,
     counters: Arc<Counters>,
 }
 
 impl Current {
-    fn new(version: String, client_mode: bool) -> Self {
+    fn new(version: String, client_mode: bool, max_request_bytes: usize) -> Self {
         let record = ServerInfo::new(ServerState::Offline, 0.0);
         Self {
             version,
             client_mode,
+            max_request_bytes,
             serving: RwLock::new(None),
             record: RwLock::new(record),
             counters: Arc::default(),

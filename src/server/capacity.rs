@@ -31,6 +31,19 @@ pub(crate) fn default_max_tokens(config: &ModelConfig) -> usize {
     }
 }
 
+/// Most bytes of one request: what `max_batch_size` allows in float32, twice, so that a request somewhat over it is read
+/// and refused by name; deep prompts for all blocks; and the rest of the message.
+pub(crate) fn request_bytes(config: &ModelConfig, max_batch_size: usize) -> usize {
+    const PROMPT_TOKENS: usize = 64;
+    const OVERHEAD: usize = 1 << 20;
+    let tokens = max_batch_size
+        .saturating_mul(2)
+        .saturating_add(config.n_blocks as usize * PROMPT_TOKENS);
+    tokens
+        .saturating_mul(config.hidden_size * size_of::<f32>())
+        .saturating_add(OVERHEAD)
+}
+
 fn has_grouped_heads(config: &ModelConfig) -> bool {
     config.n_heads > config.n_kv_heads
 }

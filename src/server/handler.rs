@@ -32,12 +32,8 @@ use crate::p2p::{Handler, HandlerLimits, StreamReceiver, StreamSender};
 const MAX_SESSIONS: usize = 4096;
 /// Concurrent unary requests and forward streams.
 const MAX_REQUESTS: usize = 256;
-/// One message of an inference stream: 8192 tokens of a hidden size of 16384 in float32 are 512 MiB.
-const MAX_STEP_BYTES: usize = 576 << 20;
 /// One part of a streamed tensor is 4 MiB by convention; the rest is headers.
 const MAX_PART_MESSAGE_BYTES: usize = 16 << 20;
-/// All tensors of one streamed request together.
-const MAX_STREAMED_BYTES: usize = 1 << 30;
 /// Tensors of `rpc_forward`: activations, deep prompts. More are ignored, but not without end.
 const N_FORWARD_TENSORS: usize = 2;
 const MAX_TENSORS: usize = 16;
@@ -54,7 +50,7 @@ pub(crate) fn handlers(current: &Arc<Current>) -> Vec<Handler> {
     };
     let steps = HandlerLimits {
         max_calls: MAX_SESSIONS,
-        max_message: MAX_STEP_BYTES,
+        max_message: current.max_request_bytes,
     };
     let [info, forward, push, stream, inference, legacy] = std::array::from_fn(|_| current.clone());
     vec![
@@ -180,7 +176,7 @@ async fn rpc_forward_stream(
 ) -> Result<(), RequestError> {
     let limit = current.get()?.limits.request_timeout;
     let work = async {
-        let Some(request) = gather(&mut requests).await? else {
+        let Some(request) = gather(&mut requests, current.max_request_bytes).await? else {
             return Ok(());
         };
         let output = forward(current, request).await?;
@@ -201,9 +197,9 @@ async fn rpc_forward_stream(
 }
 
 /// Puts a streamed request together: uid and metadata of the first message, tensors from all parts.
-async fn gather(requests: &mut StreamReceiver) -> Result<Option<proto::ExpertRequest>, RequestError> {
+async fn gather(requests: &mut StreamReceiver, max_bytes: usize) -> Result<Option<proto::ExpertRequest>, RequestError> {
     let mut whole: Option<proto::ExpertRequest> = None;
-    let mut joiner = Joiner::new(MAX_STREAMED_BYTES, MAX_TENSORS);
+    let mut joiner = Joiner::new(max_bytes, MAX_TENSORS);
     let mut tensors = Vec::new();
     loop {
         match requests.recv().await {

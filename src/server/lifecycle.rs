@@ -108,7 +108,10 @@ impl Lifecycle {
     ) -> Self {
         let n_blocks = source.config().n_blocks;
         let directory = Directory::new(dht.clone(), config.prefix.clone(), n_blocks);
-        let current = Arc::new(Current::new(version(), config.using_relay));
+        let max_batch_size = config.limits.max_batch_size;
+        let max_batch_size = max_batch_size.unwrap_or_else(|| capacity::default_max_tokens(source.config()));
+        let max_request_bytes = capacity::request_bytes(source.config(), max_batch_size);
+        let current = Arc::new(Current::new(version(), config.using_relay, max_request_bytes));
         let tasks = tasks.child();
         let moving = tasks.child();
         Self {
