@@ -26,6 +26,11 @@ const CACHE_LIMITS: Limits = Limits {
 /// Most cached keys that wait to be refreshed.
 const MAX_REFRESHES: usize = 1 << 12;
 
+/// Most stored records that are looked through for a node that is met for the first time. Far more than the models of a
+/// swarm have blocks; it keeps somebody who makes up nodes from making us sort our whole storage for each. A record that
+/// is left out reaches the node when its owner stores it again.
+const MAX_CONSIDERED: usize = 1 << 12;
+
 /// What a record is offered as.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Offer {
@@ -135,6 +140,7 @@ impl State {
             met.hand_over = self
                 .storage
                 .iter(now)
+                .take(MAX_CONSIDERED)
                 .filter(|(key, _)| should_have(key))
                 .map(|(key, record)| (*key, record.clone()))
                 .collect();
