@@ -6,10 +6,7 @@ use super::{
     node::{self, ListenArgs},
     output, signals,
 };
-use crate::{
-    p2p::{Multiaddr, Router},
-    swarm::reachability,
-};
+use crate::p2p::Multiaddr;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -23,10 +20,7 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = signals::stop_requested();
     let node = node::listen(&args.listen, &args.initial_peers).await?;
-    Router::new(node.p2p.clone())
-        .serve(node.dht.handlers())
-        .serve(reachability::handlers(node.p2p.clone(), node.tasks.clone()))
-        .spawn(&node.tasks);
+    node.router().spawn(&node.tasks);
     if !args.initial_peers.is_empty() {
         node.join().await?;
     }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     client::{self, Client, Generation, Params, TextCodec},
     model::SamplingParams,
-    p2p::{self, Identity, Multiaddr, PeerId, Router},
+    p2p::{self, Identity, Multiaddr, PeerId},
     server::{self, BlockChoice, LimitChoice, Server},
 };
 
@@ -48,9 +48,7 @@ async fn tell(args: Args) -> anyhow::Result<()> {
     output::line("");
 
     let bootstrap = start_node("bootstrap", false, &[]).await?;
-    Router::new(bootstrap.p2p.clone())
-        .serve(bootstrap.dht.handlers())
-        .spawn(&bootstrap.tasks);
+    bootstrap.router().spawn(&bootstrap.tasks);
     let entry = bootstrap.p2p.addrs();
 
     let mut servers = Vec::new();
@@ -105,16 +103,7 @@ async fn start_server(
         public_name: Some(name.clone()),
         ..server::Config::new(model.prefix.clone(), BlockChoice::Fixed(blocks), LimitChoice::default())
     };
-    let server = Server::new(
-        config,
-        model.source.clone(),
-        (node.p2p.clone(), node.dht.clone()),
-        &node.tasks,
-    );
-    Router::new(node.p2p.clone())
-        .serve(node.dht.handlers())
-        .serve(server.handlers())
-        .spawn(&node.tasks);
+    let server = node.server(config, model);
     node.join().await?;
     let seen = node.p2p.connected_peers().len();
     output::line(format_args!(

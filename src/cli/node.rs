@@ -6,10 +6,12 @@ use anyhow::{Context, bail};
 use clap::Args as ClapArgs;
 use sepal_protocol::{Message, names, proto};
 
+use super::model::Model;
 use crate::{
     dht::{self, Dht},
-    p2p::{self, Identity, Multiaddr, P2p, PeerId},
-    swarm::models::PUBLIC_INITIAL_PEERS,
+    p2p::{self, Identity, Multiaddr, P2p, PeerId, Router},
+    server::{self, Server},
+    swarm::{models::PUBLIC_INITIAL_PEERS, reachability},
     task::Tasks,
 };
 
@@ -142,6 +144,21 @@ pub(super) async fn start(config: p2p::Config, initial_peers: &[Multiaddr]) -> a
 }
 
 impl Node {
+    /// What every node that can be dialed answers; a server adds its own.
+    pub(super) fn router(&self) -> Router {
+        Router::new(self.p2p.clone())
+            .serve(self.dht.handlers())
+            .serve(reachability::handlers(self.p2p.clone(), self.tasks.clone()))
+    }
+
+    /// A server on this node, which answers from now on and holds nothing yet.
+    pub(super) fn server(&self, config: server::Config, model: &Model) -> Server {
+        let network = (self.p2p.clone(), self.dht.clone());
+        let server = Server::new(config, model.source.clone(), network, &self.tasks);
+        self.router().serve(server.handlers()).spawn(&self.tasks);
+        server
+    }
+
     /// Joins the swarm of the initial peers.
     ///
     /// # Errors

@@ -13,9 +13,8 @@ use super::{
 };
 use crate::{
     model::{DEFAULT_MAX_CHUNK_BYTES, WeightDType},
-    p2p::{Multiaddr, Router},
+    p2p::Multiaddr,
     server::{self, BlockChoice, LimitChoice, Server, Throughput},
-    swarm::reachability,
 };
 
 #[derive(Debug, ClapArgs)]
@@ -142,17 +141,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         node::initial_peers(&args.initial_peers)?
     };
     let node = node::listen(&args.listen, &initial_peers).await?;
-    let server = Server::new(
-        config,
-        model.source.clone(),
-        (node.p2p.clone(), node.dht.clone()),
-        &node.tasks,
-    );
-    Router::new(node.p2p.clone())
-        .serve(node.dht.handlers())
-        .serve(reachability::handlers(node.p2p.clone(), node.tasks.clone()))
-        .serve(server.handlers())
-        .spawn(&node.tasks);
+    let server = node.server(config, &model);
     for addr in node.p2p.addrs() {
         output::line(format_args!("listening {addr}"));
     }

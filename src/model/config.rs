@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{ConfigError, Family};
+use super::{ConfigError, Family, kv::KvShape};
 
 /// The number type of weights and cached keys and values. Activations are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,6 +156,11 @@ impl ModelConfig {
             Some(dtype) if dtype != WeightDType::F32 => dtype,
             _ => WeightDType::Bf16,
         }
+    }
+
+    /// Bytes of K and V for one token of one sequence in one block, kept as `dtype`.
+    pub fn cache_bytes_per_token(&self, dtype: WeightDType) -> usize {
+        KvShape::new(self, dtype).bytes_per_token()
     }
 
     /// Query heads per key/value head.

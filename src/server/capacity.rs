@@ -55,11 +55,6 @@ pub(crate) fn cache_bytes(config: &ModelConfig, dtype: WeightDType, tokens: usiz
     per_block * n_blocks as u64
 }
 
-/// Bytes of K and V for one token in one block.
-fn cache_bytes_per_token(config: &ModelConfig, dtype: WeightDType) -> u64 {
-    2 * (config.n_kv_heads * config.head_dim * dtype.size()) as u64
-}
-
 /// As many blocks as fit into the memory that is free now, with their cache: at least one, at most all.
 pub(crate) fn blocks_that_fit(config: &ModelConfig, dtype: WeightDType, cache_tokens: usize) -> u32 {
     let mut system = System::new();
@@ -67,7 +62,7 @@ pub(crate) fn blocks_that_fit(config: &ModelConfig, dtype: WeightDType, cache_to
     let budget = (system.available_memory() as f64 * MEMORY_SHARE) as u64;
     fit(
         budget,
-        block_bytes(config, dtype) + cache_bytes_per_token(config, dtype) * cache_tokens as u64,
+        block_bytes(config, dtype) + config.cache_bytes_per_token(dtype) as u64 * cache_tokens as u64,
         config.n_blocks,
     )
 }
