@@ -5,6 +5,7 @@
 
 mod bootstrap;
 mod demo;
+mod doctor;
 mod environment;
 mod generate;
 mod logging;
@@ -36,6 +37,8 @@ struct Cli {
 enum Command {
     /// Start a whole swarm on this machine and ask its built-in model a question.
     Demo(demo::Args),
+    /// Check this machine and its network, and say what keeps a node from working well.
+    Doctor(Box<doctor::Args>),
     /// Run a DHT node that others join the swarm through.
     Bootstrap(bootstrap::Args),
     /// Serve transformer blocks of a model to a swarm.
@@ -50,7 +53,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),
     };
-    logging::init(cli.verbose, cli.quiet, matches!(cli.command, Command::Demo(_)));
+    logging::init(
+        cli.verbose,
+        cli.quiet,
+        matches!(cli.command, Command::Demo(_) | Command::Doctor(_)),
+    );
+    // Every connection is an open file, and the usual soft limit is 1024. If it cannot be raised, `doctor` says so.
+    drop(rlimit::increase_nofile_limit(u64::MAX));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return output::failure(&anyhow::Error::new(error).context("cannot start the runtime")),
@@ -58,6 +67,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = runtime.block_on(async {
         match cli.command {
             Command::Demo(args) => demo::run(args).await,
+            Command::Doctor(args) => doctor::run(*args).await,
             Command::Bootstrap(args) => bootstrap::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::Generate(args) => generate::run(*args).await,

@@ -52,6 +52,7 @@ mod tests;
 mod traverse;
 pub mod validate;
 
+pub use bootstrap::MAX_CLOCK_SKEW_S;
 pub use clock::Clock;
 pub use error::{BootstrapError, Unusable, UnusablePeer};
 use validate::Validators;
@@ -226,6 +227,16 @@ impl Dht {
         let started = tokio::time::Instant::now();
         self.node.call_ping(peer, false, timeout).await?;
         Ok(started.elapsed())
+    }
+
+    /// How far the clock of a peer is ahead of ours, in seconds, 0 if within the time the question took; `None` if it does
+    /// not tell its time.
+    ///
+    /// # Errors
+    /// If the peer does not answer within `timeout`.
+    pub async fn clock_offset(&self, peer: PeerId, timeout: Duration) -> Result<Option<f64>, CallError> {
+        let (_, offset) = self.node.ping_clock(peer, false, timeout).await?;
+        Ok(offset)
     }
 
     /// DHT time: Unix seconds.

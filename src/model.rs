@@ -55,6 +55,12 @@ pub use tensor::Hidden;
 /// Activations a step may hold at a time, in bytes; longer steps are computed in parts. Petals' `max_chunk_size_bytes`.
 pub const DEFAULT_MAX_CHUNK_BYTES: usize = 256 << 20;
 
+/// The instruction set that blocks are computed with on this CPU, and whether it is one there are fast kernels for.
+pub fn cpu_kernels() -> (&'static str, bool) {
+    let kernels = Kernels::detect();
+    (kernels.name(), kernels.are_fast())
+}
+
 /// A loaded contiguous span of a model's blocks. All methods compute on the calling thread and on rayon's pool; none
 /// of them waits for anything else.
 #[derive(Debug)]

@@ -40,7 +40,10 @@ use sepal_protocol::{
 use tokio::sync::{Mutex, mpsc};
 use tracing::debug;
 
-pub use self::{error::RequestError, lifecycle::StartError, serving::Limits, stats::Stats, throughput::Throughput};
+pub use self::{
+    capacity::weight_bytes, error::RequestError, lifecycle::StartError, serving::Limits, stats::Stats,
+    throughput::Throughput,
+};
 use self::{lifecycle::Lifecycle, serving::Serving, stats::Counters};
 use crate::{
     dht::Dht,

@@ -31,6 +31,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("tokenizers", &["client"]),
     ("clap", &["cli"]),
     ("anyhow", &["cli"]),
+    ("nvml_wrapper", &["cli"]),
+    ("rlimit", &["cli"]),
     ("tracing_subscriber", &["cli"]),
     ("prost", &[]),
     ("rmpv", &[]),

@@ -40,7 +40,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 
 async fn tell(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
-    let model = ModelArgs::demo().resolve().await?;
+    let model = ModelArgs::named("demo").resolve().await?;
     let n_blocks = model.source.config().n_blocks;
     output::line(format_args!(
         "A private swarm on this machine, for the built-in model ({n_blocks} blocks)."

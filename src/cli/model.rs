@@ -42,9 +42,10 @@ pub(super) struct Model {
 }
 
 impl ModelArgs {
-    pub(super) fn demo() -> Self {
+    /// A model without any of the other flags.
+    pub(super) fn named(model: &str) -> Self {
         Self {
-            model: Some("demo".into()),
+            model: Some(model.to_owned()),
             converted_model: None,
             dht_prefix: None,
             revision: None,

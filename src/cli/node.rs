@@ -1,6 +1,9 @@
 //! What every node needs before it is a server or a client: a host, a DHT, and the way into a swarm.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use clap::Args as ClapArgs;
@@ -52,6 +55,10 @@ pub(super) struct ListenArgs {
 }
 
 impl ListenArgs {
+    pub(super) fn identity_file(&self) -> Option<&Path> {
+        self.identity.as_deref()
+    }
+
     fn listen(&self) -> anyhow::Result<Vec<Multiaddr>> {
         if !self.listen.is_empty() {
             return Ok(self.listen.clone());
@@ -93,6 +100,18 @@ pub(super) async fn listen(args: &ListenArgs, initial_peers: &[Multiaddr]) -> an
     if existing {
         refuse_taken_identity(&identity, initial_peers).await?;
     }
+    listen_as(identity, args, initial_peers).await
+}
+
+/// Starts a node on the same addresses under an identity of its own, to try what they are worth.
+///
+/// # Errors
+/// An address that cannot be listened on.
+pub(super) async fn listen_as_stranger(args: &ListenArgs, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
+    listen_as(Identity::ephemeral(), args, initial_peers).await
+}
+
+async fn listen_as(identity: Identity, args: &ListenArgs, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
     let config = p2p::Config {
         listen: args.listen()?,
         announce: args.announce()?,

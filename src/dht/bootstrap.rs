@@ -18,7 +18,7 @@ use super::{
 use crate::p2p::Multiaddr;
 
 /// How far two clocks may be apart, in seconds (hivemind, `dht/protocol.py`, `MAX_DHT_TIME_DISCREPANCY_SECONDS`).
-const MAX_CLOCK_SKEW_S: f64 = 3.0;
+pub const MAX_CLOCK_SKEW_S: f64 = 3.0;
 
 /// How often to look whether cached records have to be fetched again. They are due 5 s before they expire.
 const REFRESH_TICK: Duration = Duration::from_secs(1);
@@ -83,19 +83,14 @@ impl Node {
     /// Connects to an initial peer and finds out whether it is usable.
     async fn join_through(self: &Arc<Self>, addr: Multiaddr) -> Result<(), Unusable> {
         let peer = self.network.connect(addr).await.map_err(Unusable::Dial)?;
-        let sent = self.now();
-        let pong = self
-            .call_ping(peer, true, self.config.call_timeout)
+        let (pong, offset_s) = self
+            .ping_clock(peer, true, self.config.call_timeout)
             .await
             .map_err(Unusable::Silent)?;
-        let received = self.now();
+        let offset_s = offset_s.unwrap_or(0.0);
         if pong.node.is_none() {
             return Err(Unusable::Client);
         }
-        // Its clock was read at some time between our two readings.
-        let offset_s = pong
-            .time
-            .map_or(0.0, |time| time - time.clamp(sent.min(received), received));
         if offset_s.abs() > MAX_CLOCK_SKEW_S {
             self.lost(&peer);
             return Err(Unusable::ClockSkew {

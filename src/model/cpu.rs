@@ -45,6 +45,22 @@ impl Kernels {
         best.unwrap_or(Self { level: Level::Portable })
     }
 
+    /// The instruction set in use, for people.
+    pub(crate) fn name(self) -> &'static str {
+        match self.level {
+            Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "AVX-512",
+        }
+    }
+
+    /// Whether there are faster kernels than the portable ones for this CPU.
+    pub(crate) fn are_fast(self) -> bool {
+        self.level != Level::Portable
+    }
+
     /// Every level of this CPU, the best last.
     pub(crate) fn available() -> Vec<Self> {
         let mut levels = vec![Level::Portable];

@@ -191,31 +191,65 @@ impl ModelSource {
         Ok(ModelFiles::from_folder(&folder)?)
     }
 
-    /// An index is looked for first, as every loader of checkpoints does (Petals `server/from_pretrained.py`). With one
-    /// only the shards that are needed are fetched.
+    /// The weight files of `span` that are not on this machine. Of a repository, a server would download them first, and
+    /// only the list of shards is fetched for this; of a folder, it could not start.
+    ///
+    /// # Errors
+    /// The files cannot be found, or what is there cannot be used.
+    pub fn missing_files(&self, span: Range<u32>) -> Result<Vec<String>, ResolveError> {
+        match &self.place {
+            Place::BuiltIn => Ok(Vec::new()),
+            Place::Folder(folder) => {
+                let index = folder.join(INDEX_FILE);
+                let mut files = if index.is_file() {
+                    ShardIndex::parse(&index, &read(&index)?)?.files_for_span(&self.config, span)
+                } else {
+                    vec![SINGLE_FILE.to_owned()]
+                };
+                files.retain(|file| !folder.join(file).is_file());
+                Ok(files)
+            }
+            Place::Hub(repo) => {
+                let mut repo = repo.clone();
+                let mut files = self.weight_files(&mut repo, |index, config| index.files_for_span(config, span))?;
+                files.retain(|file| !repo.is_cached(file));
+                Ok(files)
+            }
+        }
+    }
+
     fn download(
         &self,
         mut repo: HubRepo,
         needed: impl FnOnce(&ShardIndex, &ModelConfig) -> Vec<String>,
     ) -> Result<PathBuf, ResolveError> {
-        let weights = if repo.is_cached(SINGLE_FILE) && !repo.is_cached(INDEX_FILE) {
-            repo.get(SINGLE_FILE)?
-        } else if let Some(path) = repo.get_optional(INDEX_FILE)? {
-            let index = ShardIndex::parse(&path, &read(&path)?)?;
-            for shard in needed(&index, &self.config) {
-                repo.get(&shard)?;
-            }
-            path
-        } else {
-            match repo.get(SINGLE_FILE) {
-                Err(error @ (HubError::NotFound { .. } | HubError::Offline { .. })) => {
+        let mut weights = PathBuf::new();
+        for file in self.weight_files(&mut repo, needed)? {
+            weights = match repo.get(&file) {
+                Err(error @ (HubError::NotFound { .. } | HubError::Offline { .. })) if file == SINGLE_FILE => {
                     return Err(self.without_safetensors(&repo, error));
                 }
                 found => found?,
-            }
-        };
+            };
+        }
         debug!(model = self.name, path = %weights.display(), "weights are there");
         Ok(weights.parent().map(Path::to_owned).unwrap_or_default())
+    }
+
+    /// An index is looked for first, as every loader of checkpoints does (Petals `server/from_pretrained.py`). With one
+    /// only the shards that are needed are fetched.
+    fn weight_files(
+        &self,
+        repo: &mut HubRepo,
+        needed: impl FnOnce(&ShardIndex, &ModelConfig) -> Vec<String>,
+    ) -> Result<Vec<String>, ResolveError> {
+        if repo.is_cached(SINGLE_FILE) && !repo.is_cached(INDEX_FILE) {
+            return Ok(vec![SINGLE_FILE.to_owned()]);
+        }
+        match repo.get_optional(INDEX_FILE)? {
+            Some(path) => Ok(needed(&ShardIndex::parse(&path, &read(&path)?)?, &self.config)),
+            None => Ok(vec![SINGLE_FILE.to_owned()]),
+        }
     }
 
     /// Says so if a repository has pickled weights only.

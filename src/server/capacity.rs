@@ -73,6 +73,11 @@ fn fit(budget: u64, per_block: u64, n_blocks: u32) -> u32 {
         .clamp(1, n_blocks.max(1))
 }
 
+/// Bytes of the weights of all blocks as they are published, about: what a whole download of them takes.
+pub fn weight_bytes(config: &ModelConfig) -> u64 {
+    block_bytes(config, config.torch_dtype.unwrap_or(WeightDType::F32)) * u64::from(config.n_blocks)
+}
+
 /// Bytes of one block's weights.
 fn block_bytes(config: &ModelConfig, dtype: WeightDType) -> u64 {
     let hidden = config.hidden_size as u64;

@@ -7,6 +7,8 @@ mod clients;
 #[cfg(test)]
 mod dht;
 #[cfg(test)]
+mod doctor;
+#[cfg(test)]
 mod errors;
 #[cfg(test)]
 mod failover;

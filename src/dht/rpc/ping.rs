@@ -54,6 +54,21 @@ impl Node {
         })
     }
 
+    /// The same, and how far the peer's clock is ahead of ours, in seconds: it was read at some time between our two
+    /// readings.
+    pub(crate) async fn ping_clock(
+        self: &Arc<Self>,
+        peer: PeerId,
+        validate: bool,
+        timeout: Duration,
+    ) -> Result<(Pong, Option<f64>), CallError> {
+        let sent = self.now();
+        let pong = self.call_ping(peer, validate, timeout).await?;
+        let received = self.now();
+        let offset = pong.time.map(|time| time - time.clamp(sent.min(received), received));
+        Ok((pong, offset))
+    }
+
     pub(super) async fn on_ping(self: Arc<Self>, peer: PeerId, request: PingRequest) -> PingResponse {
         let claimed = node_id(request.peer.as_ref());
         let mut available = false;

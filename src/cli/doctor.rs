@@ -1,0 +1,85 @@
+//! `sepal doctor`: checks what a node needs and explains what it finds, one line each with the remedy. It serves nothing
+//! and leaves nothing behind but a record that expires within a minute.
+
+mod files;
+mod finding;
+mod machine;
+mod network;
+
+use anyhow::bail;
+use clap::Args as ClapArgs;
+
+use self::finding::{Finding, Outcome};
+use super::{
+    node::{self, ListenArgs},
+    output, signals,
+};
+use crate::p2p::Multiaddr;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Model whose files to look for: a folder, a Hugging Face repository, or `demo`.
+    #[arg(value_name = "MODEL")]
+    model: Option<String>,
+    /// Nodes of the swarm to check against [default: the public swarm].
+    #[arg(long, value_name = "ADDR", num_args = 1.., alias = "initial_peers")]
+    initial_peers: Vec<Multiaddr>,
+    /// Check for the first node of a new swarm: there are no others to ask.
+    #[arg(long, alias = "new_swarm", conflicts_with = "initial_peers")]
+    new_swarm: bool,
+    #[command(flatten)]
+    listen: ListenArgs,
+}
+
+/// # Errors
+/// When something was found that would keep a node from working well; so the exit code tells.
+pub(super) async fn run(args: Args) -> anyhow::Result<()> {
+    let stop = signals::stop_requested();
+    tokio::pin!(stop);
+    tokio::select! {
+        outcome = examine(&args) => outcome,
+        stopped = &mut stop => stopped.and_then(|()| bail!("stopped before all was checked")),
+    }
+}
+
+async fn examine(args: &Args) -> anyhow::Result<()> {
+    let initial_peers = match args.new_swarm {
+        true => Vec::new(),
+        false => node::initial_peers(&args.initial_peers)?,
+    };
+    let mut report = Report::default();
+    for finding in [machine::cpu(), machine::gpu(), machine::memory(), machine::open_files()] {
+        report.add(&finding);
+    }
+    for finding in files::model(args.model.as_deref()).await {
+        report.add(&finding);
+    }
+    report.add(&files::identity(args.listen.identity_file()));
+    network::examine(&args.listen, &initial_peers, &mut report).await;
+    report.verdict()
+}
+
+/// Prints findings as they come and counts them.
+#[derive(Debug, Default)]
+struct Report {
+    checks: usize,
+    problems: usize,
+}
+
+impl Report {
+    fn add(&mut self, finding: &Finding) {
+        output::line(finding);
+        self.checks += 1;
+        self.problems += usize::from(finding.outcome == Outcome::Problem);
+    }
+
+    fn verdict(&self) -> anyhow::Result<()> {
+        match self.problems {
+            0 => {
+                output::line(format_args!("healthy: {} checks, no problem", self.checks));
+                Ok(())
+            }
+            problems => bail!("not healthy: {problems} of {} checks failed", self.checks),
+        }
+    }
+}
