@@ -10,7 +10,8 @@
 //!            ▼ rpc.rs ──► network.rs ──► p2p     ping, store, find            │ the network
 //!          node.rs                               what follows from answers    ┘
 //!            ▼
-//!          state.rs: routing.rs · storage.rs · record.rs   traverse.rs · replicas.rs · blacklist.rs    pure
+//!          inquiry.rs: traverse.rs, blacklist.rs   findings.rs   replicas.rs                          ┐ pure
+//!          state.rs: routing.rs · storage.rs · record.rs                                              ┘
 //! ```
 //!
 //! Everything below the line takes the time and the answers as arguments and opens no socket: `sim.rs` runs a thousand
@@ -32,7 +33,9 @@ mod blacklist;
 mod bootstrap;
 mod clock;
 mod error;
+mod findings;
 mod get;
+mod inquiry;
 mod network;
 mod node;
 mod record;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::routing::Peer;
 use crate::p2p::PeerId;
 
 /// Most peers remembered. Over it, the one whose ban ends first is forgotten.
@@ -12,10 +13,10 @@ const MAX_BAN_S: f64 = 3600.0;
 
 /// Bans of 5, 10, 20 … seconds (hivemind, `dht/node.py`, `Blacklist`); an answer ends them.
 #[derive(Debug)]
-pub(crate) struct Blacklist {
+pub(crate) struct Blacklist<P = PeerId> {
     base_s: f64,
     backoff: f64,
-    bans: HashMap<PeerId, Ban>,
+    bans: HashMap<P, Ban>,
 }
 
 #[derive(Debug)]
@@ -24,7 +25,7 @@ struct Ban {
     failures: i32,
 }
 
-impl Blacklist {
+impl<P: Peer> Blacklist<P> {
     pub(crate) fn new(base_s: f64, backoff: f64) -> Self {
         Self {
             base_s,
@@ -34,17 +35,17 @@ impl Blacklist {
     }
 
     /// Whether the peer is not to be asked.
-    pub(crate) fn is_banned(&self, peer: &PeerId, now: f64) -> bool {
+    pub(crate) fn is_banned(&self, peer: &P, now: f64) -> bool {
         self.bans.get(peer).is_some_and(|ban| ban.until > now)
     }
 
     /// The peer answered.
-    pub(crate) fn answered(&mut self, peer: &PeerId) {
+    pub(crate) fn answered(&mut self, peer: &P) {
         self.bans.remove(peer);
     }
 
     /// The peer did not answer. Several failures at once count as one.
-    pub(crate) fn failed(&mut self, peer: PeerId, now: f64) {
+    pub(crate) fn failed(&mut self, peer: P, now: f64) {
         let ban = self.bans.entry(peer).or_insert(Ban {
             until: f64::NEG_INFINITY,
             failures: 0,

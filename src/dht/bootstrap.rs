@@ -10,10 +10,11 @@ use tracing::{debug, info, warn};
 use super::{
     error::{BootstrapError, Unusable, UnusablePeer},
     get::MAX_KEYS_PER_CALL,
+    inquiry::Guide,
     node::Node,
     record::Record,
     routing::Contact,
-    search::Guide,
+    rpc::Pong,
 };
 use crate::p2p::Multiaddr;
 
@@ -87,22 +88,7 @@ impl Node {
             .ping_clock(peer, true, self.config.call_timeout)
             .await
             .map_err(Unusable::Silent)?;
-        let offset_s = offset_s.unwrap_or(0.0);
-        if pong.node.is_none() {
-            return Err(Unusable::Client);
-        }
-        if offset_s.abs() > MAX_CLOCK_SKEW_S {
-            self.lost(&peer);
-            return Err(Unusable::ClockSkew {
-                offset_s,
-                limit_s: MAX_CLOCK_SKEW_S,
-            });
-        }
-        if !pong.available && !self.config.client_mode {
-            self.lost(&peer);
-            return Err(Unusable::NoWayBack);
-        }
-        Ok(())
+        judge(&pong, offset_s, self.config.client_mode).inspect_err(|_| self.lost(&peer))
     }
 
     /// Searches for the own id. The search goes on in the background if it takes longer than the limit.
@@ -144,6 +130,24 @@ impl Node {
             }
         }
     }
+}
+
+/// Whether a node can be joined through that answered like this, with a clock so many seconds ahead of ours. Pure.
+pub(super) fn judge(pong: &Pong, offset_s: Option<f64>, client_mode: bool) -> Result<(), Unusable> {
+    let offset_s = offset_s.unwrap_or(0.0);
+    if pong.node.is_none() {
+        return Err(Unusable::Client);
+    }
+    if offset_s.abs() > MAX_CLOCK_SKEW_S {
+        return Err(Unusable::ClockSkew {
+            offset_s,
+            limit_s: MAX_CLOCK_SKEW_S,
+        });
+    }
+    if !pong.available && !client_mode {
+        return Err(Unusable::NoWayBack);
+    }
+    Ok(())
 }
 
 /// The guide of a search that is made for the sake of searching.

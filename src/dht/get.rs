@@ -14,7 +14,13 @@ use sepal_protocol::{
 use tokio::sync::watch;
 
 use super::{
-    Found, Freshness, node::Node, record::Record, routing::Contact, rpc::StoreRecord, search::Guide,
+    Found, Freshness,
+    findings::{Finding, Findings},
+    inquiry::Guide,
+    node::Node,
+    record::Record,
+    routing::Contact,
+    rpc::StoreRecord,
     validate::RecordView,
 };
 
@@ -65,7 +71,9 @@ impl Node {
     /// Fetches cached records again that are read and about to expire.
     pub(crate) async fn refresh(self: &Arc<Self>, keys: Vec<DhtId>) {
         let mut reading = Reading::new(self.clone(), Freshness::Latest);
-        reading.keys.extend(keys.iter().map(|key| (*key, Progress::default())));
+        for key in &keys {
+            reading.findings.expect(*key, None);
+        }
         self.search(&keys, per_call(keys.len()), &mut reading).await;
     }
 
@@ -114,15 +122,8 @@ impl Node {
         let keys: Vec<DhtId> = flights.iter().map(|flight| flight.of.0).collect();
         for flight in flights {
             let key = flight.of.0;
-            let best = self.own_copy(&key);
-            reading.keys.insert(
-                key,
-                Progress {
-                    best,
-                    from: None,
-                    flight: Some(flight),
-                },
-            );
+            reading.findings.expect(key, self.own_copy(&key));
+            reading.flights.insert(key, flight);
         }
         tokio::select! {
             () = self.search(&keys, per_call(keys.len()), &mut reading) => {}
@@ -173,25 +174,12 @@ impl Node {
         })
     }
 
-    /// Keeps a found record, and gives it to the nearest node that did not have it, if it is newer than our own copies
-    /// (hivemind, `dht/node.py`, `_cache_new_result`).
-    fn cache_found(self: &Arc<Self>, key: DhtId, progress: &Progress, nearest: &[Contact]) {
-        let (Some(record), Some(from)) = (&progress.best, progress.from) else {
-            return;
-        };
-        {
-            let now = self.now();
-            let mut state = self.state();
-            if state
-                .record(&key, now)
-                .is_some_and(|own| own.expiration() >= record.expiration())
-            {
-                return;
-            }
-            state.store(key, record.clone().into(), true, now);
-        }
-        let others = nearest.iter().filter(|contact| contact.id != from);
-        for contact in others.take(self.config.cache_nearest) {
+    /// Keeps a found record, and gives it to others.
+    fn cache_found(self: &Arc<Self>, key: DhtId, finding: &Finding, nearest: &[Contact]) {
+        let now = self.now();
+        let others = finding.keep(key, nearest, self.config.cache_nearest, (&mut self.state(), now));
+        let Some(record) = &finding.best else { return };
+        for contact in others {
             self.offer_in_background(contact.peer, vec![StoreRecord::of(key, record)], true);
         }
     }
@@ -221,59 +209,36 @@ impl Drop for Flight {
     }
 }
 
-/// What is known of one key so far.
-#[derive(Default)]
-struct Progress {
-    best: Option<Record>,
-    /// The node that has what is best; `None` while that is this node.
-    from: Option<DhtId>,
-    /// Where the outcome is awaited, if it is.
-    flight: Option<Flight>,
-}
-
 /// The guide of a read.
 struct Reading {
     node: Arc<Node>,
-    freshness: Freshness,
-    keys: HashMap<DhtId, Progress>,
+    findings: Findings,
+    /// Where outcomes are awaited.
+    flights: HashMap<DhtId, Flight>,
 }
 
 impl Reading {
     fn new(node: Arc<Node>, freshness: Freshness) -> Self {
         Self {
             node,
-            freshness,
-            keys: HashMap::new(),
+            findings: Findings::new(freshness),
+            flights: HashMap::new(),
         }
     }
 }
 
 impl Guide for Reading {
     fn answered(&mut self, key: &DhtId, from: Contact, record: Option<Record>) -> bool {
-        let (Some(progress), Some(record)) = (self.keys.get_mut(key), record) else {
-            return false;
-        };
-        let is_newer = progress
-            .best
-            .as_ref()
-            .is_none_or(|best| record.expiration() > best.expiration());
-        if is_newer {
-            progress.from = Some(from.id);
-        }
-        match &mut progress.best {
-            Some(best) => best.merge(record),
-            None => progress.best = Some(record),
-        }
-        self.freshness == Freshness::Any
+        self.findings.answered(key, from.id, record)
     }
 
     fn ended(&mut self, key: &DhtId, nearest: Vec<Contact>) {
-        let Some(mut progress) = self.keys.remove(key) else {
+        let Some(mut finding) = self.findings.take(key) else {
             return;
         };
-        self.node.cache_found(*key, &progress, &nearest);
-        let outcome = progress.best.take().and_then(|record| self.node.found(key, record));
-        if let Some(flight) = progress.flight {
+        self.node.cache_found(*key, &finding, &nearest);
+        let outcome = finding.best.take().and_then(|record| self.node.found(key, record));
+        if let Some(flight) = self.flights.remove(key) {
             let sender = flight.sender.clone();
             // First leave the list of searches to join, then tell those who did.
             drop(flight);

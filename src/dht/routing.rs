@@ -4,33 +4,42 @@
 //! node id is only a claim while a peer id is proven by the connection: one peer holds one entry (a restarted node
 //! replaces its old id), and an id that one peer holds is not handed to another until the first one fails to answer.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+};
 
 use sepal_protocol::dht_id::{DhtId, Distance};
 
 use crate::p2p::PeerId;
 
+/// What names a peer. [`PeerId`] wherever there is a network; the simulation numbers its peers, which takes a twentieth of
+/// the memory.
+pub(crate) trait Peer: Copy + Eq + Hash {}
+
+impl<P: Copy + Eq + Hash> Peer for P {}
+
 /// A node of the DHT and the peer that runs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Contact {
+pub(crate) struct Contact<P = PeerId> {
     pub(crate) id: DhtId,
-    pub(crate) peer: PeerId,
+    pub(crate) peer: P,
 }
 
 /// The nodes this node knows. Bounded by its shape: far buckets hold `bucket_size` nodes and stop splitting.
 #[derive(Debug)]
-pub(crate) struct RoutingTable {
+pub(crate) struct RoutingTable<P = PeerId> {
     own: DhtId,
     bucket_size: usize,
     depth_modulo: usize,
     /// In the order of their ranges, which cover the whole id space without overlap.
-    buckets: Vec<Bucket>,
+    buckets: Vec<Bucket<P>>,
     /// Every contact of the table, replacements included.
-    peer_of: HashMap<DhtId, PeerId>,
-    id_of: HashMap<PeerId, DhtId>,
+    peer_of: HashMap<DhtId, P>,
+    id_of: HashMap<P, DhtId>,
 }
 
-impl RoutingTable {
+impl<P: Peer> RoutingTable<P> {
     pub(crate) fn new(own: DhtId, bucket_size: usize, depth_modulo: usize) -> Self {
         let everything = Bucket::new(DhtId::from_bytes([0; DhtId::LEN]), 0);
         Self {
@@ -49,7 +58,7 @@ impl RoutingTable {
     }
 
     /// The node that a peer runs, as far as known.
-    pub(crate) fn id_of(&self, peer: &PeerId) -> Option<DhtId> {
+    pub(crate) fn id_of(&self, peer: &P) -> Option<DhtId> {
         self.id_of.get(peer).copied()
     }
 
@@ -60,7 +69,7 @@ impl RoutingTable {
 
     /// Notes that a node was heard of just now. If its bucket is full, it becomes a replacement, and the result is the
     /// member to ping: either it answers (and is noted again) or it has to be [removed](Self::remove).
-    pub(crate) fn add(&mut self, contact: Contact) -> Option<Contact> {
+    pub(crate) fn add(&mut self, contact: Contact<P>) -> Option<Contact<P>> {
         if contact.id == self.own || self.peer_of.get(&contact.id).is_some_and(|peer| *peer != contact.peer) {
             return None;
         }
@@ -108,9 +117,9 @@ impl RoutingTable {
     }
 
     /// Up to `limit` nodes nearest to `target`, nearest first, without `exclude` and without replacements.
-    pub(crate) fn nearest(&self, target: &DhtId, limit: usize, exclude: Option<&DhtId>) -> Vec<Contact> {
+    pub(crate) fn nearest(&self, target: &DhtId, limit: usize, exclude: Option<&DhtId>) -> Vec<Contact<P>> {
         // Ranges of buckets share a prefix each, so all nodes of one are nearer than all nodes of the next one.
-        let mut order: Vec<(Distance, &Bucket)> = self
+        let mut order: Vec<(Distance, &Bucket<P>)> = self
             .buckets
             .iter()
             .filter(|bucket| !bucket.nodes.is_empty())
@@ -119,7 +128,7 @@ impl RoutingTable {
         order.sort_unstable_by_key(|(distance, _)| *distance);
         let mut nearest = Vec::with_capacity(limit);
         for (_, bucket) in order {
-            let mut nodes: Vec<(Distance, &Contact)> = bucket
+            let mut nodes: Vec<(Distance, &Contact<P>)> = bucket
                 .nodes
                 .iter()
                 .filter(|node| Some(&node.id) != exclude)
@@ -138,7 +147,7 @@ impl RoutingTable {
         self.buckets.partition_point(|bucket| bucket.lower <= *id) - 1
     }
 
-    fn forget(&mut self, contact: &Contact) {
+    fn forget(&mut self, contact: &Contact<P>) {
         self.peer_of.remove(&contact.id);
         self.id_of.remove(&contact.peer);
     }
@@ -146,18 +155,18 @@ impl RoutingTable {
 
 /// The nodes whose ids share the first `depth` bits of `lower`.
 #[derive(Debug)]
-struct Bucket {
+struct Bucket<P> {
     lower: DhtId,
     depth: usize,
     /// Least recently heard of first.
-    nodes: Vec<Contact>,
+    nodes: Vec<Contact<P>>,
     /// Nodes that found the bucket full, newest last.
-    replacements: Vec<Contact>,
+    replacements: Vec<Contact<P>>,
     /// Members that were asked to prove that they are alive and did not answer yet.
     pinged: HashSet<DhtId>,
 }
 
-impl Bucket {
+impl<P: Peer> Bucket<P> {
     fn new(lower: DhtId, depth: usize) -> Self {
         Self {
             lower,
@@ -173,7 +182,7 @@ impl Bucket {
     }
 
     /// Whether the node got a place; if not, it is a replacement now.
-    fn add(&mut self, contact: Contact, size: usize) -> bool {
+    fn add(&mut self, contact: Contact<P>, size: usize) -> bool {
         self.pinged.remove(&contact.id);
         let known = self.nodes.iter().position(|node| node.id == contact.id);
         if let Some(at) = known {
@@ -198,11 +207,11 @@ impl Bucket {
     }
 
     /// Keeps as many replacements as members (Python keeps all); the oldest one goes.
-    fn trim_replacements(&mut self, size: usize) -> Option<Contact> {
+    fn trim_replacements(&mut self, size: usize) -> Option<Contact<P>> {
         (self.replacements.len() > size).then(|| self.replacements.remove(0))
     }
 
-    fn next_to_ping(&mut self) -> Option<Contact> {
+    fn next_to_ping(&mut self) -> Option<Contact<P>> {
         let node = *self.nodes.iter().find(|node| !self.pinged.contains(&node.id))?;
         self.pinged.insert(node.id);
         Some(node)

@@ -22,7 +22,8 @@ mod find;
 mod ping;
 mod store;
 
-pub(crate) use find::{Knowledge, MAX_FIND_KEYS};
+pub(crate) use find::MAX_FIND_KEYS;
+pub(crate) use ping::Pong;
 pub(crate) use store::StoreRecord;
 
 /// Most bytes of records in one message of ours, so that it stays under the 4 MiB of a frame with everything around it.

@@ -13,7 +13,7 @@ use sepal_protocol::dht_id::DhtId;
 
 use super::{
     record::Record,
-    replicas::Replicas,
+    replicas::{Holder, Replicas},
     routing::Contact,
     state::{Met, Offer, Shape, State},
     testing::{contact, id},
@@ -209,11 +209,10 @@ impl World {
             expiration,
         };
         let nearest = self.search(from, key, |_| false).nearest;
-        let peers: HashMap<DhtId, PeerId> = nearest.iter().map(|contact| (contact.id, contact.peer)).collect();
-        let mut replicas = Replicas::new(SHAPE.replicas, nearest.iter().map(|contact| contact.id).collect());
-        while let Some(holder) = replicas.next() {
+        let mut replicas = Replicas::new(SHAPE.replicas, &key, nearest, None);
+        while let Some(Holder::There(holder)) = replicas.next() {
             self.messages += 1;
-            match self.nodes.get_mut(&peers[&holder]) {
+            match self.nodes.get_mut(&holder.peer) {
                 Some(node) => {
                     node.state.store(key, offer.clone(), false, now);
                     replicas.answered();

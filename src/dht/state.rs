@@ -7,9 +7,10 @@ use sepal_protocol::dht_id::DhtId;
 
 use super::{
     record::{Entries, Entry, Record},
-    routing::{Contact, RoutingTable},
+    routing::{Contact, Peer, RoutingTable},
     storage::{Limits, Storage},
 };
+use crate::p2p::PeerId;
 
 /// Bounds of what is stored for others. At some hundred bytes per entry of a public swarm, this is far more than needed.
 const STORAGE_LIMITS: Limits = Limits {
@@ -49,12 +50,12 @@ impl From<Record> for Offer {
 }
 
 /// What to do after hearing of a node.
-#[derive(Debug, Default)]
-pub(crate) struct Met {
+#[derive(Debug)]
+pub(crate) struct Met<P = PeerId> {
     /// Records that the node should have as well, because it is new and near their keys.
     pub(crate) hand_over: Vec<(DhtId, Record)>,
     /// A member of a full bucket that must show that it is alive.
-    pub(crate) ping: Option<Contact>,
+    pub(crate) ping: Option<Contact<P>>,
 }
 
 /// The shape of a node's routing table.
@@ -67,17 +68,17 @@ pub(crate) struct Shape {
 
 /// A node of the DHT without its network.
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct State<P = PeerId> {
     own: DhtId,
     shape: Shape,
-    pub(crate) table: RoutingTable,
+    pub(crate) table: RoutingTable<P>,
     pub(crate) storage: Storage,
     pub(crate) cache: Storage,
     /// Cached keys that were read, by the whole second in which to fetch them again.
     refreshes: BTreeSet<(u64, DhtId)>,
 }
 
-impl State {
+impl<P: Peer> State<P> {
     pub(crate) fn new(own: DhtId, shape: Shape) -> Self {
         Self {
             own,
@@ -104,7 +105,7 @@ impl State {
     }
 
     /// The nodes to tell someone who asks about `key`, nearest first.
-    pub(crate) fn neighbors(&self, key: &DhtId, asker: Option<&DhtId>) -> Vec<Contact> {
+    pub(crate) fn neighbors(&self, key: &DhtId, asker: Option<&DhtId>) -> Vec<Contact<P>> {
         self.table.nearest(key, self.shape.bucket_size, asker)
     }
 
@@ -122,8 +123,8 @@ impl State {
     ///
     /// A new node gets the records for which it is among the nearest, from the one node that is nearest. Python leaves
     /// it out while fewer nodes are known than there should be replicas; here it gets a replica then.
-    pub(crate) fn met(&mut self, node: Contact, now: f64) -> Met {
-        let mut met = Met::default();
+    pub(crate) fn met(&mut self, node: Contact<P>, now: f64) -> Met<P> {
+        let mut hand_over = Vec::new();
         if node.id != self.own && !self.table.contains(&node.id) {
             let (own, table, replicas) = (self.own, &self.table, self.shape.replicas);
             let should_have = |key: &DhtId| {
@@ -137,7 +138,7 @@ impl State {
                     .is_none_or(|first| own.distance(key) < first.id.distance(key));
                 is_near && we_are_nearest
             };
-            met.hand_over = self
+            hand_over = self
                 .storage
                 .iter(now)
                 .take(MAX_CONSIDERED)
@@ -145,8 +146,8 @@ impl State {
                 .map(|(key, record)| (*key, record.clone()))
                 .collect();
         }
-        met.ping = self.table.add(node);
-        met
+        let ping = self.table.add(node);
+        Met { hand_over, ping }
     }
 
     /// Asks for a cached record to be fetched again at DHT time `due`. Over the bound it just expires.
@@ -201,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_cached_dictionary_does_not_hide_the_stored_one() {
-        let mut state = State::new(id(0), SHAPE);
+        let mut state: State = State::new(id(0), SHAPE);
         assert!(state.store(id(1), entry("a", 1, 10.0), false, 0.0));
         assert!(state.store(id(1), entry("b", 2, 10.0), false, 0.0));
         assert!(state.store(id(1), entry("b", 3, 20.0), true, 0.0));
@@ -214,7 +215,7 @@ mod tests {
 
     #[test]
     fn the_newer_of_stored_and_cached_value_counts() {
-        let mut state = State::new(id(0), SHAPE);
+        let mut state: State = State::new(id(0), SHAPE);
         state.store(id(1), regular(1, 10.0), false, 0.0);
         state.store(id(1), regular(2, 20.0), true, 0.0);
         assert_eq!(state.record(&id(1), 5.0).map(Offer::from), Some(regular(2, 20.0)));
@@ -224,7 +225,7 @@ mod tests {
 
     #[test]
     fn the_first_node_met_gets_every_record() {
-        let mut state = State::new(id(0), SHAPE);
+        let mut state: State = State::new(id(0), SHAPE);
         state.store(id(1000), regular(1, 10.0), false, 0.0);
         state.store(id(1001), entry("a", 1, 10.0), false, 0.0);
         state.store(id(1002), regular(1, 1.0), false, 0.0);
@@ -244,7 +245,7 @@ mod tests {
         let mut nodes: Vec<Contact> = (1..100).map(contact).collect();
         nodes.sort_by_key(|node| node.id.distance(&key));
         let (near, own, far) = (nodes[0], nodes[10].id, &nodes[11..]);
-        let mut state = State::new(own, SHAPE);
+        let mut state: State = State::new(own, SHAPE);
         for node in &far[3..9] {
             state.met(*node, 0.0);
         }
@@ -260,7 +261,7 @@ mod tests {
 
     #[test]
     fn refreshes_come_when_they_are_due_and_once_per_key() {
-        let mut state = State::new(id(0), SHAPE);
+        let mut state: State = State::new(id(0), SHAPE);
         state.refresh_at(id(1), 100.7);
         state.refresh_at(id(1), 50.0);
         state.refresh_at(id(2), 90.0);

@@ -1,9 +1,6 @@
 //! Storing records: find the nodes nearest to each key, and offer them the record until enough of them answered.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use sepal_protocol::{dht_id::DhtId, value::Subkey};
@@ -11,12 +8,12 @@ use tokio::sync::mpsc;
 
 use super::{
     StoreItem,
+    inquiry::Guide,
     node::Node,
     record::{Entry, Record},
-    replicas::Replicas,
+    replicas::{Holder, Replicas},
     routing::Contact,
     rpc::StoreRecord,
-    search::Guide,
     state::Offer,
     storage::MAX_VALUE_BYTES,
     validate::RecordView,
@@ -103,24 +100,18 @@ impl Node {
         }
     }
 
-    /// Offers the records of one key to the nearest nodes. This node is one of them, unless it is a client: what a client
-    /// stores is found by nobody (Python counts it as a replica all the same).
+    /// Offers the records of one key to the nearest nodes. This node is one of them, unless it is a client.
     async fn place(self: &Arc<Self>, key: DhtId, nearest: Vec<Contact>, of_key: OfKey) -> Vec<usize> {
         let (places, records): (Vec<usize>, Vec<StoreRecord>) = of_key.into_iter().unzip();
-        let peers: HashMap<DhtId, Contact> = nearest.into_iter().map(|contact| (contact.id, contact)).collect();
-        let mut candidates: Vec<DhtId> = peers.keys().copied().collect();
-        if !self.config.client_mode {
-            candidates.push(self.id);
-        }
-        candidates.sort_by_key(|id| id.distance(&key));
-        let mut replicas = Replicas::new(self.config.replicas, candidates);
+        let own = (!self.config.client_mode).then_some(self.id);
+        let mut replicas = Replicas::new(self.config.replicas, &key, nearest, own);
         let mut accepted = vec![false; records.len()];
         let mut offers = FuturesUnordered::new();
         loop {
-            while let Some(id) = replicas.next() {
-                match peers.get(&id) {
-                    Some(contact) => offers.push(self.call_store(contact.peer, &records, false)),
-                    None => {
+            while let Some(holder) = replicas.next() {
+                match holder {
+                    Holder::There(contact) => offers.push(self.call_store(contact.peer, &records, false)),
+                    Holder::Here => {
                         let verdicts = records.iter().map(|record| self.store_here(record, false));
                         merge(&mut accepted, verdicts);
                         replicas.answered();

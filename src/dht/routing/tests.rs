@@ -19,7 +19,7 @@ fn bound(json: &Json) -> [u8; 21] {
     hex::decode(digits).unwrap().try_into().unwrap()
 }
 
-fn range(bucket: &Bucket) -> ([u8; 21], [u8; 21]) {
+fn range(bucket: &Bucket<PeerId>) -> ([u8; 21], [u8; 21]) {
     let mut lower = [0; 21];
     lower[1..].copy_from_slice(bucket.lower.as_bytes());
     let mut upper = lower;

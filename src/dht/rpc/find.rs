@@ -15,6 +15,7 @@ use tracing::debug;
 use super::{MAX_RECORD_BYTES, node_id, parse_keys};
 use crate::{
     dht::{
+        inquiry::Knowledge,
         node::Node,
         record::{Entries, Record},
         routing::Contact,
@@ -24,13 +25,6 @@ use crate::{
 
 /// Most keys of one find request. Hivemind asks for at most 16, or √n when it stores n.
 pub(crate) const MAX_FIND_KEYS: usize = 256;
-
-/// What a node knows about a key.
-#[derive(Clone, Debug)]
-pub(crate) struct Knowledge {
-    pub(crate) record: Option<Record>,
-    pub(crate) nearest: Vec<Contact>,
-}
 
 impl Node {
     /// Asks a peer for records and nearest nodes. The answer is in the order of the keys.

@@ -29,6 +29,14 @@ pub(crate) struct Pong {
     pub(crate) available: bool,
 }
 
+impl Pong {
+    /// How far the clock of the one who answered is ahead of ours, in seconds: it was read at some time between our two
+    /// readings.
+    pub(crate) fn offset_s(&self, sent: f64, received: f64) -> Option<f64> {
+        self.time.map(|time| time - time.clamp(sent.min(received), received))
+    }
+}
+
 impl Node {
     /// Asks a peer which node it runs; with `validate`, also whether it can call us back.
     pub(crate) async fn call_ping(
@@ -54,8 +62,7 @@ impl Node {
         })
     }
 
-    /// The same, and how far the peer's clock is ahead of ours, in seconds: it was read at some time between our two
-    /// readings.
+    /// The same, and how far the peer's clock is ahead of ours, in seconds.
     pub(crate) async fn ping_clock(
         self: &Arc<Self>,
         peer: PeerId,
@@ -64,9 +71,7 @@ impl Node {
     ) -> Result<(Pong, Option<f64>), CallError> {
         let sent = self.now();
         let pong = self.call_ping(peer, validate, timeout).await?;
-        let received = self.now();
-        let offset = pong.time.map(|time| time - time.clamp(sent.min(received), received));
-        Ok((pong, offset))
+        Ok((pong, pong.offset_s(sent, self.now())))
     }
 
     pub(super) async fn on_ping(self: Arc<Self>, peer: PeerId, request: PingRequest) -> PingResponse {
