@@ -3,11 +3,11 @@
 #
 # Usage: scripts/test.sh          everything
 #        scripts/test.sh STEP…    some steps, by the names printed at the end
-# Needs: the Rust toolchain with rustfmt and clippy, a C compiler, CPython 3.11 with pip.
+# Needs: the Rust toolchain with rustfmt and clippy, a C compiler, CPython 3.11 with pip; root for the step network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Two at a time: each interop test starts several processes of its own.
+# Two at a time: each of these tests starts several processes of its own.
 interop_jobs=2
 
 have_nextest() { cargo nextest --version >/dev/null 2>&1; }
@@ -29,18 +29,35 @@ step_unit() {
 
 step_python() { scripts/python-env.sh; }
 
-step_interop() {
+# One of the two test programs of interop-tests.
+run_interop() {
     cargo build --bin sepal --locked
     if have_nextest; then
-        cargo nextest run --package interop-tests --test-threads "$interop_jobs" --locked
+        cargo nextest run --package interop-tests --test "$1" --test-threads "$interop_jobs" --locked
     else
-        cargo test --package interop-tests --locked -- --test-threads "$interop_jobs"
+        cargo test --package interop-tests --test "$1" --locked -- --test-threads "$interop_jobs"
     fi
+}
+
+step_interop() { run_interop interop; }
+
+step_network() {
+    if [ "$(id -u)" != 0 ]; then
+        echo 'network: these tests make network namespaces, which only root may: sudo scripts/test.sh network' >&2
+        return 1
+    fi
+    if ! command -v ip >/dev/null || ! command -v nft >/dev/null; then
+        { apt-get update && apt-get install -y --no-install-recommends iproute2 nftables; } || {
+            echo 'network: install the programs ip and nft (packages iproute2 and nftables), then run this step again' >&2
+            return 1
+        }
+    fi
+    run_interop network
 }
 
 step_readme() { scripts/readme.sh; }
 
-steps=(format lint doc unit python interop readme)
+steps=(format lint doc unit python interop network readme)
 [ $# -gt 0 ] || set -- "${steps[@]}"
 
 summary=()

@@ -1,14 +1,19 @@
-//! A Hugging Face cache folder with the test model, as both programs find it offline by its repository name.
+//! A Hugging Face cache folder with the test model, as both programs find it offline by its repository name, and the
+//! machine on which they run.
 
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use anyhow::Context;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::place::Place;
 
 /// The repository name under which the model is found.
 pub const MODEL: &str = "sepal/tiny-llama";
@@ -22,10 +27,11 @@ pub const N_BLOCKS: u32 = 4;
 pub const HIDDEN: usize = 64;
 const VOCABULARY: usize = 256;
 
-/// A cache folder that lives as long as this value.
-#[derive(Debug)]
+/// A cache folder that lives as long as this value and those made from it, and where its programs run.
+#[derive(Clone, Debug)]
 pub struct Hub {
-    folder: TempDir,
+    folder: Arc<TempDir>,
+    place: Place,
 }
 
 impl Hub {
@@ -53,7 +59,23 @@ impl Hub {
         fs::write(snapshot.join("tokenizer.json"), tokenizer().to_string())?;
         // Else transformers thinks that the cache is one of an old version, and converts it.
         fs::write(folder.path().join("version.txt"), "1")?;
-        Ok(Self { folder })
+        Ok(Self {
+            folder: Arc::new(folder),
+            place: Place::loopback(),
+        })
+    }
+
+    /// The same for programs that run elsewhere.
+    pub fn at(&self, place: &Place) -> Self {
+        Self {
+            folder: self.folder.clone(),
+            place: place.clone(),
+        }
+    }
+
+    /// Where its programs run.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Where it is; also a place for files of a test.
@@ -61,8 +83,9 @@ impl Hub {
         self.folder.path()
     }
 
-    /// Points a program at this cache and at nothing else, in every spelling that the programs know.
-    pub fn point<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+    /// A program that sees this cache and nothing else, in every spelling that programs know.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.place.command(program.as_ref());
         for name in [
             "HF_HUB_CACHE",
             "HUGGINGFACE_HUB_CACHE",
@@ -76,7 +99,8 @@ impl Hub {
         command
             .env("HF_HUB_OFFLINE", "1")
             .env("TRANSFORMERS_OFFLINE", "1")
-            .current_dir(self.path())
+            .current_dir(self.path());
+        command
     }
 }
 

@@ -1,10 +1,12 @@
 //! Starts the built `sepal` program and real Python peers for the tests and talks to them; nothing of the product lives here.
 //!
-//! Everything runs on loopback, in process groups that end with the test, with deadlines on every wait. Nothing is skipped:
-//! a peer that cannot be started fails the test.
+//! Everything runs on loopback or in network namespaces (`network.rs`), in process groups that end with the test, with
+//! deadlines on every wait. Nothing is skipped: a peer that cannot be started fails the test.
 
 pub mod hub;
+pub mod network;
 pub mod node;
+pub mod place;
 pub mod process;
 pub mod python;
 pub mod raw;

@@ -11,8 +11,6 @@ use crate::{
     process::Process,
 };
 
-const LOOPBACK: &str = "/ip4/127.0.0.1/tcp/0";
-
 /// A node that others can dial.
 #[derive(Debug)]
 pub struct Node {
@@ -30,10 +28,8 @@ pub struct Node {
 ///
 /// If it was not built.
 pub fn sepal(hub: &Hub, arguments: &[&str]) -> anyhow::Result<Command> {
-    let mut command = Command::new(program()?);
-    hub.point(&mut command)
-        .args(arguments)
-        .env("RUST_LOG", "warn,sepal=debug");
+    let mut command = hub.command(program()?);
+    command.args(arguments).env("RUST_LOG", "warn,sepal=debug");
     Ok(command)
 }
 
@@ -59,7 +55,8 @@ impl Node {
     ///
     /// If it does not come up.
     pub fn bootstrap(hub: &Hub, initial_peers: &[&str]) -> anyhow::Result<Self> {
-        let mut arguments = vec!["bootstrap", "--listen", LOOPBACK];
+        let mut arguments = vec!["bootstrap"];
+        arguments.extend(hub.place().listen_flags());
         if !initial_peers.is_empty() {
             arguments.push("--initial-peers");
             arguments.extend(initial_peers);
@@ -82,7 +79,8 @@ impl Node {
     ///
     /// If it cannot be started.
     pub fn start_server(hub: &Hub, blocks: &str, initial_peers: &[&str], more: &[&str]) -> anyhow::Result<Process> {
-        let mut arguments = vec!["serve", hub::MODEL, "--blocks", blocks, "--listen", LOOPBACK];
+        let mut arguments = vec!["serve", hub::MODEL, "--blocks", blocks];
+        arguments.extend(hub.place().listen_flags());
         arguments.extend(["--throughput", "100", "--update-period", "5"]);
         // Petals' own spelling is the one that tests override it with.
         if !more.contains(&"--torch_dtype") {

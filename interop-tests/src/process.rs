@@ -257,11 +257,23 @@ impl Collected {
     }
 }
 
-/// Sees to it that a group is killed also if the test itself is killed and drops nothing. A shell reads the groups from a
-/// pipe; when the test is gone, whatever the reason, the pipe ends, and the shell kills them.
+/// Sees to it that a group is killed also if the test itself is killed and drops nothing.
 fn end_with_this_process(group: u32) -> anyhow::Result<()> {
-    const WATCH: &str = "while read -r group; do groups=\"$groups $group\"; done
-        for group in $groups; do kill -s KILL -- \"-$group\" 2>/dev/null; done";
+    tell_watcher(&format!("kill -s KILL -- -{group}"))
+}
+
+/// The same for a network namespace, whatever runs in it.
+///
+/// # Errors
+///
+/// If there is no shell.
+pub(crate) fn end_namespace_with_this_process(name: &str) -> anyhow::Result<()> {
+    tell_watcher(&format!("ip netns del {name}"))
+}
+
+/// A shell reads commands from a pipe; when this process is gone, whatever the reason, the pipe ends, and it runs them.
+fn tell_watcher(last_will: &str) -> anyhow::Result<()> {
+    const WATCH: &str = "while read -r line; do will=\"$will$line;\"; done; eval \"$will\" 2>/dev/null";
     static WATCHER: Mutex<Option<ChildStdin>> = Mutex::new(None);
     let mut watcher = WATCHER.lock().unwrap_or_else(PoisonError::into_inner);
     if watcher.is_none() {
@@ -271,7 +283,7 @@ fn end_with_this_process(group: u32) -> anyhow::Result<()> {
         *watcher = shell.spawn().context("cannot start a shell")?.stdin.take();
     }
     if let Some(pipe) = watcher.as_mut() {
-        writeln!(pipe, "{group}")?;
+        writeln!(pipe, "{last_will}")?;
     }
     Ok(())
 }

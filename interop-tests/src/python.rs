@@ -34,9 +34,9 @@ fn interpreter() -> anyhow::Result<PathBuf> {
 
 /// The environment's python, pointed at the test's model cache.
 fn python(hub: &Hub, arguments: &[&str]) -> anyhow::Result<Command> {
-    let mut command = Command::new(interpreter()?);
+    let mut command = hub.command(interpreter()?);
     // One thread: every peer is a process of its own already, and Petals forks, which threads do not survive.
-    hub.point(&mut command)
+    command
         .env("OMP_NUM_THREADS", "1")
         .env("HIVEMIND_COLORS", "False")
         .args(arguments);
@@ -136,12 +136,16 @@ impl PetalsNode {
     ///
     /// If it does not come up.
     pub fn bootstrap(hub: &Hub, initial_peers: &[&str]) -> anyhow::Result<Self> {
-        let mut arguments = vec!["-m", "petals.cli.run_dht", "--host_maddrs", "/ip4/127.0.0.1/tcp/0"];
+        let maddr = hub.place().host_maddr();
+        let mut arguments = vec!["-m", "petals.cli.run_dht", "--host_maddrs", &maddr];
         if !initial_peers.is_empty() {
             arguments.push("--initial_peers");
             arguments.extend(initial_peers);
         }
-        Self::addressed(Process::start("petals run_dht", &mut python(hub, &arguments)?)?)
+        Self::addressed(
+            Process::start("petals run_dht", &mut python(hub, &arguments)?)?,
+            &hub.place().ip,
+        )
     }
 
     /// A Petals server of these blocks; returns when its address is known, which is before it serves.
@@ -152,16 +156,10 @@ impl PetalsNode {
     pub fn serve(hub: &Hub, blocks: &str, initial_peers: &[&str]) -> anyhow::Result<Self> {
         let mut arguments = vec![hub::MODEL, "--block_indices", blocks, "--initial_peers"];
         arguments.extend(initial_peers);
-        arguments.extend([
-            "--host_maddrs",
-            "/ip4/127.0.0.1/tcp/0",
-            "--device",
-            "cpu",
-            "--torch_dtype",
-            "float32",
-        ]);
+        let maddr = hub.place().host_maddr();
+        arguments.extend(["--host_maddrs", &maddr, "--device", "cpu", "--torch_dtype", "float32"]);
         arguments.extend(["--throughput", "100", "--num_handlers", "1", "--update_period", "5"]);
-        Self::addressed(start(hub, "petals_server.py", &arguments)?)
+        Self::addressed(start(hub, "petals_server.py", &arguments)?, &hub.place().ip)
     }
 
     /// Waits until a server serves.
@@ -174,8 +172,8 @@ impl PetalsNode {
             .wait_for("Started", STARTUP, |said| said.err.contains("Started").then_some(()))
     }
 
-    fn addressed(mut process: Process) -> anyhow::Result<Self> {
-        let addr = process.wait_for("address", STARTUP, |said| address_in(&said.err))?;
+    fn addressed(mut process: Process, ip: &str) -> anyhow::Result<Self> {
+        let addr = process.wait_for("address", STARTUP, |said| address_in(&said.err, ip))?;
         let peer_id = addr
             .rsplit_once("/p2p/")
             .context("an address without /p2p/")?
@@ -185,14 +183,14 @@ impl PetalsNode {
     }
 }
 
-/// The first complete address on loopback in a log, of the log's own node. A server first prints the addresses it was told
+/// The first complete address with this number in a log, of the log's own node. A server first prints the addresses it was told
 /// to join through, so only the line in which it speaks of itself counts.
-fn address_in(log: &str) -> Option<String> {
+fn address_in(log: &str, ip: &str) -> Option<String> {
     let complete = &log[..log.rfind('\n')? + 1];
     let own = complete
         .lines()
         .find(|line| line.contains("Running a server on") || line.contains("--initial_peers"))?;
-    let start = own.find("/ip4/127.0.0.1/")?;
+    let start = own.find(&format!("/ip4/{ip}/"))?;
     let addr = own[start..]
         .split(|c: char| !(c.is_ascii_alphanumeric() || "/.".contains(c)))
         .next()?;

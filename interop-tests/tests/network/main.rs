@@ -1,0 +1,4 @@
+//! Nodes in networks as people have them, made of namespaces of this machine: one program, because it links quicker.
+
+#[cfg(test)]
+mod lines;
