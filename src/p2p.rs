@@ -33,6 +33,7 @@ mod error;
 mod identity;
 mod kad_server;
 mod muxer;
+mod reachability;
 mod router;
 mod rpc;
 mod seek;
@@ -47,6 +48,7 @@ use actor::Command;
 pub use addr::peer_of as peer_id_of;
 pub use error::{BindError, CallError, DialError, HandlerError, OpenError, StreamError};
 pub use identity::{Identity, IdentityError};
+pub use reachability::{Evidence, Reachability, Source, Standing, Verdict};
 pub use router::{Handler, HandlerLimits, Router};
 use rpc::{Name, OpenFailure};
 pub use stream::{StreamReceiver, StreamSender};
@@ -76,12 +78,16 @@ pub struct Config {
     pub client_mode: bool,
     /// Peers to stay connected to, and to ask for addresses of others: the bootstrap nodes. Each ends in `/p2p/PEER-ID`.
     pub known_peers: Vec<Multiaddr>,
+    /// Relays: to be one, to use some.
+    pub relay: RelayConfig,
+    /// Whether to ask peers if this node can be dialed, and to answer when they ask (AutoNAT v1 and v2).
+    pub autonat: bool,
     /// Bounds on connections.
     pub limits: Limits,
 }
 
 impl Default for Config {
-    /// A fresh identity on any free port of the loopback interface.
+    /// A fresh identity on any free port of the loopback interface, which asks nobody how it is reached.
     fn default() -> Self {
         let loopback = Multiaddr::empty()
             .with(libp2p::core::multiaddr::Protocol::Ip4(std::net::Ipv4Addr::LOCALHOST))
@@ -92,7 +98,34 @@ impl Default for Config {
             identity: Identity::ephemeral(),
             client_mode: false,
             known_peers: Vec::new(),
+            relay: RelayConfig::default(),
+            autonat: false,
             limits: Limits::default(),
+        }
+    }
+}
+
+/// What this node does with relays (circuit relay v2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// Be a relay for others, as long as this node can be dialed itself.
+    pub serve: bool,
+    /// Hold reservations at relays, as long as this node cannot be dialed.
+    pub auto: bool,
+    /// Relays to prefer over those that are met. Each ends in `/p2p/PEER-ID`.
+    pub trusted: Vec<Multiaddr>,
+    /// Reach others through relays. Only a node that tests whether others can be dialed does not.
+    pub dial: bool,
+}
+
+impl Default for RelayConfig {
+    /// Reaches others through relays, and nothing else.
+    fn default() -> Self {
+        Self {
+            serve: false,
+            auto: false,
+            trusted: Vec::new(),
+            dial: true,
         }
     }
 }
@@ -133,6 +166,7 @@ pub struct P2p {
     registry: Arc<router::Registry>,
     addrs: watch::Receiver<Vec<Multiaddr>>,
     connected: watch::Receiver<BTreeSet<PeerId>>,
+    reachability: watch::Receiver<Reachability>,
 }
 
 impl P2p {
@@ -149,6 +183,7 @@ impl P2p {
         let peer_id = config.identity.peer_id();
         let (addrs_out, addrs) = watch::channel(Vec::new());
         let (connected_out, connected) = watch::channel(BTreeSet::new());
+        let (reachability_out, reachability) = watch::channel(Reachability::default());
         if !config.client_mode {
             registry.add(vec![actor::kad_handler(commands.downgrade())], tasks);
         }
@@ -158,6 +193,7 @@ impl P2p {
             actor::Outputs {
                 addrs: addrs_out,
                 connected: connected_out,
+                reachability: reachability_out,
             },
         );
         actor.listen().await?;
@@ -168,6 +204,7 @@ impl P2p {
             registry,
             addrs,
             connected,
+            reachability,
         })
     }
 
@@ -184,6 +221,17 @@ impl P2p {
     /// Everyone there is a connection to.
     pub fn connected_peers(&self) -> Vec<PeerId> {
         self.connected.borrow().iter().copied().collect()
+    }
+
+    /// Whether strangers can dial this node, how that is known, and at which relays it can be reached if they cannot.
+    pub fn reachability(&self) -> watch::Receiver<Reachability> {
+        self.reachability.clone()
+    }
+
+    /// Reports the verdict of Petals' `rpc_check`: whether peers that were asked to dial this node got through.
+    pub async fn judge(&self, verdict: Verdict) {
+        // A node that is stopping needs no verdict.
+        let _ = self.command(Command::Judge(verdict)).await;
     }
 
     /// Connects to the peer at `addr`, which ends in `/p2p/PEER-ID`. Returns at once if it is connected already.

@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 mod addresses;
 mod finding;
+mod reaching;
 
 use super::{
     Config, addr,
@@ -26,6 +27,7 @@ use super::{
     book::Book,
     error::{BindError, DialError},
     kad_server::{self, Found},
+    reachability::{Judge, Reachability, Verdict},
     router::{Handler, HandlerLimits},
     rpc::OpenRequest,
     seek::{Seek, Stage},
@@ -66,6 +68,8 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Vec<Found>>,
     },
     NamesChanged,
+    /// What `rpc_check` found.
+    Judge(Verdict),
 }
 
 /// What the actor shows to the handles.
@@ -73,6 +77,7 @@ pub(crate) enum Command {
 pub(crate) struct Outputs {
     pub(crate) addrs: watch::Sender<Vec<Multiaddr>>,
     pub(crate) connected: watch::Sender<BTreeSet<PeerId>>,
+    pub(crate) reachability: watch::Sender<Reachability>,
 }
 
 /// The handler of inbound kad streams: it asks the actor.
@@ -100,6 +105,7 @@ pub(crate) struct Actor {
     config: Config,
     outputs: Outputs,
     book: Book,
+    judge: Judge,
     listened: Vec<Multiaddr>,
     /// Peers that calls wait for.
     seeks: HashMap<PeerId, Seek>,
@@ -116,6 +122,7 @@ impl Actor {
             config,
             outputs,
             book: Book::default(),
+            judge: Judge::default(),
             listened: Vec::new(),
             seeks: HashMap::new(),
             lookups: HashMap::new(),
@@ -200,6 +207,7 @@ impl Actor {
             Command::Closest { target, from, reply } => {
                 let _ = reply.send(self.closest(target, from));
             }
+            Command::Judge(verdict) => self.on_check(verdict),
             Command::NamesChanged => self.swarm.behaviour().rpc.names_changed(),
         }
     }
