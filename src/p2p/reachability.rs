@@ -199,7 +199,8 @@ impl Judge {
 
     /// An address that evidence speaks for is ours although nothing listens there: the other side of a router.
     pub(crate) fn confirm(&mut self, addr: Multiaddr) -> Vec<Effect> {
-        if self.standing == Standing::Private || self.confirmed.contains(&addr) || self.confirmed.len() >= MAX_CONFIRMED {
+        if self.standing == Standing::Private || self.confirmed.contains(&addr) || self.confirmed.len() >= MAX_CONFIRMED
+        {
             return Vec::new();
         }
         self.confirmed.push(addr.clone());
@@ -399,9 +400,7 @@ mod tests {
         let v4 = addr("/ip4/8.8.8.8/tcp/1");
         let mut about = |verdict, addr: &Multiaddr| {
             bench.now += Duration::from_secs(1);
-            let evidence = Evidence::new(AutoNat2, verdict, bench.now)
-                .by(peer)
-                .about(addr.clone());
+            let evidence = Evidence::new(AutoNat2, verdict, bench.now).by(peer).about(addr.clone());
             bench.judge.hear(evidence, bench.now)
         };
         about(Dialable, &v4);
@@ -409,14 +408,21 @@ mod tests {
             assert_eq!(about(NotDialable, &addr(&format!("/ip6/2a00::1/tcp/{port}"))), []);
         }
         assert_eq!(about(Dialable, &v4), [Effect::Moved(Standing::Public)]);
-        assert_eq!(about(NotDialable, &v4), [Effect::Moved(Standing::Private)], "now none can");
+        assert_eq!(
+            about(NotDialable, &v4),
+            [Effect::Moved(Standing::Private)],
+            "now none can"
+        );
     }
 
     #[test]
     fn confirmed_addresses_are_announced_once_and_withdrawn_when_the_node_is_private() {
         let mut bench = Bench::new();
         let outside = addr("/ip4/8.8.8.8/tcp/1");
-        assert_eq!(bench.judge.confirm(outside.clone()), [Effect::Announce(outside.clone())]);
+        assert_eq!(
+            bench.judge.confirm(outside.clone()),
+            [Effect::Announce(outside.clone())]
+        );
         assert_eq!(bench.judge.confirm(outside.clone()), []);
         assert_eq!(
             bench.check(NotDialable),
@@ -445,10 +451,7 @@ mod tests {
         bench.judge.network_changed();
         assert_eq!(bench.judge.standing(), Standing::Public);
         bench.someone(AutoNat1, NotDialable);
-        assert_eq!(
-            bench.someone(AutoNat1, NotDialable),
-            [Effect::Moved(Standing::Private)]
-        );
+        assert_eq!(bench.someone(AutoNat1, NotDialable), [Effect::Moved(Standing::Private)]);
     }
 
     #[test]
