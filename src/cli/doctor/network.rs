@@ -55,7 +55,7 @@ pub(super) async fn examine(listen: &ListenArgs, initial_peers: &[Multiaddr], re
 }
 
 fn ports(node: &Node) -> Finding {
-    let addrs: Vec<String> = node.p2p.addrs().iter().map(|addr| without_peer(addr)).collect();
+    let addrs: Vec<String> = node.p2p.addrs().iter().map(without_peer).collect();
     Finding::fine("ports", format!("can listen; others would be told {}", addrs.join(" ")))
 }
 
