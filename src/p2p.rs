@@ -30,6 +30,7 @@ mod bare_names;
 mod behaviour;
 mod book;
 mod error;
+mod guard;
 mod identity;
 mod kad_server;
 mod muxer;
@@ -42,6 +43,7 @@ mod stream;
 mod tests;
 mod transport;
 mod unary;
+mod usage;
 mod wire;
 
 use actor::Command;
@@ -130,7 +132,7 @@ impl Default for RelayConfig {
     }
 }
 
-/// Bounds on connections. Over a bound, new ones are refused; old ones stay.
+/// Bounds on connections. Over a bound, new ones are refused; above the high-water mark old ones are closed (`guard.rs`).
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections in all, both directions.
@@ -143,6 +145,12 @@ pub struct Limits {
     pub pending_outgoing: u32,
     /// Streams of one connection, and of these negotiations under way.
     pub streams_per_connection: usize,
+    /// With more connected peers than this, the quietest are disconnected …
+    pub high_water: usize,
+    /// … until this many are left.
+    pub low_water: usize,
+    /// How long a peer may stay that shows no sign of belonging to a Hivemind swarm: the time to make its first call.
+    pub stranger_grace: Duration,
 }
 
 impl Default for Limits {
@@ -154,6 +162,9 @@ impl Default for Limits {
             pending_incoming: 256,
             pending_outgoing: 256,
             streams_per_connection: 4096,
+            high_water: 1024,
+            low_water: 768,
+            stranger_grace: Duration::from_secs(10),
         }
     }
 }
@@ -195,6 +206,7 @@ impl P2p {
                 connected: connected_out,
                 reachability: reachability_out,
             },
+            registry.usage().clone(),
         );
         actor.listen().await?;
         tasks.spawn("p2p", actor.run(inbox, tasks.token()));
@@ -271,6 +283,7 @@ impl P2p {
         timeout: Duration,
     ) -> Result<Bytes, CallError> {
         unary::check_size(request.len())?;
+        let _in_use = self.registry.usage().enter(peer);
         let call = async {
             let stream = self.open(peer, name).await.map_err(CallError::Open)?;
             unary::call(stream, peer, name, request).await
@@ -292,10 +305,11 @@ impl P2p {
         name: &str,
         timeout: Duration,
     ) -> Result<(StreamSender, StreamReceiver), OpenError> {
+        let in_use = self.registry.usage().enter(peer);
         let stream = tokio::time::timeout(timeout, self.open(peer, name))
             .await
             .unwrap_or(Err(OpenError::Timeout { after: timeout }))?;
-        Ok(stream::caller(stream, MAX_STREAM_MESSAGE))
+        Ok(stream::caller(stream, MAX_STREAM_MESSAGE, in_use))
     }
 
     /// A stream on which anything can be said, for tests of what peers do with it.

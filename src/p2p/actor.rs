@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,18 +21,21 @@ use tracing::{debug, warn};
 mod addresses;
 mod finding;
 mod reaching;
+mod visitors;
 
 use super::{
     Config, addr,
     behaviour::{Behaviour, BehaviourEvent, is_swarm_member},
     book::Book,
     error::{BindError, DialError},
+    guard::Guard,
     kad_server::{self, Found},
     reachability::{Judge, Reachability, Verdict},
     router::{Handler, HandlerLimits},
     rpc::OpenRequest,
     seek::{Seek, Stage},
     short_id, transport,
+    usage::Usage,
 };
 
 /// How long a listener may take to report its address.
@@ -39,6 +43,9 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often stale addresses are forgotten and lost bootstrap connections are made again.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+/// How often is looked at who may stay connected.
+const REVIEW: Duration = Duration::from_secs(1);
 
 /// With fewer connections than this, configured peers are dialed again; the number is Hivemind's daemon's.
 const MIN_CONNECTIONS: usize = 4;
@@ -106,6 +113,8 @@ pub(crate) struct Actor {
     outputs: Outputs,
     book: Book,
     judge: Judge,
+    guard: Guard,
+    usage: Arc<Usage>,
     listened: Vec<Multiaddr>,
     /// Peers that calls wait for.
     seeks: HashMap<PeerId, Seek>,
@@ -116,8 +125,10 @@ pub(crate) struct Actor {
 }
 
 impl Actor {
-    pub(crate) fn new(swarm: Swarm<Behaviour>, config: Config, outputs: Outputs) -> Self {
+    pub(crate) fn new(swarm: Swarm<Behaviour>, config: Config, outputs: Outputs, usage: Arc<Usage>) -> Self {
         Self {
+            guard: Guard::new(config.limits),
+            usage,
             swarm,
             config,
             outputs,
@@ -189,6 +200,8 @@ impl Actor {
     pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Command>, stop: CancellationToken) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut review = tokio::time::interval(REVIEW);
+        review.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
@@ -196,6 +209,7 @@ impl Actor {
                 Some(command) = inbox.recv() => self.on_command(command),
                 event = self.swarm.select_next_some() => self.on_event(event),
                 _ = housekeeping.tick() => self.keep_house(),
+                _ = review.tick() => self.review_visitors(),
             }
         }
     }
@@ -233,6 +247,7 @@ impl Actor {
                 let (remote, dialed) = (endpoint.get_remote_address(), endpoint.is_dialer());
                 debug!(peer = %short_id(&peer_id), %remote, dialed, "connected");
                 self.book.connected(peer_id, connection_id, &endpoint, Instant::now());
+                self.guard.connected(peer_id, Instant::now());
                 self.outputs.connected.send_if_modified(|all| all.insert(peer_id));
                 self.on_connected(peer_id);
             }
@@ -246,6 +261,8 @@ impl Actor {
                 debug!(peer = %short_id(&peer_id), ?cause, remaining = num_established, "disconnected");
                 self.book.disconnected(peer_id, connection_id, Instant::now());
                 if num_established == 0 {
+                    self.guard.disconnected(&peer_id);
+                    self.usage.forget(&peer_id);
                     self.outputs.connected.send_if_modified(|all| all.remove(&peer_id));
                 }
             }
@@ -284,10 +301,16 @@ impl Actor {
 
     /// What a peer says of itself decides whether others are told of it, and where it is dialed next time.
     fn on_identified(&mut self, peer: PeerId, info: &identify::Info) {
-        let addrs = self.book.announced(peer, &info.listen_addrs, Instant::now());
+        let belongs = is_swarm_member(info) || self.book.is_configured(&peer);
+        self.guard.identified(&peer, belongs);
+        let addrs = if belongs {
+            self.book.announced(peer, &info.listen_addrs, Instant::now())
+        } else {
+            Vec::new()
+        };
         let serves_kad = info.protocols.iter().any(|name| name.as_ref() == kad_server::NAME);
         let kad = &mut self.swarm.behaviour_mut().kad;
-        if serves_kad && (is_swarm_member(info) || self.book.is_configured(&peer)) {
+        if serves_kad && belongs {
             for addr in addrs {
                 kad.add_address(&peer, addr);
             }
@@ -298,6 +321,7 @@ impl Actor {
 
     fn keep_house(&mut self) {
         self.book.prune(Instant::now());
+        self.usage.retain(|peer| self.book.is_connected(peer));
         if self.outputs.connected.borrow().len() < MIN_CONNECTIONS {
             for peer in self.book.missing() {
                 self.seeks.entry(peer).or_insert_with(Seek::new);

@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use libp2p::{
-    StreamProtocol, Swarm,
+    StreamProtocol, Swarm, allow_block_list,
     connection_limits::{self, ConnectionLimits},
     core::upgrade::Version,
     identify, kad, ping, relay,
@@ -38,6 +38,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 #[behaviour(prelude = "libp2p::swarm::derive_prelude")]
 pub(crate) struct Behaviour {
     pub(crate) limits: connection_limits::Behaviour,
+    /// Who is kept out for now, see `guard.rs`.
+    pub(crate) barred: allow_block_list::Behaviour<allow_block_list::BlockedPeers>,
     pub(crate) rpc: rpc::Behaviour,
     pub(crate) identify: identify::Behaviour,
     pub(crate) ping: ping::Behaviour,
@@ -87,6 +89,7 @@ fn behaviour(
                 .with_max_established(Some(limits.connections))
                 .with_max_established_per_peer(Some(limits.connections_per_peer)),
         ),
+        barred: allow_block_list::Behaviour::default(),
         rpc: rpc::Behaviour::new(registry),
         // Without a signed record: Go nodes check it under another domain, and log an error for each of ours.
         identify: identify::Behaviour::new(

@@ -125,6 +125,15 @@ impl Book {
         missing.map(|(peer, _)| *peer).collect()
     }
 
+    /// Forgets the addresses of a peer, unless they are configured.
+    pub(crate) fn forget(&mut self, peer: &PeerId) {
+        if let Some(known) = self.peers.get_mut(peer)
+            && !known.configured
+        {
+            known.addrs.clear();
+        }
+    }
+
     /// Forgets what is stale.
     pub(crate) fn prune(&mut self, now: Instant) {
         self.peers.retain(|_, known| is_fresh(known, now));

@@ -23,6 +23,7 @@ use super::{
     short_id,
     stream::{self, StreamReceiver, StreamSender},
     unary,
+    usage::{InUse, Usage},
 };
 use crate::task::Tasks;
 
@@ -189,6 +190,7 @@ struct Service {
 #[derive(Default)]
 pub(crate) struct Registry {
     table: RwLock<Table>,
+    usage: Arc<Usage>,
 }
 
 #[derive(Default)]
@@ -230,6 +232,11 @@ impl Registry {
         table.names = table.services.keys().cloned().collect();
     }
 
+    /// The calls that run.
+    pub(crate) fn usage(&self) -> &Arc<Usage> {
+        &self.usage
+    }
+
     /// The names that are accepted.
     pub(crate) fn names(&self) -> Arc<[Name]> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).names.clone()
@@ -243,18 +250,20 @@ impl Registry {
         };
         // A name that was taken back between negotiation and now: dropping the stream resets it.
         let Some(service) = service else { return };
-        service.accept(peer, stream);
+        // libp2p's own protocols are spoken by anyone: only calls make a peer one of ours.
+        let in_use = (!matches!(service.kind, Kind::Raw(_))).then(|| self.usage.enter(peer));
+        service.accept(peer, stream, in_use);
     }
 }
 
 impl Service {
-    fn accept(self: Arc<Self>, peer: PeerId, stream: Stream) {
+    fn accept(self: Arc<Self>, peer: PeerId, stream: Stream, in_use: Option<InUse>) {
         let span = debug_span!("call", name = self.name.wire(), peer = %short_id(&peer));
         let tasks = self.tasks.clone();
         if let Ok(permit) = self.permits.clone().try_acquire_owned() {
             let call = async move {
                 self.run(peer, stream).await;
-                drop(permit);
+                drop((permit, in_use));
             };
             tasks.spawn_until_stopped("call", call.instrument(span));
         } else if let Ok(permit) = self.refusals.clone().try_acquire_owned() {

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     error::{HandlerError, StreamError, is_refused_name},
+    usage::InUse,
     wire::{self, Input, Output},
 };
 
@@ -40,6 +41,8 @@ pub struct StreamSender {
     ended: bool,
     /// Where a handler's output goes when the handler drops its sender: the router says goodbye in its name.
     home: Option<oneshot::Sender<Output>>,
+    /// Marks the peer as one that is being called, as long as this exists.
+    _in_use: Option<InUse>,
 }
 
 impl StreamSender {
@@ -217,13 +220,14 @@ fn io_error(error: std::io::Error) -> StreamError {
 }
 
 /// The caller's ends of a fresh stream.
-pub(crate) fn caller(stream: Stream, max_message: usize) -> (StreamSender, StreamReceiver) {
+pub(crate) fn caller(stream: Stream, max_message: usize, in_use: InUse) -> (StreamSender, StreamReceiver) {
     let (input, output) = wire::split(stream);
     let sender = StreamSender {
         output: Some(output),
         max_message,
         ended: false,
         home: None,
+        _in_use: Some(in_use),
     };
     let source = Source::Wire {
         records: Records::new(input, max_message),
@@ -258,6 +262,7 @@ where
         max_message,
         ended: false,
         home: Some(home),
+        _in_use: None,
     };
     let mut records = Records::new(input, max_message);
     let ended = {

@@ -7,6 +7,7 @@ use crate::task::Tasks;
 
 mod calls;
 mod finding;
+mod foreign;
 mod malformed;
 mod streams;
 

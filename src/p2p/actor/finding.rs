@@ -32,6 +32,7 @@ impl Actor {
             let _ = reply.send(Err(DialError::Ourselves));
             return;
         }
+        self.readmit_wanted(peer);
         if self.book.is_connected(&peer) {
             let _ = reply.send(Ok(()));
             return;
@@ -63,6 +64,7 @@ impl Actor {
                 let _ = request.reply.send(Err(OpenFailure::Busy));
             }
             Err(Refused::NotConnected(request)) => {
+                self.readmit_wanted(peer);
                 if self.seeks.len() >= MAX_SEEKS && !self.seeks.contains_key(&peer) {
                     let _ = request.reply.send(Err(OpenFailure::Busy));
                     return;
