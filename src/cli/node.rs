@@ -1,6 +1,7 @@
 //! What every node needs before it is a server or a client: a host, a DHT, and the way into a swarm.
 
 use std::{
+    net::{Ipv6Addr, UdpSocket},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -31,10 +32,11 @@ const CLIENT_WORKERS: usize = 32;
 /// Flags of nodes that others can dial.
 #[derive(Debug, ClapArgs)]
 pub(super) struct ListenArgs {
-    /// Addresses to listen on [default: /ip4/0.0.0.0/tcp/PORT /ip6/::/tcp/PORT].
+    /// Addresses to listen on [default: TCP and QUIC on PORT, IPv4 and IPv6: /ip4/0.0.0.0/tcp/PORT /ip6/::/tcp/PORT
+    /// /ip4/0.0.0.0/udp/PORT/quic-v1 /ip6/::/udp/PORT/quic-v1].
     #[arg(long, value_name = "ADDR", num_args = 1.., alias = "host_maddrs", alias = "host-maddrs")]
     listen: Vec<Multiaddr>,
-    /// TCP port to listen on when --listen is not given; 0 takes any free one.
+    /// TCP and UDP port to listen on when --listen is not given; 0 takes any free one.
     #[arg(long, default_value_t = 0, conflicts_with = "listen")]
     port: u16,
     /// Addresses to tell others instead of those we listen on.
@@ -63,20 +65,36 @@ impl ListenArgs {
         if !self.listen.is_empty() {
             return Ok(self.listen.clone());
         }
-        let port = self.port;
-        Ok(vec![
-            format!("/ip4/0.0.0.0/tcp/{port}").parse()?,
-            format!("/ip6/::/tcp/{port}").parse()?,
-        ])
+        let mut ips = vec!["/ip4/0.0.0.0"];
+        if has_ipv6() {
+            ips.push("/ip6/::");
+        }
+        on_every(&ips, self.port)
     }
 
     fn announce(&self) -> anyhow::Result<Vec<Multiaddr>> {
         match self.public_ip {
             Some(_) if self.port == 0 => bail!("--public-ip needs --port, the port that others reach"),
-            Some(ip) => Ok(vec![format!("/ip4/{ip}/tcp/{}", self.port).parse()?]),
+            Some(ip) => on_every(&[&format!("/ip4/{ip}")], self.port),
             None => Ok(self.announce_addrs.clone()),
         }
     }
+}
+
+/// TCP first: it is what every peer can dial, and the first address is the one in the join line.
+fn on_every(ips: &[&str], port: u16) -> anyhow::Result<Vec<Multiaddr>> {
+    let mut addrs = Vec::new();
+    for carrier in [format!("tcp/{port}"), format!("udp/{port}/quic-v1")] {
+        for ip in ips {
+            addrs.push(format!("{ip}/{carrier}").parse()?);
+        }
+    }
+    Ok(addrs)
+}
+
+/// Whether this machine speaks IPv6 at all; many containers do not, and cannot listen on it.
+fn has_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok()
 }
 
 /// A host and a DHT that run until `tasks` are shut down.
@@ -237,4 +255,27 @@ async fn refuse_taken_identity(identity: &Identity, initial_peers: &[Multiaddr])
         bail!("identity {own} is in use by a running node of this swarm: stop it, or give --identity another file");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tcp_and_quic_share_the_port_and_tcp_comes_first() {
+        let addrs: Vec<String> = on_every(&["/ip4/203.0.113.5", "/ip6/::"], 31330)
+            .unwrap()
+            .iter()
+            .map(Multiaddr::to_string)
+            .collect();
+        assert_eq!(
+            addrs,
+            [
+                "/ip4/203.0.113.5/tcp/31330",
+                "/ip6/::/tcp/31330",
+                "/ip4/203.0.113.5/udp/31330/quic-v1",
+                "/ip6/::/udp/31330/quic-v1"
+            ]
+        );
+    }
 }

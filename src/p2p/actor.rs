@@ -2,14 +2,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    io,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{FutureExt, StreamExt};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, TransportError, identify,
+    Multiaddr, PeerId, Swarm, identify,
     kad::{self, QueryId},
     ping,
     swarm::{ConnectionId, SwarmEvent},
@@ -20,26 +19,24 @@ use tracing::{debug, warn};
 
 mod addresses;
 mod finding;
+mod listening;
 mod reaching;
 mod visitors;
 
 use super::{
-    Config, addr,
+    Config,
     behaviour::{Behaviour, BehaviourEvent, is_swarm_member},
     book::Book,
-    error::{BindError, DialError},
+    error::DialError,
     guard::Guard,
     kad_server::{self, Found},
     reachability::{Judge, Reachability, Verdict},
     router::{Handler, HandlerLimits},
     rpc::OpenRequest,
     seek::{Seek, Stage},
-    short_id, transport,
+    short_id,
     usage::Usage,
 };
-
-/// How long a listener may take to report its address.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often stale addresses are forgotten and lost bootstrap connections are made again.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
@@ -139,61 +136,6 @@ impl Actor {
             lookups: HashMap::new(),
             connects: HashMap::new(),
         }
-    }
-
-    /// Opens all listeners and waits until their addresses are known.
-    pub(crate) async fn listen(&mut self) -> Result<(), BindError> {
-        for known in self.config.known_peers.clone() {
-            let peer = addr::peer_of(&known).ok_or_else(|| BindError::KnownPeer { addr: known.clone() })?;
-            self.book.configure(peer, &known, Instant::now());
-        }
-        for addr in &self.config.listen {
-            transport::probe_port(addr).map_err(|source| BindError::Listen {
-                addr: addr.clone(),
-                source,
-            })?;
-        }
-        let mut waiting = HashMap::new();
-        for addr in self.config.listen.clone() {
-            let id = self
-                .swarm
-                .listen_on(addr.clone())
-                .map_err(|error| listen_error(&addr, error))?;
-            waiting.insert(id, addr);
-        }
-        let deadline = tokio::time::Instant::now() + LISTEN_TIMEOUT;
-        while let Some(addr) = waiting.values().next().cloned() {
-            let Ok(event) = tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await else {
-                return Err(BindError::Timeout {
-                    addr,
-                    waited: LISTEN_TIMEOUT,
-                });
-            };
-            match event {
-                SwarmEvent::NewListenAddr { listener_id, .. } => {
-                    waiting.remove(&listener_id);
-                    self.on_event(event);
-                }
-                SwarmEvent::ListenerClosed {
-                    listener_id,
-                    reason: Err(source),
-                    ..
-                }
-                | SwarmEvent::ListenerError {
-                    listener_id,
-                    error: source,
-                } => {
-                    let addr = waiting.remove(&listener_id).unwrap_or(addr);
-                    return Err(BindError::Listen { addr, source });
-                }
-                event => self.on_event(event),
-            }
-        }
-        // A wildcard listener reports one address per interface; those known by now are in the queue.
-        while let Some(Some(event)) = self.swarm.next().now_or_never() {
-            self.on_event(event);
-        }
-        Ok(())
     }
 
     /// Runs until `stop`.
@@ -328,16 +270,5 @@ impl Actor {
                 self.begin(peer);
             }
         }
-    }
-}
-
-fn listen_error(addr: &Multiaddr, error: TransportError<io::Error>) -> BindError {
-    let source = match error {
-        TransportError::Other(source) => source,
-        TransportError::MultiaddrNotSupported(_) => io::ErrorKind::Unsupported.into(),
-    };
-    BindError::Listen {
-        addr: addr.clone(),
-        source,
     }
 }

@@ -17,8 +17,17 @@ pub(crate) enum Reach {
     Loopback,
 }
 
-/// How far `addr` reaches, or `None` for an address that no TCP connection can be made to: other transports,
-/// wildcards, link-local IPv6, port 0.
+/// What carries a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Carrier {
+    /// `/tcp/PORT`
+    Tcp,
+    /// `/udp/PORT/quic-v1`
+    Quic,
+}
+
+/// How far `addr` reaches, or `None` for an address that this node cannot dial: other transports, wildcards, link-local
+/// IPv6, port 0.
 pub(crate) fn reach(addr: &Multiaddr) -> Option<Reach> {
     let mut parts = addr.iter();
     let direct = match parts.next()? {
@@ -28,10 +37,7 @@ pub(crate) fn reach(addr: &Multiaddr) -> Option<Reach> {
         Protocol::Dnsaddr(_) => return Some(Reach::Public),
         _ => return None,
     };
-    match parts.next()? {
-        Protocol::Tcp(port) if port != 0 => {}
-        _ => return None,
-    }
+    carrier(&mut parts).filter(|(_, port)| *port != 0)?;
     let rest: Vec<_> = parts.collect();
     match rest.as_slice() {
         [] | [Protocol::P2p(_)] => Some(direct),
@@ -39,6 +45,39 @@ pub(crate) fn reach(addr: &Multiaddr) -> Option<Reach> {
             Some(Reach::Relayed)
         }
         _ => None,
+    }
+}
+
+/// Takes the carrier and its port from the front of `parts`.
+fn carrier<'a>(parts: &mut impl Iterator<Item = Protocol<'a>>) -> Option<(Carrier, u16)> {
+    match parts.next()? {
+        Protocol::Tcp(port) => Some((Carrier::Tcp, port)),
+        Protocol::Udp(port) => (parts.next()? == Protocol::QuicV1).then_some((Carrier::Quic, port)),
+        _ => None,
+    }
+}
+
+/// The parts of an address of a network interface; `None` for names, circuits and transports that this node has not.
+pub(crate) fn socket(addr: &Multiaddr) -> Option<(Carrier, IpAddr, u16)> {
+    let mut parts = addr.iter();
+    let ip: IpAddr = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    let (carrier, port) = carrier(&mut parts)?;
+    match parts.next() {
+        None | Some(Protocol::P2p(_)) => parts.next().is_none().then_some((carrier, ip, port)),
+        Some(_) => None,
+    }
+}
+
+/// The address at which `carrier` is listened on or dialed.
+pub(crate) fn of_socket(carrier: Carrier, ip: IpAddr, port: u16) -> Multiaddr {
+    let addr = Multiaddr::from(ip);
+    match carrier {
+        Carrier::Tcp => addr.with(Protocol::Tcp(port)),
+        Carrier::Quic => addr.with(Protocol::Udp(port)).with(Protocol::QuicV1),
     }
 }
 
@@ -150,13 +189,38 @@ mod tests {
             ("/dns/bootstrap1.petals.dev/tcp/31337", Some(Reach::Public)),
             ("/ip4/0.0.0.0/tcp/4000", None),
             ("/ip4/8.8.8.8/tcp/0", None),
-            ("/ip4/8.8.8.8/udp/4000/quic-v1", None),
+            ("/ip4/8.8.8.8/udp/4000/quic-v1", Some(Reach::Public)),
+            ("/ip6/::1/udp/4000/quic-v1", Some(Reach::Loopback)),
+            ("/dns4/bootstrap1.petals.dev/udp/31337/quic-v1", Some(Reach::Public)),
+            ("/ip4/8.8.8.8/udp/0/quic-v1", None),
+            ("/ip4/8.8.8.8/udp/4000", None),
+            ("/ip4/8.8.8.8/udp/4000/quic", None),
+            ("/ip4/8.8.8.8/udp/4000/quic-v1/webtransport", None),
             ("/ip4/8.8.8.8/tcp/4000/ws", None),
         ] {
             assert_eq!(reach(&addr(text)), expected, "{text}");
         }
-        let relayed = addr(&format!("/ip4/127.0.0.1/tcp/1/p2p/{RELAY}/p2p-circuit/p2p/{PEER}"));
-        assert_eq!(reach(&relayed), Some(Reach::Relayed));
+        for carrier in ["tcp/1", "udp/1/quic-v1"] {
+            let relayed = addr(&format!("/ip4/127.0.0.1/{carrier}/p2p/{RELAY}/p2p-circuit/p2p/{PEER}"));
+            assert_eq!(reach(&relayed), Some(Reach::Relayed));
+        }
+    }
+
+    #[test]
+    fn an_address_of_an_interface_is_taken_apart_and_put_together() {
+        for text in ["/ip4/10.0.0.1/tcp/4000", "/ip6/::/udp/0/quic-v1"] {
+            let (carrier, ip, port) = socket(&addr(text)).unwrap();
+            assert_eq!(of_socket(carrier, ip, port), addr(text));
+        }
+        let with_peer = addr(&format!("/ip4/10.0.0.1/tcp/4000/p2p/{PEER}"));
+        assert_eq!(socket(&with_peer), socket(&addr("/ip4/10.0.0.1/tcp/4000")));
+        for other in [
+            "/dns4/example.org/tcp/1",
+            "/ip4/10.0.0.1/tcp/1/ws",
+            &format!("/ip4/10.0.0.1/tcp/1/p2p/{RELAY}/p2p-circuit"),
+        ] {
+            assert_eq!(socket(&addr(other)), None, "{other}");
+        }
     }
 
     #[test]

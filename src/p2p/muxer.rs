@@ -1,6 +1,7 @@
 //! Puts the name rewriter around every substream of a connection, whatever multiplexer is underneath.
 //!
-//! It is installed as the multiplexer upgrade, so that nothing above it (swarm, identify, kad) knows of it.
+//! It is installed as the multiplexer upgrade ([`BareNames`]), or around a connection that brings its own multiplexer
+//! (QUIC's, [`Muxer`]), so that nothing above it (swarm, identify, kad) knows of it.
 
 use std::{
     io,
@@ -62,7 +63,7 @@ impl<C, U: OutboundConnectionUpgrade<C>> OutboundConnectionUpgrade<C> for BareNa
 
 /// A multiplexed connection whose substreams are wrapped.
 #[derive(Debug)]
-pub(crate) struct Muxer<M>(M);
+pub(crate) struct Muxer<M>(pub(crate) M);
 
 impl<M> StreamMuxer for Muxer<M>
 where

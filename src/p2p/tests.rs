@@ -1,4 +1,4 @@
-//! In-process tests: hosts that talk to each other over real TCP on loopback.
+//! In-process tests: hosts that talk to each other over real sockets on loopback.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ mod finding;
 mod foreign;
 mod malformed;
 mod streams;
+mod transports;
 
 /// A limit that is only reached when something is broken.
 const LONG: Duration = Duration::from_secs(30);

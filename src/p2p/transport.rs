@@ -1,41 +1,41 @@
-//! How bytes travel: TCP (IPv4, IPv6, names) or a relay's circuit, then noise, then yamux with our name rewriter.
+//! How bytes travel: TCP or a relay's circuit, then noise, then yamux; or QUIC, which is all of that in one. IPv4, IPv6,
+//! and names. Our name rewriter is around every multiplexer.
 
 use std::{
     io,
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, TcpListener, UdpSocket},
     time::Duration,
 };
 
+use futures::{AsyncRead, AsyncWrite};
 use libp2p::{
-    Multiaddr, PeerId, Transport,
-    core::{multiaddr::Protocol, muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
+    PeerId, Transport,
+    core::{muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
     dns,
     identity::Keypair,
-    noise, relay, tcp, yamux,
+    noise, quic, relay, tcp, yamux,
 };
 
-use super::{Limits, error::BindError, muxer::BareNames};
+use super::{
+    Limits,
+    addr::Carrier,
+    error::BindError,
+    muxer::{BareNames, Muxer},
+};
 
 /// Limit for one connection from the first packet to the multiplexer; Hivemind's daemon gives up after the same time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Whether the port of a listen address is free. libp2p listens with `SO_REUSEPORT`, so that two nodes of one machine could
-/// share a port without knowing, each getting half of the connections; this finds the other one before.
+/// Whether `port` is free. libp2p listens on TCP with `SO_REUSEPORT`, so that two nodes of one machine could share a port
+/// without knowing, each getting half of the connections; this finds the other one before.
 ///
 /// # Errors
 ///
 /// What the system says about binding to that address and port.
-pub(crate) fn probe_port(addr: &Multiaddr) -> io::Result<()> {
-    let mut parts = addr.iter();
-    let ip: IpAddr = match parts.next() {
-        Some(Protocol::Ip4(ip)) => ip.into(),
-        Some(Protocol::Ip6(ip)) => ip.into(),
-        _ => return Ok(()),
-    };
-    match (parts.next(), parts.next()) {
-        (Some(Protocol::Tcp(port)), None) if port != 0 => TcpListener::bind((ip, port)).map(drop),
-        // Any port, or a reservation at a relay.
-        _ => Ok(()),
+pub(crate) fn probe_port(carrier: Carrier, ip: IpAddr, port: u16) -> io::Result<()> {
+    match carrier {
+        Carrier::Tcp => TcpListener::bind((ip, port)).map(drop),
+        Carrier::Quic => UdpSocket::bind((ip, port)).map(drop),
     }
 }
 
@@ -48,22 +48,64 @@ pub(crate) fn build(
     keypair: &Keypair,
     limits: &Limits,
 ) -> Result<(Boxed<(PeerId, StreamMuxerBox)>, relay::client::Behaviour), BindError> {
-    let security = noise::Config::new(keypair).map_err(|source| BindError::Setup { source: source.into() })?;
-    let mut multiplexer = yamux::Config::default();
-    multiplexer.set_max_num_streams(limits.streams_per_connection);
-    let tcp = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+    let secure = Secure::new(keypair, limits)?;
+    let direct = || {
+        secure
+            .over(tcp::tokio::Transport::new(tcp::Config::default().nodelay(true)))
+            .or_transport(quic(keypair, limits))
+            .map(|either, _| either.into_inner())
+            .boxed()
+    };
     // A machine without a resolver configuration (a container, say) can still dial numbers.
-    let direct = dns::tokio::Transport::system(tcp()).unwrap_or_else(|_| {
+    let named = dns::tokio::Transport::system(direct()).unwrap_or_else(|_| {
         let no_servers = dns::ResolverConfig::from_parts(None, Vec::new(), Vec::new());
-        dns::tokio::Transport::custom(tcp(), no_servers, dns::ResolverOpts::default())
+        dns::tokio::Transport::custom(direct(), no_servers, dns::ResolverOpts::default())
     });
     let (circuits, relay) = relay::client::new(keypair.public().to_peer_id());
-    let transport = circuits
-        .or_transport(direct)
-        .upgrade(Version::V1Lazy)
-        .authenticate(security)
-        .multiplex(BareNames(multiplexer))
-        .timeout(CONNECT_TIMEOUT)
+    let transport = secure
+        .over(circuits)
+        .or_transport(named)
+        .map(|either, _| either.into_inner())
         .boxed();
     Ok((transport, relay))
+}
+
+/// QUIC brings its own encryption and streams.
+fn quic(keypair: &Keypair, limits: &Limits) -> Boxed<(PeerId, StreamMuxerBox)> {
+    let mut config = quic::Config::new(keypair);
+    config.max_concurrent_stream_limit = u32::try_from(limits.streams_per_connection).unwrap_or(u32::MAX);
+    quic::tokio::Transport::new(config)
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(Muxer(connection))))
+        .boxed()
+}
+
+/// What turns a stream of bytes into a multiplexed connection with a known peer.
+struct Secure {
+    noise: noise::Config,
+    yamux: yamux::Config,
+}
+
+impl Secure {
+    fn new(keypair: &Keypair, limits: &Limits) -> Result<Self, BindError> {
+        let noise = noise::Config::new(keypair).map_err(|source| BindError::Setup { source: source.into() })?;
+        let mut yamux = yamux::Config::default();
+        yamux.set_max_num_streams(limits.streams_per_connection);
+        Ok(Self { noise, yamux })
+    }
+
+    fn over<T>(&self, transport: T) -> Boxed<(PeerId, StreamMuxerBox)>
+    where
+        T: Transport + Send + Unpin + 'static,
+        T::Output: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T::Error: Send + Sync + 'static,
+        T::ListenerUpgrade: Send,
+        T::Dial: Send,
+    {
+        transport
+            .upgrade(Version::V1Lazy)
+            .authenticate(self.noise.clone())
+            .multiplex(BareNames(self.yamux.clone()))
+            .timeout(CONNECT_TIMEOUT)
+            .boxed()
+    }
 }
