@@ -63,7 +63,8 @@ use validate::Validators;
 /// What a node is made from. The defaults are Hivemind's, so that tables and replicas of both fill alike.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Whether to use the DHT without being part of it: others do not learn of this node and do not call it.
+    /// Whether to use the DHT without being part of it: others do not learn of this node and do not call it, until
+    /// [`Dht::set_client_mode`] says otherwise.
     pub client_mode: bool,
     /// Nodes to join through. Each address ends in `/p2p/PEER-ID`. Empty: this is the first node.
     pub initial_peers: Vec<Multiaddr>,
@@ -181,9 +182,20 @@ impl Dht {
         Self { node }
     }
 
-    /// What this node answers to: ping, store and find; a client answers to ping only.
+    /// What this node answers to: ping, store and find; while it is a client, ping only.
     pub fn handlers(&self) -> Vec<Handler> {
         self.node.handlers()
+    }
+
+    /// Leaves the DHT to others and only uses it from now on (`true`), or takes part in it. What it holds for others stays
+    /// here until it expires, for the time when it takes part again.
+    pub fn set_client_mode(&self, client: bool) {
+        self.node.set_client_mode(client);
+    }
+
+    /// Whether this node uses the DHT without being part of it.
+    pub fn is_client(&self) -> bool {
+        self.node.is_client()
     }
 
     /// Joins through the initial peers. Returns how many of them are usable, 0 if there are none configured.
@@ -250,6 +262,11 @@ impl Dht {
     /// The id of this node, which is unrelated to its peer id.
     pub fn node_id(&self) -> DhtId {
         self.node.id
+    }
+
+    /// The peers of all nodes in the routing table.
+    pub fn peers(&self) -> Vec<PeerId> {
+        self.node.state().table.peers().collect()
     }
 
     /// What this node knows and holds now.

@@ -76,7 +76,8 @@ pub struct Config {
     pub announce: Vec<Multiaddr>,
     /// The key.
     pub identity: Identity,
-    /// Whether to ask for addresses only, and not to answer others who ask (`/ipfs/kad/1.0.0` is not served).
+    /// Whether to ask for addresses only, and not to answer others who ask (`/ipfs/kad/1.0.0` is not served), until
+    /// [`P2p::set_client_mode`] says otherwise.
     pub client_mode: bool,
     /// Peers to stay connected to, and to ask for addresses of others: the bootstrap nodes. Each ends in `/p2p/PEER-ID`.
     pub known_peers: Vec<Multiaddr>,
@@ -195,9 +196,8 @@ impl P2p {
         let (addrs_out, addrs) = watch::channel(Vec::new());
         let (connected_out, connected) = watch::channel(BTreeSet::new());
         let (reachability_out, reachability) = watch::channel(Reachability::default());
-        if !config.client_mode {
-            registry.add(vec![actor::kad_handler(commands.downgrade())], tasks);
-        }
+        registry.withhold(&[kad_server::NAME], config.client_mode);
+        registry.add(vec![actor::kad_handler(commands.downgrade())], tasks);
         let mut actor = actor::Actor::new(
             swarm,
             config,
@@ -244,6 +244,19 @@ impl P2p {
     pub async fn judge(&self, verdict: Verdict) {
         // A node that is stopping needs no verdict.
         let _ = self.command(Command::Judge(verdict)).await;
+    }
+
+    /// Whether to only ask for addresses of others from now on (`true`), or to answer those who ask as well. Everyone who
+    /// is connected learns of it through identify: Go nodes keep a peer in their table only while it serves kad.
+    pub fn set_client_mode(&self, client: bool) {
+        self.withhold(&[kad_server::NAME], client);
+    }
+
+    /// Stops to accept these names, or accepts them again. Who serves them makes no difference, nor whether anyone does
+    /// yet; calls that run go on.
+    pub fn withhold(&self, names: &[&str], withheld: bool) {
+        self.registry.withhold(names, withheld);
+        self.names_changed();
     }
 
     /// Connects to the peer at `addr`, which ends in `/p2p/PEER-ID`. Returns at once if it is connected already.

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use sepal_protocol::dht_id::DhtId;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until, timeout},
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -88,21 +91,28 @@ impl Node {
             .ping_clock(peer, true, self.config.call_timeout)
             .await
             .map_err(Unusable::Silent)?;
-        judge(&pong, offset_s, self.config.client_mode).inspect_err(|_| self.lost(&peer))
+        judge(&pong, offset_s, self.is_client()).inspect_err(|_| self.lost(&peer))
     }
 
-    /// Searches for the own id. The search goes on in the background if it takes longer than the limit.
+    /// Searches for the own id, which introduces this node to those near it. The search goes on in the background if it
+    /// takes longer than the limit.
     async fn search_self(self: &Arc<Self>) {
+        let finished = self.search_self_in_background();
+        if timeout(self.config.bootstrap_timeout, finished).await.is_err() {
+            debug!("the search for the own id takes longer");
+        }
+    }
+
+    /// The result is there when the search is over; nobody has to wait for it.
+    pub(crate) fn search_self_in_background(self: &Arc<Self>) -> oneshot::Receiver<()> {
         let node = self.clone();
-        let (done, finished) = tokio::sync::oneshot::channel();
+        let (done, finished) = oneshot::channel();
         self.tasks.spawn_until_stopped("dht search for own id", async move {
             node.search(&[node.id], 1, &mut Nothing).await;
             // Nobody may be waiting any more.
             let _ = done.send(());
         });
-        if timeout(self.config.bootstrap_timeout, finished).await.is_err() {
-            debug!("the search for the own id takes longer");
-        }
+        finished
     }
 
     /// Keeps the node in touch: fetches cached records again before they expire, joins again after all neighbors were

@@ -20,6 +20,9 @@ pub(crate) trait Network: Send + Sync {
         request: Bytes,
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, CallError>>;
+
+    /// Stops to accept calls of these names, or accepts them again.
+    fn withhold(&self, names: &[&'static str], withheld: bool);
 }
 
 impl Network for P2p {
@@ -35,5 +38,9 @@ impl Network for P2p {
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Bytes, CallError>> {
         self.call_unary(peer, name, request, timeout).boxed()
+    }
+
+    fn withhold(&self, names: &[&'static str], withheld: bool) {
+        Self::withhold(self, names, withheld);
     }
 }

@@ -3,10 +3,13 @@
 //! The state is never locked across an await. Work that nobody waits for (handing records to new nodes, pinging old
 //! ones, filling caches) runs in the background, bounded; over the bound it is left out, because the DHT heals itself.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use futures::future::BoxFuture;
-use sepal_protocol::{dht_id::DhtId, msgpack, value::Subkey};
+use sepal_protocol::{dht_id::DhtId, msgpack, names, value::Subkey};
 use tokio::sync::Semaphore;
 use tracing::{debug, trace};
 
@@ -33,12 +36,18 @@ const MAX_BACKGROUND: usize = 64;
 const BLACKLIST_BASE_S: f64 = 5.0;
 const BLACKLIST_BACKOFF: f64 = 2.0;
 
+/// What a client does not serve. It answers `rpc_ping`, although Hivemind's clients do not: servers measure round trips
+/// to each other with it, and one that is reached through a relay is to be found as far away as it is, not infinitely far.
+const NOT_SERVED_BY_CLIENTS: [&str; 2] = [names::DHT_STORE, names::DHT_FIND];
+
 /// A node of the DHT. [`super::Dht`] is the handle to it.
 pub(crate) struct Node {
     pub(crate) id: DhtId,
     pub(crate) config: Config,
     pub(crate) network: Box<dyn Network>,
     pub(crate) tasks: Tasks,
+    /// Whether others are told not to call this node.
+    client: AtomicBool,
     state: Mutex<State>,
     blacklist: Mutex<Blacklist>,
     flights: Mutex<Flights>,
@@ -53,16 +62,33 @@ impl Node {
             depth_modulo: config.depth_modulo,
             replicas: config.replicas,
         };
+        network.withhold(&NOT_SERVED_BY_CLIENTS, config.client_mode);
         Self {
             id,
             network,
             tasks,
+            client: AtomicBool::new(config.client_mode),
             state: Mutex::new(State::new(id, shape)),
             blacklist: Mutex::new(Blacklist::new(BLACKLIST_BASE_S, BLACKLIST_BACKOFF)),
             flights: Mutex::default(),
             background: Arc::new(Semaphore::new(MAX_BACKGROUND)),
             config,
         }
+    }
+
+    /// Whether others are told not to call this node.
+    pub(crate) fn is_client(&self) -> bool {
+        self.client.load(Ordering::Relaxed)
+    }
+
+    /// Becomes a client, or stops to be one, and introduces itself anew to the nodes near its own id.
+    pub(crate) fn set_client_mode(self: &Arc<Self>, client: bool) {
+        if self.client.swap(client, Ordering::Relaxed) == client {
+            return;
+        }
+        debug!(client, "changed the mode of the DHT node");
+        self.network.withhold(&NOT_SERVED_BY_CLIENTS, client);
+        self.search_self_in_background();
     }
 
     pub(crate) fn now(&self) -> f64 {

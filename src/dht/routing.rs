@@ -67,6 +67,12 @@ impl<P: Peer> RoutingTable<P> {
         self.buckets.iter().map(|bucket| bucket.nodes.len()).sum()
     }
 
+    /// The peers of the nodes in buckets, in no order that means anything.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = P> {
+        let nodes = self.buckets.iter().flat_map(|bucket| &bucket.nodes);
+        nodes.map(|node| node.peer)
+    }
+
     /// Notes that a node was heard of just now. If its bucket is full, it becomes a replacement, and the result is the
     /// member to ping: either it answers (and is noted again) or it has to be [removed](Self::remove).
     pub(crate) fn add(&mut self, contact: Contact<P>) -> Option<Contact<P>> {

@@ -30,24 +30,15 @@ pub(crate) use store::StoreRecord;
 const MAX_RECORD_BYTES: usize = 3 << 20;
 
 impl Node {
-    /// The calls this node serves. A client has only the one that tells others it is there.
-    pub(crate) fn served(&self) -> &'static [&'static str] {
-        if self.config.client_mode {
-            &[names::DHT_PING]
-        } else {
-            &[names::DHT_PING, names::DHT_STORE, names::DHT_FIND]
-        }
-    }
-
-    /// [`Node::serve`] for each of the calls this node serves.
+    /// [`Node::serve`] for each of the calls. The host withholds those that a client does not serve.
     pub(crate) fn handlers(self: &Arc<Self>) -> Vec<Handler> {
-        let handler = |name: &&'static str| {
-            let (name, node) = (*name, self.clone());
+        let handler = |name: &'static str| {
+            let node = self.clone();
             Handler::unary(name, HandlerLimits::default(), move |peer, request| {
                 node.clone().serve(name, peer, request)
             })
         };
-        self.served().iter().map(handler).collect()
+        [names::DHT_PING, names::DHT_STORE, names::DHT_FIND].map(handler).into()
     }
 
     /// Answers a call of `peer`.
@@ -75,7 +66,7 @@ impl Node {
     /// How this node introduces itself: a client leaves its id out, which means "do not call me".
     fn node_info(&self) -> NodeInfo {
         NodeInfo {
-            node_id: if self.config.client_mode {
+            node_id: if self.is_client() {
                 Vec::new()
             } else {
                 self.id.as_bytes().to_vec()
@@ -97,9 +88,14 @@ impl Node {
     }
 
     fn note_answer(self: &Arc<Self>, peer: PeerId, info: Option<&NodeInfo>) -> Option<DhtId> {
-        let id = node_id(info)?;
-        self.heard_from(Contact { id, peer });
-        Some(id)
+        let id = node_id(info);
+        match id {
+            Some(id) => self.heard_from(Contact { id, peer }),
+            // It may have become a client since it was entered in the table. (Python finds out when a call fails.)
+            None if info.is_some_and(|info| info.node_id.is_empty()) => self.lost(&peer),
+            None => {}
+        }
+        id
     }
 
     fn note_caller(self: &Arc<Self>, peer: PeerId, info: Option<&NodeInfo>) {

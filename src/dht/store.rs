@@ -103,7 +103,7 @@ impl Node {
     /// Offers the records of one key to the nearest nodes. This node is one of them, unless it is a client.
     async fn place(self: &Arc<Self>, key: DhtId, nearest: Vec<Contact>, of_key: OfKey) -> Vec<usize> {
         let (places, records): (Vec<usize>, Vec<StoreRecord>) = of_key.into_iter().unzip();
-        let own = (!self.config.client_mode).then_some(self.id);
+        let own = (!self.is_client()).then_some(self.id);
         let mut replicas = Replicas::new(self.config.replicas, &key, nearest, own);
         let mut accepted = vec![false; records.len()];
         let mut offers = FuturesUnordered::new();

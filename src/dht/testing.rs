@@ -1,7 +1,7 @@
 //! What the tests of this layer share: vectors recorded from Python, ids made from small numbers, a network in memory.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     path::Path,
     sync::{Arc, Mutex},
@@ -54,6 +54,8 @@ pub(crate) fn contact(number: u64) -> Contact {
 pub(crate) struct Lan {
     nodes: Mutex<HashMap<PeerId, Arc<Node>>>,
     calls: Mutex<HashMap<&'static str, usize>>,
+    /// Calls that a node does not accept.
+    withheld: Mutex<HashSet<(PeerId, &'static str)>>,
 }
 
 impl Lan {
@@ -115,13 +117,24 @@ impl Network for Port {
         let node = self.lan.nodes.lock().unwrap().get(&peer).cloned();
         async move {
             let node = node.ok_or(CallError::Open(OpenError::Dial(DialError::NotFound)))?;
-            if !node.served().contains(&name) {
+            if self.lan.withheld.lock().unwrap().contains(&(peer, name)) {
                 return Err(CallError::Open(OpenError::UnknownName));
             }
             let answer = node.serve(name, self.own, request).await;
             answer.map_err(|error| CallError::Remote { text: error.0 })
         }
         .boxed()
+    }
+
+    fn withhold(&self, names: &[&'static str], withheld: bool) {
+        let mut all = self.lan.withheld.lock().unwrap();
+        for name in names {
+            if withheld {
+                all.insert((self.own, name));
+            } else {
+                all.remove(&(self.own, *name));
+            }
+        }
     }
 }
 

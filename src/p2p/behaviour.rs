@@ -60,7 +60,8 @@ pub(crate) fn swarm(config: &Config, registry: Arc<Registry>) -> Result<Swarm<Be
         // Saves one round trip per call: the request travels with the proposed name.
         .with_substream_upgrade_protocol_override(Version::V1Lazy)
         .with_max_negotiating_inbound_streams(config.limits.streams_per_connection);
-    let behaviour = behaviour(&config.limits, keypair, relay, registry);
+    let rpc = rpc::Behaviour::new(registry, config.relay.dial);
+    let behaviour = behaviour(&config.limits, keypair, relay, rpc);
     Ok(Swarm::new(transport, behaviour, config.identity.peer_id(), settings))
 }
 
@@ -68,7 +69,7 @@ fn behaviour(
     limits: &Limits,
     keypair: &libp2p::identity::Keypair,
     relay: relay::client::Behaviour,
-    registry: Arc<Registry>,
+    rpc: rpc::Behaviour,
 ) -> Behaviour {
     let peer = keypair.public().to_peer_id();
     let mut kad = kad::Config::new(StreamProtocol::new(kad_server::NAME));
@@ -90,7 +91,7 @@ fn behaviour(
                 .with_max_established_per_peer(Some(limits.connections_per_peer)),
         ),
         barred: allow_block_list::Behaviour::default(),
-        rpc: rpc::Behaviour::new(registry),
+        rpc,
         // Without a signed record: Go nodes check it under another domain, and log an error for each of ours.
         identify: identify::Behaviour::new(
             identify::Config::new(String::new(), keypair.public())

@@ -4,7 +4,7 @@
 //! task runs the call until it is answered, the caller leaves, or the node stops.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     future::Future,
     sync::{Arc, PoisonError, RwLock},
@@ -196,7 +196,9 @@ pub(crate) struct Registry {
 #[derive(Default)]
 struct Table {
     services: BTreeMap<Name, Arc<Service>>,
-    /// The keys of `services`, ready to be handed out: connections ask for them at every poll.
+    /// Names that are not accepted for the time being, whether somebody serves them or not.
+    withheld: BTreeSet<Name>,
+    /// What is served and not withheld, ready to be handed out: connections ask for it at every poll.
     names: Arc<[Name]>,
 }
 
@@ -220,7 +222,22 @@ impl Registry {
                 );
             }
         }
-        table.names = table.services.keys().cloned().collect();
+        table.collect_names();
+    }
+
+    /// Takes names back, or offers them again. Calls that run go on; the handlers stay for the time when they are offered
+    /// again, or come later.
+    pub(crate) fn withhold(&self, names: &[&str], withheld: bool) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        for name in names {
+            let name = Name::new(name);
+            if withheld {
+                table.withheld.insert(name);
+            } else {
+                table.withheld.remove(&name);
+            }
+        }
+        table.collect_names();
     }
 
     /// Names whose tasks are told to stop are unknown from now on. Calls that run are ended by the tasks themselves.
@@ -229,7 +246,7 @@ impl Registry {
         table
             .services
             .retain(|_, service| !service.tasks.token().is_cancelled());
-        table.names = table.services.keys().cloned().collect();
+        table.collect_names();
     }
 
     /// The calls that run.
@@ -246,13 +263,21 @@ impl Registry {
     pub(crate) fn accept(&self, peer: PeerId, name: &Name, stream: Stream) {
         let service = {
             let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-            table.services.get(name).cloned()
+            let withheld = table.withheld.contains(name);
+            table.services.get(name).filter(|_| !withheld).cloned()
         };
         // A name that was taken back between negotiation and now: dropping the stream resets it.
         let Some(service) = service else { return };
         // libp2p's own protocols are spoken by anyone: only calls make a peer one of ours.
         let in_use = (!matches!(service.kind, Kind::Raw(_))).then(|| self.usage.enter(peer));
         service.accept(peer, stream, in_use);
+    }
+}
+
+impl Table {
+    fn collect_names(&mut self) {
+        let offered = self.services.keys().filter(|name| !self.withheld.contains(name));
+        self.names = offered.cloned().collect();
     }
 }
 

@@ -100,16 +100,23 @@ struct Link {
     to_handler: mpsc::Sender<ToHandler>,
 }
 
+/// This host was told to do without relays.
+#[derive(Debug, thiserror::Error)]
+#[error("only direct connections are made")]
+struct Relayed;
+
 /// The behaviour: which connections there are, best first.
 pub(crate) struct Behaviour {
     registry: Arc<Registry>,
+    through_relays: bool,
     links: HashMap<PeerId, Vec<Link>>,
 }
 
 impl Behaviour {
-    pub(crate) fn new(registry: Arc<Registry>) -> Self {
+    pub(crate) fn new(registry: Arc<Registry>, through_relays: bool) -> Self {
         Self {
             registry,
+            through_relays,
             links: HashMap::new(),
         }
     }
@@ -151,7 +158,7 @@ impl Behaviour {
         let (to_handler, commands) = mpsc::channel(MAX_WAITING);
         let link = Link {
             id,
-            relayed: addr.iter().any(|part| part == Protocol::P2pCircuit),
+            relayed: is_relayed(addr),
             to_handler,
         };
         let links = self.links.entry(peer).or_default();
@@ -172,6 +179,10 @@ impl Behaviour {
             }
         }
     }
+}
+
+fn is_relayed(addr: &Multiaddr) -> bool {
+    addr.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
 impl NetworkBehaviour for Behaviour {
@@ -196,6 +207,9 @@ impl NetworkBehaviour for Behaviour {
         _role: Endpoint,
         _port: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
+        if !self.through_relays && is_relayed(addr) {
+            return Err(ConnectionDenied::new(Relayed));
+        }
         Ok(self.add_link(peer, id, addr))
     }
 
@@ -357,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_stream_is_asked_of_a_direct_connection_and_of_the_newest() {
-        let (mut rpc, peer) = (Behaviour::new(Arc::default()), PeerId::random());
+        let (mut rpc, peer) = (Behaviour::new(Arc::default(), true), PeerId::random());
         let direct = addr("/ip4/8.8.8.8/tcp/1");
         let circuit = direct
             .clone()
@@ -382,7 +396,7 @@ mod tests {
 
     #[test]
     fn more_waiting_streams_than_the_bound_are_refused() {
-        let (mut rpc, peer) = (Behaviour::new(Arc::default()), PeerId::random());
+        let (mut rpc, peer) = (Behaviour::new(Arc::default(), true), PeerId::random());
         let _handler = rpc.add_link(peer, ConnectionId::new_unchecked(1), &addr("/ip4/8.8.8.8/tcp/1"));
         for _ in 0..MAX_WAITING {
             assert!(rpc.open(&peer, request().0).is_ok());

@@ -1,4 +1,5 @@
-//! Petals' `rpc_check`: tells a peer whether it, or another peer, can be dialed from here. It judges nothing itself.
+//! Petals' `rpc_check`, the answering side: tells a peer whether it, or another peer, can be dialed from here. It judges
+//! nothing itself; [`ask`] is the other side.
 //!
 //! Asked about itself, a node says yes: the question came through. Asked about somebody else, it puts the question to
 //! that peer, through a host of its own that shares no connection with this node: a peer behind a router is often
@@ -15,9 +16,11 @@ use sepal_protocol::{
 };
 
 use crate::{
-    p2p::{self, CallError, DialError, Handler, HandlerError, HandlerLimits, OpenError, P2p, PeerId},
+    p2p::{self, CallError, DialError, Handler, HandlerError, HandlerLimits, OpenError, P2p, PeerId, RelayConfig},
     task::Tasks,
 };
+
+pub mod ask;
 
 /// How long a peer has to answer, dialing included, as in `petals/server/reachability.py`.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,6 +62,11 @@ async fn can_be_dialed(p2p: &P2p, tasks: &Tasks, peer: PeerId) -> bool {
         listen: Vec::new(),
         client_mode: true,
         known_peers: p2p.addrs(),
+        // A peer behind a relay is reached by everybody; the question is whether it is without.
+        relay: RelayConfig {
+            dial: false,
+            ..RelayConfig::default()
+        },
         ..p2p::Config::default()
     };
     let stranger = match P2p::bind(config, &tasks).await {
@@ -80,22 +88,13 @@ async fn can_be_dialed(p2p: &P2p, tasks: &Tasks, peer: PeerId) -> bool {
 /// Asks `peer` about itself. As long as nobody tells an address of it the question is repeated: the stranger, or the peer,
 /// may be too new for this node to have introduced them.
 async fn ask_itself(stranger: &P2p, peer: PeerId) -> bool {
-    let question = PingRequest {
-        peer: Some(NodeInfo {
-            node_id: peer.to_bytes(),
-        }),
-        ..PingRequest::default()
-    };
-    let question = Bytes::from(question.encode_to_vec());
+    let question = question(peer);
     loop {
         let answer = stranger
             .call_unary(peer, REACHABILITY_CHECK, question.clone(), CHECK_TIMEOUT)
             .await;
         match answer {
-            Ok(answer) => {
-                let answer: Result<PingResponse, _> = decode("PingResponse", answer);
-                return answer.is_ok_and(|answer| answer.available);
-            }
+            Ok(answer) => return is_yes(answer) == Some(true),
             Err(CallError::Open(OpenError::Dial(DialError::NotFound))) => tokio::time::sleep(INTRODUCTION_PAUSE).await,
             Err(error) => {
                 tracing::debug!(%peer, %error, "a peer cannot be dialed");
@@ -103,6 +102,23 @@ async fn ask_itself(stranger: &P2p, peer: PeerId) -> bool {
             }
         }
     }
+}
+
+/// Can `peer` be dialed? The peer id goes where the DHT's own ping has a node id.
+fn question(peer: PeerId) -> Bytes {
+    let question = PingRequest {
+        peer: Some(NodeInfo {
+            node_id: peer.to_bytes(),
+        }),
+        ..PingRequest::default()
+    };
+    question.encode_to_vec().into()
+}
+
+/// What an answer says; `None` if it cannot be read.
+fn is_yes(answer: Bytes) -> Option<bool> {
+    let answer: PingResponse = decode("PingResponse", answer).ok()?;
+    Some(answer.available)
 }
 
 #[cfg(test)]

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use sepal_protocol::names;
+
 use super::{NOON, entries, entry, regular, value};
 use crate::{
     dht::{
         Clock, Config, Dht, Freshness,
         testing::{id, until},
     },
-    p2p::{self, P2p, Router},
+    p2p::{self, CallError, OpenError, P2p, Router},
     task::Tasks,
 };
 
@@ -43,6 +46,19 @@ impl Host {
             ..Config::default()
         })
         .await
+    }
+}
+
+impl Host {
+    /// Whether `other` accepts calls of this name.
+    async fn is_served(&self, name: &str, other: &Self) -> bool {
+        let peer = other.p2p.peer_id();
+        let answer = self.p2p.call_unary(peer, name, Bytes::new(), Duration::from_secs(10));
+        match answer.await {
+            Err(CallError::Open(OpenError::UnknownName)) => false,
+            Ok(_) | Err(CallError::Remote { .. }) => true,
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 
@@ -90,12 +106,41 @@ async fn a_client_on_a_host_of_its_own_is_not_in_any_table() {
     let a = first(&clock).await;
     let b = a.join(&clock, false).await;
     let client = a.join(&clock, true).await;
-    assert_eq!(client.dht.handlers().len(), 1);
+    for (name, served) in [
+        (names::DHT_PING, true),
+        (names::DHT_STORE, false),
+        (names::DHT_FIND, false),
+    ] {
+        assert_eq!(a.is_served(name, &client).await, served, "{name}");
+    }
     assert!(client.dht.store(regular(id(1), 7, NOON + 60.0)).await);
     assert_eq!(value(b.dht.get(id(1), Freshness::Any).await), Some(7));
     assert_eq!(value(client.dht.get(id(1), Freshness::Latest).await), Some(7));
     assert_eq!((a.dht.status().nodes, b.dht.status().nodes), (1, 1));
     assert!(b.dht.status().nearest_peers.contains(&a.p2p.peer_id()));
+}
+
+#[tokio::test]
+async fn a_host_that_becomes_a_client_leaves_all_tables_and_comes_back_with_its_id() {
+    let clock = Clock::manual(NOON);
+    let a = first(&clock).await;
+    let b = a.join(&clock, false).await;
+    let c = a.join(&clock, false).await;
+    let knows = |host: &Host| host.dht.status().nearest_peers.contains(&c.p2p.peer_id());
+    until("the others know it", || knows(&a) && knows(&b)).await;
+    c.dht.set_client_mode(true);
+    assert!(c.dht.is_client());
+    until("the others forgot it", || !knows(&a) && !knows(&b)).await;
+    assert!(!a.is_served(names::DHT_FIND, &c).await);
+    a.dht.ping(c.p2p.peer_id(), Duration::from_secs(10)).await.unwrap();
+    assert!(c.dht.store(regular(id(1), 7, NOON + 60.0)).await);
+    assert_eq!(value(b.dht.get(id(1), Freshness::Latest).await), Some(7));
+    assert_eq!(c.dht.status().stored, 0);
+    c.dht.set_client_mode(false);
+    until("the others know it again", || knows(&a) && knows(&b)).await;
+    assert!(a.is_served(names::DHT_FIND, &c).await);
+    assert!(b.dht.store(regular(id(2), 8, NOON + 60.0)).await);
+    until("it holds that, and what is handed to it", || c.dht.status().stored == 2).await;
 }
 
 #[tokio::test]

@@ -192,6 +192,34 @@ async fn an_initial_peer_with_another_time_is_refused_with_the_difference() {
 }
 
 #[tokio::test]
+async fn a_node_that_becomes_a_client_is_forgotten_by_those_it_tells_and_holds_nothing_new() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let nodes = swarm(&lan, &clock, 5).await;
+    let (turned, others) = nodes.split_last().unwrap();
+    let knowing = || {
+        others
+            .iter()
+            .filter(|node| node.state().table.contains(&turned.id))
+            .count()
+    };
+    assert_eq!(knowing(), 4);
+    turned.set_client_mode(true);
+    until("nobody knows it", || knowing() == 0).await;
+    assert_eq!(
+        nodes[0].store_many(vec![regular(id(1000), 7, NOON + 60.0)]).await,
+        [true]
+    );
+    assert_eq!(turned.state().storage.len(), 0);
+    assert_eq!(turned.store_many(vec![regular(id(1001), 7, NOON + 60.0)]).await, [true]);
+    assert_eq!(turned.state().storage.len(), 0);
+    let before = lan.calls(names::DHT_FIND);
+    turned.set_client_mode(true);
+    turned.set_client_mode(false);
+    until("everybody knows it again", || knowing() == 4).await;
+    assert!(lan.calls(names::DHT_FIND) > before);
+}
+
+#[tokio::test]
 async fn initial_peers_that_are_away_or_clients_are_not_usable() {
     let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
     let tasks = Tasks::new();

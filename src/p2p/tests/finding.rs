@@ -77,6 +77,40 @@ async fn a_peer_that_answers_no_kad_is_found_through_a_node_it_is_connected_to()
     assert_eq!(echoes(&third, second.peer_id()).await.unwrap(), "hello");
 }
 
+/// Whether `node` has `peer` in its kad table: it would name it to `asker`, who looks for somebody else.
+async fn has_in_table(node: &P2p, peer: PeerId, asker: PeerId) -> bool {
+    let (reply, found) = oneshot::channel();
+    let question = Command::Closest {
+        target: PeerId::random(),
+        from: asker,
+        reply,
+    };
+    node.command(question).await.unwrap();
+    found.await.unwrap().iter().any(|found| found.peer == peer)
+}
+
+#[tokio::test]
+async fn a_node_that_turns_to_client_mode_leaves_the_tables_of_others_until_it_turns_back() {
+    let tasks = Tasks::new();
+    let first = host(&tasks).await;
+    let second = P2p::bind(knowing(&first), &tasks).await.unwrap();
+    let third = host(&tasks).await;
+    second.connect(first.addrs()[0].clone()).await.unwrap();
+    third.connect(first.addrs()[0].clone()).await.unwrap();
+    for client in [false, true, false] {
+        second.set_client_mode(client);
+        soon(&format!("client mode {client} is seen"), async {
+            while has_in_table(&first, second.peer_id(), third.peer_id()).await == client {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+    second.set_client_mode(true);
+    // It is still found by those who look for it.
+    until_known(&first, second.peer_id(), third.peer_id()).await;
+}
+
 #[tokio::test]
 async fn a_node_asked_for_itself_answers_with_itself() {
     let tasks = Tasks::new();
