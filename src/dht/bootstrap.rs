@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use sepal_protocol::dht_id::DhtId;
 use tokio::{
     sync::oneshot,
@@ -19,7 +19,7 @@ use super::{
     routing::Contact,
     rpc::Pong,
 };
-use crate::p2p::Multiaddr;
+use crate::p2p::{Multiaddr, peer_id_of};
 
 /// How far two clocks may be apart, in seconds (hivemind, `dht/protocol.py`, `MAX_DHT_TIME_DISCREPANCY_SECONDS`).
 pub const MAX_CLOCK_SKEW_S: f64 = 3.0;
@@ -115,8 +115,8 @@ impl Node {
         finished
     }
 
-    /// Keeps the node in touch: fetches cached records again before they expire, joins again after all neighbors were
-    /// lost, and, if configured, searches for random ids so that buckets stay fresh.
+    /// Keeps the node in touch: fetches cached records again before they expire, joins again after all neighbors or
+    /// some initial peers were lost, and, if configured, searches for random ids so that buckets stay fresh.
     pub(crate) async fn maintain(self: Arc<Self>) {
         let heartbeat = self.config.heartbeat.unwrap_or(REJOIN_PERIOD);
         let mut next_heartbeat = Instant::now() + heartbeat;
@@ -130,6 +130,7 @@ impl Node {
                 continue;
             }
             next_heartbeat = Instant::now() + heartbeat;
+            self.look_for_initial_peers();
             if self.state().table.len() == 0 && !self.config.initial_peers.is_empty() {
                 match self.bootstrap().await {
                     Ok(usable) => info!(usable, "joined the DHT again"),
@@ -139,6 +140,35 @@ impl Node {
                 self.search(&[DhtId::from_bytes(rand::random())], 1, &mut Nothing).await;
             }
         }
+    }
+
+    /// Tries again, in the background, the initial peers that this node has lost while it kept others. When a swarm is cut
+    /// in two, each half forgets the other, and nobody but a common initial peer brings them together afterwards.
+    fn look_for_initial_peers(self: &Arc<Self>) {
+        let lost: Vec<Multiaddr> = self
+            .config
+            .initial_peers
+            .iter()
+            .filter(|addr| !self.is_neighbor(addr))
+            .cloned()
+            .collect();
+        if lost.is_empty() || self.state().table.len() == 0 {
+            return;
+        }
+        let node = self.clone();
+        self.tasks
+            .spawn_until_stopped("dht search for lost initial peers", async move {
+                join_all(lost.iter().map(|addr| node.join_through(addr.clone()))).await;
+                let back: Vec<&Multiaddr> = lost.iter().filter(|addr| node.is_neighbor(addr)).collect();
+                if !back.is_empty() {
+                    info!(?back, "found initial peers again");
+                    node.search_self().await;
+                }
+            });
+    }
+
+    fn is_neighbor(&self, addr: &Multiaddr) -> bool {
+        peer_id_of(addr).is_some_and(|peer| self.state().table.id_of(&peer).is_some())
     }
 }
 

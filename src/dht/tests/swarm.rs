@@ -281,6 +281,27 @@ async fn a_node_without_neighbors_joins_again() {
 }
 
 #[tokio::test]
+async fn a_node_that_kept_some_neighbors_looks_for_a_lost_initial_peer() {
+    let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
+    let tasks = Tasks::new();
+    let impatient = Config {
+        heartbeat: Some(Duration::from_millis(1)),
+        ..config(&clock, &[0, 2])
+    };
+    lan.node(0, config(&clock, &[]), &tasks);
+    lan.node(2, config(&clock, &[]), &tasks);
+    let node = lan.node(1, impatient, &tasks);
+    assert_eq!(node.bootstrap().await.unwrap(), 2);
+    lan.unplug(0);
+    node.lost(&contact(0).peer);
+    tasks.spawn_until_stopped("maintain", node.clone().maintain());
+    let back = lan.node(0, config(&clock, &[]), &tasks);
+    until("it is a neighbor again", || node.state().table.contains(&id(0))).await;
+    assert!(back.state().table.contains(&node.id));
+    tasks.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_dead_member_of_a_full_bucket_makes_room_for_a_newcomer() {
     let (lan, clock) = (Arc::new(Lan::default()), Clock::manual(NOON));
     let tasks = Tasks::new();
