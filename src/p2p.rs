@@ -47,7 +47,7 @@ mod usage;
 mod wire;
 
 use actor::Command;
-pub use addr::peer_of as peer_id_of;
+pub use addr::{is_relayed, peer_of as peer_id_of};
 pub use error::{BindError, CallError, DialError, HandlerError, OpenError, StreamError};
 pub use identity::{Identity, IdentityError};
 pub use reachability::{Evidence, Reachability, Source, Standing, Verdict};
@@ -228,6 +228,11 @@ impl P2p {
     /// Where others can reach this node, each address ending in `/p2p/PEER-ID`.
     pub fn addrs(&self) -> Vec<Multiaddr> {
         self.addrs.borrow().clone()
+    }
+
+    /// The same, whenever it changes.
+    pub fn watch_addrs(&self) -> watch::Receiver<Vec<Multiaddr>> {
+        self.addrs.clone()
     }
 
     /// Everyone there is a connection to.

@@ -37,7 +37,7 @@ use sepal_protocol::{
     compress::Compression,
     record::{ServerInfo, ServerState},
 };
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tracing::debug;
 
 pub use self::{
@@ -49,12 +49,17 @@ use crate::{
     dht::Dht,
     model::{DEFAULT_MAX_CHUNK_BYTES, ModelSource, WeightDType},
     p2p::{Handler, P2p},
+    swarm::{monitor::Monitor, standing::Access},
     task::Tasks,
 };
 
 /// Mean wait before blocks are chosen, so that servers started together see each other (Petals `server/server.py`,
 /// mean_block_selection_delay).
 const CHOOSE_AFTER: Duration = Duration::from_secs(5);
+
+/// Default of [`Config::relay_wait`]. A relay of ours gives a place within a second or two, but it has to be met first;
+/// through the address book that takes a few lookups.
+const RELAY_WAIT: Duration = Duration::from_secs(60);
 
 /// What a server is told by the person who runs it.
 #[derive(Clone, Debug)]
@@ -71,8 +76,12 @@ pub struct Config {
     pub throughput_cache: Option<PathBuf>,
     /// Compression of replies.
     pub compression: Compression,
-    /// Whether we cannot be dialed: our DHT serves nobody, and everything for us goes through a relay.
-    pub using_relay: bool,
+    /// How others get to this server. It announces nothing before that is known, and says so whenever it changes.
+    pub access: watch::Receiver<Access>,
+    /// How long a server that cannot be dialed waits for a relay before it says that it serves.
+    pub relay_wait: Duration,
+    /// Who has to reach this server before it says that it serves; nobody in swarms of one's own.
+    pub monitor: Option<Monitor>,
     /// Name for health monitors.
     pub public_name: Option<String>,
     /// How much to take on.
@@ -150,7 +159,9 @@ impl Config {
             throughput: Throughput::Auto,
             throughput_cache: None,
             compression: Compression::None,
-            using_relay: false,
+            access: Access::assumed_direct(),
+            relay_wait: RELAY_WAIT,
+            monitor: None,
             public_name: None,
             limits,
             update_period: Duration::from_secs(120),
@@ -188,8 +199,10 @@ impl Server {
     /// then on the server moves by itself if its choice of blocks allows it.
     ///
     /// # Errors
-    /// When the blocks cannot be loaded; OFFLINE is announced before this returns.
+    /// When the blocks cannot be loaded or announced, or the monitor cannot reach us; OFFLINE is announced before this
+    /// returns.
     pub async fn bring_up(&self) -> Result<Range<u32>, StartError> {
+        self.lifecycle.watch_access();
         let span = self.lifecycle.bring_up().await?;
         self.lifecycle.watch_balance();
         Ok(span)
@@ -232,21 +245,32 @@ impl Server {
 pub(crate) struct Current {
     /// Shown in `rpc_info`.
     version: String,
-    /// Whether our DHT serves nobody.
-    client_mode: bool,
+    /// How others get to us.
+    access: watch::Receiver<Access>,
     /// Most bytes of one request, all its tensors together.
     max_request_bytes: usize,
     serving: RwLock<Option<Arc<Serving>>>,
-    record: RwLock<ServerInfo>,
+    record: RwLock<Record>,
     counters: Arc<Counters>,
 }
 
+/// What a server says about itself, without what changes from one moment to the next.
+#[derive(Debug)]
+struct Record {
+    info: ServerInfo,
+    /// What `info` says when others dial us is less when everything comes through a relay. Tokens per second.
+    relayed_throughput: f64,
+}
+
 impl Current {
-    fn new(version: String, client_mode: bool, max_request_bytes: usize) -> Self {
-        let record = ServerInfo::new(ServerState::Offline, 0.0);
+    fn new(version: String, access: watch::Receiver<Access>, max_request_bytes: usize) -> Self {
+        let record = Record {
+            info: ServerInfo::new(ServerState::Offline, 0.0),
+            relayed_throughput: 0.0,
+        };
         Self {
             version,
-            client_mode,
+            access,
             max_request_bytes,
             serving: RwLock::new(None),
             record: RwLock::new(record),
@@ -268,9 +292,23 @@ impl Current {
         )
     }
 
+    /// Whether others cannot dial us: our DHT serves nobody then.
+    fn using_relay(&self) -> bool {
+        self.access.borrow().using_relay()
+    }
+
     /// What we say about ourselves at this moment.
     fn describe(&self) -> ServerInfo {
-        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let using_relay = self.using_relay();
+        let mut record = {
+            let record = self.record.read().unwrap_or_else(PoisonError::into_inner);
+            let mut info = record.info.clone();
+            if using_relay {
+                info.throughput = record.relayed_throughput;
+            }
+            info
+        };
+        record.using_relay = Some(using_relay);
         if let Ok(serving) = self.get() {
             record.state = ServerState::Online;
             (record.start_block, record.end_block) = (Some(serving.span.start), Some(serving.span.end));
@@ -286,7 +324,7 @@ impl Current {
         error
     }
 
-    fn set_record(&self, record: ServerInfo) {
+    fn set_record(&self, record: Record) {
         *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
     }
 }

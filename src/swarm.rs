@@ -6,10 +6,12 @@
 //!   announce ─── PREFIX.0 … PREFIX.n ──▶ record per block and peer ──────▶ spans ────── who serves from where to where
 //!   ping ─────── next_pings             _petals.models: the registry       route ────── the cheapest chain of spans
 //!   reachability: can this peer be dialed?                                 ping ─────── round trips to candidates
+//!   standing ─── can we, and what follows from it
 //! ```
 //!
 //! It moves no tensors and runs no blocks. [`spans`], [`route`], [`placement`] and the estimates of [`ping`] are pure:
-//! time and randomness are arguments. [`directory`], [`announce`] and [`reachability`] talk to the DHT and to peers.
+//! time and randomness are arguments. [`directory`], [`announce`], [`reachability`] and
+//! [`standing`] talk to the DHT and to peers.
 //!
 //! One word per thing, here and in the layers above:
 //!
@@ -39,12 +41,16 @@ pub mod models;
 
 pub mod reachability;
 
+pub mod standing;
+
+pub mod monitor;
+
 pub mod directory;
 
 pub mod announce;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use directory::Directory;
 pub use spans::{Snapshot, Span};

@@ -12,4 +12,5 @@ mod moving;
 mod pushing;
 mod replay;
 mod setup;
+mod standing;
 mod steps;

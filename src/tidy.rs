@@ -24,7 +24,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("candle_nn", &["model"]),
     ("safetensors", &["model"]),
     ("hf_hub", &["model"]),
-    ("ureq", &["model"]),
+    ("ureq", &["model", "swarm"]),
     ("gemm", &["model"]),
     ("rayon", &["model"]),
     ("memmap2", &["model"]),

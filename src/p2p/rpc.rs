@@ -18,7 +18,7 @@ use std::{
 
 use libp2p::{
     Multiaddr, PeerId,
-    core::{Endpoint, UpgradeInfo, multiaddr::Protocol, transport::PortUse},
+    core::{Endpoint, UpgradeInfo, transport::PortUse},
     swarm::{
         ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm, NetworkBehaviour, Stream,
         StreamUpgradeError, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
@@ -27,7 +27,7 @@ use libp2p::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{bare_names, error::DialError, router::Registry};
+use super::{addr::is_relayed, bare_names, error::DialError, router::Registry};
 
 /// Streams that wait to be opened on one connection. A client with a thousand calls at once is at the limit of what
 /// yamux lets a connection carry; more than that is refused, not queued.
@@ -179,10 +179,6 @@ impl Behaviour {
             }
         }
     }
-}
-
-fn is_relayed(addr: &Multiaddr) -> bool {
-    addr.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
 impl NetworkBehaviour for Behaviour {
@@ -375,8 +371,8 @@ mod tests {
         let direct = addr("/ip4/8.8.8.8/tcp/1");
         let circuit = direct
             .clone()
-            .with(Protocol::P2p(PeerId::random()))
-            .with(Protocol::P2pCircuit);
+            .with(libp2p::core::multiaddr::Protocol::P2p(PeerId::random()))
+            .with(libp2p::core::multiaddr::Protocol::P2pCircuit);
         let mut older = rpc.add_link(peer, ConnectionId::new_unchecked(1), &direct);
         let mut newer = rpc.add_link(peer, ConnectionId::new_unchecked(2), &direct);
         let mut relayed = rpc.add_link(peer, ConnectionId::new_unchecked(3), &circuit);

@@ -112,7 +112,7 @@ fn rpc_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError> {
     };
     let info = RpcInfo {
         version: current.version.clone(),
-        dht_client_mode: current.client_mode,
+        dht_client_mode: current.using_relay(),
         cache_tokens_available: serving.cache_tokens_available(),
         schema,
     };

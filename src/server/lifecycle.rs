@@ -1,6 +1,7 @@
 //! From nothing to ONLINE, from one span to another, and back to OFFLINE. It answers no requests.
 //!
-//! The order is Petals' (`server/server.py`): choose blocks, announce JOINING, load, be ready to answer, announce ONLINE;
+//! The order is Petals' (`server/server.py`): find out how others get to us, choose blocks, announce JOINING, load, be
+//! reached by the monitor of the public swarm, be ready to answer, announce ONLINE;
 //! to move or to stop, announce OFFLINE and wait until that is stored, then stop answering. Petals announces ONLINE a
 //! moment before its handlers exist; here they are registered first.
 
@@ -14,11 +15,14 @@ use std::{
 use rand::Rng;
 use sepal_protocol::record::{ServerInfo, ServerState};
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
 use tracing::{error, info, warn};
 
 use super::{
-    BlockChoice, Config, Current, capacity,
+    BlockChoice, Config, Current, Record, capacity,
     memory::Memory,
     serving::{Limits, Serving},
     sessions::Sessions,
@@ -32,7 +36,10 @@ use crate::{
     swarm::{
         announce::{AnnounceConfig, AnnounceError, Announcer},
         directory::Directory,
-        models, placement,
+        models,
+        monitor::{NotReachable, confirm},
+        placement,
+        standing::Access,
     },
     task::Tasks,
 };
@@ -77,6 +84,9 @@ pub enum StartError {
     /// The swarm does not learn about us.
     #[error("cannot announce the blocks")]
     Announce(#[source] AnnounceError),
+    /// The health monitor cannot reach us.
+    #[error("others cannot reach this server")]
+    NotReachable(#[source] NotReachable),
     /// The process is shutting down.
     #[error("interrupted while loading")]
     Interrupted,
@@ -111,7 +121,7 @@ impl Lifecycle {
         let max_batch_size = config.limits.max_batch_size;
         let max_batch_size = max_batch_size.unwrap_or_else(|| capacity::default_max_tokens(source.config()));
         let max_request_bytes = capacity::request_bytes(source.config(), max_batch_size);
-        let current = Arc::new(Current::new(version(), config.using_relay, max_request_bytes));
+        let current = Arc::new(Current::new(version(), config.access.clone(), max_request_bytes));
         let tasks = tasks.child();
         let moving = tasks.child();
         Self {
@@ -136,8 +146,16 @@ impl Lifecycle {
         self.config.dtype.unwrap_or_else(|| self.source.config().auto_dtype())
     }
 
-    /// Chooses, announces, loads, announces.
+    /// Chooses, announces, loads, announces. If that fails, OFFLINE is announced and nothing is served.
     pub(super) async fn bring_up(&self) -> Result<Range<u32>, StartError> {
+        let outcome = self.choose_and_serve().await;
+        if outcome.is_err() {
+            self.take_down().await;
+        }
+        outcome
+    }
+
+    async fn choose_and_serve(&self) -> Result<Range<u32>, StartError> {
         let span = self.choose().await;
         info!(
             ?span,
@@ -151,16 +169,17 @@ impl Lifecycle {
         let announcer = Announcer::spawn(self.dht.clone(), self.announce_config(&span), describe, &self.tasks);
         let announcer = Arc::new(announcer);
         *self.announcer.lock().unwrap_or_else(PoisonError::into_inner) = Some(announcer.clone());
-        // Loading need not wait until everybody knows that we load.
-        let (joining, loaded) = tokio::join!(announcer.set_state(ServerState::Joining), self.load(&span));
-        let (serving, rates) = match loaded {
-            Ok(loaded) => loaded,
-            Err(error) => {
-                self.go_offline().await;
-                return Err(error);
-            }
+        let join = async {
+            // A record that says "dial me" must not be read by anyone while we do not know whether that is true.
+            self.wait_for_access(|access| *access != Access::Unknown).await;
+            announcer
+                .set_state(ServerState::Joining)
+                .await
+                .map_err(StartError::Announce)
         };
-        joining.map_err(StartError::Announce)?;
+        // Loading need not wait until everybody knows that we load.
+        let ((), (serving, rates)) = tokio::try_join!(join, self.load(&span))?;
+        self.wait_until_reachable().await?;
         self.current.set_record(self.record(Some(rates)));
         self.current.set(Some(Arc::new(serving)));
         announcer
@@ -168,6 +187,49 @@ impl Lifecycle {
             .await
             .map_err(StartError::Announce)?;
         Ok(span)
+    }
+
+    async fn wait_for_access(&self, wanted: impl FnMut(&Access) -> bool) {
+        // It fails when nobody looks after the access any more: then it stays as it is.
+        let _ = self.config.access.clone().wait_for(wanted).await;
+    }
+
+    /// Gives relays, and the monitor if there is one, time to reach us. A server without a relay serves all the same, as
+    /// Petals' does: those that it is connected to reach it, and the verdict of the peers may be wrong.
+    async fn wait_until_reachable(&self) -> Result<(), StartError> {
+        let wait = self.config.relay_wait;
+        if timeout(wait, self.wait_for_access(Access::is_open)).await.is_err() {
+            warn!(
+                waited_s = wait.as_secs(),
+                "this server cannot be dialed, and no relay has a place for it: most clients will not reach it. Forward                  a port of the router to this machine and give --port and --public-ip, or join through a node that can                  be dialed and is a relay. The search for one goes on"
+            );
+        }
+        match &self.config.monitor {
+            Some(monitor) => confirm(monitor, self.p2p.peer_id())
+                .await
+                .map_err(StartError::NotReachable),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the swarm at once when others get to us in another way than before.
+    pub(super) fn watch_access(self: &Arc<Self>) {
+        let this = self.clone();
+        self.moving.spawn_until_stopped("access", async move {
+            let mut access = this.config.access.clone();
+            let mut told = access.borrow_and_update().using_relay();
+            while access.changed().await.is_ok() {
+                let now = access.borrow_and_update().using_relay();
+                if now != std::mem::replace(&mut told, now) {
+                    info!(
+                        using_relay = now,
+                        "announcing that others get to this server in another way"
+                    );
+                    let announcer = this.announcer.lock().unwrap_or_else(PoisonError::into_inner);
+                    announcer.iter().for_each(|announcer| announcer.renew());
+                }
+            }
+        });
     }
 
     async fn choose(&self) -> Range<u32> {
@@ -196,7 +258,6 @@ impl Lifecycle {
         let choice = self.config.throughput;
         let cache_file = self.config.throughput_cache.clone();
         let key = self.throughput_key(dtype);
-        let using_relay = self.config.using_relay;
         let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
         let loading = tokio::task::spawn_blocking(move || {
             let (start, end) = (blocks.start, blocks.end);
@@ -207,7 +268,7 @@ impl Lifecycle {
                 .map_err(|source| StartError::Load { start, end, source })?
                 .with_max_chunk_bytes(max_chunk_bytes);
             let cache = cache_file.as_deref().map(|file| (file, key.as_str()));
-            let rates = throughput::rates(choice, &loaded, using_relay, cache).map_err(StartError::Measure)?;
+            let rates = throughput::rates(choice, &loaded, cache).map_err(StartError::Measure)?;
             Ok((Arc::new(loaded), rates))
         });
         let (blocks, rates) = loading.await.map_err(|_| StartError::Interrupted)??;
@@ -264,9 +325,11 @@ impl Lifecycle {
         }
     }
 
-    /// What does not change while a span is served. State, span and pings are the announcer's.
-    fn record(&self, rates: Option<Rates>) -> ServerInfo {
-        ServerInfo {
+    /// What does not change while a span is served. State, span and pings are the announcer's, and how others get to us
+    /// is looked up when it is announced.
+    fn record(&self, rates: Option<Rates>) -> Record {
+        let throughput = self.throughput(rates);
+        let info = ServerInfo {
             public_name: self.config.public_name.clone(),
             version: Some(version()),
             network_rps: rates.and_then(|rates| rates.network_rps),
@@ -274,8 +337,11 @@ impl Lifecycle {
             inference_rps: rates.and_then(|rates| rates.inference_rps),
             torch_dtype: Some(self.dtype().as_torch_str().to_string()),
             quant_type: Some("none".to_string()),
-            using_relay: Some(self.config.using_relay),
-            ..ServerInfo::new(ServerState::Joining, self.throughput(rates))
+            ..ServerInfo::new(ServerState::Joining, throughput)
+        };
+        Record {
+            info,
+            relayed_throughput: rates.map_or(throughput, |rates| rates.relayed_throughput),
         }
     }
 

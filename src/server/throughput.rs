@@ -43,6 +43,8 @@ pub enum Throughput {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Rates {
     pub(crate) throughput: f64,
+    /// Instead of `throughput`, when everything goes through a relay.
+    pub(crate) relayed_throughput: f64,
     pub(crate) inference_rps: Option<f64>,
     pub(crate) forward_rps: Option<f64>,
     pub(crate) network_rps: Option<f64>,
@@ -61,15 +63,11 @@ struct ComputeRates {
 ///
 /// # Errors
 /// When the block to measure with fails.
-pub(crate) fn rates(
-    choice: Throughput,
-    blocks: &Blocks,
-    using_relay: bool,
-    cache: Option<(&Path, &str)>,
-) -> Result<Rates, ComputeError> {
+pub(crate) fn rates(choice: Throughput, blocks: &Blocks, cache: Option<(&Path, &str)>) -> Result<Rates, ComputeError> {
     if let Throughput::Fixed(throughput) = choice {
         return Ok(Rates {
             throughput,
+            relayed_throughput: throughput,
             inference_rps: None,
             forward_rps: None,
             network_rps: None,
@@ -88,7 +86,7 @@ pub(crate) fn rates(
         }
     };
     let network_rps = ASSUMED_NETWORK_BITS / (blocks.config().hidden_size as f64 * BITS_PER_VALUE);
-    let rates = combine(compute, network_rps, blocks.span().len(), using_relay);
+    let rates = combine(compute, network_rps, blocks.span().len());
     info!(
         inference_rps = compute.inference_rps,
         forward_rps = compute.forward_rps,
@@ -100,11 +98,11 @@ pub(crate) fn rates(
 }
 
 /// A request uses half of the span on average, hence `(n + 1) / 2` blocks.
-fn combine(compute: ComputeRates, network_rps: f64, n_blocks: usize, using_relay: bool) -> Rates {
+fn combine(compute: ComputeRates, network_rps: f64, n_blocks: usize) -> Rates {
     let compute_rps = compute.forward_rps / ((n_blocks as f64 + 1.0) / 2.0);
-    let reachable = if using_relay { RELAY_FACTOR } else { 1.0 };
     Rates {
-        throughput: compute_rps.min(network_rps * reachable),
+        throughput: compute_rps.min(network_rps),
+        relayed_throughput: compute_rps.min(network_rps * RELAY_FACTOR),
         inference_rps: Some(compute.inference_rps),
         forward_rps: Some(compute.forward_rps),
         network_rps: Some(network_rps),
@@ -190,13 +188,21 @@ mod tests {
 
     #[test]
     fn throughput_is_the_smaller_of_compute_and_network() {
-        let direct = combine(MEASURED, 500.0, 3, false);
-        assert_eq!(direct.throughput, 500.0);
-        assert_eq!(direct.network_rps, Some(500.0));
-        let relayed = combine(MEASURED, 500.0, 3, true);
-        assert_eq!(relayed.throughput, 100.0);
-        assert_eq!(relayed.network_rps, Some(500.0), "announced without the relay factor");
-        assert_eq!(combine(MEASURED, 5000.0, 9, false).throughput, 200.0);
+        let slow_network = combine(MEASURED, 500.0, 3);
+        assert_eq!(
+            (slow_network.throughput, slow_network.relayed_throughput),
+            (500.0, 100.0)
+        );
+        assert_eq!(
+            slow_network.network_rps,
+            Some(500.0),
+            "announced without the relay factor"
+        );
+        let fast_network = combine(MEASURED, 5000.0, 9);
+        assert_eq!(
+            (fast_network.throughput, fast_network.relayed_throughput),
+            (200.0, 200.0)
+        );
     }
 
     #[test]

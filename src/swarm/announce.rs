@@ -3,18 +3,18 @@
 //!
 //! ```text
 //!   set_state ──▶ actor: store the records of all blocks ──▶ answer
-//!                   │ every period: ping possible next servers, store again; retry with back-off while that fails
+//!                   │ every period, and on news: ping possible next servers, store again; back off while that fails
 //!                   └ until the next set_state
 //! ```
 //!
 //! The actor owns nothing but the timing. What a record says comes from the server (`describe`), what goes into it from
 //! here is the state, the span and the round trips to servers that may come after this one.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use sepal_protocol::record::{ServerInfo, ServerState};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::actor::{Actor, Command};
 use crate::{dht::Dht, p2p::PeerId, task::Tasks};
@@ -76,6 +76,7 @@ pub enum AnnounceError {
 #[derive(Debug)]
 pub struct Announcer {
     commands: mpsc::Sender<Command>,
+    news: Arc<Notify>,
 }
 
 impl Announcer {
@@ -89,9 +90,10 @@ impl Announcer {
         tasks: &Tasks,
     ) -> Self {
         let (commands, inbox) = mpsc::channel(MAX_WAITING_COMMANDS);
-        let actor = Actor::new(dht, config, Box::new(describe));
+        let news = Arc::new(Notify::new());
+        let actor = Actor::new(dht, config, Box::new(describe), news.clone());
         tasks.spawn_until_stopped("announce", actor.run(inbox));
-        Self { commands }
+        Self { commands, news }
     }
 
     /// Announces a state and returns when the records of all blocks are stored. From then on they are kept alive,
@@ -111,6 +113,12 @@ impl Announcer {
         let command = Command { state, answer };
         self.commands.send(command).await.map_err(|_| AnnounceError::Stopped)?;
         stored.await.unwrap_or(Err(AnnounceError::Stopped))
+    }
+
+    /// Stores the records of the present state again now instead of at the end of the period, because `describe` says
+    /// something else than before. Does nothing before the first state and after OFFLINE.
+    pub fn renew(&self) {
+        self.news.notify_one();
     }
 }
 

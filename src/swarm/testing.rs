@@ -1,6 +1,13 @@
 //! What the tests of this layer share: peers, records and vectors recorded from Petals. Compiled for tests only.
 
-use std::{fs, ops::Range};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    ops::Range,
+    sync::mpsc,
+    time::Duration,
+};
 
 use sepal_protocol::record::{ServerInfo, ServerState};
 use serde_json::Value;
@@ -8,7 +15,7 @@ use serde_json::Value;
 use crate::{
     dht::{self, Dht},
     p2p::{self, Multiaddr, P2p, PeerId, Router},
-    swarm::spans::BlockRecords,
+    swarm::{monitor::Monitor, spans::BlockRecords},
     task::Tasks,
 };
 
@@ -91,4 +98,32 @@ fn info(entry: &Value) -> ServerInfo {
         }),
         ..server(state, 0..0)
     }
+}
+
+/// What a health monitor says that cannot reach the node.
+pub(crate) const MONITOR_SAYS_NO: &str =
+    r#"{"success": false, "message": "Failed to\nconnect\u001b[31m", "your_ip": "192.0.2.7"}"#;
+
+/// A web server on loopback that gives these answers, one per question, and tells what it was asked.
+pub(crate) fn monitor(answers: Vec<(u16, &'static str)>) -> (Monitor, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (asked, questions) = mpsc::channel();
+    std::thread::spawn(move || {
+        for (status, body) in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            asked.send(lines.next().unwrap().unwrap()).unwrap();
+            while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        }
+    });
+    let monitor = Monitor {
+        retry: Duration::from_millis(10),
+        patience: Duration::from_millis(25),
+        ..Monitor::new(&url)
+    };
+    (monitor, questions)
 }

@@ -99,10 +99,14 @@ pub(super) struct Node {
 
 impl Node {
     async fn start(initial_peers: Vec<Multiaddr>) -> Self {
+        Self::start_as(p2p::Config::default(), initial_peers).await
+    }
+
+    async fn start_as(host: p2p::Config, initial_peers: Vec<Multiaddr>) -> Self {
         let tasks = Tasks::new();
         let host = p2p::Config {
             known_peers: initial_peers.clone(),
-            ..p2p::Config::default()
+            ..host
         };
         let p2p = P2p::bind(host, &tasks).await.unwrap();
         let config = dht::Config {
@@ -163,6 +167,15 @@ impl Swarm {
     /// A node that has not joined yet.
     pub(super) async fn node(&self) -> Node {
         Node::start(self.bootstrap.p2p.addrs()).await
+    }
+
+    /// A node that nobody can dial, and that has not joined yet.
+    pub(super) async fn hidden_node(&self) -> Node {
+        let host = p2p::Config {
+            listen: Vec::new(),
+            ..p2p::Config::default()
+        };
+        Node::start_as(host, self.bootstrap.p2p.addrs()).await
     }
 
     /// A node that calls others and is called by none.

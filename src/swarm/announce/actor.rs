@@ -1,6 +1,9 @@
 //! The task behind an `Announcer`: stores, repeats, retries, and lets a new state interrupt all of that.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rand::{SeedableRng, rngs::StdRng};
 use sepal_protocol::{
@@ -8,7 +11,7 @@ use sepal_protocol::{
     record::{MODEL_REGISTRY_KEY, ModelInfo, ServerInfo, ServerState},
     value::Subkey,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{AnnounceConfig, AnnounceError};
 use crate::{
@@ -53,6 +56,8 @@ pub(super) struct Actor {
     dht: Dht,
     config: AnnounceConfig,
     describe: Describe,
+    /// The records are out of date.
+    news: Arc<Notify>,
     state: ServerState,
     rtts: Rtts,
     rng: StdRng,
@@ -61,11 +66,12 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    pub(super) fn new(dht: Dht, config: AnnounceConfig, describe: Describe) -> Self {
+    pub(super) fn new(dht: Dht, config: AnnounceConfig, describe: Describe, news: Arc<Notify>) -> Self {
         Self {
             dht,
             config,
             describe,
+            news,
             state: ServerState::Offline,
             rtts: Rtts::new(),
             rng: StdRng::from_os_rng(),
@@ -102,9 +108,16 @@ impl Actor {
             self.keep_alive().await;
         }
         loop {
-            tokio::time::sleep(self.config.period.saturating_sub(round.elapsed())).await;
+            let rest = self.config.period.saturating_sub(round.elapsed());
+            let due = tokio::select! {
+                () = tokio::time::sleep(rest) => true,
+                () = self.news.notified() => false,
+            };
             round = Instant::now();
-            self.measure_next_servers().await;
+            // News does not wait for peers that are slow to answer.
+            if due {
+                self.measure_next_servers().await;
+            }
             self.keep_alive().await;
             if round.elapsed() > self.config.period {
                 tracing::warn!(
