@@ -14,6 +14,7 @@ mod node;
 mod output;
 mod serve;
 mod signals;
+mod swarm;
 
 use std::{ffi::OsString, process::ExitCode};
 
@@ -43,6 +44,8 @@ enum Command {
     Bootstrap(bootstrap::Args),
     /// Serve transformer blocks of a model to a swarm.
     Serve(Box<serve::Args>),
+    /// Make the key of a private swarm.
+    SwarmKey(swarm::KeyArgs),
     /// Generate text through the servers of a swarm.
     Generate(Box<generate::Args>),
 }
@@ -70,6 +73,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Doctor(args) => doctor::run(*args).await,
             Command::Bootstrap(args) => bootstrap::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
+            Command::SwarmKey(args) => swarm::make_key(&args),
             Command::Generate(args) => generate::run(*args).await,
         }
     });

@@ -34,11 +34,13 @@ mod guard;
 mod identity;
 mod kad_server;
 mod muxer;
+mod opening;
 mod reachability;
 mod router;
 mod rpc;
 mod seek;
 mod stream;
+mod swarm_key;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -54,6 +56,7 @@ pub use reachability::{Evidence, Reachability, Source, Standing, Verdict};
 pub use router::{Handler, HandlerLimits, Router};
 use rpc::{Name, OpenFailure};
 pub use stream::{StreamReceiver, StreamSender};
+pub use swarm_key::{SwarmKey, SwarmKeyError};
 
 /// Commands that wait for the actor. It answers none of them late, so this many wait only under a burst of calls.
 const COMMAND_QUEUE: usize = 1024;
@@ -76,6 +79,8 @@ pub struct Config {
     pub announce: Vec<Multiaddr>,
     /// The key.
     pub identity: Identity,
+    /// The key of a private swarm: no connection is made with anyone who has not the same one. QUIC is off with it.
+    pub swarm_key: Option<SwarmKey>,
     /// Whether to ask for addresses only, and not to answer others who ask (`/ipfs/kad/1.0.0` is not served), until
     /// [`P2p::set_client_mode`] says otherwise.
     pub client_mode: bool,
@@ -99,6 +104,7 @@ impl Default for Config {
             listen: vec![loopback],
             announce: Vec::new(),
             identity: Identity::ephemeral(),
+            swarm_key: None,
             client_mode: false,
             known_peers: Vec::new(),
             relay: RelayConfig::default(),
@@ -176,6 +182,7 @@ pub struct P2p {
     peer_id: PeerId,
     commands: mpsc::Sender<Command>,
     registry: Arc<router::Registry>,
+    swarm_key: Option<SwarmKey>,
     addrs: watch::Receiver<Vec<Multiaddr>>,
     connected: watch::Receiver<BTreeSet<PeerId>>,
     reachability: watch::Receiver<Reachability>,
@@ -192,7 +199,7 @@ impl P2p {
         let registry = Arc::new(router::Registry::default());
         let swarm = behaviour::swarm(&config, registry.clone())?;
         let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
-        let peer_id = config.identity.peer_id();
+        let (peer_id, swarm_key) = (config.identity.peer_id(), config.swarm_key.clone());
         let (addrs_out, addrs) = watch::channel(Vec::new());
         let (connected_out, connected) = watch::channel(BTreeSet::new());
         let (reachability_out, reachability) = watch::channel(Reachability::default());
@@ -214,6 +221,7 @@ impl P2p {
             peer_id,
             commands,
             registry,
+            swarm_key,
             addrs,
             connected,
             reachability,
@@ -233,6 +241,22 @@ impl P2p {
     /// The same, whenever it changes.
     pub fn watch_addrs(&self) -> watch::Receiver<Vec<Multiaddr>> {
         self.addrs.clone()
+    }
+
+    /// What another host on this machine is made from that only dials out, and not through relays, belongs to the same
+    /// swarm, and shares neither the identity nor any connection with this one: to see this network as a stranger does.
+    pub fn stranger(&self) -> Config {
+        Config {
+            listen: Vec::new(),
+            client_mode: true,
+            swarm_key: self.swarm_key.clone(),
+            known_peers: self.addrs(),
+            relay: RelayConfig {
+                dial: false,
+                ..RelayConfig::default()
+            },
+            ..Config::default()
+        }
     }
 
     /// Everyone there is a connection to.

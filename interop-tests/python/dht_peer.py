@@ -1,6 +1,6 @@
 """A plain hivemind DHT node, driven line by line.
 
-Usage: python dht_peer.py [--client-mode] [INITIAL_PEER …]
+Usage: python dht_peer.py [--client-mode | --quic] [INITIAL_PEER …]; it listens on TCP, with --quic on QUIC and nothing else
 First line out: {"peer_id": …, "addrs": […], "node_id": hex}. Then one answer per order, until stdin closes:
   {"op": "store", "key": k, "value": v, "expires_in": seconds[, "subkey": s]}  -> {"stored": bool, "expiration": t}
   {"op": "get", "key": k[, "latest": bool]}  -> {"value": v, "expiration": t} | {"entries": [[s, v, t], …], "expiration": t} | {"missing": true}
@@ -60,8 +60,9 @@ ORDERS = {"store": store, "get": get, "ping": ping, "peers": peers}
 
 async def main() -> None:
     client_mode = "--client-mode" in sys.argv
-    initial_peers = [argument for argument in sys.argv[1:] if argument != "--client-mode"]
-    listen = [] if client_mode else ["/ip4/127.0.0.1/tcp/0"]
+    initial_peers = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    carrier = "udp/0/quic-v1" if "--quic" in sys.argv else "tcp/0"
+    listen = [] if client_mode else [f"/ip4/127.0.0.1/{carrier}"]
     node = await DHTNode.create(
         initial_peers=initial_peers, client_mode=client_mode, host_maddrs=listen, use_relay=False, use_auto_relay=False
     )

@@ -10,20 +10,15 @@ use anyhow::bail;
 use clap::Args as ClapArgs;
 
 use self::finding::{Finding, Outcome};
-use super::{
-    node::{self, ListenArgs},
-    output, signals,
-};
-use crate::p2p::Multiaddr;
+use super::{node::ListenArgs, output, signals, swarm::SwarmArgs};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// Model whose files to look for: a folder, a Hugging Face repository, or `demo`.
     #[arg(value_name = "MODEL")]
     model: Option<String>,
-    /// Nodes of the swarm to check against [default: the public swarm].
-    #[arg(long, value_name = "ADDR", num_args = 1.., alias = "initial_peers")]
-    initial_peers: Vec<Multiaddr>,
+    #[command(flatten)]
+    swarm: SwarmArgs,
     /// Check for the first node of a new swarm: there are no others to ask.
     #[arg(long, alias = "new_swarm", conflicts_with = "initial_peers")]
     new_swarm: bool,
@@ -43,9 +38,9 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn examine(args: &Args) -> anyhow::Result<()> {
-    let initial_peers = match args.new_swarm {
-        true => Vec::new(),
-        false => node::initial_peers(&args.initial_peers)?,
+    let swarm = match args.new_swarm {
+        true => args.swarm.new_or_joined()?,
+        false => args.swarm.joined()?,
     };
     let mut report = Report::default();
     for finding in [machine::cpu(), machine::gpu(), machine::memory(), machine::open_files()] {
@@ -55,7 +50,7 @@ async fn examine(args: &Args) -> anyhow::Result<()> {
         report.add(&finding);
     }
     report.add(&files::identity(args.listen.identity_file()));
-    network::examine(&args.listen, &initial_peers, &mut report).await;
+    network::examine(&args.listen, &swarm, &mut report).await;
     report.verdict()
 }
 

@@ -7,20 +7,19 @@ use serde_json::json;
 use super::{
     model::{Model, ModelArgs},
     node, output, signals,
+    swarm::SwarmArgs,
 };
 use crate::{
     client::{self, Client, Generation, Params, TextCodec},
     model::SamplingParams,
-    p2p::Multiaddr,
 };
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Nodes of the swarm to use [default: the public swarm].
-    #[arg(long, value_name = "ADDR", num_args = 1.., alias = "initial_peers")]
-    initial_peers: Vec<Multiaddr>,
+    #[command(flatten)]
+    swarm: SwarmArgs,
     /// Text to continue.
     #[arg(
         long,
@@ -121,8 +120,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             model.name
         );
     }
-    let peers = node::initial_peers(&args.initial_peers)?;
-    let node = node::client(&peers).await?;
+    let node = node::client(&args.swarm.joined()?).await?;
     let outcome = tokio::select! {
         outcome = generate(&args, &model, &node, (codec.as_ref(), &prompt, &params)) => outcome,
         stopped = signals::stop_requested() => stopped.and_then(|()| bail!("interrupted")),

@@ -10,12 +10,12 @@ use anyhow::{Context, bail};
 use clap::Args as ClapArgs;
 use sepal_protocol::{Message, names, proto};
 
-use super::model::Model;
+use super::{model::Model, swarm::Swarm};
 use crate::{
     dht::{self, Dht},
     p2p::{self, Identity, Multiaddr, P2p, PeerId, Router},
     server::{self, Server},
-    swarm::{models::PUBLIC_INITIAL_PEERS, reachability},
+    swarm::reachability,
     task::Tasks,
 };
 
@@ -61,7 +61,7 @@ impl ListenArgs {
         self.identity.as_deref()
     }
 
-    fn listen(&self) -> anyhow::Result<Vec<Multiaddr>> {
+    fn listen(&self, swarm: &Swarm) -> anyhow::Result<Vec<Multiaddr>> {
         if !self.listen.is_empty() {
             return Ok(self.listen.clone());
         }
@@ -69,22 +69,26 @@ impl ListenArgs {
         if has_ipv6() {
             ips.push("/ip6/::");
         }
-        on_every(&ips, self.port)
+        on_every(&ips, self.port, swarm)
     }
 
-    fn announce(&self) -> anyhow::Result<Vec<Multiaddr>> {
+    fn announce(&self, swarm: &Swarm) -> anyhow::Result<Vec<Multiaddr>> {
         match self.public_ip {
             Some(_) if self.port == 0 => bail!("--public-ip needs --port, the port that others reach"),
-            Some(ip) => on_every(&[&format!("/ip4/{ip}")], self.port),
+            Some(ip) => on_every(&[&format!("/ip4/{ip}")], self.port, swarm),
             None => Ok(self.announce_addrs.clone()),
         }
     }
 }
 
-/// TCP first: it is what every peer can dial, and the first address is the one in the join line.
-fn on_every(ips: &[&str], port: u16) -> anyhow::Result<Vec<Multiaddr>> {
+/// TCP first: it is what every peer can dial, and the first address is the one in the join line. QUIC has no swarm keys.
+fn on_every(ips: &[&str], port: u16, swarm: &Swarm) -> anyhow::Result<Vec<Multiaddr>> {
+    let mut carriers = vec![format!("tcp/{port}")];
+    if swarm.key.is_none() {
+        carriers.push(format!("udp/{port}/quic-v1"));
+    }
     let mut addrs = Vec::new();
-    for carrier in [format!("tcp/{port}"), format!("udp/{port}/quic-v1")] {
+    for carrier in carriers {
         for ip in ips {
             addrs.push(format!("{ip}/{carrier}").parse()?);
         }
@@ -109,50 +113,56 @@ pub(super) struct Node {
 ///
 /// # Errors
 /// A bad identity file, an identity in use elsewhere, or an address that cannot be listened on.
-pub(super) async fn listen(args: &ListenArgs, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
+pub(super) async fn listen(args: &ListenArgs, swarm: &Swarm) -> anyhow::Result<Node> {
     let existing = args.identity.as_ref().is_some_and(|file| file.exists());
     let identity = match &args.identity {
         Some(file) => Identity::load_or_create(file)?,
         None => Identity::ephemeral(),
     };
     if existing {
-        refuse_taken_identity(&identity, initial_peers).await?;
+        refuse_taken_identity(&identity, swarm).await?;
     }
-    listen_as(identity, args, initial_peers).await
+    listen_as(identity, args, swarm).await
 }
 
 /// Starts a node on the same addresses under an identity of its own, to try what they are worth.
 ///
 /// # Errors
 /// An address that cannot be listened on.
-pub(super) async fn listen_as_stranger(args: &ListenArgs, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
-    listen_as(Identity::ephemeral(), args, initial_peers).await
+pub(super) async fn listen_as_stranger(args: &ListenArgs, swarm: &Swarm) -> anyhow::Result<Node> {
+    listen_as(Identity::ephemeral(), args, swarm).await
 }
 
-async fn listen_as(identity: Identity, args: &ListenArgs, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
+async fn listen_as(identity: Identity, args: &ListenArgs, swarm: &Swarm) -> anyhow::Result<Node> {
     let config = p2p::Config {
-        listen: args.listen()?,
-        announce: args.announce()?,
+        listen: args.listen(swarm)?,
+        announce: args.announce(swarm)?,
         identity,
-        known_peers: initial_peers.to_vec(),
-        ..p2p::Config::default()
+        ..host_of(swarm)
     };
-    start(config, initial_peers).await
+    start(config, &swarm.initial_peers).await
 }
 
 /// Starts a node that only asks: it listens nowhere and keeps no records for others.
 ///
 /// # Errors
 /// When the host cannot start.
-pub(super) async fn client(initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
+pub(super) async fn client(swarm: &Swarm) -> anyhow::Result<Node> {
     let config = p2p::Config {
         listen: Vec::new(),
-        identity: Identity::ephemeral(),
         client_mode: true,
-        known_peers: initial_peers.to_vec(),
-        ..p2p::Config::default()
+        ..host_of(swarm)
     };
-    start(config, initial_peers).await
+    start(config, &swarm.initial_peers).await
+}
+
+/// What all hosts of a swarm have in common.
+fn host_of(swarm: &Swarm) -> p2p::Config {
+    p2p::Config {
+        swarm_key: swarm.key.clone(),
+        known_peers: swarm.initial_peers.clone(),
+        ..p2p::Config::default()
+    }
 }
 
 /// Starts a node with this host. It serves nothing yet and has joined nobody.
@@ -208,38 +218,19 @@ impl Node {
     }
 }
 
-/// The peers of `--initial-peers`, or the public swarm's.
-pub(super) fn initial_peers(given: &[Multiaddr]) -> anyhow::Result<Vec<Multiaddr>> {
-    let peers = if given.is_empty() {
-        PUBLIC_INITIAL_PEERS
-            .iter()
-            .map(|text| text.parse())
-            .collect::<Result<Vec<Multiaddr>, _>>()?
-    } else {
-        given.to_vec()
-    };
-    match peers.iter().find(|addr| p2p::peer_id_of(addr).is_none()) {
-        Some(addr) => bail!("--initial-peers {addr} does not end in /p2p/PEER_ID"),
-        None => Ok(peers),
-    }
-}
-
 /// Petals does the same (`hivemind/p2p/p2p_daemon.py`, is_identity_taken): two nodes under one identity would overwrite
 /// each other's records and take each other's calls.
-async fn refuse_taken_identity(identity: &Identity, initial_peers: &[Multiaddr]) -> anyhow::Result<()> {
+async fn refuse_taken_identity(identity: &Identity, swarm: &Swarm) -> anyhow::Result<()> {
     let own: PeerId = identity.peer_id();
-    let others: Vec<Multiaddr> = initial_peers
-        .iter()
-        .filter(|addr| p2p::peer_id_of(addr) != Some(own))
-        .cloned()
-        .collect();
-    if others.is_empty() {
+    let mut others = swarm.clone();
+    others.initial_peers.retain(|addr| p2p::peer_id_of(addr) != Some(own));
+    if others.initial_peers.is_empty() {
         return Ok(());
     }
     let probe = client(&others).await?;
     let ping = proto::PingRequest::default().encode_to_vec();
     let mut taken = false;
-    if futures::future::join_all(others.into_iter().map(|addr| probe.p2p.connect(addr)))
+    if futures::future::join_all(others.initial_peers.into_iter().map(|addr| probe.p2p.connect(addr)))
         .await
         .iter()
         .any(Result::is_ok)
@@ -263,7 +254,7 @@ mod tests {
 
     #[test]
     fn tcp_and_quic_share_the_port_and_tcp_comes_first() {
-        let addrs: Vec<String> = on_every(&["/ip4/203.0.113.5", "/ip6/::"], 31330)
+        let addrs: Vec<String> = on_every(&["/ip4/203.0.113.5", "/ip6/::"], 31330, &Swarm::default())
             .unwrap()
             .iter()
             .map(Multiaddr::to_string)

@@ -10,10 +10,10 @@ use super::{
     model::{Model, ModelArgs},
     node::{self, ListenArgs},
     output, signals,
+    swarm::{Swarm, SwarmArgs},
 };
 use crate::{
     model::{DEFAULT_MAX_CHUNK_BYTES, WeightDType},
-    p2p::Multiaddr,
     server::{self, BlockChoice, LimitChoice, Server, Throughput},
 };
 
@@ -23,9 +23,8 @@ pub(super) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     listen: ListenArgs,
-    /// Nodes of the swarm to join [default: the public swarm].
-    #[arg(long, value_name = "ADDR", num_args = 1.., alias = "initial_peers")]
-    initial_peers: Vec<Multiaddr>,
+    #[command(flatten)]
+    swarm: SwarmArgs,
     /// Start a swarm of your own.
     #[arg(long, alias = "new_swarm", conflicts_with = "initial_peers")]
     new_swarm: bool,
@@ -135,18 +134,18 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     tokio::pin!(stop);
     let model = args.model.resolve().await?;
     let config = args.server_config(&model)?;
-    let initial_peers = if args.new_swarm {
-        Vec::new()
+    let swarm = if args.new_swarm {
+        args.swarm.new_or_joined()?
     } else {
-        node::initial_peers(&args.initial_peers)?
+        args.swarm.joined()?
     };
-    let node = node::listen(&args.listen, &initial_peers).await?;
+    let node = node::listen(&args.listen, &swarm).await?;
     let server = node.server(config, &model);
     for addr in node.p2p.addrs() {
         output::line(format_args!("listening {addr}"));
     }
     let outcome = tokio::select! {
-        outcome = start_and_stay(&node, &server, &model, &initial_peers) => outcome,
+        outcome = start_and_stay(&node, &server, &model, &swarm) => outcome,
         outcome = &mut stop => outcome,
     };
     server.shutdown().await;
@@ -155,21 +154,16 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Joins, loads, announces, and then only returns if the server ends by itself, with the reason.
-async fn start_and_stay(
-    node: &node::Node,
-    server: &Server,
-    model: &Model,
-    initial_peers: &[Multiaddr],
-) -> anyhow::Result<()> {
-    if !initial_peers.is_empty() {
+async fn start_and_stay(node: &node::Node, server: &Server, model: &Model, swarm: &Swarm) -> anyhow::Result<()> {
+    if !swarm.initial_peers.is_empty() {
         node.join().await?;
     }
     let span = server.bring_up().await?;
     output::line(format_args!("online {} {}:{}", model.prefix, span.start, span.end));
     if let Some(addr) = node.p2p.addrs().first() {
         output::line(format_args!(
-            "join with: sepal serve {}{} --initial-peers {addr}",
-            model.name, model.flags
+            "join with: sepal serve {}{} --initial-peers {addr}{}",
+            model.name, model.flags, swarm.flags
         ));
     }
     loop {

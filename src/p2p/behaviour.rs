@@ -54,7 +54,7 @@ pub(crate) struct Behaviour {
 /// If the key cannot be used for the handshake.
 pub(crate) fn swarm(config: &Config, registry: Arc<Registry>) -> Result<Swarm<Behaviour>, BindError> {
     let keypair = config.identity.keypair();
-    let (transport, relay) = transport::build(keypair, &config.limits)?;
+    let (transport, relay) = transport::build(config)?;
     let settings = swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
         // Saves one round trip per call: the request travels with the proposed name.

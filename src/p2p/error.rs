@@ -32,6 +32,12 @@ pub enum BindError {
         /// The address as configured.
         addr: Multiaddr,
     },
+    /// A QUIC address in a swarm with a key.
+    #[error("{addr} is QUIC, which has no swarm keys: with --swarm-key nodes listen on TCP only")]
+    QuicWithSwarmKey {
+        /// The address as configured.
+        addr: Multiaddr,
+    },
     /// The key is unusable.
     #[error("the network host cannot be set up")]
     Setup {

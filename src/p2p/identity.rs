@@ -117,9 +117,9 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Writes a file that did not exist, whole or not at all: into a temporary file beside it, which is then linked to its
+/// Writes a secret into a file (mode 0600) that did not exist, whole or not at all: into a temporary file beside it, which is then linked to its
 /// name (a link, unlike a rename, fails when the name is taken).
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = PathBuf::from(temporary);

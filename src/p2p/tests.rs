@@ -9,6 +9,7 @@ mod calls;
 mod finding;
 mod foreign;
 mod malformed;
+mod private;
 mod streams;
 mod transports;
 

@@ -17,10 +17,11 @@ use libp2p::{
 };
 
 use super::{
-    Limits,
+    Config, Limits, SwarmKey,
     addr::Carrier,
     error::BindError,
     muxer::{BareNames, Muxer},
+    opening,
 };
 
 /// Limit for one connection from the first packet to the multiplexer; Hivemind's daemon gives up after the same time.
@@ -44,15 +45,16 @@ pub(crate) fn probe_port(carrier: Carrier, ip: IpAddr, port: u16) -> io::Result<
 /// # Errors
 ///
 /// If the key cannot be used for the handshake.
-pub(crate) fn build(
-    keypair: &Keypair,
-    limits: &Limits,
-) -> Result<(Boxed<(PeerId, StreamMuxerBox)>, relay::client::Behaviour), BindError> {
-    let secure = Secure::new(keypair, limits)?;
+pub(crate) fn build(config: &Config) -> Result<(Boxed<(PeerId, StreamMuxerBox)>, relay::client::Behaviour), BindError> {
+    let (keypair, limits) = (config.identity.keypair(), &config.limits);
+    let secure = Secure::new(config)?;
     let direct = || {
-        secure
-            .over(tcp::tokio::Transport::new(tcp::Config::default().nodelay(true)))
-            .or_transport(quic(keypair, limits))
+        let tcp = secure.over(tcp::tokio::Transport::new(tcp::Config::default().nodelay(true)));
+        // A swarm key encrypts a stream of bytes, so there is none for QUIC.
+        if config.swarm_key.is_some() {
+            return tcp;
+        }
+        tcp.or_transport(quic(keypair, limits))
             .map(|either, _| either.into_inner())
             .boxed()
     };
@@ -81,16 +83,21 @@ fn quic(keypair: &Keypair, limits: &Limits) -> Boxed<(PeerId, StreamMuxerBox)> {
 
 /// What turns a stream of bytes into a multiplexed connection with a known peer.
 struct Secure {
+    swarm_key: Option<SwarmKey>,
     noise: noise::Config,
     yamux: yamux::Config,
 }
 
 impl Secure {
-    fn new(keypair: &Keypair, limits: &Limits) -> Result<Self, BindError> {
-        let noise = noise::Config::new(keypair).map_err(|source| BindError::Setup { source: source.into() })?;
+    fn new(config: &Config) -> Result<Self, BindError> {
+        let noise = noise::Config::new(config.identity.keypair());
         let mut yamux = yamux::Config::default();
-        yamux.set_max_num_streams(limits.streams_per_connection);
-        Ok(Self { noise, yamux })
+        yamux.set_max_num_streams(config.limits.streams_per_connection);
+        Ok(Self {
+            swarm_key: config.swarm_key.clone(),
+            noise: noise.map_err(|source| BindError::Setup { source: source.into() })?,
+            yamux,
+        })
     }
 
     fn over<T>(&self, transport: T) -> Boxed<(PeerId, StreamMuxerBox)>
@@ -101,7 +108,9 @@ impl Secure {
         T::ListenerUpgrade: Send,
         T::Dial: Send,
     {
+        let swarm_key = self.swarm_key.clone();
         transport
+            .and_then(move |socket, _| Box::pin(opening::begin(socket, swarm_key)))
             .upgrade(Version::V1Lazy)
             .authenticate(self.noise.clone())
             .multiplex(BareNames(self.yamux.clone()))

@@ -58,18 +58,8 @@ async fn can_be_dialed(p2p: &P2p, tasks: &Tasks, peer: PeerId) -> bool {
     let tasks = tasks.child();
     // Dropping the guard stops the stranger, also when the caller gives up in the middle.
     let _guard = tasks.token().drop_guard();
-    let config = p2p::Config {
-        listen: Vec::new(),
-        client_mode: true,
-        known_peers: p2p.addrs(),
-        // A peer behind a relay is reached by everybody; the question is whether it is without.
-        relay: RelayConfig {
-            dial: false,
-            ..RelayConfig::default()
-        },
-        ..p2p::Config::default()
-    };
-    let stranger = match P2p::bind(config, &tasks).await {
+    // Not through relays: a peer behind one is reached by everybody, and the question is whether it is without.
+    let stranger = match P2p::bind(p2p.stranger(), &tasks).await {
         Ok(stranger) => stranger,
         Err(error) => {
             tracing::warn!(%error, "cannot check whether a peer can be dialed");

@@ -25,8 +25,14 @@ const LIFETIME: f64 = 300.0;
 
 /// A node of ours in the test's own process, joined through these peers.
 async fn ours(initial_peers: &[&str], tasks: &Tasks) -> (Dht, String) {
+    ours_on(p2p::Config::default().listen, initial_peers, tasks).await
+}
+
+/// The same, listening there.
+async fn ours_on(listen: Vec<Multiaddr>, initial_peers: &[&str], tasks: &Tasks) -> (Dht, String) {
     let known_peers: Vec<Multiaddr> = initial_peers.iter().map(|addr| addr.parse().unwrap()).collect();
     let config = p2p::Config {
+        listen,
         known_peers: known_peers.clone(),
         ..p2p::Config::default()
     };
@@ -158,6 +164,22 @@ async fn a_node_of_ours_that_joined_through_python_shares_records_with_it() {
     let (ours, _) = ours(&[&addr], &tasks).await;
     exchange_records(&ours, &mut python).await;
     newer_wins(&ours, &mut python).await;
+    tasks.shutdown().await;
+}
+
+/// Hivemind's daemon speaks QUIC as well, and prefers it when a peer announces both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_both_kinds_that_speak_nothing_but_quic_join_through_each_other_and_share_records() {
+    let hub = Hub::new().unwrap();
+    let tasks = Tasks::new();
+    let quic: Multiaddr = "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap();
+    let (_first, addr) = ours_on(vec![quic.clone()], &[], &tasks).await;
+    let mut python = DhtPeer::start(&hub, &["--quic", &addr]).unwrap();
+    let through = python.addr.clone().unwrap();
+    assert!(through.contains("/quic-v1/"), "{through}");
+    let (second, _) = ours_on(vec![quic], &[&through], &tasks).await;
+    exchange_records(&second, &mut python).await;
+    newer_wins(&second, &mut python).await;
     tasks.shutdown().await;
 }
 

@@ -10,7 +10,10 @@ use super::{
     finding::{Finding, causes},
 };
 use crate::{
-    cli::node::{self, ListenArgs, Node},
+    cli::{
+        node::{self, ListenArgs, Node},
+        swarm::Swarm,
+    },
     dht::{Found, Freshness, MAX_CLOCK_SKEW_S, StoreItem},
     p2p::{Multiaddr, PeerId},
 };
@@ -28,8 +31,8 @@ const SHOWN_FAILURES: usize = 2;
 const RECORD_LIFETIME_S: f64 = 60.0;
 
 /// Starts a node as the flags say and tries everything with it.
-pub(super) async fn examine(listen: &ListenArgs, initial_peers: &[Multiaddr], report: &mut Report) {
-    let node = match node::listen_as_stranger(listen, initial_peers).await {
+pub(super) async fn examine(listen: &ListenArgs, swarm: &Swarm, report: &mut Report) {
+    let node = match node::listen_as_stranger(listen, swarm).await {
         Ok(node) => node,
         Err(error) => {
             let remedy = "choose another --port or --listen address, or end the program that uses it (a running node of \
@@ -40,15 +43,15 @@ pub(super) async fn examine(listen: &ListenArgs, initial_peers: &[Multiaddr], re
     };
     node.router().spawn(&node.tasks);
     report.add(&ports(&node));
-    if initial_peers.is_empty() {
+    if swarm.initial_peers.is_empty() {
         report.add(&Finding::note(
             "peers",
             "none to ask: this would be the first node of a new swarm",
         ));
-    } else if let Some(peers) = peers(&node, initial_peers, report).await {
+    } else if let Some(peers) = peers(&node, &swarm.initial_peers, report).await {
         report.add(&clock(&node, &peers).await);
         if joined(&node, report).await {
-            report.add(&records(&node, initial_peers).await);
+            report.add(&records(&node, swarm).await);
         }
     }
     node.tasks.shutdown().await;
@@ -161,7 +164,7 @@ async fn joined(node: &Node, report: &mut Report) -> bool {
 }
 
 /// Stores a record and reads it back as a stranger would: through another node, which has nothing from here.
-async fn records(node: &Node, initial_peers: &[Multiaddr]) -> Finding {
+async fn records(node: &Node, swarm: &Swarm) -> Finding {
     let key = DhtId::from_bytes(rand::random());
     let value = msgpack::encode(&msgpack::Value::from("sepal doctor"));
     let item = StoreItem {
@@ -177,7 +180,7 @@ async fn records(node: &Node, initial_peers: &[Multiaddr]) -> Finding {
             "try again in a minute; if it stays so, name other --initial-peers",
         );
     }
-    let reader = match node::client(initial_peers).await {
+    let reader = match node::client(swarm).await {
         Ok(reader) => reader,
         Err(error) => return Finding::problem("records", causes(&error), "see above"),
     };

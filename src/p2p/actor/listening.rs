@@ -10,7 +10,11 @@ use futures::{FutureExt, StreamExt};
 use libp2p::{Multiaddr, TransportError, swarm::SwarmEvent};
 
 use super::{
-    super::{addr, error::BindError, transport::probe_port},
+    super::{
+        addr::{self, Carrier},
+        error::BindError,
+        transport::probe_port,
+    },
     Actor,
 };
 
@@ -25,6 +29,9 @@ impl Actor {
             self.book.configure(peer, &known, Instant::now());
         }
         for addr in &self.config.listen {
+            if self.config.swarm_key.is_some() && matches!(addr::socket(addr), Some((Carrier::Quic, ..))) {
+                return Err(BindError::QuicWithSwarmKey { addr: addr.clone() });
+            }
             if let Some((carrier, ip, port)) = addr::socket(addr).filter(|(_, _, port)| *port != 0) {
                 probe_port(carrier, ip, port).map_err(|source| BindError::Listen {
                     addr: addr.clone(),
