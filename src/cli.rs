@@ -14,6 +14,7 @@ mod node;
 mod output;
 mod serve;
 mod signals;
+mod standing;
 mod swarm;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -100,7 +101,8 @@ mod tests {
     fn petals_spellings_are_understood() {
         let line = "sepal serve demo --initial_peers /ip4/127.0.0.1/tcp/1/p2p/12D3KooWQnwEGNqcM2nAcPtRR9rAX8Hrg4k9kJLCHoTR5chJfz6d \
                     --block_indices 0:4 --torch_dtype float32 --host_maddrs /ip4/127.0.0.1/tcp/0 --public_name me \
-                    --attn_cache_tokens 64 --inference_max_length 128 --update_period 20 --identity_path id";
+                    --attn_cache_tokens 64 --inference_max_length 128 --update_period 20 --identity_path id \
+                    --skip_reachability_check";
         Cli::try_parse_from(line.split_whitespace()).unwrap();
         let line = "sepal serve --converted_model_name_or_path demo --new_swarm --num_blocks 2";
         Cli::try_parse_from(line.split_whitespace()).unwrap();

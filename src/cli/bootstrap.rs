@@ -5,6 +5,7 @@ use clap::Args as ClapArgs;
 use super::{
     node::{self, ListenArgs},
     output, signals,
+    standing::{Standing, StandingArgs},
     swarm::SwarmArgs,
 };
 
@@ -14,16 +15,22 @@ pub(super) struct Args {
     listen: ListenArgs,
     #[command(flatten)]
     swarm: SwarmArgs,
+    #[command(flatten)]
+    standing: StandingArgs,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = signals::stop_requested();
     let swarm = args.swarm.new_or_joined()?;
     let node = node::listen(&args.listen, &swarm).await?;
+    let mut standing = Standing::of(&node, &args.standing);
     node.router().spawn(&node.tasks);
     if !swarm.initial_peers.is_empty() {
         node.join().await?;
     }
+    standing.begin(&node.tasks);
+    // Nobody can join through a client.
+    standing.known().await;
     let addrs = node.p2p.addrs();
     for addr in &addrs {
         output::line(format_args!("listening {addr}"));

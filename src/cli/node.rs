@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args as ClapArgs;
 use sepal_protocol::{Message, names, proto};
 
@@ -211,9 +211,15 @@ impl Node {
     /// # Errors
     /// When none of them can be used; says what each did.
     pub(super) async fn join(&self) -> anyhow::Result<()> {
-        self.dht.bootstrap().await.context(
-            "cannot join the swarm: check the addresses in --initial-peers, or start one of your own with --new-swarm",
-        )?;
+        self.dht.bootstrap().await.map_err(|error| {
+            let remedy = if error.is_clock() {
+                "cannot join the swarm: set the clock of this machine (timedatectl set-ntp true does on most), or that \
+                 of the peer"
+            } else {
+                "cannot join the swarm: check the addresses in --initial-peers, or start one of your own with --new-swarm"
+            };
+            anyhow::Error::new(error).context(remedy)
+        })?;
         Ok(())
     }
 }

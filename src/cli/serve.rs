@@ -10,6 +10,7 @@ use super::{
     model::{Model, ModelArgs},
     node::{self, ListenArgs},
     output, signals,
+    standing::{self, MonitorArgs, Standing, StandingArgs},
     swarm::{Swarm, SwarmArgs},
 };
 use crate::{
@@ -25,6 +26,10 @@ pub(super) struct Args {
     listen: ListenArgs,
     #[command(flatten)]
     swarm: SwarmArgs,
+    #[command(flatten)]
+    standing: StandingArgs,
+    #[command(flatten)]
+    monitor: MonitorArgs,
     /// Start a swarm of your own.
     #[arg(long, alias = "new_swarm", conflicts_with = "initial_peers")]
     new_swarm: bool,
@@ -133,19 +138,19 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = signals::stop_requested();
     tokio::pin!(stop);
     let model = args.model.resolve().await?;
-    let config = args.server_config(&model)?;
+    let mut config = args.server_config(&model)?;
     let swarm = if args.new_swarm {
         args.swarm.new_or_joined()?
     } else {
         args.swarm.joined()?
     };
     let node = node::listen(&args.listen, &swarm).await?;
+    let standing = Standing::of(&node, &args.standing);
+    config.access = standing.access();
+    config.monitor = standing::monitor(&args.monitor, &args.standing, &swarm.initial_peers);
     let server = node.server(config, &model);
-    for addr in node.p2p.addrs() {
-        output::line(format_args!("listening {addr}"));
-    }
     let outcome = tokio::select! {
-        outcome = start_and_stay(&node, &server, &model, &swarm) => outcome,
+        outcome = start_and_stay(&node, standing, &server, &model, &swarm) => outcome,
         outcome = &mut stop => outcome,
     };
     server.shutdown().await;
@@ -154,9 +159,25 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Joins, loads, announces, and then only returns if the server ends by itself, with the reason.
-async fn start_and_stay(node: &node::Node, server: &Server, model: &Model, swarm: &Swarm) -> anyhow::Result<()> {
-    if !swarm.initial_peers.is_empty() {
+async fn start_and_stay(
+    node: &node::Node,
+    mut standing: Standing,
+    server: &Server,
+    model: &Model,
+    swarm: &Swarm,
+) -> anyhow::Result<()> {
+    let is_first = swarm.initial_peers.is_empty();
+    if is_first {
+        // Nobody can join through a client, and there is nobody to ask.
+        standing.begin(&node.tasks);
+        standing.known().await;
+    }
+    for addr in node.p2p.addrs() {
+        output::line(format_args!("listening {addr}"));
+    }
+    if !is_first {
         node.join().await?;
+        standing.begin(&node.tasks);
     }
     let span = server.bring_up().await?;
     output::line(format_args!("online {} {}:{}", model.prefix, span.start, span.end));

@@ -16,7 +16,7 @@ use sepal_protocol::{
 };
 
 use crate::{
-    p2p::{self, CallError, DialError, Handler, HandlerError, HandlerLimits, OpenError, P2p, PeerId, RelayConfig},
+    p2p::{CallError, DialError, Handler, HandlerError, HandlerLimits, OpenError, P2p, PeerId},
     task::Tasks,
 };
 
@@ -114,7 +114,10 @@ fn is_yes(answer: Bytes) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{p2p::Router, swarm::testing::host};
+    use crate::{
+        p2p::{self, Router},
+        swarm::testing::host,
+    };
 
     async fn checking_host(tasks: &Tasks, listens: bool) -> P2p {
         let host = host(tasks, listens).await;

@@ -67,6 +67,9 @@ pub struct Timing {
     /// that cannot be dialed, as Petals takes it. go-libp2p, which all Python peers dial with, waits 5 s + n² s after the
     /// n-th failure, so 10 s are enough after two.
     pub second_opinion: Duration,
+    /// When peers were asked at the start and none answered, they are asked once more after this pause: Petals' nodes serve
+    /// `rpc_check` a second or two after they join, and whole swarms are started at once.
+    pub second_chance: Duration,
     /// After a positive verdict. What ends it (a router restarted, a firewall) is rare, and mostly shows by other signs.
     /// Each round costs five peers a host of their own for a moment: a thousand servers cause less than six per second.
     pub recheck_dialable: Duration,
@@ -86,6 +89,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             second_opinion: Duration::from_secs(10),
+            second_chance: Duration::from_secs(3),
             recheck_dialable: Duration::from_secs(15 * 60),
             recheck_not_dialable: Duration::from_secs(2 * 60),
             recheck_unanswered: Duration::from_secs(60),
@@ -169,7 +173,7 @@ impl Keeper {
     }
 
     async fn conclude(&mut self, answers: Answers) {
-        let verdict = self.rounds.answered(answers.dialable(), Instant::now());
+        let verdict = self.rounds.answered(answers, Instant::now());
         debug!(%answers, ?verdict, "asked peers whether they can dial this node");
         if let Some(verdict) = verdict {
             self.p2p.judge(verdict).await;
@@ -208,7 +212,7 @@ struct Rounds {
     deadline: Instant,
     /// Whether the first question is answered, or was long enough without an answer.
     settled: bool,
-    /// The last round was the first negative one in a row.
+    /// The last round is repeated before anything is made of it.
     doubted: bool,
     verdict: Option<Verdict>,
 }
@@ -231,17 +235,23 @@ impl Rounds {
     }
 
     /// Takes the result of a round. Returns a verdict that is sure enough to be reported.
-    fn answered(&mut self, dialable: Option<bool>, now: Instant) -> Option<Verdict> {
-        let known = self.verdict == Some(Verdict::NotDialable);
+    fn answered(&mut self, answers: Answers, now: Instant) -> Option<Verdict> {
+        let (dialable, timing) = (answers.dialable(), &self.timing);
+        let repeat_after = match dialable {
+            _ if self.doubted => None,
+            Some(false) if self.verdict != Some(Verdict::NotDialable) => Some(timing.second_opinion),
+            None if answers.silent > 0 && !self.settled => Some(timing.second_chance),
+            _ => None,
+        };
+        if let Some(pause) = repeat_after {
+            self.doubted = true;
+            self.due = now + pause;
+            return None;
+        }
         let (pause, verdict) = match dialable {
-            None => (self.timing.recheck_unanswered, None),
-            Some(true) => (self.timing.recheck_dialable, Some(Verdict::Dialable)),
-            Some(false) if !self.doubted && !known => {
-                self.doubted = true;
-                self.due = now + self.timing.second_opinion;
-                return None;
-            }
-            Some(false) => (self.timing.recheck_not_dialable, Some(Verdict::NotDialable)),
+            None => (timing.recheck_unanswered, None),
+            Some(true) => (timing.recheck_dialable, Some(Verdict::Dialable)),
+            Some(false) => (timing.recheck_not_dialable, Some(Verdict::NotDialable)),
         };
         self.doubted = false;
         self.settled = true;

@@ -20,3 +20,5 @@ mod malformed;
 mod push;
 #[cfg(test)]
 mod servers;
+#[cfg(test)]
+mod standing;

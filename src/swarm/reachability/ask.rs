@@ -22,13 +22,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Share of positive answers with which a node counts as dialable (`petals/server/reachability.py`, `threshold`).
 const THRESHOLD: f64 = 0.5;
 
-/// What peers said to the question whether they can dial this node. Those that did not answer are not counted.
+/// What peers said to the question whether they can dial this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answers {
     /// They can.
     pub yes: usize,
     /// They cannot.
     pub no: usize,
+    /// They did not answer, which says nothing about us.
+    pub silent: usize,
 }
 
 impl Answers {
@@ -38,18 +40,23 @@ impl Answers {
         (all > 0).then(|| self.yes as f64 / all as f64 >= THRESHOLD)
     }
 
-    fn count(&mut self, answer: bool) {
-        if answer {
-            self.yes += 1;
-        } else {
-            self.no += 1;
+    fn count(&mut self, answer: Option<bool>) {
+        match answer {
+            Some(true) => self.yes += 1,
+            Some(false) => self.no += 1,
+            None => self.silent += 1,
         }
     }
 }
 
 impl fmt::Display for Answers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} peers can dial this node", self.yes, self.yes + self.no)
+        let answered = self.yes + self.no;
+        write!(
+            f,
+            "{} of {answered} peers can dial this node, {} said nothing",
+            self.yes, self.silent
+        )
     }
 }
 
@@ -68,7 +75,7 @@ pub async fn ask(p2p: &P2p, mut peers: Vec<PeerId>, rng: &mut impl Rng) -> Answe
     while answers.yes + answers.no < ENOUGH
         && let Some(answer) = asked.next().await
     {
-        answer.into_iter().for_each(|answer| answers.count(answer));
+        answers.count(answer);
     }
     answers
 }
@@ -120,7 +127,7 @@ mod tests {
 
     #[test]
     fn half_of_the_answers_have_to_be_positive_and_no_answer_says_nothing() {
-        let dialable = |yes, no| Answers { yes, no }.dialable();
+        let dialable = |yes, no| Answers { yes, no, silent: 9 }.dialable();
         assert_eq!(dialable(0, 0), None);
         assert_eq!(dialable(1, 0), Some(true));
         assert_eq!(dialable(1, 1), Some(true));
@@ -141,7 +148,12 @@ mod tests {
             peers.push(peer.peer_id());
         }
         let answers = ask(&asker, peers.clone(), &mut rng()).await;
-        assert_eq!((answers, answers.dialable()), (Answers { yes: 1, no: 2 }, Some(false)));
+        let counted = Answers {
+            yes: 1,
+            no: 2,
+            silent: 4,
+        };
+        assert_eq!((answers, answers.dialable()), (counted, Some(false)));
         for _ in 0..7 {
             let peer = parrot(&tasks, Some(true)).await;
             asker.connect(peer.addrs()[0].clone()).await.unwrap();

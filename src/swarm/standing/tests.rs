@@ -11,6 +11,16 @@ fn rounds() -> (Rounds, Instant) {
     (Rounds::new(Timing::default(), now), now)
 }
 
+const YES: Answers = answers(1, 0, 0);
+const NO: Answers = answers(1, 2, 3);
+const SILENCE: Answers = answers(0, 0, 2);
+/// There was nobody to ask.
+const NOBODY: Answers = answers(0, 0, 0);
+
+const fn answers(yes: usize, no: usize, silent: usize) -> Answers {
+    Answers { yes, no, silent }
+}
+
 fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
@@ -26,7 +36,7 @@ fn known(standing: Standing, relays: usize) -> Reachability {
 #[test]
 fn a_positive_verdict_counts_at_once_and_is_checked_rarely() {
     let (mut rounds, now) = rounds();
-    assert_eq!(rounds.answered(Some(true), now), Some(Verdict::Dialable));
+    assert_eq!(rounds.answered(YES, now), Some(Verdict::Dialable));
     assert!(rounds.settled);
     assert_eq!(rounds.due, now + seconds(15 * 60));
 }
@@ -34,27 +44,27 @@ fn a_positive_verdict_counts_at_once_and_is_checked_rarely() {
 #[test]
 fn a_negative_verdict_counts_after_a_second_opinion_and_is_checked_often() {
     let (mut rounds, now) = rounds();
-    assert_eq!(rounds.answered(Some(false), now), None);
+    assert_eq!(rounds.answered(NO, now), None);
     assert!(!rounds.settled, "it is not known yet");
     let later = now + seconds(10);
     assert_eq!(rounds.due, later);
-    assert_eq!(rounds.answered(Some(false), later), Some(Verdict::NotDialable));
+    assert_eq!(rounds.answered(NO, later), Some(Verdict::NotDialable));
     let later = later + seconds(120);
     assert_eq!(rounds.due, later);
     assert_eq!(
-        rounds.answered(Some(false), later),
+        rounds.answered(NO, later),
         Some(Verdict::NotDialable),
         "no doubt the next time"
     );
-    assert_eq!(rounds.answered(Some(true), later), Some(Verdict::Dialable));
-    assert_eq!(rounds.answered(Some(false), later), None, "and doubt again after that");
+    assert_eq!(rounds.answered(YES, later), Some(Verdict::Dialable));
+    assert_eq!(rounds.answered(NO, later), None, "and doubt again after that");
 }
 
 #[test]
 fn the_second_opinion_of_a_restarted_node_is_what_counts() {
     let (mut rounds, now) = rounds();
-    assert_eq!(rounds.answered(Some(false), now), None);
-    assert_eq!(rounds.answered(Some(true), now + seconds(10)), Some(Verdict::Dialable));
+    assert_eq!(rounds.answered(NO, now), None);
+    assert_eq!(rounds.answered(YES, now + seconds(10)), Some(Verdict::Dialable));
 }
 
 #[test]
@@ -62,14 +72,25 @@ fn without_answers_a_node_counts_as_dialable_and_asks_again() {
     let (mut rounds, now) = rounds();
     let nothing = known(Standing::Unknown, 0);
     assert_eq!(rounds.access(&nothing), Access::Unknown);
-    assert_eq!(rounds.answered(None, now), None);
+    assert_eq!(rounds.answered(NOBODY, now), None);
     assert_eq!(rounds.access(&nothing), Access::Direct);
     assert_eq!(rounds.due, now + seconds(60));
-    rounds.answered(Some(false), now);
-    rounds.answered(Some(false), now);
+    rounds.answered(NO, now);
+    rounds.answered(NO, now);
     assert_eq!(rounds.access(&nothing), Access::Unreachable);
-    rounds.answered(None, now);
+    rounds.answered(NOBODY, now);
     assert_eq!(rounds.access(&nothing), Access::Unreachable, "silence changes nothing");
+}
+
+#[test]
+fn peers_that_do_not_answer_at_the_start_are_asked_once_more_before_anything_is_assumed() {
+    let (mut rounds, now) = rounds();
+    assert_eq!(rounds.answered(SILENCE, now), None);
+    assert_eq!((rounds.settled, rounds.due), (false, now + seconds(3)));
+    assert_eq!(rounds.answered(SILENCE, now), None);
+    assert_eq!((rounds.settled, rounds.due), (true, now + seconds(60)));
+    assert_eq!(rounds.answered(SILENCE, now), None);
+    assert_eq!(rounds.due, now + seconds(60));
 }
 
 #[test]
@@ -77,7 +98,7 @@ fn what_the_host_knows_counts_more_than_our_last_verdict() {
     let (mut rounds, now) = rounds();
     assert_eq!(rounds.access(&known(Standing::Public, 0)), Access::Direct);
     assert_eq!(rounds.access(&known(Standing::Private, 0)), Access::Unreachable);
-    rounds.answered(Some(true), now);
+    rounds.answered(YES, now);
     let relayed = known(Standing::Private, 2);
     let access = rounds.access(&relayed);
     assert_eq!(access, Access::Relayed(relayed.relays.clone()));
@@ -88,7 +109,7 @@ fn what_the_host_knows_counts_more_than_our_last_verdict() {
 #[test]
 fn new_addresses_are_a_reason_to_ask_soon() {
     let (mut rounds, now) = rounds();
-    rounds.answered(Some(true), now);
+    rounds.answered(YES, now);
     rounds.moved(now);
     assert_eq!(rounds.due, now + seconds(5));
 }
