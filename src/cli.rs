@@ -8,7 +8,9 @@ mod demo;
 mod doctor;
 mod environment;
 mod generate;
+mod health;
 mod logging;
+mod map;
 mod model;
 mod node;
 mod output;
@@ -49,6 +51,8 @@ enum Command {
     SwarmKey(swarm::KeyArgs),
     /// Generate text through the servers of a swarm.
     Generate(Box<generate::Args>),
+    /// Show how a swarm is: models, servers, missing blocks.
+    Health(health::Args),
 }
 
 /// Runs the command line `args` (the program's name first) to its end.
@@ -76,6 +80,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Serve(args) => serve::run(*args).await,
             Command::SwarmKey(args) => swarm::make_key(&args),
             Command::Generate(args) => generate::run(*args).await,
+            Command::Health(args) => health::run(args).await,
         }
     });
     // Detached lookups may still wait for peers; nobody waits for them any more.

@@ -36,6 +36,7 @@ use std::{ops::Range, sync::Arc};
 
 use attention::Heads;
 use block::{Block, Segment, Shared};
+pub(crate) use builtin::{NAME as BUILTIN_NAME, REPO_NAME as BUILTIN_REPOSITORY};
 pub use config::{ModelConfig, RopeConfig, RopeScaling, WeightDType};
 use cpu::Kernels;
 pub use ends::Ends;

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! It moves no tensors and runs no blocks. [`spans`], [`route`], [`placement`] and the estimates of [`ping`] are pure:
-//! time and randomness are arguments. [`directory`], [`announce`], [`reachability`] and
-//! [`standing`] talk to the DHT and to peers.
+//! time and randomness are arguments. [`directory`], [`announce`], [`reachability`] and [`standing`] talk to the DHT and
+//! to peers; [`health`] does, to show how all of it is.
 //!
 //! One word per thing, here and in the layers above:
 //!
@@ -48,6 +48,8 @@ pub mod monitor;
 pub mod directory;
 
 pub mod announce;
+
+pub mod health;
 
 #[cfg(test)]
 pub(crate) mod testing;

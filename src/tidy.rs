@@ -14,7 +14,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &["task"]),
     ("server", &["task", "p2p", "dht", "swarm", "model"]),
     ("client", &["task", "p2p", "dht", "swarm", "model"]),
-    ("cli", &["task", "p2p", "dht", "swarm", "model", "server", "client"]),
+    ("http", &["task", "p2p", "swarm"]),
+    (
+        "cli",
+        &["task", "p2p", "dht", "swarm", "model", "server", "client", "http"],
+    ),
 ];
 
 /// Crates that only one layer may name, so that replacing one touches one folder.
@@ -29,7 +33,12 @@ const FENCES: &[(&str, &[&str])] = &[
     ("rayon", &["model"]),
     ("memmap2", &["model"]),
     ("tokenizers", &["client"]),
+    ("axum", &["http"]),
+    ("hyper", &["http"]),
+    ("hyper_util", &["http"]),
+    ("prometheus_client", &["http"]),
     ("clap", &["cli"]),
+    ("ratatui", &["cli"]),
     ("anyhow", &["cli"]),
     ("nvml_wrapper", &["cli"]),
     ("rlimit", &["cli"]),

@@ -3,6 +3,7 @@
 use clap::Args as ClapArgs;
 
 use super::{
+    map::{self, MapArgs},
     node::{self, ListenArgs},
     output, signals,
     standing::{Standing, StandingArgs},
@@ -17,6 +18,8 @@ pub(super) struct Args {
     swarm: SwarmArgs,
     #[command(flatten)]
     standing: StandingArgs,
+    #[command(flatten)]
+    map: MapArgs,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
@@ -38,6 +41,8 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(addr) = addrs.first() {
         output::line(format_args!("join with: --initial-peers {addr}{}", swarm.flags));
     }
+    let config = map::config(&swarm, Vec::new());
+    args.map.serve(&node, config, Vec::new).await?;
     stop.await?;
     node.tasks.shutdown().await;
     Ok(())

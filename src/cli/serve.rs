@@ -1,12 +1,13 @@
 //! `sepal serve`: holds a span of blocks and runs them for whoever asks.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use anyhow::bail;
 use clap::{Args as ClapArgs, ValueEnum};
 
 use super::{
     environment,
+    map::{self, MapArgs},
     model::{Model, ModelArgs},
     node::{self, ListenArgs},
     output, signals,
@@ -55,6 +56,8 @@ pub(super) struct Args {
     limits: LimitArgs,
     #[command(flatten)]
     announcing: AnnounceArgs,
+    #[command(flatten)]
+    map: MapArgs,
 }
 
 /// How much one server takes on.
@@ -148,7 +151,9 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let standing = Standing::of(&node, &args.standing);
     config.access = standing.access();
     config.monitor = standing::monitor(&args.monitor, &args.standing, &swarm.initial_peers);
-    let server = node.server(config, &model);
+    let server = Arc::new(node.server(config, &model));
+    let (stats, map) = (server.clone(), map::config(&swarm, vec![map::own_model(&model)]));
+    args.map.serve(&node, map, move || map::counts(stats.stats())).await?;
     let outcome = tokio::select! {
         outcome = start_and_stay(&node, standing, &server, &model, &swarm) => outcome,
         outcome = &mut stop => outcome,

@@ -158,7 +158,8 @@ fn block_records(servers: &Dictionary, block: u32) -> BlockRecords {
     readable.collect()
 }
 
-fn server_record(entry: &DictEntry, block: u32) -> Option<(PeerId, ServerInfo)> {
+/// The record of a server under `block`, if a Petals reader would accept it.
+pub(crate) fn server_record(entry: &DictEntry, block: u32) -> Option<(PeerId, ServerInfo)> {
     let Some(peer) = server_of(&entry.subkey) else {
         tracing::debug!(block, subkey = %entry.subkey, "skipped a record that is not under a peer id");
         return None;

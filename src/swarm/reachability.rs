@@ -75,21 +75,29 @@ async fn can_be_dialed(p2p: &P2p, tasks: &Tasks, peer: PeerId) -> bool {
     }
 }
 
-/// Asks `peer` about itself. As long as nobody tells an address of it the question is repeated: the stranger, or the peer,
-/// may be too new for this node to have introduced them.
-async fn ask_itself(stranger: &P2p, peer: PeerId) -> bool {
-    let question = question(peer);
+/// Calls `peer`, and as long as nobody tells an address of it calls again: the stranger, or the peer, may be too new to
+/// have been introduced. It does not end by itself if nobody ever does.
+pub(crate) async fn call_when_introduced(
+    stranger: &P2p,
+    peer: PeerId,
+    name: &str,
+    question: Bytes,
+) -> Result<Bytes, CallError> {
     loop {
-        let answer = stranger
-            .call_unary(peer, REACHABILITY_CHECK, question.clone(), CHECK_TIMEOUT)
-            .await;
-        match answer {
-            Ok(answer) => return is_yes(answer) == Some(true),
+        match stranger.call_unary(peer, name, question.clone(), CHECK_TIMEOUT).await {
             Err(CallError::Open(OpenError::Dial(DialError::NotFound))) => tokio::time::sleep(INTRODUCTION_PAUSE).await,
-            Err(error) => {
-                tracing::debug!(%peer, %error, "a peer cannot be dialed");
-                return false;
-            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Asks `peer` about itself.
+async fn ask_itself(stranger: &P2p, peer: PeerId) -> bool {
+    match call_when_introduced(stranger, peer, REACHABILITY_CHECK, question(peer)).await {
+        Ok(answer) => is_yes(answer) == Some(true),
+        Err(error) => {
+            tracing::debug!(%peer, %error, "a peer cannot be dialed");
+            false
         }
     }
 }
