@@ -12,6 +12,11 @@ use interop_tests::{
     process::Process,
     python::{self, DhtPeer, PetalsNode},
 };
+use sepal::{
+    p2p::{self, P2p},
+    task::Tasks,
+};
+use sepal_protocol::{Message, names, proto};
 use serde_json::json;
 
 /// Nobody listens there: what a router would let nobody through to.
@@ -60,6 +65,47 @@ fn a_node_of_ours_that_python_cannot_dial_is_a_client_and_says_what_to_do() {
     // Whoever it is connected to gets an answer all the same, without a node id: nobody enters a client in a table.
     let answer = neighbor.ask(&json!({"op": "ping", "peer_id": peer_id})).unwrap();
     assert_eq!(answer["node_id"], "", "{answer}");
+}
+
+/// Whether Python's node at `petals` can dial `peer`, asked by somebody else.
+async fn can_dial(petals: &str, peer: &str) -> bool {
+    let tasks = Tasks::new();
+    let asker = P2p::bind(p2p::Config::default(), &tasks).await.unwrap();
+    let asked = asker.connect(petals.parse().unwrap()).await.unwrap();
+    let peer: p2p::PeerId = peer.parse().unwrap();
+    let question = proto::PingRequest {
+        peer: Some(proto::NodeInfo {
+            node_id: peer.to_bytes(),
+        }),
+        ..proto::PingRequest::default()
+    };
+    let question = question.encode_to_vec().into();
+    let answer = asker
+        .call_unary(asked, names::REACHABILITY_CHECK, question, ANSWER)
+        .await;
+    tasks.shutdown().await;
+    proto::PingResponse::decode(answer.unwrap()).unwrap().available
+}
+
+#[tokio::test]
+async fn a_node_that_was_dialed_in_vain_while_it_restarted_is_not_taken_for_unreachable() {
+    let hub = Hub::new().unwrap();
+    let petals = PetalsNode::bootstrap(&hub, &[]).unwrap();
+    let key = hub.path().join("node.key");
+    let start = |listen: &str| {
+        let arguments = ["bootstrap", "--identity", key.to_str().unwrap(), "--listen", listen];
+        let arguments = [&arguments[..], &["--initial-peers", &petals.addr]].concat();
+        Process::start("sepal bootstrap", &mut sepal(&hub, &arguments).unwrap()).unwrap()
+    };
+    let mut first = start("/ip4/127.0.0.1/tcp/0");
+    assert_eq!(first.wait_line("reachable: ", STARTUP).unwrap(), "direct");
+    let addr = first.wait_line("listening ", ANSWER).unwrap();
+    let (listen, peer) = addr.rsplit_once("/p2p/").unwrap();
+    first.kill();
+    // From now on Python's daemon does not dial it again for a while, whatever it is asked.
+    assert!(!can_dial(&petals.addr, peer).await);
+    let mut second = start(listen);
+    assert_eq!(second.wait_line("reachable: ", STARTUP).unwrap(), "direct");
 }
 
 #[test]
