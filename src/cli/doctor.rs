@@ -5,6 +5,7 @@ mod files;
 mod finding;
 mod machine;
 mod network;
+mod reach;
 
 use anyhow::bail;
 use clap::Args as ClapArgs;

@@ -35,7 +35,7 @@ fn a_node_that_would_be_healthy_is_told_so_by_our_swarm_and_by_python() {
     for addr in [&ours.addr, python.addr.as_ref().unwrap()] {
         let (code, said) = doctor(&hub, &format!("{MODEL} {ANY_PORT} --initial-peers {addr}"));
         assert_eq!(code, 0, "{said}");
-        for topic in ["model", "ports", "peers", "clock", "dht", "records"] {
+        for topic in ["model", "ports", "peers", "clock", "dht", "records", "reachable"] {
             assert!(finding(&said, topic).starts_with("ok "), "{said}");
         }
         assert!(said.lines().last().unwrap().starts_with("healthy: "), "{said}");

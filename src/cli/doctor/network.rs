@@ -8,6 +8,7 @@ use sepal_protocol::{dht_id::DhtId, msgpack, value::Subkey};
 use super::{
     Report,
     finding::{Finding, causes},
+    reach,
 };
 use crate::{
     cli::{
@@ -16,6 +17,7 @@ use crate::{
     },
     dht::{Found, Freshness, MAX_CLOCK_SKEW_S, StoreItem},
     p2p::{Multiaddr, PeerId},
+    swarm::standing::{Keeper, Timing},
 };
 
 /// Limit for one question to a peer.
@@ -42,6 +44,8 @@ pub(super) async fn examine(listen: &ListenArgs, swarm: &Swarm, report: &mut Rep
         }
     };
     node.router().spawn(&node.tasks);
+    // As a server does: a client until it is known that others can dial this node.
+    let keeper = Keeper::new(node.p2p.clone(), node.dht.clone(), Timing::default());
     report.add(&ports(&node));
     if swarm.initial_peers.is_empty() {
         report.add(&Finding::note(
@@ -52,6 +56,7 @@ pub(super) async fn examine(listen: &ListenArgs, swarm: &Swarm, report: &mut Rep
         report.add(&clock(&node, &peers).await);
         if joined(&node, report).await {
             report.add(&records(&node, swarm).await);
+            reach::examine(&node, keeper, report).await;
         }
     }
     node.tasks.shutdown().await;
