@@ -45,7 +45,10 @@ fn verdict(access: &Access, addrs: &[Multiaddr]) -> Finding {
         ),
         Access::Unreachable => Finding::problem(
             "reachable",
-            format!("others cannot dial {}, and no relay has a place for this node", told.join(" ")),
+            format!(
+                "others cannot dial {}, and no relay has a place for this node",
+                told.join(" ")
+            ),
             "allow inbound TCP and UDP on --port in the firewall, forward it in the router and give --public-ip, or join \
              through a node that can be dialed",
         ),
@@ -78,8 +81,15 @@ fn sentence(evidence: &Evidence, now: Instant) -> String {
         Verdict::Dialable => "yes",
         Verdict::NotDialable => "no",
     };
-    let addr = evidence.addr.as_ref().map(|addr| format!(" {}", bare(addr))).unwrap_or_default();
-    let peer = evidence.peer.map(|peer| format!(" by {}", p2p::short_id(&peer))).unwrap_or_default();
+    let addr = evidence
+        .addr
+        .as_ref()
+        .map(|addr| format!(" {}", bare(addr)))
+        .unwrap_or_default();
+    let peer = evidence
+        .peer
+        .map(|peer| format!(" by {}", p2p::short_id(&peer)))
+        .unwrap_or_default();
     let age = now.saturating_duration_since(evidence.at).as_secs();
     format!("{how}{addr}{peer}: {outcome}, {age} s ago")
 }
@@ -101,7 +111,8 @@ fn relay(access: &Access) -> Finding {
 
 fn bare(addr: &Multiaddr) -> String {
     let text = addr.to_string();
-    text.rsplit_once("/p2p/").map_or(text.clone(), |(bare, _)| bare.to_owned())
+    text.rsplit_once("/p2p/")
+        .map_or(text.clone(), |(bare, _)| bare.to_owned())
 }
 
 #[cfg(test)]
@@ -122,6 +133,10 @@ mod tests {
             assert_eq!(finding.outcome, outcome, "{finding}");
             assert_eq!(finding.remedy.is_some(), outcome == Outcome::Problem);
         }
-        assert!(relay(&Access::Relayed(vec![relay_peer])).to_string().contains("…hJfz6d"));
+        assert!(
+            relay(&Access::Relayed(vec![relay_peer]))
+                .to_string()
+                .contains("…hJfz6d")
+        );
     }
 }
