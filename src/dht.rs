@@ -206,6 +206,14 @@ impl Dht {
         self.node.bootstrap().await
     }
 
+    /// Joins through a further peer, as through an initial one, at any time. Returns who it is.
+    ///
+    /// # Errors
+    /// If it cannot be used, and why.
+    pub async fn meet(&self, addr: Multiaddr) -> Result<PeerId, Unusable> {
+        self.node.meet(addr).await
+    }
+
     /// Reads a record.
     pub async fn get(&self, key: DhtId, freshness: Freshness) -> Option<Found> {
         self.get_many(vec![key], freshness).await.pop().flatten()

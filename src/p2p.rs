@@ -33,6 +33,7 @@ mod error;
 mod guard;
 mod identity;
 mod kad_server;
+mod lan;
 mod muxer;
 mod opening;
 mod reachability;
@@ -86,6 +87,8 @@ pub struct Config {
     pub client_mode: bool,
     /// Peers to stay connected to, and to ask for addresses of others: the bootstrap nodes. Each ends in `/p2p/PEER-ID`.
     pub known_peers: Vec<Multiaddr>,
+    /// The name of a swarm whose nodes on the local network are to be found, and treated like known peers.
+    pub lan: Option<String>,
     /// Relays: to be one, to use some.
     pub relay: RelayConfig,
     /// Whether to ask peers if this node can be dialed, and to answer when they ask (AutoNAT v1 and v2).
@@ -107,6 +110,7 @@ impl Default for Config {
             swarm_key: None,
             client_mode: false,
             known_peers: Vec::new(),
+            lan: None,
             relay: RelayConfig::default(),
             autonat: false,
             limits: Limits::default(),
@@ -186,6 +190,7 @@ pub struct P2p {
     addrs: watch::Receiver<Vec<Multiaddr>>,
     connected: watch::Receiver<BTreeSet<PeerId>>,
     reachability: watch::Receiver<Reachability>,
+    neighbours: watch::Receiver<BTreeSet<Multiaddr>>,
 }
 
 impl P2p {
@@ -202,9 +207,18 @@ impl P2p {
         let (peer_id, swarm_key) = (config.identity.peer_id(), config.swarm_key.clone());
         let (addrs_out, addrs) = watch::channel(Vec::new());
         let (connected_out, connected) = watch::channel(BTreeSet::new());
+        let (neighbours_out, neighbours) = watch::channel(BTreeSet::new());
         let (reachability_out, reachability) = watch::channel(Reachability::default());
         registry.withhold(&[kad_server::NAME], config.client_mode);
         registry.add(vec![actor::kad_handler(commands.downgrade())], tasks);
+        if let Some(name) = &config.lan {
+            let protocol = lan::protocol(name).ok_or_else(|| BindError::LanName { name: name.clone() })?;
+            // It is there to be seen; nobody has anything to say on it.
+            registry.add(
+                vec![Handler::raw(&protocol, HandlerLimits::default(), |_, _| async {})],
+                tasks,
+            );
+        }
         let mut actor = actor::Actor::new(
             swarm,
             config,
@@ -212,6 +226,7 @@ impl P2p {
                 addrs: addrs_out,
                 connected: connected_out,
                 reachability: reachability_out,
+                neighbours: neighbours_out,
             },
             registry.usage().clone(),
         );
@@ -225,6 +240,7 @@ impl P2p {
             addrs,
             connected,
             reachability,
+            neighbours,
         })
     }
 
@@ -257,6 +273,11 @@ impl P2p {
             },
             ..Config::default()
         }
+    }
+
+    /// The nodes of the same swarm on the local network ([`Config::lan`]), each address ending in `/p2p/PEER-ID`.
+    pub fn lan_peers(&self) -> watch::Receiver<BTreeSet<Multiaddr>> {
+        self.neighbours.clone()
     }
 
     /// Everyone there is a connection to.

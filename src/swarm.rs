@@ -37,6 +37,8 @@ pub mod placement;
 
 pub mod ping;
 
+pub mod lan;
+
 pub mod models;
 
 pub mod reachability;

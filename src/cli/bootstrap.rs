@@ -28,9 +28,11 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let node = node::listen(&args.listen, &swarm).await?;
     let mut standing = Standing::of(&node, &args.standing);
     node.router().spawn(&node.tasks);
-    if !swarm.initial_peers.is_empty() {
-        node.join().await?;
+    if swarm.initial_peers.is_empty() {
+        // There is nobody to ask, and whoever finds this node cannot join through a client.
+        standing.begin(&node.tasks);
     }
+    node.join().await?;
     standing.begin(&node.tasks);
     // Nobody can join through a client.
     standing.known().await;

@@ -9,13 +9,14 @@ use std::{
 use anyhow::bail;
 use clap::Args as ClapArgs;
 use sepal_protocol::{Message, names, proto};
+use tracing::info;
 
 use super::{model::Model, swarm::Swarm};
 use crate::{
     dht::{self, Dht},
     p2p::{self, Identity, Multiaddr, P2p, PeerId, Router},
     server::{self, Server},
-    swarm::reachability,
+    swarm::{lan::Lan, reachability},
     task::Tasks,
 };
 
@@ -28,6 +29,11 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// Nodes that a client asks at once in one search: a person waits for it (Petals `client/routing/sequence_manager.py`).
 const CLIENT_WORKERS: usize = 32;
+
+/// How long the nodes of the local network are waited for: by a client, which can do nothing without them, and by others,
+/// which may be the first. Whoever is there answers within a second or two.
+const LAN_WAIT_CLIENT: Duration = Duration::from_secs(15);
+const LAN_WAIT: Duration = Duration::from_secs(4);
 
 /// Flags of nodes that others can dial.
 #[derive(Debug, ClapArgs)]
@@ -107,6 +113,15 @@ pub(super) struct Node {
     pub(super) p2p: P2p,
     pub(super) dht: Dht,
     pub(super) tasks: Tasks,
+    lan: Option<Neighbours>,
+}
+
+/// The way into the swarm of the local network.
+#[derive(Debug)]
+struct Neighbours {
+    name: String,
+    lan: Lan,
+    wait: Duration,
 }
 
 /// Starts a node that others can dial. It serves nothing yet and has joined nobody.
@@ -160,6 +175,7 @@ pub(super) async fn client(swarm: &Swarm) -> anyhow::Result<Node> {
 fn host_of(swarm: &Swarm) -> p2p::Config {
     p2p::Config {
         swarm_key: swarm.key.clone(),
+        lan: swarm.lan.clone(),
         known_peers: swarm.initial_peers.clone(),
         ..p2p::Config::default()
     }
@@ -170,7 +186,7 @@ fn host_of(swarm: &Swarm) -> p2p::Config {
 /// # Errors
 /// When the host cannot start.
 pub(super) async fn start(config: p2p::Config, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
-    let (tasks, client_mode) = (Tasks::new(), config.client_mode);
+    let (tasks, client_mode, name) = (Tasks::new(), config.client_mode, config.lan.clone());
     let p2p = P2p::bind(config, &tasks).await?;
     let dht = Dht::spawn(
         p2p.clone(),
@@ -187,7 +203,12 @@ pub(super) async fn start(config: p2p::Config, initial_peers: &[Multiaddr]) -> a
         },
         &tasks,
     );
-    Ok(Node { p2p, dht, tasks })
+    let lan = name.map(|name| Neighbours {
+        name,
+        lan: Lan::spawn(p2p.clone(), dht.clone(), &tasks),
+        wait: if client_mode { LAN_WAIT_CLIENT } else { LAN_WAIT },
+    });
+    Ok(Node { p2p, dht, tasks, lan })
 }
 
 impl Node {
@@ -206,12 +227,12 @@ impl Node {
         server
     }
 
-    /// Joins the swarm of the initial peers.
+    /// Joins the swarm of the initial peers, or of the local network. Without either, this node is the first one.
     ///
     /// # Errors
-    /// When none of them can be used; says what each did.
+    /// When none of the initial peers can be used; says what each did. When a client finds nobody.
     pub(super) async fn join(&self) -> anyhow::Result<()> {
-        self.dht.bootstrap().await.map_err(|error| {
+        let joined = self.dht.bootstrap().await.map_err(|error| {
             let remedy = if error.is_clock() {
                 "cannot join the swarm: set the clock of this machine (timedatectl set-ntp true does on most), or that \
                  of the peer"
@@ -219,7 +240,35 @@ impl Node {
                 "cannot join the swarm: check the addresses in --initial-peers, or start one of your own with --new-swarm"
             };
             anyhow::Error::new(error).context(remedy)
-        })?;
+        });
+        let Some(neighbours) = &self.lan else {
+            return joined.map(drop);
+        };
+        if joined.as_ref().is_ok_and(|usable| *usable > 0) {
+            return Ok(());
+        }
+        // Without initial peers there is no reason to complain yet.
+        neighbours.join(joined.map(drop)).await
+    }
+}
+
+impl Neighbours {
+    /// Waits for somebody else on the local network. `otherwise` is what became of the initial peers.
+    async fn join(&self, otherwise: anyhow::Result<()>) -> anyhow::Result<()> {
+        let Self { name, lan, wait } = self;
+        if lan.joined(*wait).await {
+            return Ok(());
+        }
+        otherwise?;
+        if *wait == LAN_WAIT_CLIENT {
+            bail!(
+                "no node of the swarm {name:?} was found on the local network within {} s: check that one runs with --lan \
+                 {name}, on the same network, that neither firewall blocks UDP port 5353 (mDNS), and that the network lets \
+                 its machines talk to each other (guest networks often do not); or name a node with --initial-peers",
+                wait.as_secs()
+            );
+        }
+        info!(name, "nobody else of this swarm on the local network yet");
         Ok(())
     }
 }

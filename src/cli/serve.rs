@@ -180,10 +180,8 @@ async fn start_and_stay(
     for addr in node.p2p.addrs() {
         output::line(format_args!("listening {addr}"));
     }
-    if !is_first {
-        node.join().await?;
-        standing.begin(&node.tasks);
-    }
+    node.join().await?;
+    standing.begin(&node.tasks);
     let span = server.bring_up().await?;
     output::line(format_args!("online {} {}:{}", model.prefix, span.start, span.end));
     if let Some(addr) = node.p2p.addrs().first() {

@@ -19,13 +19,21 @@ pub(super) struct SwarmArgs {
     /// File with the key of a private swarm, which shuts out everyone without it; `sepal swarm-key FILE` makes one.
     #[arg(long, value_name = "FILE", alias = "swarm_key")]
     swarm_key: Option<PathBuf>,
+    /// Find the nodes of the swarm NAME on the local network, and be found; no initial peers are needed.
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = DEFAULT_LAN)]
+    lan: Option<String>,
 }
+
+/// The name of the swarm of everyone who gives none.
+const DEFAULT_LAN: &str = "sepal";
 
 /// The swarm that a node belongs to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Swarm {
     /// Nodes to join through. Empty: this is the first one.
     pub(super) initial_peers: Vec<Multiaddr>,
+    /// Its name on the local network, where its nodes are looked for.
+    pub(super) lan: Option<String>,
     /// The key of a private swarm.
     pub(super) key: Option<SwarmKey>,
     /// What others add to their command lines besides an address.
@@ -39,10 +47,10 @@ impl SwarmArgs {
     /// An address that names no peer, or a swarm key that cannot be used.
     pub(super) fn joined(&self) -> anyhow::Result<Swarm> {
         let mut swarm = self.new_or_joined()?;
-        if swarm.initial_peers.is_empty() {
+        if swarm.initial_peers.is_empty() && swarm.lan.is_none() {
             if swarm.key.is_some() {
                 bail!(
-                    "--swarm-key needs --initial-peers, nodes of the swarm that has this key: the public swarm has none"
+                    "--swarm-key needs --initial-peers or --lan, to find the swarm that has it: the public swarm has no key"
                 );
             }
             swarm.initial_peers = PUBLIC_INITIAL_PEERS
@@ -63,6 +71,7 @@ impl SwarmArgs {
         }
         let mut swarm = Swarm {
             initial_peers: self.initial_peers.clone(),
+            lan: self.lan.clone(),
             ..Swarm::default()
         };
         if let Some(file) = &self.swarm_key {
@@ -101,6 +110,7 @@ mod tests {
         SwarmArgs {
             initial_peers: initial_peers.iter().map(|addr| addr.parse().unwrap()).collect(),
             swarm_key,
+            lan: None,
         }
     }
 
@@ -116,6 +126,11 @@ mod tests {
         let keyed = args(&[], Some(file));
         let error = keyed.joined().unwrap_err().to_string();
         assert!(error.contains("--swarm-key needs --initial-peers"), "{error}");
+        let lan = SwarmArgs {
+            lan: Some("home".to_owned()),
+            ..args(&[], None)
+        };
+        assert!(lan.joined().unwrap().initial_peers.is_empty());
         assert!(keyed.new_or_joined().unwrap().key.is_some());
     }
 

@@ -19,7 +19,7 @@ use super::{
     routing::Contact,
     rpc::Pong,
 };
-use crate::p2p::{Multiaddr, peer_id_of};
+use crate::p2p::{Multiaddr, PeerId, peer_id_of};
 
 /// How far two clocks may be apart, in seconds (hivemind, `dht/protocol.py`, `MAX_DHT_TIME_DISCREPANCY_SECONDS`).
 pub const MAX_CLOCK_SKEW_S: f64 = 3.0;
@@ -84,14 +84,22 @@ impl Node {
         Ok(usable)
     }
 
+    /// Joins through a further peer, found at run time.
+    pub(crate) async fn meet(self: &Arc<Self>, addr: Multiaddr) -> Result<PeerId, Unusable> {
+        let peer = self.join_through(addr).await?;
+        self.search_self().await;
+        Ok(peer)
+    }
+
     /// Connects to an initial peer and finds out whether it is usable.
-    async fn join_through(self: &Arc<Self>, addr: Multiaddr) -> Result<(), Unusable> {
+    async fn join_through(self: &Arc<Self>, addr: Multiaddr) -> Result<PeerId, Unusable> {
         let peer = self.network.connect(addr).await.map_err(Unusable::Dial)?;
         let (pong, offset_s) = self
             .ping_clock(peer, true, self.config.call_timeout)
             .await
             .map_err(Unusable::Silent)?;
-        judge(&pong, offset_s, self.is_client()).inspect_err(|_| self.lost(&peer))
+        judge(&pong, offset_s, self.is_client()).inspect_err(|_| self.lost(&peer))?;
+        Ok(peer)
     }
 
     /// Searches for the own id, which introduces this node to those near it. The search goes on in the background if it

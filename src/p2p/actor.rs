@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 mod addresses;
 mod finding;
 mod listening;
+mod neighbours;
 mod reaching;
 mod visitors;
 
@@ -30,6 +31,7 @@ use super::{
     error::DialError,
     guard::Guard,
     kad_server::{self, Found},
+    lan::{self, Neighbours},
     reachability::{Judge, Reachability, Verdict},
     router::{Handler, HandlerLimits},
     rpc::OpenRequest,
@@ -82,6 +84,7 @@ pub(crate) struct Outputs {
     pub(crate) addrs: watch::Sender<Vec<Multiaddr>>,
     pub(crate) connected: watch::Sender<BTreeSet<PeerId>>,
     pub(crate) reachability: watch::Sender<Reachability>,
+    pub(crate) neighbours: watch::Sender<BTreeSet<Multiaddr>>,
 }
 
 /// The handler of inbound kad streams: it asks the actor.
@@ -113,6 +116,9 @@ pub(crate) struct Actor {
     guard: Guard,
     usage: Arc<Usage>,
     listened: Vec<Multiaddr>,
+    neighbours: Neighbours,
+    /// What nodes of our swarm on the local network serve.
+    lan_protocol: Option<String>,
     /// Peers that calls wait for.
     seeks: HashMap<PeerId, Seek>,
     /// Peers that kad is asked for.
@@ -125,6 +131,8 @@ impl Actor {
     pub(crate) fn new(swarm: Swarm<Behaviour>, config: Config, outputs: Outputs, usage: Arc<Usage>) -> Self {
         Self {
             guard: Guard::new(config.limits),
+            neighbours: Neighbours::default(),
+            lan_protocol: config.lan.as_deref().and_then(lan::protocol),
             usage,
             swarm,
             config,
@@ -151,7 +159,10 @@ impl Actor {
                 Some(command) = inbox.recv() => self.on_command(command),
                 event = self.swarm.select_next_some() => self.on_event(event),
                 _ = housekeeping.tick() => self.keep_house(),
-                _ = review.tick() => self.review_visitors(),
+                _ = review.tick() => {
+                    self.review_visitors();
+                    self.visit_neighbours();
+                }
             }
         }
     }
@@ -205,6 +216,7 @@ impl Actor {
                 if num_established == 0 {
                     self.guard.disconnected(&peer_id);
                     self.usage.forget(&peer_id);
+                    self.neighbours.disconnected(&peer_id);
                     self.outputs.connected.send_if_modified(|all| all.remove(&peer_id));
                 }
             }
@@ -224,6 +236,7 @@ impl Actor {
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
                 self.on_identified(peer_id, &info);
             }
+            BehaviourEvent::Mdns(event) => self.on_mdns(event),
             BehaviourEvent::Ping(ping::Event {
                 peer,
                 connection,
@@ -243,6 +256,7 @@ impl Actor {
 
     /// What a peer says of itself decides whether others are told of it, and where it is dialed next time.
     fn on_identified(&mut self, peer: PeerId, info: &identify::Info) {
+        self.identify_neighbour(peer, info);
         let belongs = is_swarm_member(info) || self.book.is_configured(&peer);
         self.guard.identified(&peer, belongs);
         let addrs = if belongs {

@@ -6,11 +6,11 @@ use libp2p::{
     StreamProtocol, Swarm, allow_block_list,
     connection_limits::{self, ConnectionLimits},
     core::upgrade::Version,
-    identify, kad, ping, relay,
-    swarm::{self, NetworkBehaviour},
+    identify, kad, mdns, ping, relay,
+    swarm::{self, NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
-use super::{Config, Limits, error::BindError, kad_server, router::Registry, rpc, transport};
+use super::{Config, Limits, error::BindError, kad_server, lan, router::Registry, rpc, transport};
 
 /// What we call ourselves in identify. Other nodes of ours recognise it, see [`is_swarm_member`].
 const AGENT: &str = concat!("sepal/", env!("CARGO_PKG_VERSION"));
@@ -45,13 +45,15 @@ pub(crate) struct Behaviour {
     pub(crate) ping: ping::Behaviour,
     pub(crate) kad: kad::Behaviour<kad::store::MemoryStore>,
     pub(crate) relay: relay::client::Behaviour,
+    /// Who else is on the local network, see `lan.rs`.
+    pub(crate) mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
 /// Builds the swarm. It does not listen yet.
 ///
 /// # Errors
 ///
-/// If the key cannot be used for the handshake.
+/// If the key cannot be used for the handshake, or the local network cannot be listened to.
 pub(crate) fn swarm(config: &Config, registry: Arc<Registry>) -> Result<Swarm<Behaviour>, BindError> {
     let keypair = config.identity.keypair();
     let (transport, relay) = transport::build(config)?;
@@ -61,7 +63,11 @@ pub(crate) fn swarm(config: &Config, registry: Arc<Registry>) -> Result<Swarm<Be
         .with_substream_upgrade_protocol_override(Version::V1Lazy)
         .with_max_negotiating_inbound_streams(config.limits.streams_per_connection);
     let rpc = rpc::Behaviour::new(registry, config.relay.dial);
-    let behaviour = behaviour(&config.limits, keypair, relay, rpc);
+    let mut behaviour = behaviour(&config.limits, keypair, relay, rpc);
+    if config.lan.is_some() {
+        let mdns = mdns::tokio::Behaviour::new(lan::mdns_config(), config.identity.peer_id());
+        behaviour.mdns = Some(mdns.map_err(|source| BindError::Mdns { source })?).into();
+    }
     Ok(Swarm::new(transport, behaviour, config.identity.peer_id(), settings))
 }
 
@@ -107,6 +113,7 @@ fn behaviour(
         ),
         kad,
         relay,
+        mdns: None.into(),
     }
 }
 

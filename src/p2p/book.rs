@@ -45,6 +45,13 @@ impl Book {
         add(known, addr::with_peer(addr, peer));
     }
 
+    /// A peer is no longer configured: it is forgotten like any other.
+    pub(crate) fn release(&mut self, peer: &PeerId) {
+        if let Some(known) = self.peers.get_mut(peer) {
+            known.configured = false;
+        }
+    }
+
     /// A new connection. If we made it, its address is one that works.
     pub(crate) fn connected(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint, now: Instant) {
         let remote = endpoint.get_remote_address();

@@ -32,6 +32,19 @@ pub enum BindError {
         /// The address as configured.
         addr: Multiaddr,
     },
+    /// The local network cannot be asked who is there.
+    #[error("cannot look for other nodes on the local network (mDNS, UDP port 5353)")]
+    Mdns {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The name of a swarm on the local network will not do.
+    #[error("{name:?} is no name for a swarm: 1 to 64 letters, digits, dots, dashes and underscores")]
+    LanName {
+        /// The name as configured.
+        name: String,
+    },
     /// A QUIC address in a swarm with a key.
     #[error("{addr} is QUIC, which has no swarm keys: with --swarm-key nodes listen on TCP only")]
     QuicWithSwarmKey {

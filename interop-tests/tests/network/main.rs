@@ -1,6 +1,8 @@
 //! Nodes in networks as people have them, made of namespaces of this machine: one program, because it links quicker.
 
 #[cfg(test)]
+mod lan;
+#[cfg(test)]
 mod lines;
 #[cfg(test)]
 mod routers;

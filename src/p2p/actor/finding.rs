@@ -114,6 +114,7 @@ impl Actor {
         }
         let Some(peer) = peer else { return };
         debug!(peer = %short_id(&peer), error = %seek::dial_error(error), "not reached");
+        self.neighbours.silent(&peer, Instant::now());
         for addr in seek::failed_addrs(error) {
             self.book.failed(peer, &addr);
         }
