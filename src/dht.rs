@@ -14,8 +14,8 @@
 //!          state.rs: routing.rs · storage.rs · record.rs                                              ┘
 //! ```
 //!
-//! Everything below the line takes the time and the answers as arguments and opens no socket: `sim.rs` runs a thousand
-//! nodes made of it in one thread. What differs from Python's node, and why, is said where it does.
+//! Everything below the line takes the time and the answers as arguments and opens no socket: [`simulation`] runs
+//! thousands of nodes made of it in one thread. What differs from Python's node, and why, is said where it does.
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
@@ -43,8 +43,7 @@ mod replicas;
 mod routing;
 mod rpc;
 mod search;
-#[cfg(test)]
-mod sim;
+pub mod simulation;
 mod state;
 mod storage;
 mod store;

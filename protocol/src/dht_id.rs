@@ -65,7 +65,19 @@ impl DhtId {
 
     /// How far two ids are apart: their exclusive or, read as a number.
     pub fn distance(&self, other: &Self) -> Distance {
-        Distance(std::array::from_fn(|idx| self.0[idx] ^ other.0[idx]))
+        let ((high, low), (other_high, other_low)) = (self.halves(), other.halves());
+        Distance {
+            high: high ^ other_high,
+            low: low ^ other_low,
+        }
+    }
+
+    /// The first 16 bytes and the last four, as numbers.
+    fn halves(&self) -> (u128, u32) {
+        let (mut high, mut low) = ([0; 16], [0; 4]);
+        high.copy_from_slice(&self.0[..16]);
+        low.copy_from_slice(&self.0[16..]);
+        (u128::from_be_bytes(high), u32::from_be_bytes(low))
     }
 
     /// Bit `idx`, where bit 0 is the most significant one; false beyond the 160th.
@@ -100,37 +112,61 @@ impl fmt::Debug for DhtId {
     }
 }
 
-/// The distance of two [`DhtId`]s. Smaller is nearer.
+/// The distance of two [`DhtId`]s. Smaller is nearer. Two numbers, because comparing those is what searches and routing
+/// tables do most of the time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Distance([u8; DhtId::LEN]);
+pub struct Distance {
+    /// The upper 128 bits.
+    high: u128,
+    /// The lower 32 bits.
+    low: u32,
+}
 
 impl Distance {
     /// Nothing is nearer than this: the distance of an id to itself.
-    pub const ZERO: Self = Self([0; DhtId::LEN]);
+    pub const ZERO: Self = Self { high: 0, low: 0 };
     /// Nothing is farther than this.
-    pub const MAX: Self = Self([0xff; DhtId::LEN]);
+    pub const MAX: Self = Self {
+        high: u128::MAX,
+        low: u32::MAX,
+    };
 
     /// The bytes, most significant first.
-    pub const fn as_bytes(&self) -> &[u8; DhtId::LEN] {
-        &self.0
+    pub fn to_bytes(&self) -> [u8; DhtId::LEN] {
+        let mut bytes = [0; DhtId::LEN];
+        bytes[..16].copy_from_slice(&self.high.to_be_bytes());
+        bytes[16..].copy_from_slice(&self.low.to_be_bytes());
+        bytes
+    }
+
+    /// The distance with all but its first `bits` bits cleared.
+    #[must_use]
+    pub fn prefix(self, bits: usize) -> Self {
+        let low_bits = bits.saturating_sub(128) as u32;
+        Self {
+            high: self.high & !u128::MAX.checked_shr(bits as u32).unwrap_or(0),
+            low: self.low & !u32::MAX.checked_shr(low_bits).unwrap_or(0),
+        }
     }
 
     /// Number of leading bits in which the two ids agree: 160 for equal ones.
     pub fn leading_zeros(&self) -> usize {
-        let zero_bytes = self.0.iter().take_while(|byte| **byte == 0).count();
-        let rest = self.0.get(zero_bytes).map_or(0, |byte| byte.leading_zeros() as usize);
-        zero_bytes * 8 + rest
+        let zeros = match self.high {
+            0 => 128 + self.low.leading_zeros(),
+            high => high.leading_zeros(),
+        };
+        zeros as usize
     }
 
     /// Bit `idx`, where bit 0 is the most significant one; false beyond the 160th.
     pub fn bit(&self, idx: usize) -> bool {
-        bit(&self.0, idx)
+        bit(&self.to_bytes(), idx)
     }
 }
 
 impl fmt::Debug for Distance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Distance({})", DhtId(self.0))
+        write!(f, "Distance({})", DhtId(self.to_bytes()))
     }
 }
 
@@ -180,7 +216,7 @@ mod tests {
     fn distances_are_those_that_python_computes() {
         for case in testing::vectors("hivemind/dhtid.json")["xor"].as_array().unwrap() {
             let distance = id(&case["a"]).distance(&id(&case["b"]));
-            assert_eq!(distance.as_bytes().to_vec(), testing::bytes(&case["xor_hex"]));
+            assert_eq!(distance.to_bytes().to_vec(), testing::bytes(&case["xor_hex"]));
             assert_eq!(
                 distance.leading_zeros() as u64,
                 case["common_prefix_bits"].as_u64().unwrap()
@@ -209,6 +245,11 @@ mod tests {
             let distance = id.distance(&DhtId::from_bytes(other));
             let zeros = (0..DhtId::BITS).take_while(|idx| !distance.bit(*idx)).count();
             prop_assert_eq!(distance.leading_zeros(), zeros);
+            for bits in 0..=DhtId::BITS {
+                let prefix = distance.prefix(bits);
+                prop_assert!((0..bits).all(|idx| prefix.bit(idx) == distance.bit(idx)));
+                prop_assert!(!(bits..DhtId::BITS).any(|idx| prefix.bit(idx)));
+            }
         }
     }
 }

@@ -28,7 +28,7 @@ pub const MAX_CLOCK_SKEW_S: f64 = 3.0;
 const REFRESH_TICK: Duration = Duration::from_secs(1);
 
 /// How often a node without any neighbors tries its initial peers again.
-const REJOIN_PERIOD: Duration = Duration::from_secs(30);
+pub(super) const REJOIN_PERIOD: Duration = Duration::from_secs(30);
 
 impl Node {
     /// Pings the initial peers in parallel and searches for the own id, so that the nodes nearest to it know of it.

@@ -82,12 +82,9 @@ impl Node {
         self.readable(key, record)
     }
 
-    /// A read was answered from here: if the copy is a cached one, it shall be there, and fresh, for the next read as well.
     fn refresh_before_expiry(&self, key: &DhtId) {
-        let mut state = self.state();
-        if let Some(expiration) = state.cache.get(key, self.now()).map(Record::expiration) {
-            state.refresh_at(*key, expiration - self.config.cache_refresh_before_expiry_s);
-        }
+        let lead_s = self.config.cache_refresh_before_expiry_s;
+        self.state().refresh_before_expiry(key, lead_s, self.now());
     }
 
     /// Joins the search for a key, or starts one.
@@ -186,7 +183,7 @@ impl Node {
 }
 
 /// ⌊√n⌋ keys in one question, and not more than nodes expect.
-fn per_call(n_keys: usize) -> usize {
+pub(super) fn per_call(n_keys: usize) -> usize {
     n_keys.isqrt().clamp(1, MAX_KEYS_PER_CALL)
 }
 

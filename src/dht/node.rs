@@ -30,11 +30,15 @@ use crate::{
 };
 
 /// Most background calls at once.
-const MAX_BACKGROUND: usize = 64;
+pub(super) const MAX_BACKGROUND: usize = 64;
+
+/// Shortest time between two pings of members of full buckets, in seconds. A bucket near the top of a large swarm is then
+/// gone through in minutes, which is quick against the hours that nodes stay.
+pub(super) const PING_PERIOD_S: f64 = 2.0;
 
 /// First ban of a peer that does not answer a search, in seconds, and its growth (hivemind, `dht/node.py`).
-const BLACKLIST_BASE_S: f64 = 5.0;
-const BLACKLIST_BACKOFF: f64 = 2.0;
+pub(super) const BLACKLIST_BASE_S: f64 = 5.0;
+pub(super) const BLACKLIST_BACKOFF: f64 = 2.0;
 
 /// What a client does not serve. It answers `rpc_ping`, although Hivemind's clients do not: servers measure round trips
 /// to each other with it, and one that is reached through a relay is to be found as far away as it is, not infinitely far.
@@ -61,6 +65,7 @@ impl Node {
             bucket_size: config.bucket_size,
             depth_modulo: config.depth_modulo,
             replicas: config.replicas,
+            ping_period_s: PING_PERIOD_S,
         };
         network.withhold(&NOT_SERVED_BY_CLIENTS, config.client_mode);
         Self {

@@ -57,6 +57,11 @@ impl<P> Replicas<P> {
         self.answered += 1;
     }
 
+    /// Number of nodes that were offered the record and have not answered yet.
+    pub(crate) fn under_way(&self) -> usize {
+        self.under_way
+    }
+
     /// A node did not answer: the next nearest one is offered the record instead.
     pub(crate) fn failed(&mut self) {
         self.under_way -= 1;

@@ -5,7 +5,8 @@
 //! replaces its old id), and an id that one peer holds is not handed to another until the first one fails to answer.
 
 use std::{
-    collections::{HashMap, HashSet},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet},
     hash::Hash,
 };
 
@@ -125,15 +126,13 @@ impl<P: Peer> RoutingTable<P> {
     /// Up to `limit` nodes nearest to `target`, nearest first, without `exclude` and without replacements.
     pub(crate) fn nearest(&self, target: &DhtId, limit: usize, exclude: Option<&DhtId>) -> Vec<Contact<P>> {
         // Ranges of buckets share a prefix each, so all nodes of one are nearer than all nodes of the next one.
-        let mut order: Vec<(Distance, &Bucket<P>)> = self
-            .buckets
-            .iter()
-            .filter(|bucket| !bucket.nodes.is_empty())
-            .map(|bucket| (bucket.nearest_possible(target), bucket))
-            .collect();
-        order.sort_unstable_by_key(|(distance, _)| *distance);
+        let occupied = (0..self.buckets.len()).filter(|at| !self.buckets[*at].nodes.is_empty());
+        let order = occupied.map(|at| Reverse((self.buckets[at].nearest_possible(target), at)));
+        // A heap, because the first few are almost always enough.
+        let mut order: BinaryHeap<_> = order.collect::<Vec<_>>().into();
         let mut nearest = Vec::with_capacity(limit);
-        for (_, bucket) in order {
+        while let Some(Reverse((_, at))) = order.pop() {
+            let bucket = &self.buckets[at];
             let mut nodes: Vec<(Distance, &Contact<P>)> = bucket
                 .nodes
                 .iter()
@@ -241,14 +240,7 @@ impl<P: Peer> Bucket<P> {
 
     /// The distance to `target` that no node of this bucket can be below.
     fn nearest_possible(&self, target: &DhtId) -> Distance {
-        let (bytes, bits) = (self.depth / 8, self.depth % 8);
-        let mut closest = *target.as_bytes();
-        closest[..bytes].copy_from_slice(&self.lower.as_bytes()[..bytes]);
-        if bits > 0 {
-            let mask = 0xff << (8 - bits);
-            closest[bytes] = (self.lower.as_bytes()[bytes] & mask) | (closest[bytes] & !mask);
-        }
-        DhtId::from_bytes(closest).distance(target)
+        self.lower.distance(target).prefix(self.depth)
     }
 }
 

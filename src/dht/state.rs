@@ -64,6 +64,8 @@ pub(crate) struct Shape {
     pub(crate) bucket_size: usize,
     pub(crate) depth_modulo: usize,
     pub(crate) replicas: usize,
+    /// Shortest time between two pings of members of full buckets, in seconds.
+    pub(crate) ping_period_s: f64,
 }
 
 /// A node of the DHT without its network.
@@ -76,6 +78,8 @@ pub(crate) struct State<P = PeerId> {
     pub(crate) cache: Storage,
     /// Cached keys that were read, by the whole second in which to fetch them again.
     refreshes: BTreeSet<(u64, DhtId)>,
+    /// DHT time before which no member of a full bucket is pinged.
+    next_ping: f64,
 }
 
 impl<P: Peer> State<P> {
@@ -87,6 +91,7 @@ impl<P: Peer> State<P> {
             storage: Storage::new(STORAGE_LIMITS),
             cache: Storage::new(CACHE_LIMITS),
             refreshes: BTreeSet::new(),
+            next_ping: f64::NEG_INFINITY,
         }
     }
 
@@ -122,21 +127,27 @@ impl<P: Peer> State<P> {
     /// Notes that a node is there, and says what that entails (hivemind, `dht/protocol.py`, `update_routing_table`).
     ///
     /// A new node gets the records for which it is among the nearest, from the one node that is nearest. Python leaves
-    /// it out while fewer nodes are known than there should be replicas; here it gets a replica then.
+    /// it out while fewer nodes are known than there should be replicas; here it gets a replica then. Python also pings a
+    /// member of a full bucket for every message of a node that has no place in it, which in a large swarm is most of the
+    /// messages; here only so often.
     pub(crate) fn met(&mut self, node: Contact<P>, now: f64) -> Met<P> {
         let mut hand_over = Vec::new();
         if node.id != self.own && !self.table.contains(&node.id) {
             let (own, table, replicas) = (self.own, &self.table, self.shape.replicas);
             let should_have = |key: &DhtId| {
-                let known = table.nearest(key, replicas, None);
-                let is_near = known.len() < replicas
-                    || known
-                        .last()
-                        .is_some_and(|last| node.id.distance(key) < last.id.distance(key));
-                let we_are_nearest = known
+                // Mostly another node is nearest: the cheaper question comes first.
+                let nearest = table.nearest(key, 1, None);
+                let we_are_nearest = nearest
                     .first()
                     .is_none_or(|first| own.distance(key) < first.id.distance(key));
-                is_near && we_are_nearest
+                if !we_are_nearest {
+                    return false;
+                }
+                let known = table.nearest(key, replicas, None);
+                known.len() < replicas
+                    || known
+                        .last()
+                        .is_some_and(|last| node.id.distance(key) < last.id.distance(key))
             };
             hand_over = self
                 .storage
@@ -146,7 +157,15 @@ impl<P: Peer> State<P> {
                 .map(|(key, record)| (*key, record.clone()))
                 .collect();
         }
-        let ping = self.table.add(node);
+        let ping = self.table.add(node).filter(|old| {
+            let is_time = now >= self.next_ping;
+            if is_time {
+                self.next_ping = now + self.shape.ping_period_s;
+            } else {
+                self.table.ping_not_sent(&old.id);
+            }
+            is_time
+        });
         Met { hand_over, ping }
     }
 
@@ -156,6 +175,13 @@ impl<P: Peer> State<P> {
         if self.refreshes.len() < MAX_REFRESHES && self.refreshes.iter().find(is_due).is_none() {
             // Conversion saturates; times are positive.
             self.refreshes.insert((due.max(0.0) as u64, key));
+        }
+    }
+
+    /// A read was answered from here: if the copy is a cached one, it shall be there, and fresh, for the next read as well.
+    pub(crate) fn refresh_before_expiry(&mut self, key: &DhtId, lead_s: f64, now: f64) {
+        if let Some(expiration) = self.cache.get(key, now).map(Record::expiration) {
+            self.refresh_at(*key, expiration - lead_s);
         }
     }
 
@@ -183,6 +209,7 @@ mod tests {
         bucket_size: 20,
         depth_modulo: 5,
         replicas: 5,
+        ping_period_s: 0.0,
     };
 
     fn regular(byte: u8, expiration: f64) -> Offer {

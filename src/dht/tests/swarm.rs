@@ -332,6 +332,9 @@ async fn a_dead_member_of_a_full_bucket_makes_room_for_a_newcomer() {
     until("the dead one is gone", || !members().contains(&id(far[0]))).await;
     assert!(members().contains(&id(far[2])));
     node.heard_from(contact(far[3]));
+    assert_eq!(lan.calls(names::DHT_PING), 1, "not so soon after the last time");
+    clock.advance(10.0);
+    node.heard_from(contact(far[3]));
     until("the oldest was asked", || lan.calls(names::DHT_PING) == 2).await;
     assert!(!members().contains(&id(far[3])), "the members are alive");
 }
