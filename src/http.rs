@@ -18,6 +18,8 @@ mod metrics;
 mod monitor;
 mod page;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -56,6 +56,8 @@ mod model;
 mod probe;
 mod read;
 mod state;
+#[cfg(test)]
+mod tests;
 mod text;
 
 /// Questions and pings under way at the same time.
