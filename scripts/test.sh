@@ -55,9 +55,11 @@ step_network() {
     run_interop network
 }
 
+step_browser() { scripts/browser.sh; }
+
 step_readme() { scripts/readme.sh; }
 
-steps=(format lint doc unit python interop network readme)
+steps=(format lint doc unit python interop network browser readme)
 [ $# -gt 0 ] || set -- "${steps[@]}"
 
 summary=()
