@@ -64,6 +64,7 @@ impl DhtId {
     }
 
     /// How far two ids are apart: their exclusive or, read as a number.
+    #[inline]
     pub fn distance(&self, other: &Self) -> Distance {
         let ((high, low), (other_high, other_low)) = (self.halves(), other.halves());
         Distance {
@@ -73,6 +74,7 @@ impl DhtId {
     }
 
     /// The first 16 bytes and the last four, as numbers.
+    #[inline]
     fn halves(&self) -> (u128, u32) {
         let (mut high, mut low) = ([0; 16], [0; 4]);
         high.copy_from_slice(&self.0[..16]);
@@ -81,6 +83,7 @@ impl DhtId {
     }
 
     /// Bit `idx`, where bit 0 is the most significant one; false beyond the 160th.
+    #[inline]
     pub fn bit(&self, idx: usize) -> bool {
         bit(&self.0, idx)
     }
@@ -96,6 +99,7 @@ impl DhtId {
     }
 }
 
+#[inline]
 fn bit(bytes: &[u8; DhtId::LEN], idx: usize) -> bool {
     bytes.get(idx / 8).is_some_and(|byte| byte & (0x80 >> (idx % 8)) != 0)
 }
@@ -141,6 +145,7 @@ impl Distance {
 
     /// The distance with all but its first `bits` bits cleared.
     #[must_use]
+    #[inline]
     pub fn prefix(self, bits: usize) -> Self {
         let low_bits = bits.saturating_sub(128) as u32;
         Self {
@@ -159,6 +164,7 @@ impl Distance {
     }
 
     /// Bit `idx`, where bit 0 is the most significant one; false beyond the 160th.
+    #[inline]
     pub fn bit(&self, idx: usize) -> bool {
         bit(&self.to_bytes(), idx)
     }

@@ -5,9 +5,9 @@
 //! replaces its old id), and an id that one peer holds is not handed to another until the first one fails to answer.
 
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     hash::Hash,
+    ops::Range,
 };
 
 use sepal_protocol::dht_id::{DhtId, Distance};
@@ -126,26 +126,58 @@ impl<P: Peer> RoutingTable<P> {
     /// Up to `limit` nodes nearest to `target`, nearest first, without `exclude` and without replacements.
     pub(crate) fn nearest(&self, target: &DhtId, limit: usize, exclude: Option<&DhtId>) -> Vec<Contact<P>> {
         // Ranges of buckets share a prefix each, so all nodes of one are nearer than all nodes of the next one.
-        let occupied = (0..self.buckets.len()).filter(|at| !self.buckets[*at].nodes.is_empty());
-        let order = occupied.map(|at| Reverse((self.buckets[at].nearest_possible(target), at)));
-        // A heap, because the first few are almost always enough.
-        let mut order: BinaryHeap<_> = order.collect::<Vec<_>>().into();
         let mut nearest = Vec::with_capacity(limit);
-        while let Some(Reverse((_, at))) = order.pop() {
-            let bucket = &self.buckets[at];
-            let mut nodes: Vec<(Distance, &Contact<P>)> = bucket
-                .nodes
-                .iter()
-                .filter(|node| Some(&node.id) != exclude)
-                .map(|node| (node.id.distance(target), node))
-                .collect();
+        self.walk(target, &mut |bucket| {
+            let nodes = bucket.nodes.iter().filter(|node| Some(&node.id) != exclude);
+            let mut nodes: Vec<_> = nodes.map(|node| (node.id.distance(target), node)).collect();
             nodes.sort_unstable_by_key(|(distance, _)| *distance);
             nearest.extend(nodes.into_iter().map(|(_, node)| *node).take(limit - nearest.len()));
-            if nearest.len() == limit {
-                break;
-            }
-        }
+            nearest.len() < limit
+        });
         nearest
+    }
+
+    /// Whether at least `n_nodes` are nearer to `target` than `distance`. Replacements do not count.
+    pub(crate) fn has_nearer(&self, n_nodes: usize, target: &DhtId, distance: Distance) -> bool {
+        let mut nearer = 0;
+        self.walk(target, &mut |bucket| {
+            if bucket.nearest_possible(target) >= distance {
+                return false;
+            }
+            nearer += bucket
+                .nodes
+                .iter()
+                .filter(|node| node.id.distance(target) < distance)
+                .count();
+            nearer < n_nodes
+        });
+        nearer >= n_nodes
+    }
+
+    /// Shows the buckets to `visit` until it returns false: all nodes of one are nearer to `target` than all of the next.
+    fn walk<'a>(&'a self, target: &DhtId, visit: &mut impl FnMut(&'a Bucket<P>) -> bool) {
+        self.walk_part(0..self.buckets.len(), 0, target, visit);
+    }
+
+    /// The same for buckets that cover all ids with some common first `bits`. Returns false if `visit` did.
+    fn walk_part<'a>(
+        &'a self,
+        part: Range<usize>,
+        bits: usize,
+        target: &DhtId,
+        visit: &mut impl FnMut(&'a Bucket<P>) -> bool,
+    ) -> bool {
+        if part.len() <= 1 {
+            return self.buckets[part].iter().all(visit);
+        }
+        let middle = part.start + self.buckets[part.clone()].partition_point(|bucket| !bucket.lower.bit(bits));
+        let (lower, upper) = (part.start..middle, middle..part.end);
+        let (near, far) = if target.bit(bits) {
+            (upper, lower)
+        } else {
+            (lower, upper)
+        };
+        self.walk_part(near, bits + 1, target, visit) && self.walk_part(far, bits + 1, target, visit)
     }
 
     fn bucket_idx(&self, id: &DhtId) -> usize {

@@ -135,19 +135,7 @@ impl<P: Peer> State<P> {
         if node.id != self.own && !self.table.contains(&node.id) {
             let (own, table, replicas) = (self.own, &self.table, self.shape.replicas);
             let should_have = |key: &DhtId| {
-                // Mostly another node is nearest: the cheaper question comes first.
-                let nearest = table.nearest(key, 1, None);
-                let we_are_nearest = nearest
-                    .first()
-                    .is_none_or(|first| own.distance(key) < first.id.distance(key));
-                if !we_are_nearest {
-                    return false;
-                }
-                let known = table.nearest(key, replicas, None);
-                known.len() < replicas
-                    || known
-                        .last()
-                        .is_some_and(|last| node.id.distance(key) < last.id.distance(key))
+                !table.has_nearer(1, key, own.distance(key)) && !table.has_nearer(replicas, key, node.id.distance(key))
             };
             hand_over = self
                 .storage

@@ -179,3 +179,22 @@ fn the_own_id_is_never_in_the_table() {
     table.add(contact(0));
     assert_eq!(table.len(), 0);
 }
+
+#[test]
+fn nodes_nearer_than_a_distance_are_counted_as_if_all_were_looked_at() {
+    let mut table: RoutingTable = RoutingTable::new(id(0), 20, 5);
+    for number in 1..3000 {
+        table.add(contact(number));
+    }
+    let members = table.nearest(&id(0), table.len(), None);
+    for number in 3000..3050 {
+        let target = id(number);
+        let mut nearest = members.clone();
+        nearest.sort_by_key(|node| node.id.distance(&target));
+        for n_nodes in [1, 5, 30] {
+            let distance = nearest[n_nodes].id.distance(&target);
+            assert!(table.has_nearer(n_nodes, &target, distance));
+            assert!(!table.has_nearer(n_nodes + 1, &target, distance));
+        }
+    }
+}
