@@ -37,6 +37,7 @@ mod lan;
 mod muxer;
 mod opening;
 mod reachability;
+mod relay;
 mod router;
 mod rpc;
 mod seek;

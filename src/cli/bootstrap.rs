@@ -20,12 +20,15 @@ pub(super) struct Args {
     standing: StandingArgs,
     #[command(flatten)]
     map: MapArgs,
+    /// Let others reach this node through relays when they cannot dial it.
+    #[arg(long, alias = "use_auto_relay")]
+    use_auto_relay: bool,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = signals::stop_requested();
     let swarm = args.swarm.new_or_joined()?;
-    let node = node::listen(&args.listen, &swarm).await?;
+    let node = node::listen(&args.listen, &swarm, args.use_auto_relay).await?;
     let mut standing = Standing::of(&node, &args.standing);
     node.router().spawn(&node.tasks);
     if swarm.initial_peers.is_empty() {

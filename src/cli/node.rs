@@ -14,7 +14,7 @@ use tracing::info;
 use super::{model::Model, swarm::Swarm};
 use crate::{
     dht::{self, Dht},
-    p2p::{self, Identity, Multiaddr, P2p, PeerId, Router},
+    p2p::{self, Identity, Multiaddr, P2p, PeerId, RelayConfig, Router},
     server::{self, Server},
     swarm::{lan::Lan, reachability},
     task::Tasks,
@@ -60,11 +60,27 @@ pub(super) struct ListenArgs {
     /// File with this node's key; created if it does not exist. Without it the node has a new identity at every start.
     #[arg(long, value_name = "FILE", alias = "identity_path", alias = "identity-path")]
     identity: Option<PathBuf>,
+    /// Do not be a relay for nodes that cannot be dialed.
+    #[arg(long, alias = "no_relay")]
+    no_relay: bool,
+    /// Relays to prefer when this node cannot be dialed itself. Each address ends in /p2p/PEER_ID.
+    #[arg(long, value_name = "ADDR", num_args = 1.., value_parser = parse_peer_addr, alias = "trusted_relays")]
+    trusted_relays: Vec<Multiaddr>,
 }
 
 impl ListenArgs {
     pub(super) fn identity_file(&self) -> Option<&Path> {
         self.identity.as_deref()
+    }
+
+    /// What the node does with relays; `auto` is whether it holds reservations when nobody can dial it.
+    fn relay(&self, auto: bool) -> RelayConfig {
+        RelayConfig {
+            serve: !self.no_relay,
+            auto,
+            trusted: self.trusted_relays.clone(),
+            ..RelayConfig::default()
+        }
     }
 
     fn listen(&self, swarm: &Swarm) -> anyhow::Result<Vec<Multiaddr>> {
@@ -102,6 +118,14 @@ fn on_every(ips: &[&str], port: u16, swarm: &Swarm) -> anyhow::Result<Vec<Multia
     Ok(addrs)
 }
 
+fn parse_peer_addr(text: &str) -> Result<Multiaddr, String> {
+    let addr: Multiaddr = text.parse().map_err(|error| format!("{error}"))?;
+    match p2p::peer_id_of(&addr) {
+        Some(_) => Ok(addr),
+        None => Err("does not end in /p2p/PEER_ID".to_owned()),
+    }
+}
+
 /// Whether this machine speaks IPv6 at all; many containers do not, and cannot listen on it.
 fn has_ipv6() -> bool {
     UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok()
@@ -124,11 +148,11 @@ struct Neighbours {
     wait: Duration,
 }
 
-/// Starts a node that others can dial. It serves nothing yet and has joined nobody.
+/// Starts a node that others can dial, or reach through relays (`auto_relay`). It serves nothing yet and has joined nobody.
 ///
 /// # Errors
 /// A bad identity file, an identity in use elsewhere, or an address that cannot be listened on.
-pub(super) async fn listen(args: &ListenArgs, swarm: &Swarm) -> anyhow::Result<Node> {
+pub(super) async fn listen(args: &ListenArgs, swarm: &Swarm, auto_relay: bool) -> anyhow::Result<Node> {
     let existing = args.identity.as_ref().is_some_and(|file| file.exists());
     let identity = match &args.identity {
         Some(file) => Identity::load_or_create(file)?,
@@ -137,7 +161,7 @@ pub(super) async fn listen(args: &ListenArgs, swarm: &Swarm) -> anyhow::Result<N
     if existing {
         refuse_taken_identity(&identity, swarm).await?;
     }
-    listen_as(identity, args, swarm).await
+    listen_as(identity, args, args.relay(auto_relay), swarm).await
 }
 
 /// Starts a node on the same addresses under an identity of its own, to try what they are worth.
@@ -145,14 +169,21 @@ pub(super) async fn listen(args: &ListenArgs, swarm: &Swarm) -> anyhow::Result<N
 /// # Errors
 /// An address that cannot be listened on.
 pub(super) async fn listen_as_stranger(args: &ListenArgs, swarm: &Swarm) -> anyhow::Result<Node> {
-    listen_as(Identity::ephemeral(), args, swarm).await
+    // It is soon gone: nobody should rely on it.
+    let relay = RelayConfig {
+        serve: false,
+        ..args.relay(true)
+    };
+    listen_as(Identity::ephemeral(), args, relay, swarm).await
 }
 
-async fn listen_as(identity: Identity, args: &ListenArgs, swarm: &Swarm) -> anyhow::Result<Node> {
+async fn listen_as(identity: Identity, args: &ListenArgs, relay: RelayConfig, swarm: &Swarm) -> anyhow::Result<Node> {
     let config = p2p::Config {
         listen: args.listen(swarm)?,
         announce: args.announce(swarm)?,
         identity,
+        relay,
+        autonat: true,
         ..host_of(swarm)
     };
     start(config, &swarm.initial_peers).await

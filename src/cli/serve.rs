@@ -52,6 +52,9 @@ pub(super) struct Args {
     /// Compression of activations in replies, and in requests of Python clients.
     #[arg(long, value_enum, default_value_t = Compression::None, ignore_case = true)]
     compression: Compression,
+    /// Do not let others reach this server through relays when they cannot dial it.
+    #[arg(long, alias = "no_auto_relay")]
+    no_auto_relay: bool,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
@@ -147,7 +150,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     } else {
         args.swarm.joined()?
     };
-    let node = node::listen(&args.listen, &swarm).await?;
+    let node = node::listen(&args.listen, &swarm, !args.no_auto_relay).await?;
     let standing = Standing::of(&node, &args.standing);
     config.access = standing.access();
     config.monitor = standing::monitor(&args.monitor, &args.standing, &swarm.initial_peers);

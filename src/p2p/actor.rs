@@ -22,8 +22,10 @@ mod finding;
 mod listening;
 mod neighbours;
 mod reaching;
+mod relaying;
 mod visitors;
 
+use self::{reaching::Reaching, relaying::Relaying};
 use super::{
     Config,
     behaviour::{Behaviour, BehaviourEvent, is_swarm_member},
@@ -33,6 +35,7 @@ use super::{
     kad_server::{self, Found},
     lan::{self, Neighbours},
     reachability::{Judge, Reachability, Verdict},
+    relay,
     router::{Handler, HandlerLimits},
     rpc::OpenRequest,
     seek::{Seek, Stage},
@@ -113,6 +116,8 @@ pub(crate) struct Actor {
     outputs: Outputs,
     book: Book,
     judge: Judge,
+    reaching: Reaching,
+    relaying: Relaying,
     guard: Guard,
     usage: Arc<Usage>,
     listened: Vec<Multiaddr>,
@@ -139,6 +144,8 @@ impl Actor {
             outputs,
             book: Book::default(),
             judge: Judge::default(),
+            reaching: Reaching::default(),
+            relaying: Relaying::default(),
             listened: Vec::new(),
             seeks: HashMap::new(),
             lookups: HashMap::new(),
@@ -150,6 +157,9 @@ impl Actor {
     pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Command>, stop: CancellationToken) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut relays = tokio::time::interval(relaying::TICK);
+        relays.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.start_relaying();
         let mut review = tokio::time::interval(REVIEW);
         review.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -159,6 +169,7 @@ impl Actor {
                 Some(command) = inbox.recv() => self.on_command(command),
                 event = self.swarm.select_next_some() => self.on_event(event),
                 _ = housekeeping.tick() => self.keep_house(),
+                _ = relays.tick() => self.tick_relaying(),
                 _ = review.tick() => {
                     self.review_visitors();
                     self.visit_neighbours();
@@ -181,16 +192,13 @@ impl Actor {
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
-            SwarmEvent::NewListenAddr { address, .. } => {
-                self.listened.push(address);
-                self.announce();
-            }
-            SwarmEvent::ExpiredListenAddr { address, .. } => self.unlisten(&[address]),
-            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
-                warn!(?addresses, ?reason, "no longer listening");
-                self.unlisten(&addresses);
-            }
-            SwarmEvent::ListenerError { error, .. } => warn!(%error, "a listener reports an error"),
+            SwarmEvent::NewExternalAddrCandidate { address } => self.on_candidate(address),
+            // libp2p announces it without asking; what is announced is decided in one place.
+            SwarmEvent::ExternalAddrConfirmed { .. } => self.announce(),
+            SwarmEvent::Dialing {
+                peer_id: Some(peer),
+                connection_id,
+            } => self.on_behaviour_dials(peer, connection_id),
             SwarmEvent::ConnectionEstablished {
                 peer_id,
                 connection_id,
@@ -199,6 +207,8 @@ impl Actor {
             } => {
                 let (remote, dialed) = (endpoint.get_remote_address(), endpoint.is_dialer());
                 debug!(peer = %short_id(&peer_id), %remote, dialed, "connected");
+                self.on_visited(peer_id, &endpoint);
+                self.reaching.dial_backs.established(connection_id, Instant::now());
                 self.book.connected(peer_id, connection_id, &endpoint, Instant::now());
                 self.guard.connected(peer_id, Instant::now());
                 self.outputs.connected.send_if_modified(|all| all.insert(peer_id));
@@ -213,7 +223,9 @@ impl Actor {
             } => {
                 debug!(peer = %short_id(&peer_id), ?cause, remaining = num_established, "disconnected");
                 self.book.disconnected(peer_id, connection_id, Instant::now());
+                self.reaching.dial_backs.closed(connection_id);
                 if num_established == 0 {
+                    self.on_relay_event(relay::Event::Withdrawn(peer_id));
                     self.guard.disconnected(&peer_id);
                     self.usage.forget(&peer_id);
                     self.neighbours.disconnected(&peer_id);
@@ -224,9 +236,35 @@ impl Actor {
                 connection_id,
                 peer_id,
                 error,
-            } => self.on_dial_failed(connection_id, peer_id, &error),
+            } => {
+                self.reaching.dial_backs.closed(connection_id);
+                self.on_dial_failed(connection_id, peer_id, &error);
+            }
             SwarmEvent::IncomingConnectionError { error, .. } => debug!(%error, "an inbound connection failed"),
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
+            event => self.on_listener_event(event),
+        }
+    }
+
+    fn on_listener_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::NewListenAddr { address, listener_id } => {
+                self.listened.push(address);
+                self.announce();
+                self.on_reserved(listener_id);
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => self.unlisten(&[address]),
+            SwarmEvent::ListenerClosed {
+                addresses,
+                reason,
+                listener_id,
+            } => {
+                if !self.on_reservation_closed(listener_id, &reason) {
+                    warn!(?addresses, ?reason, "no longer listening");
+                }
+                self.unlisten(&addresses);
+            }
+            SwarmEvent::ListenerError { error, .. } => warn!(%error, "a listener reports an error"),
             _ => {}
         }
     }
@@ -250,6 +288,11 @@ impl Actor {
                     self.on_stage_failed(peer, Stage::Lookup(id), DialError::NotFound);
                 }
             }
+            BehaviourEvent::Autonat1(event) => self.on_autonat1(event),
+            BehaviourEvent::Autonat2(event) => self.on_autonat2(event),
+            BehaviourEvent::Relay(event) => debug!(?event, "relay client"),
+            BehaviourEvent::Hop(event) => debug!(?event, "relay"),
+            BehaviourEvent::Dcutr(event) => debug!(?event, "hole punching"),
             _ => {}
         }
     }
@@ -259,6 +302,7 @@ impl Actor {
         self.identify_neighbour(peer, info);
         let belongs = is_swarm_member(info) || self.book.is_configured(&peer);
         self.guard.identified(&peer, belongs);
+        self.on_offer(peer, info, belongs);
         let addrs = if belongs {
             self.book.announced(peer, &info.listen_addrs, Instant::now())
         } else {
@@ -277,6 +321,7 @@ impl Actor {
 
     fn keep_house(&mut self) {
         self.book.prune(Instant::now());
+        self.drop_needless_circuits();
         self.usage.retain(|peer| self.book.is_connected(peer));
         if self.outputs.connected.borrow().len() < MIN_CONNECTIONS {
             for peer in self.book.missing() {

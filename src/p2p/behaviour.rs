@@ -3,14 +3,14 @@
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use libp2p::{
-    StreamProtocol, Swarm, allow_block_list,
+    StreamProtocol, Swarm, allow_block_list, autonat,
     connection_limits::{self, ConnectionLimits},
     core::upgrade::Version,
-    identify, kad, mdns, ping, relay,
+    dcutr, identify, kad, mdns, ping, relay,
     swarm::{self, NetworkBehaviour, behaviour::toggle::Toggle},
 };
 
-use super::{Config, Limits, error::BindError, kad_server, lan, router::Registry, rpc, transport};
+use super::{Config, error::BindError, kad_server, lan, router::Registry, rpc, transport};
 
 /// What we call ourselves in identify. Other nodes of ours recognise it, see [`is_swarm_member`].
 const AGENT: &str = concat!("sepal/", env!("CARGO_PKG_VERSION"));
@@ -44,7 +44,15 @@ pub(crate) struct Behaviour {
     pub(crate) identify: identify::Behaviour,
     pub(crate) ping: ping::Behaviour,
     pub(crate) kad: kad::Behaviour<kad::store::MemoryStore>,
-    pub(crate) relay: relay::client::Behaviour,
+    /// Being reached through relays, and reaching others so.
+    pub(crate) relay: Toggle<relay::client::Behaviour>,
+    /// Making direct connections out of relayed ones.
+    pub(crate) dcutr: Toggle<dcutr::Behaviour>,
+    /// Being a relay.
+    pub(crate) hop: Toggle<relay::Behaviour>,
+    pub(crate) autonat1: Toggle<autonat::v1::Behaviour>,
+    pub(crate) autonat2: Toggle<autonat::v2::client::Behaviour>,
+    pub(crate) autonat2_server: Toggle<autonat::v2::server::Behaviour>,
     /// Who else is on the local network, see `lan.rs`.
     pub(crate) mdns: Toggle<mdns::tokio::Behaviour>,
 }
@@ -55,15 +63,13 @@ pub(crate) struct Behaviour {
 ///
 /// If the key cannot be used for the handshake, or the local network cannot be listened to.
 pub(crate) fn swarm(config: &Config, registry: Arc<Registry>) -> Result<Swarm<Behaviour>, BindError> {
-    let keypair = config.identity.keypair();
     let (transport, relay) = transport::build(config)?;
     let settings = swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
         // Saves one round trip per call: the request travels with the proposed name.
         .with_substream_upgrade_protocol_override(Version::V1Lazy)
         .with_max_negotiating_inbound_streams(config.limits.streams_per_connection);
-    let rpc = rpc::Behaviour::new(registry, config.relay.dial);
-    let mut behaviour = behaviour(&config.limits, keypair, relay, rpc);
+    let mut behaviour = behaviour(config, relay, rpc::Behaviour::new(registry));
     if config.lan.is_some() {
         let mdns = mdns::tokio::Behaviour::new(lan::mdns_config(), config.identity.peer_id());
         behaviour.mdns = Some(mdns.map_err(|source| BindError::Mdns { source })?).into();
@@ -71,12 +77,8 @@ pub(crate) fn swarm(config: &Config, registry: Arc<Registry>) -> Result<Swarm<Be
     Ok(Swarm::new(transport, behaviour, config.identity.peer_id(), settings))
 }
 
-fn behaviour(
-    limits: &Limits,
-    keypair: &libp2p::identity::Keypair,
-    relay: relay::client::Behaviour,
-    rpc: rpc::Behaviour,
-) -> Behaviour {
+fn behaviour(config: &Config, relay: Option<relay::client::Behaviour>, rpc: rpc::Behaviour) -> Behaviour {
+    let (keypair, limits) = (config.identity.keypair(), &config.limits);
     let peer = keypair.public().to_peer_id();
     let mut kad = kad::Config::new(StreamProtocol::new(kad_server::NAME));
     kad.set_max_packet_size(MAX_KAD_PACKET)
@@ -112,8 +114,47 @@ fn behaviour(
                 .with_timeout(PING_TIMEOUT),
         ),
         kad,
-        relay,
         mdns: None.into(),
+        dcutr: relay.is_some().then(|| dcutr::Behaviour::new(peer)).into(),
+        relay: relay.into(),
+        hop: config
+            .relay
+            .serve
+            .then(|| relay::Behaviour::new(peer, relay_limits()))
+            .into(),
+        autonat1: config
+            .autonat
+            .then(|| autonat::v1::Behaviour::new(peer, autonat1_settings()))
+            .into(),
+        autonat2: config.autonat.then(autonat::v2::client::Behaviour::default).into(),
+        autonat2_server: config.autonat.then(autonat::v2::server::Behaviour::default).into(),
+    }
+}
+
+/// The limits that Hivemind's daemon has when it is reachable (`p2pd/main.go`); those per IP address are libp2p's own.
+fn relay_limits() -> relay::Config {
+    relay::Config {
+        max_reservations: 128,
+        reservation_duration: Duration::from_secs(60 * 60),
+        // Go counts circuits per peer, and has no bound for all of them; this is that of as many peers as may reserve.
+        max_circuits: 128 * 16,
+        max_circuits_per_peer: 16,
+        max_circuit_duration: Duration::from_secs(30 * 60),
+        max_circuit_bytes: 4 << 30,
+        ..relay::Config::default()
+    }
+}
+
+fn autonat1_settings() -> autonat::v1::Config {
+    autonat::v1::Config {
+        // Two answers decide (`reachability.rs`), so a node knows in less than a minute.
+        boot_delay: Duration::from_secs(5),
+        retry_interval: Duration::from_secs(30),
+        throttle_server_period: Duration::from_secs(25),
+        refresh_interval: Duration::from_secs(10 * 60),
+        // A private network needs verdicts, too. Whose verdict counts is decided by `actor/reaching.rs`.
+        only_global_ips: false,
+        ..autonat::v1::Config::default()
     }
 }
 

@@ -132,6 +132,30 @@ impl Book {
         missing.map(|(peer, _)| *peer).collect()
     }
 
+    /// The farthest reach of any direct connection: how far the network goes that this node is in.
+    pub(crate) fn farthest(&self) -> Option<Reach> {
+        let all = self.peers.values().flat_map(|known| known.connections.values());
+        let direct = all.copied().filter(|reach| *reach != Reach::Relayed);
+        direct.max_by_key(|reach| match reach {
+            Reach::Public => 2,
+            Reach::Private => 1,
+            Reach::Loopback | Reach::Relayed => 0,
+        })
+    }
+
+    /// Relayed connections to peers that are connected directly as well.
+    pub(crate) fn needless_circuits(&self) -> Vec<(PeerId, ConnectionId)> {
+        let mut needless = Vec::new();
+        for (peer, known) in &self.peers {
+            let relayed = |reach: &Reach| *reach == Reach::Relayed;
+            if !known.connections.values().all(relayed) {
+                let circuits = known.connections.iter().filter(|(_, reach)| relayed(reach));
+                needless.extend(circuits.map(|(id, _)| (*peer, *id)));
+            }
+        }
+        needless
+    }
+
     /// Forgets the addresses of a peer, unless they are configured.
     pub(crate) fn forget(&mut self, peer: &PeerId) {
         if let Some(known) = self.peers.get_mut(peer)

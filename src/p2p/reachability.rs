@@ -149,7 +149,7 @@ const MAX_CONFIRMED: usize = 8;
 pub(crate) enum Effect {
     /// The standing is another one: take or release relays, offer to be one or not.
     Moved(Standing),
-    /// An address that is not listened on leads here all the same.
+    /// An address leads here.
     Announce(Multiaddr),
     /// It no longer does.
     Withdraw(Multiaddr),
@@ -173,7 +173,7 @@ impl Judge {
         &self.evidence
     }
 
-    /// Addresses that lead here though they are not listened on.
+    /// Addresses of which others found that they lead here, listened on or not.
     pub(crate) fn confirmed(&self) -> &[Multiaddr] {
         &self.confirmed
     }
@@ -197,10 +197,10 @@ impl Judge {
         self.decide()
     }
 
-    /// An address that evidence speaks for is ours although nothing listens there: the other side of a router.
+    /// An address that evidence speaks for leads here: often the other side of a router. A private node announces it, too:
+    /// without, nobody who is asked whether it can be dialed would find that out.
     pub(crate) fn confirm(&mut self, addr: Multiaddr) -> Vec<Effect> {
-        if self.standing == Standing::Private || self.confirmed.contains(&addr) || self.confirmed.len() >= MAX_CONFIRMED
-        {
+        if self.confirmed.contains(&addr) || self.confirmed.len() >= MAX_CONFIRMED {
             return Vec::new();
         }
         self.confirmed.push(addr.clone());
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn confirmed_addresses_are_announced_once_and_withdrawn_when_the_node_is_private() {
+    fn confirmed_addresses_are_announced_once_and_withdrawn_when_the_node_becomes_private() {
         let mut bench = Bench::new();
         let outside = addr("/ip4/8.8.8.8/tcp/1");
         assert_eq!(
@@ -428,8 +428,8 @@ mod tests {
             bench.check(NotDialable),
             [Effect::Moved(Standing::Private), Effect::Withdraw(outside.clone())]
         );
-        assert_eq!(bench.judge.confirm(outside), [], "a private node has no such address");
         assert!(bench.judge.confirmed().is_empty());
+        assert_eq!(bench.judge.confirm(outside.clone()), [Effect::Announce(outside)]);
     }
 
     #[test]

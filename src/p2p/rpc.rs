@@ -13,7 +13,7 @@ use std::{
     future::{Ready, ready},
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use libp2p::{
@@ -35,6 +35,11 @@ const MAX_WAITING: usize = 1024;
 
 /// Limit for agreeing on the name of one stream, the same as p2pd's listening side.
 const NEGOTIATION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection this young is used only if there is no older one: AutoNAT's servers make connections just to see whether
+/// they can, and close them after a few seconds. A peer that restarted closes its old connections, or fails our pings in
+/// that time.
+const PROBATION: Duration = Duration::from_secs(30);
 
 /// A name in the spelling that rust-libp2p accepts. Cheap to clone: the set is gathered at every poll of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,36 +102,35 @@ enum ToHandler {
 struct Link {
     id: ConnectionId,
     relayed: bool,
+    since: Instant,
     to_handler: mpsc::Sender<ToHandler>,
 }
 
-/// This host was told to do without relays.
-#[derive(Debug, thiserror::Error)]
-#[error("only direct connections are made")]
-struct Relayed;
-
-/// The behaviour: which connections there are, best first.
+/// The behaviour: which connections there are.
 pub(crate) struct Behaviour {
     registry: Arc<Registry>,
-    through_relays: bool,
     links: HashMap<PeerId, Vec<Link>>,
 }
 
 impl Behaviour {
-    pub(crate) fn new(registry: Arc<Registry>, through_relays: bool) -> Self {
+    pub(crate) fn new(registry: Arc<Registry>) -> Self {
         Self {
             registry,
-            through_relays,
             links: HashMap::new(),
         }
     }
 
     /// Hands `request` to the best connection of `peer`: a direct one if there is any, of those the newest (an older one
-    /// may be a leftover from before the peer restarted).
-    pub(crate) fn open(&mut self, peer: &PeerId, request: OpenRequest) -> Result<(), Refused> {
-        let Some(links) = self.links.get(peer) else {
+    /// may be a leftover from before the peer restarted) that is past its [`PROBATION`].
+    pub(crate) fn open(&mut self, peer: &PeerId, request: OpenRequest, now: Instant) -> Result<(), Refused> {
+        let Some(links) = self.links.get_mut(peer) else {
             return Err(Refused::NotConnected(request));
         };
+        links.sort_by_key(|link| {
+            let age = now.saturating_duration_since(link.since);
+            let new = age < PROBATION;
+            (link.relayed, new, if new { Duration::MAX - age } else { age })
+        });
         let mut command = ToHandler::Open(request);
         let mut busy = false;
         for link in links {
@@ -154,16 +158,15 @@ impl Behaviour {
         }
     }
 
-    fn add_link(&mut self, peer: PeerId, id: ConnectionId, addr: &Multiaddr) -> Handler {
+    fn add_link(&mut self, peer: PeerId, id: ConnectionId, addr: &Multiaddr, now: Instant) -> Handler {
         let (to_handler, commands) = mpsc::channel(MAX_WAITING);
         let link = Link {
             id,
             relayed: is_relayed(addr),
+            since: now,
             to_handler,
         };
-        let links = self.links.entry(peer).or_default();
-        links.insert(0, link);
-        links.sort_by_key(|link| link.relayed);
+        self.links.entry(peer).or_default().push(link);
         Handler {
             peer,
             registry: self.registry.clone(),
@@ -192,7 +195,7 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         _remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.add_link(peer, id, local))
+        Ok(self.add_link(peer, id, local, Instant::now()))
     }
 
     fn handle_established_outbound_connection(
@@ -203,10 +206,7 @@ impl NetworkBehaviour for Behaviour {
         _role: Endpoint,
         _port: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        if !self.through_relays && is_relayed(addr) {
-            return Err(ConnectionDenied::new(Relayed));
-        }
-        Ok(self.add_link(peer, id, addr))
+        Ok(self.add_link(peer, id, addr, Instant::now()))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm) {
@@ -349,6 +349,8 @@ impl ConnectionHandler for Handler {
 
 #[cfg(test)]
 mod tests {
+    use libp2p::core::multiaddr::Protocol;
+
     use super::*;
 
     fn addr(text: &str) -> Multiaddr {
@@ -365,38 +367,66 @@ mod tests {
         matches!(handler.commands.try_recv(), Ok(ToHandler::Open(_)))
     }
 
+    fn circuit() -> Multiaddr {
+        addr("/ip4/8.8.8.8/tcp/1")
+            .with(Protocol::P2p(PeerId::random()))
+            .with(Protocol::P2pCircuit)
+    }
+
     #[test]
     fn a_stream_is_asked_of_a_direct_connection_and_of_the_newest() {
-        let (mut rpc, peer) = (Behaviour::new(Arc::default(), true), PeerId::random());
+        let (mut rpc, peer, start) = (Behaviour::new(Arc::default()), PeerId::random(), Instant::now());
         let direct = addr("/ip4/8.8.8.8/tcp/1");
-        let circuit = direct
-            .clone()
-            .with(libp2p::core::multiaddr::Protocol::P2p(PeerId::random()))
-            .with(libp2p::core::multiaddr::Protocol::P2pCircuit);
-        let mut older = rpc.add_link(peer, ConnectionId::new_unchecked(1), &direct);
-        let mut newer = rpc.add_link(peer, ConnectionId::new_unchecked(2), &direct);
-        let mut relayed = rpc.add_link(peer, ConnectionId::new_unchecked(3), &circuit);
+        let later = start + 2 * PROBATION;
+        let mut older = rpc.add_link(peer, ConnectionId::new_unchecked(1), &direct, start);
+        let mut newer = rpc.add_link(peer, ConnectionId::new_unchecked(2), &direct, start + PROBATION);
+        let mut relayed = rpc.add_link(peer, ConnectionId::new_unchecked(3), &circuit(), start);
 
-        assert!(rpc.open(&peer, request().0).is_ok());
+        assert!(rpc.open(&peer, request().0, later).is_ok());
         assert!(asked(&mut newer) && !asked(&mut older) && !asked(&mut relayed));
         drop(newer);
-        assert!(rpc.open(&peer, request().0).is_ok());
+        assert!(rpc.open(&peer, request().0, later).is_ok());
         assert!(asked(&mut older) && !asked(&mut relayed));
         rpc.drop_link(peer, ConnectionId::new_unchecked(1));
         rpc.drop_link(peer, ConnectionId::new_unchecked(2));
-        assert!(rpc.open(&peer, request().0).is_ok());
+        assert!(rpc.open(&peer, request().0, later).is_ok());
         assert!(asked(&mut relayed));
         rpc.drop_link(peer, ConnectionId::new_unchecked(3));
-        assert!(matches!(rpc.open(&peer, request().0), Err(Refused::NotConnected(_))));
+        assert!(matches!(
+            rpc.open(&peer, request().0, later),
+            Err(Refused::NotConnected(_))
+        ));
+    }
+
+    #[test]
+    fn a_connection_that_may_be_closed_after_a_few_seconds_is_used_last() {
+        let (mut rpc, peer, start) = (Behaviour::new(Arc::default()), PeerId::random(), Instant::now());
+        let direct = addr("/ip4/8.8.8.8/tcp/1");
+        let mut relayed = rpc.add_link(peer, ConnectionId::new_unchecked(1), &circuit(), start);
+        let mut first = rpc.add_link(peer, ConnectionId::new_unchecked(2), &direct, start);
+        assert!(rpc.open(&peer, request().0, start).is_ok());
+        assert!(
+            asked(&mut first) && !asked(&mut relayed),
+            "a direct one is used at once"
+        );
+
+        let second = start + PROBATION / 2;
+        let mut dialed_back = rpc.add_link(peer, ConnectionId::new_unchecked(3), &direct, second);
+        for now in [second, start + PROBATION] {
+            assert!(rpc.open(&peer, request().0, now).is_ok());
+            assert!(asked(&mut first) && !asked(&mut dialed_back));
+        }
+        assert!(rpc.open(&peer, request().0, second + PROBATION).is_ok());
+        assert!(asked(&mut dialed_back) && !asked(&mut first));
     }
 
     #[test]
     fn more_waiting_streams_than_the_bound_are_refused() {
-        let (mut rpc, peer) = (Behaviour::new(Arc::default(), true), PeerId::random());
-        let _handler = rpc.add_link(peer, ConnectionId::new_unchecked(1), &addr("/ip4/8.8.8.8/tcp/1"));
+        let (mut rpc, peer, now) = (Behaviour::new(Arc::default()), PeerId::random(), Instant::now());
+        let _handler = rpc.add_link(peer, ConnectionId::new_unchecked(1), &addr("/ip4/8.8.8.8/tcp/1"), now);
         for _ in 0..MAX_WAITING {
-            assert!(rpc.open(&peer, request().0).is_ok());
+            assert!(rpc.open(&peer, request().0, now).is_ok());
         }
-        assert!(matches!(rpc.open(&peer, request().0), Err(Refused::Busy(_))));
+        assert!(matches!(rpc.open(&peer, request().0, now), Err(Refused::Busy(_))));
     }
 }

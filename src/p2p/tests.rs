@@ -10,6 +10,7 @@ mod finding;
 mod foreign;
 mod malformed;
 mod private;
+mod relays;
 mod streams;
 mod transports;
 

@@ -40,12 +40,16 @@ pub(crate) fn probe_port(carrier: Carrier, ip: IpAddr, port: u16) -> io::Result<
     }
 }
 
-/// Builds the transport, and the behaviour through which it reaches peers behind relays.
+/// A transport, and what comes with it for circuits.
+pub(crate) type Built = (Boxed<(PeerId, StreamMuxerBox)>, Option<relay::client::Behaviour>);
+
+/// Builds the transport and, unless the host is to do without relays, the behaviour through which it reaches peers behind
+/// relays. Without, the address of a circuit is one that cannot be dialed, and does not keep others from being tried.
 ///
 /// # Errors
 ///
 /// If the key cannot be used for the handshake.
-pub(crate) fn build(config: &Config) -> Result<(Boxed<(PeerId, StreamMuxerBox)>, relay::client::Behaviour), BindError> {
+pub(crate) fn build(config: &Config) -> Result<Built, BindError> {
     let (keypair, limits) = (config.identity.keypair(), &config.limits);
     let secure = Secure::new(config)?;
     let direct = || {
@@ -63,13 +67,16 @@ pub(crate) fn build(config: &Config) -> Result<(Boxed<(PeerId, StreamMuxerBox)>,
         let no_servers = dns::ResolverConfig::from_parts(None, Vec::new(), Vec::new());
         dns::tokio::Transport::custom(direct(), no_servers, dns::ResolverOpts::default())
     });
+    if !config.relay.dial {
+        return Ok((named.boxed(), None));
+    }
     let (circuits, relay) = relay::client::new(keypair.public().to_peer_id());
     let transport = secure
         .over(circuits)
         .or_transport(named)
         .map(|either, _| either.into_inner())
         .boxed();
-    Ok((transport, relay))
+    Ok((transport, Some(relay)))
 }
 
 /// QUIC brings its own encryption and streams.

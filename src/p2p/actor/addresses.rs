@@ -8,6 +8,7 @@ use super::{
     super::{
         addr::{self, Reach},
         kad_server::Found,
+        reachability::Standing,
     },
     Actor,
 };
@@ -49,11 +50,27 @@ impl Actor {
         found.filter(|found| !found.addrs.is_empty()).collect()
     }
 
-    fn announced(&self) -> Vec<Multiaddr> {
-        addr::announced(&self.config.announce, &self.listened)
+    /// What others are told of this node. One that is reached through relays does not send them to doors that are closed,
+    /// as far as anyone knows; its private addresses stay, for neighbours.
+    pub(super) fn announced(&self) -> Vec<Multiaddr> {
+        let is_circuit = |addr: &Multiaddr| addr::reach(addr) == Some(Reach::Relayed);
+        let circuits = || self.listened.iter().filter(|addr| is_circuit(addr)).cloned();
+        let configured = &self.config.announce;
+        let mut addrs = addr::announced(configured, &[&self.listened, self.judge.confirmed()].concat());
+        if !configured.is_empty() {
+            addrs.extend(circuits());
+        } else if self.judge.standing() == Standing::Private && circuits().next().is_some() {
+            let open = self.judge.confirmed();
+            addrs.retain(|addr| addr::reach(addr) != Some(Reach::Public) || open.contains(addr));
+        }
+        addrs
     }
 
     pub(super) fn unlisten(&mut self, addrs: &[Multiaddr]) {
+        let is_own = |addr: &&Multiaddr| addr::socket(addr).is_some() && self.listened.contains(addr);
+        if addrs.iter().any(|addr| is_own(&addr)) {
+            self.on_network_changed();
+        }
         self.listened.retain(|addr| !addrs.contains(addr));
         self.announce();
     }

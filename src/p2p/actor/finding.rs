@@ -16,6 +16,7 @@ use super::{
     super::{
         addr::{self, Reach},
         error::DialError,
+        reachability::Standing,
         rpc::{OpenFailure, OpenRequest, Refused},
         seek::{self, Seek, Stage},
         short_id,
@@ -37,11 +38,7 @@ impl Actor {
             let _ = reply.send(Ok(()));
             return;
         }
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::Always)
-            .addresses(vec![addr])
-            .allocate_new_port()
-            .build();
+        let options = self.dial_options(peer, vec![addr], PeerCondition::Always);
         let id = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
@@ -58,7 +55,7 @@ impl Actor {
             let _ = request.reply.send(Err(OpenFailure::Dial(DialError::Ourselves)));
             return;
         }
-        match self.swarm.behaviour_mut().rpc.open(&peer, request) {
+        match self.swarm.behaviour_mut().rpc.open(&peer, request, Instant::now()) {
             Ok(()) => {}
             Err(Refused::Busy(request)) => {
                 let _ = request.reply.send(Err(OpenFailure::Busy));
@@ -177,15 +174,23 @@ impl Actor {
         if addrs.is_empty() {
             return false;
         }
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
-            .addresses(addrs.to_vec())
-            .allocate_new_port()
-            .build();
+        let options = self.dial_options(peer, addrs.to_vec(), PeerCondition::DisconnectedAndNotDialing);
         matches!(
             self.swarm.dial(options),
             Ok(()) | Err(swarm::DialError::DialPeerConditionFalse(_))
         )
+    }
+
+    /// Connections come from a port of their own: of two nodes that dial each other from the ports they listen on, TCP makes
+    /// one connection in which both take themselves for the dialer. A node that cannot be dialed is safe from that, and
+    /// dials from where it listens: the router then shows others the address at which to punch a hole.
+    fn dial_options(&self, peer: PeerId, addrs: Vec<Multiaddr>, condition: PeerCondition) -> DialOpts {
+        let options = DialOpts::peer_id(peer).condition(condition).addresses(addrs);
+        if self.judge.standing() == Standing::Private {
+            options.build()
+        } else {
+            options.allocate_new_port().build()
+        }
     }
 
     fn is_being_dialed(&mut self, peer: PeerId) -> bool {

@@ -11,9 +11,10 @@ impl Actor {
     /// Sends those away who have no business here, or who are too many.
     pub(super) fn review_visitors(&mut self) {
         let (usage, book) = (&self.usage, &self.book);
-        let verdict = self
-            .guard
-            .review(Instant::now(), |peer| usage.of(peer), |peer| book.is_configured(peer));
+        // Nothing is said on a connection to a relay most of the time, and others come through it all the same.
+        let relays = self.relaying.held();
+        let needed = |peer: &PeerId| book.is_configured(peer) || relays.contains(peer);
+        let verdict = self.guard.review(Instant::now(), |peer| usage.of(peer), needed);
         for peer in verdict.readmit {
             self.swarm.behaviour_mut().barred.unblock_peer(peer);
         }
