@@ -36,6 +36,7 @@ mod kad_server;
 mod lan;
 mod muxer;
 mod opening;
+mod portmap;
 mod reachability;
 mod relay;
 mod router;
@@ -54,6 +55,7 @@ use actor::Command;
 pub use addr::{is_relayed, peer_of as peer_id_of};
 pub use error::{BindError, CallError, DialError, HandlerError, OpenError, StreamError};
 pub use identity::{Identity, IdentityError};
+pub use portmap::{Mapper, Mapping, PortMap};
 pub use reachability::{Evidence, Reachability, Source, Standing, Verdict};
 pub use router::{Handler, HandlerLimits, Router};
 use rpc::{Name, OpenFailure};
@@ -90,6 +92,9 @@ pub struct Config {
     pub known_peers: Vec<Multiaddr>,
     /// The name of a swarm whose nodes on the local network are to be found, and treated like known peers.
     pub lan: Option<String>,
+    /// Whether to ask the router for the ports that are listened on, over UPnP, PCP and NAT-PMP. Nothing is asked when all
+    /// of it is loopback, or when `announce` says where others find this node.
+    pub map_ports: bool,
     /// Relays: to be one, to use some.
     pub relay: RelayConfig,
     /// Whether to ask peers if this node can be dialed, and to answer when they ask (AutoNAT v1 and v2).
@@ -112,6 +117,7 @@ impl Default for Config {
             client_mode: false,
             known_peers: Vec::new(),
             lan: None,
+            map_ports: false,
             relay: RelayConfig::default(),
             autonat: false,
             limits: Limits::default(),
@@ -192,6 +198,7 @@ pub struct P2p {
     connected: watch::Receiver<BTreeSet<PeerId>>,
     reachability: watch::Receiver<Reachability>,
     neighbours: watch::Receiver<BTreeSet<Multiaddr>>,
+    port_map: watch::Receiver<PortMap>,
 }
 
 impl P2p {
@@ -208,6 +215,8 @@ impl P2p {
         let (peer_id, swarm_key) = (config.identity.peer_id(), config.swarm_key.clone());
         let (addrs_out, addrs) = watch::channel(Vec::new());
         let (connected_out, connected) = watch::channel(BTreeSet::new());
+        let (port_map_out, port_map) = watch::channel(PortMap::default());
+        let maps_ports = portmap::wanted(&config);
         let (neighbours_out, neighbours) = watch::channel(BTreeSet::new());
         let (reachability_out, reachability) = watch::channel(Reachability::default());
         registry.withhold(&[kad_server::NAME], config.client_mode);
@@ -228,10 +237,18 @@ impl P2p {
                 connected: connected_out,
                 reachability: reachability_out,
                 neighbours: neighbours_out,
+                port_map: port_map_out,
             },
             registry.usage().clone(),
         );
         actor.listen().await?;
+        if maps_ports {
+            let ports = portmap::ports(actor.listened());
+            tasks.spawn(
+                "ports",
+                portmap::keep_at_gateway(ports, commands.clone(), tasks.token()),
+            );
+        }
         tasks.spawn("p2p", actor.run(inbox, tasks.token()));
         Ok(P2p {
             peer_id,
@@ -242,6 +259,7 @@ impl P2p {
             connected,
             reachability,
             neighbours,
+            port_map,
         })
     }
 
@@ -279,6 +297,11 @@ impl P2p {
     /// The nodes of the same swarm on the local network ([`Config::lan`]), each address ending in `/p2p/PEER-ID`.
     pub fn lan_peers(&self) -> watch::Receiver<BTreeSet<Multiaddr>> {
         self.neighbours.clone()
+    }
+
+    /// What came of asking the router for ports ([`Config::map_ports`]).
+    pub fn port_map(&self) -> watch::Receiver<PortMap> {
+        self.port_map.clone()
     }
 
     /// Everyone there is a connection to.

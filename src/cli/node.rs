@@ -57,6 +57,9 @@ pub(super) struct ListenArgs {
         conflicts_with = "announce_addrs"
     )]
     public_ip: Option<std::net::Ipv4Addr>,
+    /// Do not ask the router to forward the port (UPnP, PCP, NAT-PMP).
+    #[arg(long)]
+    no_port_mapping: bool,
     /// File with this node's key; created if it does not exist. Without it the node has a new identity at every start.
     #[arg(long, value_name = "FILE", alias = "identity_path", alias = "identity-path")]
     identity: Option<PathBuf>,
@@ -184,6 +187,7 @@ async fn listen_as(identity: Identity, args: &ListenArgs, relay: RelayConfig, sw
         identity,
         relay,
         autonat: true,
+        map_ports: !args.no_port_mapping,
         ..host_of(swarm)
     };
     start(config, &swarm.initial_peers).await

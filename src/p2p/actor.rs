@@ -8,7 +8,9 @@ use std::{
 
 use futures::{FutureExt, StreamExt};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, identify,
+    Multiaddr, PeerId, Swarm,
+    core::transport::ListenerId,
+    identify,
     kad::{self, QueryId},
     ping,
     swarm::{ConnectionId, SwarmEvent},
@@ -20,6 +22,7 @@ use tracing::{debug, warn};
 mod addresses;
 mod finding;
 mod listening;
+mod mapping;
 mod neighbours;
 mod reaching;
 mod relaying;
@@ -34,6 +37,7 @@ use super::{
     guard::Guard,
     kad_server::{self, Found},
     lan::{self, Neighbours},
+    portmap::{Mapper, PortMap, Report},
     reachability::{Judge, Reachability, Verdict},
     relay,
     router::{Handler, HandlerLimits},
@@ -77,6 +81,8 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Vec<Found>>,
     },
     NamesChanged,
+    /// What a router says about a port.
+    Mapping(Mapper, Report),
     /// What `rpc_check` found.
     Judge(Verdict),
 }
@@ -88,6 +94,7 @@ pub(crate) struct Outputs {
     pub(crate) connected: watch::Sender<BTreeSet<PeerId>>,
     pub(crate) reachability: watch::Sender<Reachability>,
     pub(crate) neighbours: watch::Sender<BTreeSet<Multiaddr>>,
+    pub(crate) port_map: watch::Sender<PortMap>,
 }
 
 /// The handler of inbound kad streams: it asks the actor.
@@ -120,7 +127,10 @@ pub(crate) struct Actor {
     relaying: Relaying,
     guard: Guard,
     usage: Arc<Usage>,
+    listeners: Vec<ListenerId>,
     listened: Vec<Multiaddr>,
+    /// Addresses at the other side of the router that lead here.
+    mapped: BTreeSet<(Mapper, Multiaddr)>,
     neighbours: Neighbours,
     /// What nodes of our swarm on the local network serve.
     lan_protocol: Option<String>,
@@ -146,7 +156,9 @@ impl Actor {
             judge: Judge::default(),
             reaching: Reaching::default(),
             relaying: Relaying::default(),
+            listeners: Vec::new(),
             listened: Vec::new(),
+            mapped: BTreeSet::new(),
             seeks: HashMap::new(),
             lookups: HashMap::new(),
             connects: HashMap::new(),
@@ -176,6 +188,7 @@ impl Actor {
                 }
             }
         }
+        self.unmap().await;
     }
 
     fn on_command(&mut self, command: Command) {
@@ -186,6 +199,7 @@ impl Actor {
                 let _ = reply.send(self.closest(target, from));
             }
             Command::Judge(verdict) => self.on_check(verdict),
+            Command::Mapping(mapper, report) => self.on_mapping(mapper, report),
             Command::NamesChanged => self.swarm.behaviour().rpc.names_changed(),
         }
     }
@@ -275,6 +289,7 @@ impl Actor {
                 self.on_identified(peer_id, &info);
             }
             BehaviourEvent::Mdns(event) => self.on_mdns(event),
+            BehaviourEvent::Upnp(event) => self.on_upnp(event),
             BehaviourEvent::Ping(ping::Event {
                 peer,
                 connection,

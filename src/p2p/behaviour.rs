@@ -8,9 +8,10 @@ use libp2p::{
     core::upgrade::Version,
     dcutr, identify, kad, mdns, ping, relay,
     swarm::{self, NetworkBehaviour, behaviour::toggle::Toggle},
+    upnp,
 };
 
-use super::{Config, error::BindError, kad_server, lan, router::Registry, rpc, transport};
+use super::{Config, error::BindError, kad_server, lan, portmap, router::Registry, rpc, transport};
 
 /// What we call ourselves in identify. Other nodes of ours recognise it, see [`is_swarm_member`].
 const AGENT: &str = concat!("sepal/", env!("CARGO_PKG_VERSION"));
@@ -55,6 +56,8 @@ pub(crate) struct Behaviour {
     pub(crate) autonat2_server: Toggle<autonat::v2::server::Behaviour>,
     /// Who else is on the local network, see `lan.rs`.
     pub(crate) mdns: Toggle<mdns::tokio::Behaviour>,
+    /// Ports of the router, see `portmap.rs`.
+    pub(crate) upnp: Toggle<upnp::tokio::Behaviour>,
 }
 
 /// Builds the swarm. It does not listen yet.
@@ -70,6 +73,9 @@ pub(crate) fn swarm(config: &Config, registry: Arc<Registry>) -> Result<Swarm<Be
         .with_substream_upgrade_protocol_override(Version::V1Lazy)
         .with_max_negotiating_inbound_streams(config.limits.streams_per_connection);
     let mut behaviour = behaviour(config, relay, rpc::Behaviour::new(registry));
+    if portmap::wanted(config) {
+        behaviour.upnp = Some(upnp::tokio::Behaviour::default()).into();
+    }
     if config.lan.is_some() {
         let mdns = mdns::tokio::Behaviour::new(lan::mdns_config(), config.identity.peer_id());
         behaviour.mdns = Some(mdns.map_err(|source| BindError::Mdns { source })?).into();
@@ -115,6 +121,7 @@ fn behaviour(config: &Config, relay: Option<relay::client::Behaviour>, rpc: rpc:
         ),
         kad,
         mdns: None.into(),
+        upnp: None.into(),
         dcutr: relay.is_some().then(|| dcutr::Behaviour::new(peer)).into(),
         relay: relay.into(),
         hop: config

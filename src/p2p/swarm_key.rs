@@ -153,7 +153,7 @@ impl fmt::Debug for SwarmKey {
 }
 
 fn base16(text: &[u8]) -> Option<Vec<u8>> {
-    if text.len() % 2 != 0 {
+    if !text.len().is_multiple_of(2) {
         return None;
     }
     let digit = |byte: u8| char::from(byte).to_digit(16);

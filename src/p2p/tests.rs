@@ -9,6 +9,7 @@ mod calls;
 mod finding;
 mod foreign;
 mod malformed;
+mod mapped;
 mod private;
 mod relays;
 mod streams;

@@ -52,6 +52,11 @@ impl Actor {
         Ok(())
     }
 
+    /// What is listened on now.
+    pub(crate) fn listened(&self) -> &[Multiaddr] {
+        &self.listened
+    }
+
     /// Opens one listener. Returns its first address.
     async fn listen_on(&mut self, addr: Multiaddr) -> Result<Multiaddr, BindError> {
         let failed = |source| BindError::Listen {
@@ -64,6 +69,7 @@ impl Actor {
                 TransportError::MultiaddrNotSupported(_) => io::ErrorKind::Unsupported.into(),
             })
         })?;
+        self.listeners.push(id);
         let deadline = tokio::time::Instant::now() + LISTEN_TIMEOUT;
         loop {
             let Ok(event) = tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await else {

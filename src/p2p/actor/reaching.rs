@@ -185,14 +185,14 @@ impl Actor {
         }
     }
 
-    fn hear(&mut self, evidence: Evidence) {
+    pub(super) fn hear(&mut self, evidence: Evidence) {
         debug!(?evidence, "how this node is reached");
         let effects = self.judge.hear(evidence, Instant::now());
         self.apply(effects);
         self.show_reachability();
     }
 
-    fn apply(&mut self, effects: Vec<Effect>) {
+    pub(super) fn apply(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
                 Effect::Moved(standing) => {
