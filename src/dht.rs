@@ -19,10 +19,7 @@
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
-use sepal_protocol::{
-    dht_id::DhtId,
-    value::{Dictionary, Subkey},
-};
+use sepal_protocol::{dht_id::DhtId, msgpack::Value, value::Subkey};
 
 use crate::{
     p2p::{CallError, Handler, Multiaddr, P2p, PeerId},
@@ -39,6 +36,7 @@ mod inquiry;
 mod network;
 mod node;
 mod record;
+mod refused;
 mod replicas;
 mod routing;
 mod rpc;
@@ -57,6 +55,7 @@ pub mod validate;
 pub use bootstrap::MAX_CLOCK_SKEW_S;
 pub use clock::Clock;
 pub use error::{BootstrapError, Unusable, UnusablePeer};
+pub use refused::Refused;
 use validate::Validators;
 
 /// What a node is made from. The defaults are Hivemind's, so that tables and replicas of both fill alike.
@@ -123,7 +122,7 @@ pub enum Freshness {
     Latest,
 }
 
-/// A record that was found. Its values are MessagePack, and valid for the validators; what they mean is not checked.
+/// A record that was found. Its values are MessagePack, and allowed by the validators; what they mean is not checked.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
     /// One value.
@@ -133,8 +132,37 @@ pub enum Found {
         /// DHT time after which it is gone.
         expiration: f64,
     },
-    /// Values by subkey. There is at least one.
-    Dictionary(Dictionary),
+    /// Values by subkey. There is at least one, or one that was refused.
+    Dictionary(FoundDictionary),
+}
+
+/// A dictionary that was found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FoundDictionary {
+    /// What may be used, one entry per subkey.
+    pub entries: Vec<FoundEntry>,
+    /// What the validators refused lately under this key, and would still be alive: forgeries, to be shown to people.
+    pub refused: Vec<Refused>,
+}
+
+impl FoundDictionary {
+    /// The usable entry with this subkey.
+    pub fn get(&self, subkey: &Value) -> Option<&FoundEntry> {
+        self.entries.iter().find(|entry| entry.subkey == *subkey)
+    }
+}
+
+/// One entry of a dictionary that was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FoundEntry {
+    /// Its name.
+    pub subkey: Value,
+    /// MessagePack.
+    pub value: Vec<u8>,
+    /// DHT time after which it is gone.
+    pub expiration: f64,
+    /// Whether a validator found a proof that it is from whom its subkey names.
+    pub proven: bool,
 }
 
 /// A record, or one entry of a dictionary, to be stored.

@@ -54,7 +54,7 @@ mod wire;
 use actor::Command;
 pub use addr::{is_relayed, peer_of as peer_id_of};
 pub use error::{BindError, CallError, DialError, HandlerError, OpenError, StreamError};
-pub use identity::{Identity, IdentityError};
+pub use identity::{Identity, IdentityError, is_signed_by};
 pub use portmap::{Mapper, Mapping, PortMap};
 pub use reachability::{Evidence, Reachability, Source, Standing, Verdict};
 pub use router::{Handler, HandlerLimits, Router};

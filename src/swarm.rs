@@ -9,9 +9,9 @@
 //!   standing ─── can we, and what follows from it
 //! ```
 //!
-//! It moves no tensors and runs no blocks. [`spans`], [`route`], [`placement`] and the estimates of [`ping`] are pure:
-//! time and randomness are arguments. [`directory`], [`announce`], [`reachability`] and [`standing`] talk to the DHT and
-//! to peers; [`health`] does, to show how all of it is.
+//! It moves no tensors and runs no blocks. [`spans`], [`hygiene`], [`route`], [`placement`] and the estimates of [`ping`]
+//! are pure: time and randomness are arguments. [`directory`], [`announce`], [`reachability`] and [`standing`] talk to the
+//! DHT and to peers; [`health`] does, to show how all of it is.
 //!
 //! One word per thing, here and in the layers above:
 //!
@@ -30,6 +30,10 @@
 //! | prefix | the name of a model in the DHT; block 3 has the key `PREFIX.3` |
 
 pub mod spans;
+
+pub mod signature;
+
+pub mod hygiene;
 
 pub mod route;
 

@@ -71,6 +71,17 @@ pub struct Dictionary {
     pub entries: Vec<DictEntry>,
 }
 
+/// What signatures of records cover, Hivemind's and ours: the tuple of the id of the key, the subkey tag, the value and
+/// the expiration in Unix seconds (hivemind, `dht/crypto.py`, `_serialize_record`).
+pub fn signed_tuple(key: &[u8], subkey: &[u8], value: &[u8], expiration: f64) -> Vec<u8> {
+    msgpack::encode(&msgpack::tuple(vec![
+        Value::Binary(key.to_vec()),
+        Value::Binary(subkey.to_vec()),
+        Value::Binary(value.to_vec()),
+        Value::F64(expiration),
+    ]))
+}
+
 const WHAT: &str = "dictionary";
 
 impl Default for Dictionary {

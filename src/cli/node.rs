@@ -16,7 +16,7 @@ use crate::{
     dht::{self, Dht},
     p2p::{self, Identity, Multiaddr, P2p, PeerId, RelayConfig, Router},
     server::{self, Server},
-    swarm::{lan::Lan, reachability},
+    swarm::{lan::Lan, reachability, signature},
     task::Tasks,
 };
 
@@ -222,6 +222,7 @@ fn host_of(swarm: &Swarm) -> p2p::Config {
 /// When the host cannot start.
 pub(super) async fn start(config: p2p::Config, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
     let (tasks, client_mode, name) = (Tasks::new(), config.client_mode, config.lan.clone());
+    let validators = signature::validators(config.identity.clone());
     let p2p = P2p::bind(config, &tasks).await?;
     let dht = Dht::spawn(
         p2p.clone(),
@@ -234,6 +235,7 @@ pub(super) async fn start(config: p2p::Config, initial_peers: &[Multiaddr]) -> a
             } else {
                 dht::Config::default().workers
             },
+            validators,
             ..dht::Config::default()
         },
         &tasks,

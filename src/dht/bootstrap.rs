@@ -12,12 +12,12 @@ use tracing::{debug, info, warn};
 
 use super::{
     error::{BootstrapError, Unusable, UnusablePeer},
-    get::MAX_KEYS_PER_CALL,
     inquiry::Guide,
     node::Node,
     record::Record,
     routing::Contact,
     rpc::Pong,
+    state::MAX_KEYS_PER_CALL,
 };
 use crate::p2p::{Multiaddr, PeerId, peer_id_of};
 

@@ -66,8 +66,10 @@ impl Finding {
         }
     }
 
-    /// Keeps a found record if it is newer than our own copies, and says to whom else to give it then: to the `n_copies`
-    /// nearest nodes other than the one that had it (hivemind, `dht/node.py`, `_cache_new_result`).
+    /// Keeps a found record if there is something in it that our own copies lack. Says to whom else to give it if it is newer:
+    /// to the `n_copies` nearest nodes other than the one that had it (hivemind, `dht/node.py`, `_cache_new_result`).
+    ///
+    /// So the cache is this reader's memory: what is proven stays known while it lives, whatever later searches find.
     pub(crate) fn keep<P: Peer>(
         &self,
         key: DhtId,
@@ -75,14 +77,18 @@ impl Finding {
         n_copies: usize,
         (state, now): (&mut State<P>, f64),
     ) -> Vec<Contact<P>> {
-        let (Some(record), Some(from)) = (&self.best, self.from) else {
+        let Some(record) = &self.best else {
             return Vec::new();
         };
         let own = state.record(&key, now);
-        if own.is_some_and(|own| own.expiration() >= record.expiration()) {
+        if own.as_ref() == Some(record) {
             return Vec::new();
         }
         state.store(key, record.clone().into(), true, now);
+        let is_newer = own.is_none_or(|own| own.expiration() < record.expiration());
+        let Some(from) = self.from.filter(|_| is_newer) else {
+            return Vec::new();
+        };
         let others = nearest.iter().filter(|contact| contact.id != from);
         others.take(n_copies).copied().collect()
     }

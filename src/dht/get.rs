@@ -7,25 +7,19 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use sepal_protocol::{
-    dht_id::DhtId,
-    value::{DictEntry, Dictionary, Subkey},
-};
+use sepal_protocol::{dht_id::DhtId, value::Subkey};
 use tokio::sync::watch;
 
 use super::{
-    Found, Freshness,
+    Found, FoundDictionary, FoundEntry, Freshness,
     findings::{Finding, Findings},
     inquiry::Guide,
     node::Node,
-    record::Record,
+    record::{Entry, Record},
     routing::Contact,
     rpc::StoreRecord,
     validate::RecordView,
 };
-
-/// Most keys in one question of a read, and most keys fetched again at once (hivemind, `dht/node.py`, `chunk_size`).
-pub(crate) const MAX_KEYS_PER_CALL: usize = 16;
 
 /// What a search for a key found.
 type Outcome = Option<Found>;
@@ -49,7 +43,7 @@ impl Node {
             match here {
                 Some(record) => {
                     self.refresh_before_expiry(&key);
-                    waiting.push(Err(self.found(&key, record)));
+                    waiting.push(Err(self.found(&key, Some(record))));
                 }
                 None => waiting.push(Ok(self.board(key, freshness, &mut started))),
             }
@@ -74,9 +68,11 @@ impl Node {
         for key in &keys {
             reading.findings.expect(*key, None);
         }
-        self.search(&keys, per_call(keys.len()), &mut reading).await;
+        let keys_per_call = self.state().keys_per_read(keys.len());
+        self.search(&keys, keys_per_call, &mut reading).await;
     }
 
+    /// What is stored and cached here, merged.
     fn own_copy(&self, key: &DhtId) -> Option<Record> {
         let record = self.state().record(key, self.now())?;
         self.readable(key, record)
@@ -122,8 +118,9 @@ impl Node {
             reading.findings.expect(key, self.own_copy(&key));
             reading.flights.insert(key, flight);
         }
+        let keys_per_call = self.state().keys_per_read(keys.len());
         tokio::select! {
-            () = self.search(&keys, per_call(keys.len()), &mut reading) => {}
+            () = self.search(&keys, keys_per_call, &mut reading) => {}
             () = self.abandoned(senders) => {}
         }
     }
@@ -144,8 +141,8 @@ impl Node {
         }
     }
 
-    /// A record as its reader gets it: without signatures.
-    fn found(&self, key: &DhtId, record: Record) -> Outcome {
+    /// A record as its reader gets it: without signatures, and with a note of what was refused.
+    fn found(&self, key: &DhtId, record: Option<Record>) -> Outcome {
         let strip = |subkey: &Subkey, value: &Bytes, expiration: f64| {
             let view = RecordView {
                 key: key.as_bytes(),
@@ -155,20 +152,23 @@ impl Node {
             };
             self.config.validators.strip(&view).to_vec()
         };
-        Some(match record {
-            Record::Regular { value, expiration } => Found::Regular {
-                value: strip(&Subkey::None, &value, expiration),
-                expiration,
-            },
-            Record::Dictionary(entries) => {
-                let entry = |entry: &super::record::Entry| DictEntry {
-                    value: strip(&Subkey::Key(entry.subkey.clone()), &entry.value, entry.expiration),
-                    subkey: entry.subkey.clone(),
-                    expiration: entry.expiration,
-                };
-                Found::Dictionary(entries.iter().map(entry).collect::<Dictionary>())
+        let entry = |entry: &Entry| FoundEntry {
+            value: strip(&Subkey::Key(entry.subkey.clone()), &entry.value, entry.expiration),
+            subkey: entry.subkey.clone(),
+            expiration: entry.expiration,
+            proven: entry.proven,
+        };
+        let refused = self.refused().of(key, self.now());
+        let entries = match record {
+            Some(Record::Regular { value, expiration }) => {
+                let value = strip(&Subkey::None, &value, expiration);
+                return Some(Found::Regular { value, expiration });
             }
-        })
+            Some(Record::Dictionary(entries)) => entries.iter().map(entry).collect(),
+            None if refused.is_empty() => return None,
+            None => Vec::new(),
+        };
+        Some(Found::Dictionary(FoundDictionary { entries, refused }))
     }
 
     /// Keeps a found record, and gives it to others.
@@ -180,11 +180,6 @@ impl Node {
             self.offer_in_background(contact.peer, vec![StoreRecord::of(key, record)], true);
         }
     }
-}
-
-/// ⌊√n⌋ keys in one question, and not more than nodes expect.
-pub(super) fn per_call(n_keys: usize) -> usize {
-    n_keys.isqrt().clamp(1, MAX_KEYS_PER_CALL)
 }
 
 /// A search under way for one key. While it lives, others can join it.
@@ -234,7 +229,7 @@ impl Guide for Reading {
             return;
         };
         self.node.cache_found(*key, &finding, &nearest);
-        let outcome = finding.best.take().and_then(|record| self.node.found(key, record));
+        let outcome = self.node.found(key, finding.best.take());
         if let Some(flight) = self.flights.remove(key) {
             let sender = flight.sender.clone();
             // First leave the list of searches to join, then tell those who did.

@@ -19,10 +19,11 @@ use super::{
     get::Flights,
     network::Network,
     record::Record,
+    refused::RefusedEntries,
     routing::Contact,
     rpc::StoreRecord,
     state::{self, State},
-    validate::RecordView,
+    validate::{RecordView, Verdict},
 };
 use crate::{
     p2p::{PeerId, short_id},
@@ -55,6 +56,7 @@ pub(crate) struct Node {
     state: Mutex<State>,
     blacklist: Mutex<Blacklist>,
     flights: Mutex<Flights>,
+    refused: Mutex<RefusedEntries>,
     background: Arc<Semaphore>,
 }
 
@@ -76,6 +78,7 @@ impl Node {
             state: Mutex::new(State::new(id, shape)),
             blacklist: Mutex::new(Blacklist::new(BLACKLIST_BASE_S, BLACKLIST_BACKOFF)),
             flights: Mutex::default(),
+            refused: Mutex::default(),
             background: Arc::new(Semaphore::new(MAX_BACKGROUND)),
             config,
         }
@@ -110,6 +113,10 @@ impl Node {
 
     pub(crate) fn flights(&self) -> MutexGuard<'_, Flights> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn refused(&self) -> MutexGuard<'_, RefusedEntries> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A node called, or answered a call.
@@ -168,7 +175,18 @@ impl Node {
         true
     }
 
-    /// What of a record a reader can use: what is alive, valid and MessagePack. Others may store anything.
+    /// What the rules of this network say of a record.
+    pub(crate) fn judge(&self, key: &DhtId, tag: &[u8], value: &[u8], expiration: f64) -> Verdict {
+        self.config.validators.validate(&RecordView {
+            key: key.as_bytes(),
+            subkey: tag,
+            value,
+            expiration,
+        })
+    }
+
+    /// What of a record a reader can use: what is alive, allowed and MessagePack. Others may store anything; what the rules
+    /// refuse is noted.
     pub(crate) fn readable(&self, key: &DhtId, record: Record) -> Option<Record> {
         let now = self.now();
         let usable = |tag: &[u8], value: &[u8], expiration: f64| {
@@ -178,20 +196,24 @@ impl Node {
                 value,
                 expiration,
             };
-            let validators = &self.config.validators;
-            expiration.is_finite()
-                && expiration >= now
-                && validators.validate(&view)
-                && msgpack::decode(validators.strip(&view)).is_ok()
+            let lives = expiration.is_finite() && expiration >= now;
+            let readable = || msgpack::decode(self.config.validators.strip(&view)).is_ok();
+            (lives && readable()).then(|| self.judge(key, tag, value, expiration))
         };
         match record {
             Record::Regular { value, expiration } => {
-                usable(&Subkey::None.to_wire(), &value, expiration).then_some(Record::Regular { value, expiration })
+                let verdict = usable(&Subkey::None.to_wire(), &value, expiration)?;
+                (verdict > Verdict::Refused).then_some(Record::Regular { value, expiration })
             }
             Record::Dictionary(mut entries) => {
                 entries.retain(|entry| {
                     let tag = Subkey::Key(entry.subkey.clone()).to_wire();
-                    usable(&tag, &entry.value, entry.expiration)
+                    let verdict = usable(&tag, &entry.value, entry.expiration);
+                    entry.proven = verdict == Some(Verdict::Proven);
+                    if verdict == Some(Verdict::Refused) {
+                        self.refused().note(*key, &entry.subkey, entry.expiration, now);
+                    }
+                    verdict.is_some_and(|verdict| verdict > Verdict::Refused)
                 });
                 (entries.len() > 0).then_some(Record::Dictionary(entries))
             }

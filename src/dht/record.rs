@@ -1,6 +1,6 @@
 //! What is stored under a key: one value, or a dictionary of values by subkey. Merging follows the storage rules.
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use bytes::Bytes;
 use sepal_protocol::{
@@ -38,14 +38,20 @@ impl Record {
             }
     }
 
-    /// Takes over what is newer in `other`: dictionaries are merged by subkey, else the later expiration wins.
+    /// Takes over what is better in `other`: dictionaries are merged by subkey, else one with a proven entry wins over
+    /// one without, then the later expiration.
     pub(crate) fn merge(&mut self, other: Self) {
-        let is_newer = other.expiration() > self.expiration();
+        let is_better = (other.is_proven(), other.expiration()) > (self.is_proven(), self.expiration());
         match (&mut *self, other) {
             (Self::Dictionary(ours), Self::Dictionary(theirs)) => ours.merge(theirs),
-            (_, other) if is_newer => *self = other,
+            (_, other) if is_better => *self = other,
             _ => {}
         }
+    }
+
+    /// Whether there is a proven entry in it.
+    pub(crate) fn is_proven(&self) -> bool {
+        matches!(self, Self::Dictionary(entries) if entries.iter().any(|entry| entry.proven))
     }
 }
 
@@ -55,9 +61,16 @@ pub(crate) struct Entry {
     pub(crate) subkey: Value,
     pub(crate) value: Bytes,
     pub(crate) expiration: f64,
+    /// Whether it is shown to be from whom its subkey names; see [`Verdict::Proven`](super::validate::Verdict::Proven).
+    pub(crate) proven: bool,
 }
 
 impl Entry {
+    /// What decides between two entries with one subkey: first proof, then the later expiration.
+    pub(crate) fn outranks(&self, other: &Self) -> bool {
+        (self.proven, self.expiration) >= (other.proven, other.expiration)
+    }
+
     /// Approximate memory held, in bytes. The subkey is held twice, as bytes and as a value.
     pub(crate) fn size(&self) -> usize {
         OVERHEAD_BYTES + 2 * msgpack::encode(&self.subkey).len() + self.value.len()
@@ -85,7 +98,8 @@ impl Default for Entries {
 }
 
 impl Entries {
-    /// The entries of a dictionary from the wire. Of several with one subkey, the one that expires last counts.
+    /// The entries of a dictionary from the wire, none of them proven yet. Of several with one subkey, the one that expires
+    /// last counts.
     pub(crate) fn from_wire(dictionary: Dictionary) -> Self {
         let mut entries = Self::default();
         for DictEntry {
@@ -98,6 +112,7 @@ impl Entries {
                 subkey,
                 value: value.into(),
                 expiration,
+                proven: false,
             });
         }
         entries
@@ -131,15 +146,10 @@ impl Entries {
         self.by_subkey.get(&msgpack::encode(subkey))
     }
 
-    /// Stores an entry unless there is one with this subkey that lives as long. Returns whether it was stored.
+    /// Stores an entry unless there is one with this subkey that is as good. Returns whether it was stored.
     pub(crate) fn put(&mut self, entry: Entry) -> bool {
         let subkey = msgpack::encode(&entry.subkey);
-        if !entry.expiration.is_finite()
-            || self
-                .by_subkey
-                .get(&subkey)
-                .is_some_and(|old| old.expiration >= entry.expiration)
-        {
+        if !entry.expiration.is_finite() || self.by_subkey.get(&subkey).is_some_and(|old| old.outranks(&entry)) {
             return false;
         }
         self.latest = self.latest.max(entry.expiration);
@@ -161,9 +171,11 @@ impl Entries {
         self.size = size;
     }
 
-    /// The entry that expires first.
-    pub(crate) fn first_to_expire(&self) -> Option<&Entry> {
-        self.iter().min_by(|a, b| a.expiration.total_cmp(&b.expiration))
+    /// The entry to do without: one without proof before one with, then the one that expires first.
+    pub(crate) fn least(&self) -> Option<&Entry> {
+        let rank = |entry: &Entry| (entry.proven, entry.expiration);
+        self.iter()
+            .min_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(Ordering::Equal))
     }
 
     pub(crate) fn remove(&mut self, subkey: &Value) {

@@ -32,6 +32,9 @@ const MAX_REFRESHES: usize = 1 << 12;
 /// is left out reaches the node when its owner stores it again.
 const MAX_CONSIDERED: usize = 1 << 12;
 
+/// Most keys in one question of a read, and most keys fetched again at once (hivemind, `dht/node.py`, `chunk_size`).
+pub(crate) const MAX_KEYS_PER_CALL: usize = 16;
+
 /// What a record is offered as.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Offer {
@@ -107,6 +110,20 @@ impl<P: Peer> State<P> {
             }
             (stored, cached) => stored.or(cached),
         }
+    }
+
+    /// How many of `n_keys` to ask for in one question: ⌊√n⌋, as Hivemind does. A key is asked of every node of its beam; in
+    /// a network that is no larger than the beam that is every node for every key, so that nothing is asked in vain by asking
+    /// for as many at once as nodes expect.
+    pub(crate) fn keys_per_call(&self, n_keys: usize) -> usize {
+        let is_small = self.table.len() <= self.shape.bucket_size;
+        let at_once = if is_small { n_keys.min(MAX_KEYS_PER_CALL) } else { 1 };
+        n_keys.isqrt().max(at_once)
+    }
+
+    /// The same for reads, whose answers carry records.
+    pub(crate) fn keys_per_read(&self, n_keys: usize) -> usize {
+        self.keys_per_call(n_keys).min(MAX_KEYS_PER_CALL)
     }
 
     /// The nodes to tell someone who asks about `key`, nearest first.
@@ -212,6 +229,7 @@ mod tests {
             subkey: subkey.into(),
             value: vec![byte].into(),
             expiration,
+            proven: false,
         })
     }
 

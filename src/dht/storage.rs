@@ -2,7 +2,8 @@
 //!
 //! The rules are those of hivemind, `dht/storage.py`, with its one bug left out: there, a refused store with an earlier
 //! expiration makes the surviving record expire at the refused time. Python keeps records without bound; here the ones
-//! that expire first make room for others.
+//! that expire first make room for others. And one thing is added: what is proven to be from its owner gives way only to
+//! what is proven too, however late anything else expires.
 
 use std::{
     cmp::Ordering,
@@ -72,31 +73,30 @@ impl Storage {
         self.records.iter()
     }
 
-    /// Stores a regular value; refused if a record with this key lives as long. Returns whether it was stored.
+    /// Stores a regular value; refused if a record with this key lives as long, or is a dictionary with proven entries.
+    /// Returns whether it was stored.
     pub(crate) fn store(&mut self, key: DhtId, value: Bytes, expiration: f64, now: f64) -> bool {
-        self.drop_expired(now);
-        if !acceptable(&value, expiration, now)
-            || self.records.get(&key).is_some_and(|old| old.expiration() >= expiration)
-        {
+        let is_better = |old: &Record| old.is_proven() || old.expiration() >= expiration;
+        if !acceptable(&value, expiration, now) || self.get(&key, now).is_some_and(is_better) {
             return false;
         }
         self.take(&key);
         self.put(key, Record::Regular { value, expiration })
     }
 
-    /// Stores one entry of a dictionary. A regular value under the key gives way if it expires earlier.
+    /// Stores one entry of a dictionary. A regular value under the key gives way if it expires earlier, and to a proven
+    /// entry in any case.
     pub(crate) fn store_entry(&mut self, key: DhtId, entry: Entry, now: f64) -> bool {
         self.drop_expired(now);
+        self.prune(&key, now);
         if !acceptable(&entry.value, entry.expiration, now) || entry.size() > MAX_DICTIONARY_BYTES {
             return false;
         }
         let mut entries = match self.records.get(&key) {
-            Some(Record::Regular { expiration, .. }) if *expiration >= entry.expiration => return false,
-            Some(Record::Dictionary(old))
-                if old
-                    .get(&entry.subkey)
-                    .is_some_and(|old| old.expiration >= entry.expiration) =>
-            {
+            Some(Record::Regular { expiration, .. }) if !entry.proven && *expiration >= entry.expiration => {
+                return false;
+            }
+            Some(Record::Dictionary(old)) if old.get(&entry.subkey).is_some_and(|old| old.outranks(&entry)) => {
                 return false;
             }
             _ => match self.take(&key) {
@@ -104,7 +104,6 @@ impl Storage {
                 _ => Entries::default(),
             },
         };
-        entries.retain(|old| old.expiration >= now);
         let subkey = entry.subkey.clone();
         let stored = make_room(&mut entries, &entry) && entries.put(entry);
         self.put(key, Record::Dictionary(entries)) && stored && self.has_entry(&key, &subkey)
@@ -176,16 +175,16 @@ fn acceptable(value: &[u8], expiration: f64, now: f64) -> bool {
     value.len() <= MAX_VALUE_BYTES && expiration >= now && expiration <= now + MAX_LIFETIME_S
 }
 
-/// Drops the entries that expire first until `new` fits. Returns false if `new` is the one that would have to go.
+/// Drops the entries that count least until `new` fits. Returns false if `new` is the one that would have to go.
 fn make_room(entries: &mut Entries, new: &Entry) -> bool {
     let replaced = entries.get(&new.subkey).map(|old| old.subkey.clone());
     if let Some(subkey) = replaced {
         entries.remove(&subkey);
     }
     while entries.len() + 1 > MAX_SUBKEYS || entries.size() + new.size() > MAX_DICTIONARY_BYTES {
-        match entries.first_to_expire() {
-            Some(first) if first.expiration < new.expiration => {
-                let subkey = first.subkey.clone();
+        match entries.least() {
+            Some(least) if !least.outranks(new) => {
+                let subkey = least.subkey.clone();
                 entries.remove(&subkey);
             }
             _ => return false,

@@ -16,7 +16,7 @@ use super::{
     rpc::StoreRecord,
     state::Offer,
     storage::MAX_VALUE_BYTES,
-    validate::RecordView,
+    validate::{RecordView, Verdict},
 };
 
 /// What shall be stored under one key, with the places of its items in the result.
@@ -40,7 +40,8 @@ impl Node {
         let (ended, nearest) = mpsc::channel(keys.len());
         let search = async {
             let mut guide = Storing { ended };
-            self.search(&keys, keys.len().isqrt(), &mut guide).await;
+            let keys_per_call = self.state().keys_per_call(keys.len());
+            self.search(&keys, keys_per_call, &mut guide).await;
         };
         let ((), verdicts) = tokio::join!(search, self.place_all(nearest, by_key));
         for at in verdicts {
@@ -141,6 +142,7 @@ impl Node {
         let is_cached = state.cache.get(&key, now).is_some();
         for (record, accepted) in records.iter().zip(accepted) {
             let (value, expiration) = (record.value.clone(), record.expiration);
+            let proven = || self.judge(&key, &record.tag, &record.value, expiration) == Verdict::Proven;
             match Subkey::from_wire(&record.tag) {
                 Ok(Subkey::None) if *accepted => {
                     state.store(key, Offer::from(Record::Regular { value, expiration }), true, now);
@@ -152,6 +154,7 @@ impl Node {
                             subkey,
                             value,
                             expiration,
+                            proven: proven(),
                         }),
                         true,
                         now,

@@ -15,7 +15,7 @@ use rsa::{
     signature::{RandomizedSigner, SignatureEncoding, Verifier},
     traits::PublicKeyParts,
 };
-use sepal_protocol::msgpack::{self, Value};
+use sepal_protocol::value::signed_tuple;
 
 const OWNER_START: &[u8] = b"[owner:";
 const SIGNATURE_START: &[u8] = b"[signature:";
@@ -40,12 +40,24 @@ pub struct RecordView<'a> {
     pub expiration: f64,
 }
 
+/// What a rule says of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// It is not stored, and not read.
+    Refused,
+    /// It may be stored and read. So may anything of which no rule knows better.
+    Allowed,
+    /// It is shown to be from the one whom its key or subkey names. While such a record lives, only another such record
+    /// takes its place.
+    Proven,
+}
+
 /// A rule for records.
 pub trait Validator: Send + Sync + fmt::Debug {
     /// Larger ones wrap around smaller ones.
     fn priority(&self) -> i32;
     /// Whether the record may be stored and read.
-    fn validate(&self, record: &RecordView<'_>) -> bool;
+    fn validate(&self, record: &RecordView<'_>) -> Verdict;
     /// The value with whatever this rule adds to it, for a record that this node stores.
     fn sign(&self, record: &RecordView<'_>) -> Vec<u8>;
     /// The value without what [`Validator::sign`] adds.
@@ -66,13 +78,18 @@ impl Validators {
         Self { rules }
     }
 
-    pub(crate) fn validate(&self, record: &RecordView<'_>) -> bool {
+    /// What the rules say together: refused if one of them refuses, else proven if one of them has a proof.
+    pub(crate) fn validate(&self, record: &RecordView<'_>) -> Verdict {
         let mut record = *record;
-        self.rules.iter().rev().all(|rule| {
-            let valid = rule.validate(&record);
+        let mut verdict = Verdict::Allowed;
+        for rule in self.rules.iter().rev() {
+            match rule.validate(&record) {
+                Verdict::Refused => return Verdict::Refused,
+                other => verdict = verdict.max(other),
+            }
             record.value = rule.strip(&record);
-            valid
-        })
+        }
+        verdict
     }
 
     pub(crate) fn sign(&self, record: &RecordView<'_>) -> Vec<u8> {
@@ -101,7 +118,13 @@ impl Validators {
 /// RSA-PSS with SHA-256 over the MessagePack of (key, subkey, value, expiration), in base64 within `[signature:…]`
 /// (hivemind, `dht/crypto.py`, `RSASignatureValidator`).
 pub struct SignatureValidator {
+    own: Option<Own>,
+}
+
+/// What a node needs to write records that belong to it.
+struct Own {
     key: BlindedSigningKey<Sha256>,
+    /// `[owner:ssh-rsa …]`.
     marker: Vec<u8>,
 }
 
@@ -111,15 +134,20 @@ impl SignatureValidator {
         let public = key.to_public_key();
         let marker = [OWNER_START, openssh_text(&public).as_bytes(), &[MARK_END]].concat();
         let salt_len = max_salt_len(&public);
+        let key = BlindedSigningKey::new_with_salt_len(key, salt_len);
         Self {
-            key: BlindedSigningKey::new_with_salt_len(key, salt_len),
-            marker,
+            own: Some(Own { key, marker }),
         }
     }
 
-    /// What a subkey must contain so that only this node can store under it: `[owner:ssh-rsa …]`.
-    pub fn owner_marker(&self) -> &[u8] {
-        &self.marker
+    /// A validator for a node that owns no records: it checks those of others.
+    pub fn checking() -> Self {
+        Self { own: None }
+    }
+
+    /// What a subkey must contain so that only this node can store under it: `[owner:ssh-rsa …]`. `None` without a key.
+    pub fn owner_marker(&self) -> Option<&[u8]> {
+        self.own.as_ref().map(|own| own.marker.as_slice())
     }
 }
 
@@ -128,31 +156,36 @@ impl Validator for SignatureValidator {
         10
     }
 
-    fn validate(&self, record: &RecordView<'_>) -> bool {
+    fn validate(&self, record: &RecordView<'_>) -> Verdict {
         let mut owners = marks(record.key, OWNER_START);
         owners.extend(marks(record.subkey, OWNER_START));
         let Some(owner) = owners.first() else {
-            return true;
+            return Verdict::Allowed;
         };
         if owners.iter().any(|other| other != owner) {
-            return false;
+            return Verdict::Refused;
         }
         let signatures = marks(record.value, SIGNATURE_START);
         let ([signature], Some(owner)) = (signatures.as_slice(), parse_openssh(owner)) else {
-            return false;
+            return Verdict::Refused;
         };
         let payload = payload(&RecordView {
             value: self.strip(record),
             ..*record
         });
-        verify(&owner, &payload, signature)
+        if verify(&owner, &payload, signature) {
+            Verdict::Proven
+        } else {
+            Verdict::Refused
+        }
     }
 
     fn sign(&self, record: &RecordView<'_>) -> Vec<u8> {
-        if !contains(record.key, &self.marker) && !contains(record.subkey, &self.marker) {
+        let is_own = |own: &&Own| contains(record.key, &own.marker) || contains(record.subkey, &own.marker);
+        let Some(own) = self.own.as_ref().filter(is_own) else {
             return record.value.to_vec();
-        }
-        let signature = self.key.sign_with_rng(&mut OsRng, &payload(record)).to_vec();
+        };
+        let signature = own.key.sign_with_rng(&mut OsRng, &payload(record)).to_vec();
         [
             record.value,
             SIGNATURE_START,
@@ -178,7 +211,7 @@ impl Validator for SignatureValidator {
 
 impl fmt::Debug for SignatureValidator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let marker = String::from_utf8_lossy(&self.marker);
+        let marker = self.owner_marker().map(String::from_utf8_lossy);
         f.debug_struct("SignatureValidator")
             .field("marker", &marker)
             .finish_non_exhaustive()
@@ -187,12 +220,7 @@ impl fmt::Debug for SignatureValidator {
 
 /// What is signed.
 fn payload(record: &RecordView<'_>) -> Vec<u8> {
-    msgpack::encode(&msgpack::tuple(vec![
-        Value::Binary(record.key.to_vec()),
-        Value::Binary(record.subkey.to_vec()),
-        Value::Binary(record.value.to_vec()),
-        Value::F64(record.expiration),
-    ]))
+    signed_tuple(record.key, record.subkey, record.value, record.expiration)
 }
 
 /// Python signs with the longest salt, and takes a salt as long as the hash as well; we do the same.

@@ -10,7 +10,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use libp2p::{PeerId, identity::Keypair};
+use libp2p::{
+    PeerId,
+    identity::{Keypair, PublicKey},
+};
+
+/// Longest serialized public key that is looked at, bytes: RSA of 8192 bits has a little over a thousand.
+const MAX_PUBLIC_KEY_BYTES: usize = 2048;
+
+/// What a peer id is.
+type Multihash = libp2p::multihash::Multihash<64>;
 
 /// A private key and the peer id that follows from it. Its `Debug` shows the peer id only.
 #[derive(Clone)]
@@ -83,6 +92,22 @@ impl Identity {
         self.keypair.public().to_peer_id()
     }
 
+    /// A signature of `message`, which must begin with words that say what it is for. `None` if the key cannot sign.
+    pub fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+        let signed = self.keypair.sign(message);
+        signed
+            .inspect_err(|error| tracing::warn!(%error, "cannot sign with this identity"))
+            .ok()
+    }
+
+    /// The serialized public key, if the peer id is only a hash of it (RSA). Whoever checks a signature needs it then.
+    pub fn hashed_public_key(&self) -> Option<Vec<u8>> {
+        let public = self.keypair.public();
+        inline_key(&public.to_peer_id())
+            .is_none()
+            .then(|| public.encode_protobuf())
+    }
+
     pub(crate) fn keypair(&self) -> &Keypair {
         &self.keypair
     }
@@ -109,6 +134,24 @@ impl Identity {
             }),
         }
     }
+}
+
+/// Whether `signature` is that of `peer` over `message`. `public_key` is needed, and looked at, for those peer ids only
+/// that do not contain it.
+pub fn is_signed_by(peer: &PeerId, public_key: Option<&[u8]>, message: &[u8], signature: &[u8]) -> bool {
+    let key = match (inline_key(peer), public_key) {
+        (Some(inline), None) => inline,
+        (None, Some(key)) if key.len() <= MAX_PUBLIC_KEY_BYTES => key,
+        _ => return false,
+    };
+    PublicKey::try_decode_protobuf(key).is_ok_and(|key| key.to_peer_id() == *peer && key.verify(message, signature))
+}
+
+/// The serialized public key that short peer ids are made of (Ed25519).
+fn inline_key(peer: &PeerId) -> Option<&[u8]> {
+    const IDENTITY_HASH: u64 = 0;
+    let hash: &Multihash = peer.as_ref();
+    (hash.code() == IDENTITY_HASH).then(|| hash.digest())
 }
 
 impl fmt::Debug for Identity {
@@ -205,6 +248,40 @@ mod tests {
             Err(IdentityError::Decode { .. })
         ));
         assert_eq!(fs::read(&path).unwrap(), b"not a key");
+    }
+
+    #[test]
+    fn signatures_of_both_kinds_of_keys_hold_for_their_peer_and_message_only() {
+        let stranger = Identity::ephemeral();
+        for vector in vectors() {
+            let identity = Identity::decode(&vector.file).unwrap();
+            let (peer, key) = (identity.peer_id(), identity.hashed_public_key());
+            assert_eq!(key.is_some(), vector.kind.starts_with("RSA"), "{}", vector.kind);
+            let key = key.as_deref();
+            let signature = identity.sign(b"message").unwrap();
+            assert!(is_signed_by(&peer, key, b"message", &signature), "{}", vector.kind);
+            assert!(!is_signed_by(&peer, key, b"massage", &signature));
+            assert!(!is_signed_by(&peer, key, b"message", &signature[1..]));
+            assert!(!is_signed_by(&peer, key, b"message", &[]));
+            assert!(!is_signed_by(&peer, Some(b"no key"), b"message", &signature));
+            assert!(!is_signed_by(&stranger.peer_id(), key, b"message", &signature));
+            let other = stranger.keypair.public().encode_protobuf();
+            let forged = stranger.sign(b"message").unwrap();
+            assert!(
+                !is_signed_by(&peer, Some(&other), b"message", &forged),
+                "a key of another peer"
+            );
+        }
+        let rsa = vectors()
+            .into_iter()
+            .find(|vector| vector.kind.starts_with("RSA"))
+            .unwrap();
+        let rsa = Identity::decode(&rsa.file).unwrap();
+        let signature = rsa.sign(b"message").unwrap();
+        assert!(
+            !is_signed_by(&rsa.peer_id(), None, b"message", &signature),
+            "the key is missing"
+        );
     }
 
     #[test]

@@ -12,14 +12,17 @@ use sepal_protocol::{
     dht_id::DhtId,
     msgpack::Value,
     record::{BlockUid, MODEL_REGISTRY_KEY, ModelInfo, ServerInfo},
-    value::{DictEntry, Dictionary},
 };
 use tokio::sync::Mutex;
 
 use crate::{
     dht::{Dht, Found, Freshness},
     p2p::PeerId,
-    swarm::{Snapshot, spans::BlockRecords},
+    swarm::{
+        Snapshot,
+        hygiene::{Sorted, Sorting},
+        spans::BlockRecords,
+    },
 };
 
 /// Which servers a user wants to see. Everyone, unless set otherwise.
@@ -101,30 +104,24 @@ impl Directory {
     pub async fn refresh(&self) -> Arc<Snapshot> {
         let shared = &*self.shared;
         let _one_at_a_time = shared.refreshing.lock().await;
-        let mut blocks = read_blocks(&shared.dht, &shared.prefix, 0..shared.n_blocks).await;
-        for servers in &mut blocks {
+        let mut read = read_blocks(&shared.dht, &shared.prefix, 0..shared.n_blocks, shared.n_blocks).await;
+        for servers in &mut read.blocks {
             servers.retain(|peer, info| shared.filter.admits(peer, info));
         }
-        let snapshot = Arc::new(Snapshot::new(shared.prefix.clone(), blocks));
+        let snapshot = Arc::new(Snapshot::of_sorted(shared.prefix.clone(), read));
         *shared.current.write().unwrap_or_else(PoisonError::into_inner) = snapshot.clone();
         snapshot
     }
 }
 
-/// The latest records of some blocks of the model `prefix`, in block order. Records that no Petals reader would accept
-/// are left out.
-pub async fn read_blocks(dht: &Dht, prefix: &str, blocks: Range<u32>) -> Vec<BlockRecords> {
+/// The latest records of some blocks of the model `prefix`, which has `n_blocks`: those that can be true in block order, and
+/// what is wrong with the others.
+pub async fn read_blocks(dht: &Dht, prefix: &str, blocks: Range<u32>, n_blocks: u32) -> Sorted {
     let keys = blocks.clone().map(|block| block_key(prefix, block)).collect();
     let found = dht.get_many(keys, Freshness::Latest).await;
-    let records = blocks.zip(found).map(|(block, found)| match found {
-        Some(Found::Dictionary(servers)) => block_records(&servers, block),
-        Some(Found::Regular { .. }) => {
-            tracing::debug!(prefix, block, "skipped a record without a peer id");
-            BlockRecords::new()
-        }
-        None => BlockRecords::new(),
-    });
-    records.collect()
+    let mut sorting = Sorting::new(blocks.start, n_blocks, dht.now());
+    found.into_iter().for_each(|found| sorting.add(found));
+    sorting.finish()
 }
 
 /// The models that servers have put into the public registry, by prefix.
@@ -151,26 +148,6 @@ pub async fn read_registry(dht: &Dht) -> BTreeMap<String, ModelInfo> {
 /// Where the record of one block is kept.
 pub(crate) fn block_key(prefix: &str, block: u32) -> DhtId {
     DhtId::of_str(&BlockUid::format_chain(prefix, block..block + 1))
-}
-
-fn block_records(servers: &Dictionary, block: u32) -> BlockRecords {
-    let readable = servers.entries.iter().filter_map(|entry| server_record(entry, block));
-    readable.collect()
-}
-
-/// The record of a server under `block`, if a Petals reader would accept it.
-pub(crate) fn server_record(entry: &DictEntry, block: u32) -> Option<(PeerId, ServerInfo)> {
-    let Some(peer) = server_of(&entry.subkey) else {
-        tracing::debug!(block, subkey = %entry.subkey, "skipped a record that is not under a peer id");
-        return None;
-    };
-    match ServerInfo::decode(&entry.value) {
-        Ok(info) => Some((peer, info)),
-        Err(error) => {
-            tracing::debug!(block, %peer, %error, "skipped a malformed record");
-            None
-        }
-    }
 }
 
 /// The peer whose record is kept under `subkey`.
@@ -207,7 +184,7 @@ mod tests {
         let good = server(ServerState::Online, 0..2);
         for block in 0..2 {
             store(&dht, block, Subkey::text(&peer(1).to_string()), good.encode()).await;
-            store(&dht, block, Subkey::text(&peer(2).to_string()), b"no record".to_vec()).await;
+            store(&dht, block, Subkey::text(&peer(2).to_string()), b"\x05".to_vec()).await;
             store(&dht, block, Subkey::text("no peer id"), good.encode()).await;
         }
         store(&dht, 2, Subkey::None, good.encode()).await;
@@ -221,6 +198,20 @@ mod tests {
         );
         assert_eq!(snapshot.spans.len(), 1);
         assert_eq!(snapshot.spans[0].blocks, 0..2);
+        let flawed = |block, peer, problem: &str| (block, peer, problem.to_string());
+        let seen = snapshot.flawed.iter();
+        let mut seen: Vec<_> = seen
+            .map(|flaw| flawed(flaw.block, flaw.peer, &flaw.problem.to_string()))
+            .collect();
+        seen.sort();
+        let bad_of = |block| {
+            [
+                flawed(block, None, "is not stored under the id of a peer"),
+                flawed(block, Some(peer(2)), "cannot be read"),
+            ]
+        };
+        let expected = [&bad_of(0)[..], &bad_of(1), &bad_of(2)[..1]].concat();
+        assert_eq!(seen, expected);
         assert!(Arc::ptr_eq(&snapshot, &directory.snapshot()));
         tasks.shutdown().await;
     }

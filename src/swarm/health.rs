@@ -253,7 +253,7 @@ impl Health {
 fn online(facts: &[ModelFacts]) -> BTreeSet<PeerId> {
     let spans = facts
         .iter()
-        .flat_map(|model| spans::compute(&model.blocks, ServerState::Online));
+        .flat_map(|model| spans::compute(&model.records.blocks, ServerState::Online));
     spans.map(|span| span.peer).collect()
 }
 

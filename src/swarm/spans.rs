@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, ops::Range};
 
 use sepal_protocol::record::{ServerInfo, ServerState};
 
-use crate::p2p::PeerId;
+use crate::{
+    p2p::PeerId,
+    swarm::hygiene::{Flawed, Provenance, Sorted},
+};
 
 /// The records of one block, by the peer that stored them.
 pub type BlockRecords = BTreeMap<PeerId, ServerInfo>;
@@ -36,6 +39,10 @@ pub struct Snapshot {
     pub blocks: Vec<BlockRecords>,
     /// The spans of the servers that are ONLINE, in peer order: those a client may use.
     pub spans: Vec<Span>,
+    /// Records that are not taken for true; none of them is in `blocks`.
+    pub flawed: Vec<Flawed>,
+    /// Every peer in whose name there is a record, and whether it signs.
+    pub provenance: BTreeMap<PeerId, Provenance>,
 }
 
 impl Snapshot {
@@ -46,6 +53,16 @@ impl Snapshot {
             prefix: prefix.into(),
             blocks,
             spans,
+            ..Self::default()
+        }
+    }
+
+    /// The same of records that were sorted; keeps what was found to be wrong with some.
+    pub fn of_sorted(prefix: impl Into<String>, sorted: Sorted) -> Self {
+        Self {
+            flawed: sorted.flawed,
+            provenance: sorted.provenance,
+            ..Self::new(prefix, sorted.blocks)
         }
     }
 

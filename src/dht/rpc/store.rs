@@ -18,7 +18,7 @@ use crate::{
         node::Node,
         record::{Entries, Entry, Record},
         state::Offer,
-        validate::RecordView,
+        validate::Verdict,
     },
     p2p::{CallError, HandlerError, PeerId},
 };
@@ -146,19 +146,21 @@ impl Node {
         } = record;
         match Subkey::from_wire(tag) {
             Ok(Subkey::WholeDictionary) => self.store_dictionary_here(*key, value, in_cache),
-            Ok(subkey) if self.is_valid(key, tag, value, *expiration) => {
+            Ok(subkey) => {
+                let verdict = self.judge(key, tag, value, *expiration);
                 let (value, expiration) = (value.clone(), *expiration);
                 let offer = match subkey {
                     Subkey::Key(subkey) => Offer::Entry(Entry {
                         subkey,
                         value,
                         expiration,
+                        proven: verdict == Verdict::Proven,
                     }),
                     _ => Offer::Regular { value, expiration },
                 };
-                self.state().store(*key, offer, in_cache, self.now())
+                verdict > Verdict::Refused && self.state().store(*key, offer, in_cache, self.now())
             }
-            _ => false,
+            Err(_) => false,
         }
     }
 
@@ -176,18 +178,12 @@ impl Node {
             && all_valid
     }
 
-    fn is_valid(&self, key: &DhtId, tag: &[u8], value: &[u8], expiration: f64) -> bool {
-        self.config.validators.validate(&RecordView {
-            key: key.as_bytes(),
-            subkey: tag,
-            value,
-            expiration,
-        })
-    }
-
-    fn is_valid_entry(&self, key: &DhtId, entry: &Entry) -> bool {
+    /// Whether an entry may be stored; notes whether it is proven.
+    fn is_valid_entry(&self, key: &DhtId, entry: &mut Entry) -> bool {
         let tag = Subkey::Key(entry.subkey.clone()).to_wire();
-        !matches!(entry.subkey, Value::Nil) && self.is_valid(key, &tag, &entry.value, entry.expiration)
+        let verdict = self.judge(key, &tag, &entry.value, entry.expiration);
+        entry.proven = verdict == Verdict::Proven;
+        !matches!(entry.subkey, Value::Nil) && verdict > Verdict::Refused
     }
 }
 

@@ -15,12 +15,11 @@ use crate::dht::{
     Freshness, Unusable,
     bootstrap::{REJOIN_PERIOD, judge},
     findings::{Finding, Findings},
-    get::{MAX_KEYS_PER_CALL, per_call},
     inquiry::{self, Guide, Question},
     record::{Entry, Record},
     replicas::{self, Holder},
     rpc::Pong,
-    state::Offer,
+    state::{MAX_KEYS_PER_CALL, Offer},
     traverse::Shape,
 };
 
@@ -226,7 +225,8 @@ impl World {
         if !due.is_empty() {
             let mut findings = Findings::new(Freshness::Latest);
             due.iter().for_each(|key| findings.expect(*key, None));
-            self.search(who, &due, per_call(due.len()), Goal::Refresh(findings));
+            let keys_per_call = node.state.keys_per_read(due.len());
+            self.search(who, &due, keys_per_call, Goal::Refresh(findings));
         }
     }
 
@@ -416,6 +416,7 @@ impl World {
             subkey: node.name.clone(),
             value: bytes::Bytes::from_static(&[0xc0; RECORD_BYTES]),
             expiration,
+            proven: false,
         }))
     }
 

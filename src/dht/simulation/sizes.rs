@@ -140,6 +140,7 @@ mod tests {
             subkey: format!("node {number}").into(),
             value: Bytes::from(vec![0xc0; 100]),
             expiration: 7.0,
+            proven: false,
         }
     }
 

@@ -17,6 +17,14 @@ fn entry(subkey: &str, byte: u8, expiration: f64) -> Entry {
         subkey: subkey.into(),
         value: value(byte),
         expiration,
+        proven: false,
+    }
+}
+
+fn proven(subkey: &str, byte: u8, expiration: f64) -> Entry {
+    Entry {
+        proven: true,
+        ..entry(subkey, byte, expiration)
     }
 }
 
@@ -178,6 +186,68 @@ fn values_that_are_too_large_or_live_too_long_are_refused() {
     assert_eq!(storage.len(), 0);
 }
 
+const ROOM: Limits = Limits {
+    records: 100,
+    bytes: usize::MAX,
+};
+
+fn values(storage: &mut Storage, now: f64) -> Vec<u8> {
+    match storage.get(&id(1), now) {
+        Some(Record::Dictionary(entries)) => entries.iter().map(|entry| entry.value[0]).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn what_is_proven_gives_way_only_to_what_is_proven_while_it_lives() {
+    let mut storage = Storage::new(ROOM);
+    assert!(storage.store_entry(id(1), entry("a", 1, 50.0), 0.0));
+    assert!(
+        storage.store_entry(id(1), proven("a", 2, 10.0), 0.0),
+        "a proof beats a later end"
+    );
+    assert!(!storage.store_entry(id(1), entry("a", 3, 90.0), 0.0));
+    assert!(
+        !storage.store(id(1), value(3), 90.0, 0.0),
+        "nor does a regular value wipe it"
+    );
+    assert!(
+        !storage.store_entry(id(1), proven("a", 4, 9.0), 0.0),
+        "among equals the later end counts"
+    );
+    assert!(storage.store_entry(id(1), proven("a", 5, 20.0), 0.0));
+    assert!(
+        storage.store_entry(id(1), entry("b", 6, 15.0), 0.0),
+        "others are as they were"
+    );
+    assert_eq!(values(&mut storage, 1.0), [5, 6]);
+    assert!(
+        storage.store_entry(id(1), entry("a", 7, 90.0), 20.1),
+        "it is gone by now"
+    );
+    assert_eq!(values(&mut storage, 20.1), [7]);
+}
+
+#[test]
+fn a_proven_entry_takes_the_place_of_a_regular_value_however_late_that_expires() {
+    let mut storage = Storage::new(ROOM);
+    assert!(storage.store(id(1), value(1), 90.0, 0.0));
+    assert!(!storage.store_entry(id(1), entry("a", 2, 50.0), 0.0));
+    assert!(storage.store_entry(id(1), proven("a", 3, 50.0), 0.0));
+    assert_eq!(values(&mut storage, 1.0), [3]);
+}
+
+#[test]
+fn a_flood_of_entries_does_not_push_out_a_proven_one() {
+    let mut storage = Storage::new(ROOM);
+    assert!(storage.store_entry(id(1), proven("a", 1, 10.0), 0.0));
+    for number in 0..MAX_SUBKEYS {
+        storage.store_entry(id(1), entry(&format!("flood {number}"), 2, 90.0), 0.0);
+    }
+    let values = values(&mut storage, 1.0);
+    assert_eq!((values.len(), values[0]), (MAX_SUBKEYS, 1));
+}
+
 #[test]
 fn accounts_are_right_after_any_sequence_of_stores() {
     use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -201,6 +271,7 @@ fn accounts_are_right_after_any_sequence_of_stores() {
                     subkey,
                     value,
                     expiration,
+                    proven: rng.random_bool(0.3),
                 },
                 now,
             );

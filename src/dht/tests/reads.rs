@@ -78,6 +78,50 @@ async fn a_default_read_stops_at_the_first_dictionary_and_a_latest_read_merges_a
 }
 
 #[tokio::test]
+async fn a_default_read_merges_what_is_stored_and_what_is_cached_here() {
+    let bench = Bench::new();
+    let node = bench.node(0);
+    let key = id(1000);
+    node.store_here(&record(&entry(key, "a", 1, NOON + 50.0)), false);
+    node.store_here(&record(&entry(key, "b", 2, NOON + 50.0)), false);
+    node.store_here(&record(&entry(key, "b", 3, NOON + 90.0)), true);
+    let merged = [("a", 1), ("b", 3)].map(|(subkey, value)| (subkey.to_owned(), value));
+    assert_eq!(entries(read(&node, key, Freshness::Any).await), merged);
+    assert_eq!(bench.lan.calls(names::DHT_FIND), 0);
+}
+
+#[tokio::test]
+async fn eighty_keys_are_read_in_batches() {
+    const KEYS: u64 = 80;
+    for (n_nodes, most_per_node) in [(16, KEYS / 16), (100, KEYS / 8)] {
+        let bench = Bench::new();
+        let nodes: Vec<Arc<Node>> = (0..n_nodes).map(|number| bench.node(number)).collect();
+        for node in &nodes {
+            (0..n_nodes).for_each(|other| node.heard_from(contact(other)));
+        }
+        let keys: Vec<DhtId> = (1000..1000 + KEYS).map(id).collect();
+        let items = (0..)
+            .zip(&keys)
+            .map(|(number, key)| entry(*key, "a", number, NOON + 60.0));
+        assert_eq!(nodes[1].store_many(items.collect()).await, [true; KEYS as usize]);
+        let before = bench.lan.calls(names::DHT_FIND);
+        let found = nodes[0].get_many(keys, Freshness::Latest).await;
+        assert!(
+            (0..)
+                .zip(found)
+                .all(|(number, found)| entries(found) == [("a".to_owned(), number)])
+        );
+        let calls = bench.lan.calls(names::DHT_FIND) - before;
+        // Every node is asked about every key that it is among the nearest of, and about none twice.
+        let most = (n_nodes - 1) * most_per_node;
+        assert!(
+            calls <= usize::try_from(most).unwrap(),
+            "{calls} calls among {n_nodes} nodes"
+        );
+    }
+}
+
+#[tokio::test]
 async fn the_newest_value_counts_whoever_has_it() {
     let bench = Bench::new();
     let (reader, one, other) = (bench.node(0), bench.node(1), bench.node(2));
@@ -194,7 +238,7 @@ async fn protected_records_need_the_signature_of_their_owner_and_are_read_withou
     let bench = Bench::new();
     let signing = |number: u64| {
         let rule = Arc::new(SignatureValidator::new(RsaPrivateKey::new(&mut OsRng, 1024).unwrap()));
-        let marker = rule.owner_marker().to_vec();
+        let marker = rule.owner_marker().unwrap().to_vec();
         let config = Config {
             validators: Validators::new(vec![rule]),
             ..bench.config()

@@ -53,7 +53,7 @@ fn keys_are_written_and_read_as_openssh_does() {
     let validator = SignatureValidator::new(case.private_key());
     assert_eq!(
         validator.owner_marker(),
-        case.file["owner_marker"].as_str().unwrap().as_bytes()
+        Some(case.file["owner_marker"].as_str().unwrap().as_bytes())
     );
     let public = openssh_text(&case.private_key().to_public_key());
     assert_eq!(public, case.file["public_key_openssh"].as_str().unwrap());
@@ -76,29 +76,41 @@ fn keys_are_written_and_read_as_openssh_does() {
 #[test]
 fn a_record_that_python_signed_is_valid_and_any_change_makes_it_invalid() {
     let case = Case::read();
-    let validator = SignatureValidator::new(other_key());
+    let validator = SignatureValidator::checking();
     let record = case.view(&case.signed);
     assert_eq!(payload(&case.view(&case.value)), bytes(&case.file["signed_payload"]));
-    assert!(validator.validate(&record));
+    assert_eq!(validator.validate(&record), Verdict::Proven);
     assert_eq!(validator.strip(&record), bytes(&case.file["stripped_value"]));
 
     let late = RecordView {
         expiration: case.expiration + 1.0,
         ..record
     };
-    assert!(!validator.validate(&late));
-    assert!(!validator.validate(&case.view(&case.value)), "unsigned");
+    assert_eq!(validator.validate(&late), Verdict::Refused);
+    assert_eq!(
+        validator.validate(&case.view(&case.value)),
+        Verdict::Refused,
+        "unsigned"
+    );
     let changed = [&[0x07], &case.signed[1..]].concat();
-    assert!(!validator.validate(&case.view(&changed)));
+    assert_eq!(validator.validate(&case.view(&changed)), Verdict::Refused);
     let twice = [&case.signed[..], &case.signed[4..]].concat();
-    assert!(!validator.validate(&case.view(&twice)), "two signatures");
+    assert_eq!(
+        validator.validate(&case.view(&twice)),
+        Verdict::Refused,
+        "two signatures"
+    );
     let more = [&case.signed[..], b"x"].concat();
-    assert!(!validator.validate(&case.view(&more)), "something after the signature");
+    assert_eq!(
+        validator.validate(&case.view(&more)),
+        Verdict::Refused,
+        "something after the signature"
+    );
     let elsewhere = RecordView {
         key: &[7; 20],
         ..record
     };
-    assert!(!validator.validate(&elsewhere));
+    assert_eq!(validator.validate(&elsewhere), Verdict::Refused);
 }
 
 #[test]
@@ -107,7 +119,7 @@ fn our_signatures_have_the_longest_salt_and_verify() {
     let validator = SignatureValidator::new(case.private_key());
     let signed = validator.sign(&case.view(&case.value));
     assert_eq!(signed.len(), case.signed.len());
-    assert!(validator.validate(&case.view(&signed)));
+    assert_eq!(validator.validate(&case.view(&signed)), Verdict::Proven);
     let signature = marks(&signed, SIGNATURE_START)[0];
     let signature = Signature::try_from(BASE64.decode(signature).unwrap().as_slice()).unwrap();
     let owner = case.private_key().to_public_key();
@@ -138,26 +150,37 @@ fn records_of_others_are_not_signed_and_unprotected_ones_are_left_alone() {
         subkey: b"\xa1a",
         ..case.view(b"text with [signature:x]")
     };
-    assert!(validator.validate(&plain));
+    assert_eq!(validator.validate(&plain), Verdict::Allowed);
     assert_eq!(validator.strip(&plain), plain.value);
-    let two_owners = [&case.subkey[..], SignatureValidator::new(other_key()).owner_marker()].concat();
-    assert!(!validator.validate(&RecordView {
-        subkey: &two_owners,
-        ..case.view(&case.signed)
-    }));
+    let two_owners = [
+        &case.subkey[..],
+        SignatureValidator::new(other_key()).owner_marker().unwrap(),
+    ]
+    .concat();
+    assert_eq!(
+        validator.validate(&RecordView {
+            subkey: &two_owners,
+            ..case.view(&case.signed)
+        }),
+        Verdict::Refused
+    );
 }
 
 /// Wraps values between two bytes, to see in which order rules apply.
 #[derive(Debug)]
-struct Wrap(i32, u8);
+struct Wrap(i32, u8, Verdict);
 
 impl Validator for Wrap {
     fn priority(&self) -> i32 {
         self.0
     }
 
-    fn validate(&self, record: &RecordView<'_>) -> bool {
-        record.value.last() == Some(&self.1)
+    fn validate(&self, record: &RecordView<'_>) -> Verdict {
+        if record.value.last() == Some(&self.1) {
+            self.2
+        } else {
+            Verdict::Refused
+        }
     }
 
     fn sign(&self, record: &RecordView<'_>) -> Vec<u8> {
@@ -171,7 +194,10 @@ impl Validator for Wrap {
 
 #[test]
 fn several_rules_wrap_by_priority_and_unwrap_in_the_opposite_order() {
-    let rules = Validators::new(vec![Arc::new(Wrap(10, b'B')), Arc::new(Wrap(0, b'A'))]);
+    let rules = Validators::new(vec![
+        Arc::new(Wrap(10, b'B', Verdict::Proven)),
+        Arc::new(Wrap(0, b'A', Verdict::Allowed)),
+    ]);
     let plain = RecordView {
         key: b"",
         subkey: b"",
@@ -184,8 +210,8 @@ fn several_rules_wrap_by_priority_and_unwrap_in_the_opposite_order() {
         value: &signed,
         ..plain
     };
-    assert!(rules.validate(&record));
+    assert_eq!(rules.validate(&record), Verdict::Proven, "the best of the verdicts");
     assert_eq!(rules.strip(&record), b"v");
-    assert!(!rules.validate(&RecordView { value: b"vBA", ..plain }));
-    assert!(!rules.validate(&RecordView { value: b"vB", ..plain }));
+    assert_eq!(rules.validate(&RecordView { value: b"vBA", ..plain }), Verdict::Refused);
+    assert_eq!(rules.validate(&RecordView { value: b"vB", ..plain }), Verdict::Refused);
 }

@@ -36,8 +36,8 @@ const OFFLINE_ATTEMPTS: u32 = 3;
 /// one they have, which would happen after a clock was set back or after a restart with a shorter expiration.
 const EXPIRATION_STEP_S: f64 = 0.001;
 
-/// Seconds from now beyond which an expiration found under our name is not ours. Records are not signed: anyone can put
-/// one there that never expires, and to outlive it would make ours last for ever too.
+/// Seconds from now beyond which an expiration found under our name is not ours. Python nodes check no signatures: anyone
+/// can put a record there that never expires, and to outlive it would make ours last for ever too.
 const MAX_OWN_EXPIRATION_S: f64 = 24.0 * 3600.0;
 
 /// What the server says about itself at this moment.
@@ -223,7 +223,7 @@ impl Actor {
     async fn measure_next_servers(&mut self) -> bool {
         let (blocks, end) = (&self.config.blocks, self.config.n_model_blocks);
         let after = blocks.start + 1..(blocks.end + 1).min(end);
-        let mut records = read_blocks(&self.dht, &self.config.prefix, after).await;
+        let mut records = read_blocks(&self.dht, &self.config.prefix, after, end).await.blocks;
         if blocks.end >= end {
             // Nothing comes after the last block of the model.
             records.push(BlockRecords::new());
@@ -245,10 +245,14 @@ impl Actor {
         let credible = self.dht.now() + MAX_OWN_EXPIRATION_S;
         for found in found.into_iter().flatten() {
             let Found::Dictionary(servers) = found else { continue };
-            let own = servers.entries.iter();
-            let own = own.filter(|entry| server_of(&entry.subkey) == Some(self.config.peer));
-            let own = own.filter(|entry| entry.expiration < credible);
-            self.last_expiration = own.fold(self.last_expiration, |last, entry| last.max(entry.expiration));
+            // Forgeries count: nodes that check nothing hold them, and take ours only if it lives longer.
+            let good = servers.entries.iter().map(|entry| (&entry.subkey, entry.expiration));
+            let forged = servers.refused.iter().map(|entry| (&entry.subkey, entry.expiration));
+            let own = good
+                .chain(forged)
+                .filter(|(subkey, _)| server_of(subkey) == Some(self.config.peer));
+            let own = own.filter(|(_, expiration)| *expiration < credible);
+            self.last_expiration = own.fold(self.last_expiration, |last, (_, expiration)| last.max(expiration));
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     p2p::{PeerId, short_id},
     swarm::{
         Snapshot, Span,
+        hygiene::Sorted,
         ping::RttMap,
         route,
         spans::{self, BlockRecords},
@@ -30,8 +31,8 @@ const MAX_PINGS: usize = 64;
 /// Problems listed of one server.
 const MAX_PROBLEMS: usize = 8;
 
-/// Tokens per second that no machine reaches with one span. Numbers above are shown and called what they are.
-const MAX_SANE_THROUGHPUT: f64 = 1e7;
+/// Peers shown of which nothing is believed. Whoever can store at all can make up any number of them.
+const MAX_UNBELIEVED: usize = 64;
 
 /// What the DHT says about one model.
 #[derive(Clone, Debug)]
@@ -44,10 +45,8 @@ pub(crate) struct ModelFacts {
     pub(crate) repository: Option<String>,
     /// Whether it is in the registry.
     pub(crate) in_registry: bool,
-    /// The records of all its blocks.
-    pub(crate) blocks: Vec<BlockRecords>,
-    /// When the last record of each server expires.
-    pub(crate) expires: BTreeMap<PeerId, f64>,
+    /// The records of all its blocks, and what is wrong with some.
+    pub(crate) records: Sorted,
 }
 
 /// What this node found out by itself.
@@ -67,15 +66,16 @@ pub(crate) struct Findings<'a> {
 
 /// What the map shows of a model.
 pub(crate) fn model_state(facts: &ModelFacts, findings: Findings<'_>) -> ModelState {
-    let n_blocks = spans::block_number(facts.blocks.len());
-    let spans = spans::compute(&facts.blocks, ServerState::Offline);
-    let servers: Vec<ServerView> = spans.iter().map(|span| server_view(span, facts, findings)).collect();
+    let n_blocks = spans::block_number(facts.records.blocks.len());
+    let spans = spans::compute(&facts.records.blocks, ServerState::Offline);
+    let mut servers: Vec<ServerView> = spans.iter().map(|span| server_view(span, facts, findings)).collect();
     let serving: Vec<Span> = spans
         .into_iter()
         .zip(&servers)
         .filter(|(_, view)| view.state == Condition::Online)
         .map(|(span, _)| span)
         .collect();
+    servers.extend(unbelieved(facts, findings, &servers));
     let coverage = holes::coverage(&serving, n_blocks);
     let joining = Joining {
         name: facts.name.as_deref().unwrap_or(&facts.prefix),
@@ -112,6 +112,7 @@ fn best_route(prefix: &str, serving: Vec<Span>, n_blocks: u32, rtts: &RttMap) ->
         prefix: prefix.to_string(),
         blocks: vec![BlockRecords::new(); n_blocks as usize],
         spans: serving,
+        ..Snapshot::default()
     };
     let route = route::shortest(&snapshot, 0..n_blocks, rtts, None, &HashSet::new()).ok()?;
     let hops = route.hops.iter().map(|hop| RouteHop {
@@ -137,6 +138,7 @@ fn server_view(span: &Span, facts: &ModelFacts, findings: Findings<'_>) -> Serve
         None => None,
     };
     let rtt = findings.rtts.get(&span.peer).copied().filter(|rtt| rtt.is_finite());
+    let provenance = facts.records.provenance.get(&span.peer);
     let short_text = |text: &Option<String>| text.as_deref().map(text::short);
     ServerView {
         peer_id: span.peer.to_string(),
@@ -167,9 +169,9 @@ fn server_view(span: &Span, facts: &ModelFacts, findings: Findings<'_>) -> Serve
         checked: probe.map(|probe| probe.checked),
         rtt,
         pings: pings(info),
-        expires: facts.expires.get(&span.peer).copied(),
-        signature: SignatureView::None,
-        problems: problems(span, &facts.blocks),
+        expires: provenance.map(|known| known.expires),
+        signature: provenance.map_or(SignatureView::None, |known| known.signature.into()),
+        problems: problems(span, &facts.records),
         info: info.clone(),
     }
 }
@@ -197,28 +199,33 @@ fn pings(info: &ServerInfo) -> BTreeMap<String, f64> {
     pings.into_iter().map(|(peer, rtt)| (peer.clone(), rtt)).collect()
 }
 
-/// What is wrong with what a server says, in words.
-fn problems(span: &Span, blocks: &[BlockRecords]) -> Vec<String> {
-    let n_blocks = spans::block_number(blocks.len());
-    let mut problems = Vec::new();
-    let claimed = span.info.start_block.zip(span.info.end_block);
-    if let Some((start, end)) = claimed.filter(|(_, end)| *end > n_blocks) {
-        problems.push(format!("claims blocks {start}:{end} of a model of {n_blocks} blocks"));
-    }
-    if span.info.throughput > MAX_SANE_THROUGHPUT {
-        problems.push(format!("claims {:.0} tokens/s", span.info.throughput));
-    }
-    let of_server = (0..n_blocks)
-        .zip(blocks)
-        .filter_map(|(block, servers)| Some((block, servers.get(&span.peer)?)));
-    let misplaced = of_server.clone().filter_map(|(block, info)| {
-        let says = info.start_block?..info.end_block?;
-        (!says.contains(&block)).then(|| format!("its record of block {block} says {}:{}", says.start, says.end))
+/// The peers in whose name there are only records that cannot be true, as servers without blocks.
+fn unbelieved(facts: &ModelFacts, findings: Findings<'_>, believed: &[ServerView]) -> Vec<ServerView> {
+    let shown: HashSet<&str> = believed.iter().map(|view| view.peer_id.as_str()).collect();
+    let peers = facts.records.provenance.iter();
+    let others = peers.filter(|(peer, _)| !shown.contains(peer.to_string().as_str()));
+    let views = others.take(MAX_UNBELIEVED).map(|(peer, _)| {
+        let info = ServerInfo::new(ServerState::Offline, 0.0);
+        let blocks = 0..0;
+        let nothing = Span {
+            peer: *peer,
+            blocks,
+            info,
+        };
+        server_view(&nothing, facts, findings)
     });
-    problems.extend(misplaced.take(MAX_PROBLEMS));
-    let found: HashSet<u32> = of_server.map(|(block, _)| block).collect();
-    let missing = span.blocks.clone().filter(|block| !found.contains(block)).count();
-    if claimed.is_some() && missing > 0 {
+    views.collect()
+}
+
+/// What is wrong with what a server says, in words.
+fn problems(span: &Span, records: &Sorted) -> Vec<String> {
+    let mut problems = flaws(span.peer, records);
+    let missing = span.blocks.clone().filter(|block| {
+        let servers = records.blocks.get(*block as usize);
+        !servers.is_some_and(|servers| servers.contains_key(&span.peer))
+    });
+    let missing = missing.count();
+    if span.info.start_block.is_some() && span.info.end_block.is_some() && missing > 0 {
         let Range { start, end } = span.blocks;
         problems.push(format!(
             "{missing} blocks of its span {start}:{end} have no record of it"
@@ -226,4 +233,16 @@ fn problems(span: &Span, blocks: &[BlockRecords]) -> Vec<String> {
     }
     problems.truncate(MAX_PROBLEMS);
     problems
+}
+
+/// What is wrong with the records in the name of a peer, each thing once.
+fn flaws(peer: PeerId, records: &Sorted) -> Vec<String> {
+    let flawed = records.flawed.iter().filter(|flawed| flawed.peer == Some(peer));
+    let mut flaws: Vec<String> = Vec::new();
+    for flaw in flawed.map(|flawed| flawed.problem.to_string()) {
+        if flaws.len() < MAX_PROBLEMS && !flaws.contains(&flaw) {
+            flaws.push(flaw);
+        }
+    }
+    flaws
 }

@@ -1,4 +1,4 @@
-//! What the DHT says: which models there are, and the records of all their blocks. It judges no server.
+//! What the DHT says: which models there are, and the records of all their blocks, those apart that cannot be true.
 
 use std::{
     cmp::Reverse,
@@ -9,12 +9,11 @@ use sepal_protocol::{dht_id::DhtId, record::ModelInfo};
 
 use super::{Config, model::ModelFacts, text};
 use crate::{
-    dht::{Dht, Found, Freshness},
-    p2p::PeerId,
+    dht::{Dht, Freshness},
     swarm::{
         directory::{self, block_key},
+        hygiene::{Sorted, Sorting},
         models,
-        spans::BlockRecords,
     },
 };
 
@@ -23,15 +22,17 @@ const MAX_MODELS: usize = 64;
 const MAX_BLOCKS: u32 = 2048;
 const MAX_BLOCKS_IN_ALL: u32 = 8192;
 
-/// Servers of one block that are looked at.
-const MAX_SERVERS_PER_BLOCK: usize = 1024;
-
 /// Blocks that are asked for in one read, so that a large swarm does not have all its records in memory twice.
 const BLOCKS_PER_READ: usize = 512;
 
 /// The models of the registry and those named in `config`, with all their records.
 pub(crate) async fn models(dht: &Dht, config: &Config) -> Vec<ModelFacts> {
-    let mut models = chosen(directory::read_registry(dht).await, config);
+    let models = chosen(directory::read_registry(dht).await, config);
+    let now = dht.now();
+    let mut sorting: Vec<Sorting> = models
+        .iter()
+        .map(|chosen| Sorting::new(0, chosen.n_blocks, now))
+        .collect();
     let keys: Vec<(usize, u32)> = (0..)
         .zip(&models)
         .flat_map(|(model, chosen)| (0..chosen.n_blocks).map(move |block| (model, block)))
@@ -42,16 +43,15 @@ pub(crate) async fn models(dht: &Dht, config: &Config) -> Vec<ModelFacts> {
             .map(|(model, block)| block_key(&models[*model].facts.prefix, *block));
         let names: Vec<DhtId> = names.collect();
         let found = dht.get_many(names, Freshness::Latest).await;
-        for ((model, block), found) in part.iter().zip(found) {
-            let facts = &mut models[*model].facts;
-            let records = match &found {
-                Some(Found::Dictionary(servers)) => records(servers, *block, &mut facts.expires),
-                _ => BlockRecords::new(),
-            };
-            facts.blocks.push(records);
+        for ((model, _), found) in part.iter().zip(found) {
+            sorting[*model].add(found);
         }
     }
-    models.into_iter().map(|chosen| chosen.facts).collect()
+    let sorted = models.into_iter().zip(sorting).map(|(chosen, sorting)| ModelFacts {
+        records: sorting.finish(),
+        ..chosen.facts
+    });
+    sorted.collect()
 }
 
 /// A model whose records are to be read.
@@ -102,26 +102,9 @@ fn describe(prefix: &str, n_blocks: u32, registered: Option<&ModelInfo>, config:
         name,
         repository,
         in_registry: registered.is_some(),
-        blocks: Vec::new(),
-        expires: BTreeMap::new(),
+        records: Sorted::default(),
     };
     Chosen { n_blocks, facts }
-}
-
-fn records(
-    servers: &sepal_protocol::value::Dictionary,
-    block: u32,
-    expires: &mut BTreeMap<PeerId, f64>,
-) -> BlockRecords {
-    let mut records = BlockRecords::new();
-    for entry in servers.entries.iter().take(MAX_SERVERS_PER_BLOCK) {
-        if let Some((peer, info)) = directory::server_record(entry, block) {
-            let last = expires.entry(peer).or_insert(entry.expiration);
-            *last = last.max(entry.expiration);
-            records.insert(peer, info);
-        }
-    }
-    records
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use sepal_protocol::record::ServerInfo;
 use serde::Serialize;
 
+use crate::swarm::signature::Signature;
+
 /// A swarm, as this node saw it at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct HealthState {
@@ -174,8 +176,22 @@ impl Condition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SignatureView {
+    /// It signs its records.
+    Valid,
     /// They carry none, as all records of Python servers.
     None,
+    /// There are records in its name with a wrong signature, and none with a right one.
+    Forged,
+}
+
+impl From<Signature> for SignatureView {
+    fn from(signature: Signature) -> Self {
+        match signature {
+            Signature::Valid => Self::Valid,
+            Signature::None => Self::None,
+            Signature::Forged => Self::Forged,
+        }
+    }
 }
 
 /// One server of a model. Texts are as the server wrote them, cut to a bounded length.

@@ -17,30 +17,46 @@ use super::{
     *,
 };
 use crate::{
-    dht::StoreItem,
+    dht::{Found, FoundDictionary, FoundEntry, Refused, StoreItem},
     p2p::{Handler, HandlerLimits, Router},
     swarm::{
         directory::block_key,
-        spans::BlockRecords,
+        hygiene::Sorting,
         testing::{node, peer, server},
     },
 };
 
 /// The records of servers that say this of themselves under each of their blocks.
 fn facts(n_blocks: u32, servers: &[(u64, ServerInfo)]) -> ModelFacts {
-    let mut blocks = vec![BlockRecords::new(); n_blocks as usize];
-    for (id, info) in servers {
-        for block in info.start_block.unwrap()..info.end_block.unwrap().min(n_blocks) {
-            blocks[block as usize].insert(peer(*id), info.clone());
+    sorted_facts(n_blocks, |block| {
+        let serves = |info: &ServerInfo| (info.start_block.unwrap()..info.end_block.unwrap()).contains(&block);
+        let entries = servers.iter().filter(|(_, info)| serves(info));
+        FoundDictionary {
+            entries: entries.map(|(id, info)| entry(*id, info, false)).collect(),
+            refused: Vec::new(),
         }
+    })
+}
+
+fn entry(id: u64, info: &ServerInfo, proven: bool) -> FoundEntry {
+    FoundEntry {
+        subkey: peer(id).to_string().into(),
+        value: info.encode(),
+        expiration: 240.0,
+        proven,
     }
+}
+
+/// A model of which this is found under each block.
+fn sorted_facts(n_blocks: u32, under: impl Fn(u32) -> FoundDictionary) -> ModelFacts {
+    let mut sorting = Sorting::new(0, n_blocks, 0.0);
+    (0..n_blocks).for_each(|block| sorting.add(Some(Found::Dictionary(under(block)))));
     ModelFacts {
         prefix: "demo-hf".to_string(),
         name: Some("demo".to_string()),
         repository: Some("https://huggingface.co/sepal/demo".to_string()),
         in_registry: true,
-        blocks,
-        expires: servers.iter().map(|(id, _)| (peer(*id), 240.0)).collect(),
+        records: sorting.finish(),
     }
 }
 
@@ -227,25 +243,46 @@ fn what_a_server_says_is_shown_and_bounded() {
 }
 
 #[test]
-fn claims_that_cannot_be_are_called_so() {
-    let mut bragging = online(0..80);
-    bragging.throughput = 1e12;
-    let mut facts = facts(8, &[(1, bragging), (2, online(0..2))]);
-    facts.blocks[5].insert(peer(2), online(0..2));
-    facts.blocks[1].remove(&peer(2));
+fn servers_of_which_nothing_is_believed_are_shown_with_the_reason_and_cover_nothing() {
+    let refused = Refused {
+        subkey: peer(3).to_string().into(),
+        expiration: 90.0,
+    };
+    let facts = sorted_facts(8, |_| FoundDictionary {
+        entries: vec![entry(1, &online(0..8), true), entry(2, &online(0..80), false)],
+        refused: vec![refused.clone()],
+    });
     let state = look(&facts, &[], &RttMap::new());
+    assert_eq!(state.coverage, [1; 8]);
+    let of = |id| {
+        let name = peer(id).to_string();
+        state.servers.iter().find(|view| view.peer_id == name).unwrap()
+    };
+    assert_eq!((of(1).signature, of(1).problems.len()), (SignatureView::Valid, 0));
+    assert_eq!((of(2).signature, of(2).start, of(2).end), (SignatureView::None, 0, 0));
+    assert_eq!(of(2).problems, ["claims blocks 0:80 of a model of 8 blocks"]);
+    assert_eq!(of(3).signature, SignatureView::Forged);
+    assert_eq!(of(3).problems, ["has a signature that is not of this server"]);
+    assert_eq!(of(3).expires, Some(90.0));
+}
+
+#[test]
+fn a_claim_that_cannot_be_is_shown_beside_the_ones_that_can() {
+    let facts = sorted_facts(8, |block| FoundDictionary {
+        entries: match block {
+            0 | 5 => vec![entry(2, &online(0..2), false)],
+            _ => Vec::new(),
+        },
+        refused: Vec::new(),
+    });
+    let state = look(&facts, &[], &RttMap::new());
+    assert_eq!((state.servers[0].start, state.servers[0].end), (0, 2));
     assert_eq!(
         state.servers[0].problems,
         [
-            "claims blocks 0:80 of a model of 8 blocks",
-            "claims 1000000000000 tokens/s"
+            "claims blocks 0:2 under block 5",
+            "1 blocks of its span 0:2 have no record of it"
         ]
-    );
-    assert_eq!(state.servers[0].end, 8);
-    assert!(
-        state.servers[1]
-            .problems
-            .contains(&"its record of block 5 says 0:2".to_string())
     );
 }
 
