@@ -64,7 +64,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     logging::init(
         cli.verbose,
         cli.quiet,
-        matches!(cli.command, Command::Demo(_) | Command::Doctor(_)),
+        match &cli.command {
+            Command::Demo(_) | Command::Doctor(_) => true,
+            Command::Health(args) => args.fills_the_terminal(),
+            _ => false,
+        },
     );
     // Every connection is an open file, and the usual soft limit is 1024. If it cannot be raised, `doctor` says so.
     drop(rlimit::increase_nofile_limit(u64::MAX));

@@ -1,6 +1,7 @@
 //! `sepal health`: how a swarm is. A table, JSON, a live view in the terminal, or a map for browsers.
 
 mod table;
+mod watch;
 
 use clap::Args as ClapArgs;
 
@@ -26,10 +27,20 @@ pub(super) struct Args {
     #[arg(long = "model", value_name = "PREFIX:BLOCKS", value_parser = parse_model)]
     models: Vec<NamedModel>,
     /// Print everything as one JSON object, the same that /api/v1/swarm gives.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["watch", "http"])]
     json: bool,
+    /// Show a live view that fills the terminal; q ends it.
+    #[arg(long, conflicts_with = "http")]
+    watch: bool,
     #[command(flatten)]
     map: MapArgs,
+}
+
+impl Args {
+    /// Whether the terminal is used for something that log lines would break.
+    pub(super) fn fills_the_terminal(&self) -> bool {
+        self.watch
+    }
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
@@ -57,12 +68,16 @@ async fn look(args: &Args, node: &node::Node, health: &Health) -> anyhow::Result
         return std::future::pending().await;
     }
     node.join().await?;
+    if args.watch {
+        health.keep_looking(&node.tasks);
+        return watch::run(health, &node.tasks).await;
+    }
     let state = health.collect().await;
     if args.json {
         output::line(serde_json::to_string_pretty(&*state)?);
     } else {
-        for line in table::lines(&state) {
-            output::line(line);
+        for row in table::rows(&state) {
+            output::line(row.text);
         }
     }
     Ok(())
