@@ -63,7 +63,10 @@ async fn look(args: &Args, node: &node::Node, health: &Health) -> anyhow::Result
     if let Some(addr) = args.map.http {
         let site = http::serve(addr, health.clone(), Vec::new, &node.tasks).await?;
         node.join().await?;
+        let mut looked = health.watch();
         health.keep_looking(&node.tasks);
+        // The line says that there is something to see.
+        looked.changed().await?;
         map::announce(site);
         return std::future::pending().await;
     }

@@ -13,6 +13,8 @@ mod errors;
 #[cfg(test)]
 mod failover;
 #[cfg(test)]
+mod health;
+#[cfg(test)]
 mod identity;
 #[cfg(test)]
 mod malformed;
