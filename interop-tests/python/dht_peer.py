@@ -6,13 +6,18 @@ First line out: {"peer_id": …, "addrs": […], "node_id": hex}. Then one answe
   {"op": "get", "key": k[, "latest": bool]}  -> {"value": v, "expiration": t} | {"entries": [[s, v, t], …], "expiration": t} | {"missing": true}
   {"op": "ping", "peer_id": base58}  -> {"node_id": hex}; the address, if unknown, is for the daemon to find
   {"op": "peers"}  -> {"table": number of nodes in the routing table}
+  {"op": "owner"}  -> {"marker": what a subkey contains that this node owns, with --sign}
+  {"op": "modules", "uids": [uid, …]}  -> {"servers": [{peer: {field: value}} per uid], "spans": {peer: [start, end]}}, as Petals reads them
 An order that fails is answered with {"error": text}.
 """
 
 import asyncio
+import dataclasses
 import sys
+import types
 
 import peer
+from hivemind.dht.crypto import RSASignatureValidator
 from hivemind.dht.node import DHTNode
 from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
@@ -25,6 +30,8 @@ def plain(value):
         return {"bytes": value.hex()}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
     return value
 
 
@@ -55,16 +62,47 @@ async def peers(node: DHTNode, _order: dict) -> dict:
     return {"table": len(node.protocol.routing_table.uid_to_peer_id)}
 
 
-ORDERS = {"store": store, "get": get, "ping": ping, "peers": peers}
+async def owner(node: DHTNode, _order: dict) -> dict:
+    return {"marker": node.protocol.record_validator.local_public_key.decode()}
+
+
+async def modules(node: DHTNode, order: dict) -> dict:
+    """What Petals' own reader makes of the records, and the spans that its clients would use."""
+    from petals.data_structures import ServerState
+    from petals.utils.dht import _get_remote_module_infos, compute_spans
+
+    workers = types.SimpleNamespace(num_workers=None)
+    infos = await _get_remote_module_infos(
+        workers, node, order["uids"], active_adapter=None, expiration_time=None, latest=True
+    )
+
+    def fields(server) -> dict:
+        told = dataclasses.asdict(server)
+        return {**told, "state": server.state.name, "next_pings": None}
+
+    spans = compute_spans(infos, min_state=ServerState.ONLINE)
+    return {
+        "servers": [{who.to_base58(): fields(info) for who, info in module.servers.items()} for module in infos],
+        "spans": {who.to_base58(): [span.start, span.end] for who, span in spans.items()},
+    }
+
+
+ORDERS = {"store": store, "get": get, "ping": ping, "peers": peers, "owner": owner, "modules": modules}
 
 
 async def main() -> None:
     client_mode = "--client-mode" in sys.argv
     initial_peers = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    validator = RSASignatureValidator() if "--sign" in sys.argv else None
     carrier = "udp/0/quic-v1" if "--quic" in sys.argv else "tcp/0"
     listen = [] if client_mode else [f"/ip4/127.0.0.1/{carrier}"]
     node = await DHTNode.create(
-        initial_peers=initial_peers, client_mode=client_mode, host_maddrs=listen, use_relay=False, use_auto_relay=False
+        initial_peers=initial_peers,
+        client_mode=client_mode,
+        host_maddrs=listen,
+        use_relay=False,
+        use_auto_relay=False,
+        record_validator=validator,
     )
     addrs = [] if client_mode else [str(addr) for addr in await node.get_visible_maddrs()]
     peer.say(peer_id=node.peer_id.to_base58(), addrs=addrs, node_id=node.node_id.to_bytes().hex())
