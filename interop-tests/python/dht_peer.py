@@ -1,19 +1,24 @@
 """A plain hivemind DHT node, driven line by line.
 
-Usage: python dht_peer.py [--client-mode | --quic] [INITIAL_PEER …]; it listens on TCP, with --quic on QUIC and nothing else
-First line out: {"peer_id": …, "addrs": […], "node_id": hex}. Then one answer per order, until stdin closes:
+Usage: python dht_peer.py [--client-mode | --quic] [--sign] [INITIAL_PEER …]; it listens on TCP, with --quic on QUIC and nothing else
+With --sign it signs what it owns, and checks what others own, by RSASignatureValidator.
+First line out: {"peer_id": …, "addrs": […], "node_id": hex, "joined_s": seconds}. Then one answer per order, until stdin closes:
   {"op": "store", "key": k, "value": v, "expires_in": seconds[, "subkey": s]}  -> {"stored": bool, "expiration": t}
   {"op": "get", "key": k[, "latest": bool]}  -> {"value": v, "expiration": t} | {"entries": [[s, v, t], …], "expiration": t} | {"missing": true}
   {"op": "ping", "peer_id": base58}  -> {"node_id": hex}; the address, if unknown, is for the daemon to find
   {"op": "peers"}  -> {"table": number of nodes in the routing table}
   {"op": "owner"}  -> {"marker": what a subkey contains that this node owns, with --sign}
   {"op": "modules", "uids": [uid, …]}  -> {"servers": [{peer: {field: value}} per uid], "spans": {peer: [start, end]}}, as Petals reads them
+  {"op": "time", "what": "store" | "get" | "latest", "keys": [k, …], "subkeys": [s, …], "bytes": n[, "together": bool]}
+      -> {"seconds": [how long each key took, or all together], "complete": bool}
 An order that fails is answered with {"error": text}.
 """
 
 import asyncio
 import dataclasses
+import math
 import sys
+import time
 import types
 
 import peer
@@ -87,7 +92,27 @@ async def modules(node: DHTNode, order: dict) -> dict:
     }
 
 
-ORDERS = {"store": store, "get": get, "ping": ping, "peers": peers, "owner": owner, "modules": modules}
+async def time_each(node: DHTNode, order: dict) -> dict:
+    """Does something for each key in turn, or for all at once, and says how long each took."""
+    keys, subkeys, value = order["keys"], order["subkeys"], b"\x07" * order["bytes"]
+    seconds, complete = [], True
+    size = len(keys) if order.get("together") else 1
+    for part in (keys[at : at + size] for at in range(0, len(keys), size)):
+        started = time.perf_counter()
+        if order["what"] == "store":
+            pairs = [(key, subkey) for key in part for subkey in subkeys]
+            names, tags = [key for key, _ in pairs], [tag for _, tag in pairs]
+            stored = await node.store_many(names, [value] * len(pairs), get_dht_time() + 600, subkeys=tags)
+            complete &= all(stored.values())
+        else:
+            sufficient = math.inf if order["what"] == "latest" else None
+            found = await node.get_many(part, sufficient_expiration_time=sufficient)
+            complete &= all(entry is not None and len(entry.value) == len(subkeys) for entry in found.values())
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": seconds, "complete": complete}
+
+
+ORDERS = {"store": store, "get": get, "ping": ping, "peers": peers, "owner": owner, "modules": modules, "time": time_each}
 
 
 async def main() -> None:
@@ -96,6 +121,7 @@ async def main() -> None:
     validator = RSASignatureValidator() if "--sign" in sys.argv else None
     carrier = "udp/0/quic-v1" if "--quic" in sys.argv else "tcp/0"
     listen = [] if client_mode else [f"/ip4/127.0.0.1/{carrier}"]
+    started = time.perf_counter()
     node = await DHTNode.create(
         initial_peers=initial_peers,
         client_mode=client_mode,
@@ -104,8 +130,9 @@ async def main() -> None:
         use_auto_relay=False,
         record_validator=validator,
     )
+    joined_s = time.perf_counter() - started
     addrs = [] if client_mode else [str(addr) for addr in await node.get_visible_maddrs()]
-    peer.say(peer_id=node.peer_id.to_base58(), addrs=addrs, node_id=node.node_id.to_bytes().hex())
+    peer.say(peer_id=node.peer_id.to_base58(), addrs=addrs, node_id=node.node_id.to_bytes().hex(), joined_s=joined_s)
     while (order := await asyncio.to_thread(peer.read)) is not None:
         try:
             peer.say(**await ORDERS[order["op"]](node, order))
