@@ -9,8 +9,8 @@
 
 use anyhow::Context;
 use sepal::dht::{self, Dht};
-use sepal::p2p::{Config, Identity, Multiaddr, P2p};
-use sepal::swarm::{directory::Directory, signature};
+use sepal::p2p::{Config, Multiaddr, P2p};
+use sepal::swarm::directory::Directory;
 use sepal::task::Tasks;
 
 #[tokio::main]
@@ -24,10 +24,9 @@ async fn main() -> anyhow::Result<()> {
         .collect::<Result<Vec<Multiaddr>, _>>()
         .context(usage)?;
 
-    let (tasks, identity) = (Tasks::new(), Identity::ephemeral());
+    let tasks = Tasks::new();
     let p2p = P2p::bind(
         Config {
-            identity: identity.clone(),
             listen: Vec::new(),
             client_mode: true,
             ..Config::default()
@@ -38,7 +37,6 @@ async fn main() -> anyhow::Result<()> {
     let config = dht::Config {
         client_mode: true,
         initial_peers,
-        validators: signature::validators(identity),
         ..dht::Config::default()
     };
     let dht = Dht::spawn(p2p, config, &tasks);
@@ -62,15 +60,6 @@ async fn main() -> anyhow::Result<()> {
                 info.throughput
             );
         }
-    }
-    for flawed in &snapshot.flawed {
-        let peer = flawed
-            .peer
-            .map_or_else(|| "somebody".to_string(), |peer| peer.to_string());
-        println!(
-            "{:>3}  {peer} not believed: its record {}",
-            flawed.block, flawed.problem
-        );
     }
     tasks.shutdown().await;
     Ok(())

@@ -62,6 +62,26 @@ says 'cargo run --release --example whois -- demo-hf 8 ADDR'
 cargo run --release --locked --quiet --example whois -- demo-hf 8 "$addr" | tee "$work/whois"
 [ "$(grep -c ' online ' "$work/whois")" = 8 ] || fail 'whois does not see a server for each of the 8 blocks'
 
+says 'sepal health --initial-peers ADDR  '
+sepal health --initial-peers "$addr" | tee "$work/health"
+grep -q '^demo (demo-hf) is healthy, 8 blocks' "$work/health" || fail 'the swarm is not healthy'
+says 'sepal health --initial-peers ADDR --json'
+covered=$(sepal health --initial-peers "$addr" --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["totals"]["blocks_covered"])')
+[ "$covered" = 8 ] || fail "$covered of 8 blocks are served"
+says 'sepal health --initial-peers ADDR --http 127.0.0.1:8080'
+background map sepal health --initial-peers "$addr" --http 127.0.0.1:0
+python3 - "$(await map 'health map ')" <<'END' || fail 'the map does not answer'
+import json, sys, urllib.request
+def get(path):
+    return urllib.request.urlopen(sys.argv[1] + path, timeout=20).read().decode()
+assert get("").startswith("<!doctype html>")
+state = json.loads(get("api/v1/state"))["model_reports"][0]
+assert state["state"] == "healthy" and len(state["server_rows"]) == 2, state
+peer = state["server_rows"][0]["peer_id"]
+assert json.loads(get("api/v1/is_reachable/" + peer))["success"] is True
+assert '\nsepal_model_blocks_covered{model="demo-hf"} 8.0\n' in get("metrics")
+END
+
 says 'cargo run --release --example tensor_exchange -- --listen /ip4/127.0.0.1/tcp/31400'
 cargo build --release --locked --quiet --example tensor_exchange
 exchange="${CARGO_TARGET_DIR:-$PWD/target}/release/examples/tensor_exchange"

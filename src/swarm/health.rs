@@ -67,8 +67,10 @@ const MAX_CONCURRENT: usize = 32;
 const MAX_PINGS: usize = 256;
 const MAX_QUESTIONS: usize = 256;
 
-/// Pause between two looks while there is nothing to see: this node may not have joined yet.
+/// Pause between the first looks while there is no server to see, and how many these are: this node may not have joined
+/// yet, or not have loaded its own blocks.
 const IMPATIENCE: Duration = Duration::from_secs(2);
+const IMPATIENT_LOOKS: usize = 30;
 
 /// Initial peers that are looked after.
 const MAX_BOOTSTRAPS: usize = 16;
@@ -185,15 +187,14 @@ impl Health {
     pub fn keep_looking(&self, tasks: &Tasks) {
         let health = self.clone();
         tasks.spawn_until_stopped("health", async move {
+            let mut impatient_looks = IMPATIENT_LOOKS;
             loop {
                 let started = Instant::now();
                 let state = health.collect().await;
                 let period = health.shared.config.period;
-                let pause = if state.models.is_empty() {
-                    period.min(IMPATIENCE)
-                } else {
-                    period
-                };
+                let impatient = state.totals.servers == 0 && impatient_looks > 0;
+                impatient_looks = impatient_looks.saturating_sub(1);
+                let pause = if impatient { period.min(IMPATIENCE) } else { period };
                 tokio::time::sleep_until(started + pause).await;
             }
         });

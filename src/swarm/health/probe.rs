@@ -165,7 +165,7 @@ mod tests {
     fn an_answer_that_is_no_map_is_none() {
         let answer = |value: &Value| {
             let info = ExpertInfo {
-                serialized_info: msgpack::encode(value).into(),
+                serialized_info: msgpack::encode(value),
             };
             judge(Ok(info.encode_to_vec().into()), 0.0).error
         };
