@@ -47,12 +47,16 @@ pub(super) async fn examine(listen: &ListenArgs, swarm: &Swarm, report: &mut Rep
     // As a server does: a client until it is known that others can dial this node.
     let keeper = Keeper::new(node.p2p.clone(), node.dht.clone(), Timing::default());
     report.add(&ports(&node));
-    if swarm.initial_peers.is_empty() {
-        report.add(&Finding::note(
-            "peers",
-            "none to ask: this would be the first node of a new swarm",
-        ));
-    } else if let Some(peers) = peers(&node, &swarm.initial_peers, report).await {
+    let peers = match (&swarm.lan, swarm.initial_peers.is_empty()) {
+        (_, false) => peers(&node, &swarm.initial_peers, report).await,
+        (Some(name), true) => neighbours(&node, name, report).await,
+        (None, true) => {
+            let seen = "none to ask: this would be the first node of a new swarm";
+            report.add(&Finding::note("peers", seen));
+            None
+        }
+    };
+    if let Some(peers) = peers {
         report.add(&clock(&node, &peers).await);
         if joined(&node, report).await {
             report.add(&records(&node, swarm).await);
@@ -114,6 +118,23 @@ async fn peers(node: &Node, initial_peers: &[Multiaddr], report: &mut Report) ->
         report.add(&Finding::note("peers", format!("{seen}; not {}", failures.join(", "))));
     }
     Some(reached)
+}
+
+/// Looks for nodes of the swarm `name` on the local network. Returns those there are, or `None` if there is nobody.
+async fn neighbours(node: &Node, name: &str, report: &mut Report) -> Option<Vec<PeerId>> {
+    // With nobody there a server would be the first of its swarm, so that is no failure.
+    drop(node.join().await);
+    let peers = node.dht.peers();
+    let found = !peers.is_empty();
+    report.add(&if found {
+        Finding::fine("peers", format!("{} of the swarm {name:?} on the local network", peers.len()))
+    } else {
+        Finding::note(
+            "peers",
+            format!("nobody of the swarm {name:?} on the local network: this would be the first node of it"),
+        )
+    });
+    found.then_some(peers)
 }
 
 async fn clock(node: &Node, peers: &[PeerId]) -> Finding {

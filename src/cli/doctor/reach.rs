@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use super::{Report, finding::Finding};
 use crate::{
     cli::node::Node,
-    p2p::{self, Evidence, Multiaddr, Source, Verdict},
+    p2p::{self, Evidence, Mapper, Mapping, Multiaddr, PortMap, Source, Verdict},
     swarm::standing::{Access, Keeper},
 };
 
@@ -31,6 +31,7 @@ pub(super) async fn examine(node: &Node, keeper: Keeper, report: &mut Report) {
     let addrs = node.p2p.addrs();
     report.add(&verdict(&access, &addrs));
     report.add(&tried(&evidence, Instant::now()));
+    report.add(&router(&node.p2p.port_map().borrow()));
     report.add(&relay(&access));
 }
 
@@ -92,6 +93,30 @@ fn sentence(evidence: &Evidence, now: Instant) -> String {
         .unwrap_or_default();
     let age = now.saturating_duration_since(evidence.at).as_secs();
     format!("{how}{addr}{peer}: {outcome}, {age} s ago")
+}
+
+/// What the router said to the wish for ports.
+fn router(asked: &PortMap) -> Finding {
+    if asked.is_empty() {
+        return Finding::note("router", "not asked for ports: none is needed, or none answered yet");
+    }
+    let said: Vec<String> = asked
+        .iter()
+        .map(|(mapper, mapping)| {
+            let name = match mapper {
+                Mapper::Upnp => "UPnP",
+                Mapper::NatPmp => "NAT-PMP",
+            };
+            let said = match mapping {
+                Mapping::Mapped(addrs) => addrs.iter().map(bare).collect::<Vec<_>>().join(" "),
+                Mapping::NoGateway => "no router answers".to_owned(),
+                Mapping::NotPublic => "the router has no public address itself".to_owned(),
+                Mapping::Refused { reason } => format!("refused: {reason}"),
+            };
+            format!("{name}: {said}")
+        })
+        .collect();
+    Finding::note("router", said.join("; "))
 }
 
 fn relay(access: &Access) -> Finding {
