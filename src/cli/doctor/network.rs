@@ -127,7 +127,10 @@ async fn neighbours(node: &Node, name: &str, report: &mut Report) -> Option<Vec<
     let peers = node.dht.peers();
     let found = !peers.is_empty();
     report.add(&if found {
-        Finding::fine("peers", format!("{} of the swarm {name:?} on the local network", peers.len()))
+        Finding::fine(
+            "peers",
+            format!("{} of the swarm {name:?} on the local network", peers.len()),
+        )
     } else {
         Finding::note(
             "peers",
