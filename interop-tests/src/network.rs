@@ -76,6 +76,8 @@ pub struct Network {
     internet: Namespace,
     prefix: String,
     lines: Lines,
+    /// Routers do not go away with the handle to their home.
+    customers: Vec<Arc<Namespace>>,
     slow_lines: Vec<Process>,
 }
 
@@ -96,6 +98,7 @@ impl Network {
             internet,
             prefix,
             lines: Lines::default(),
+            customers: Vec::new(),
             slow_lines: Vec::new(),
         })
     }
@@ -214,6 +217,7 @@ impl Network {
     fn customer(&mut self, name: &str, slow: Option<Slow>) -> anyhow::Result<(Arc<Namespace>, String)> {
         let net = self.lines.add(name)?;
         let customer = Arc::new(Namespace::new(format!("{}-{name}", self.prefix))?);
+        self.customers.push(customer.clone());
         match slow {
             None => {
                 let cable = ["netns", customer.name(), "type", "veth", "peer", "name", name];

@@ -5,4 +5,6 @@ mod lan;
 #[cfg(test)]
 mod lines;
 #[cfg(test)]
+mod relayed;
+#[cfg(test)]
 mod routers;
