@@ -9,8 +9,8 @@
 
 use anyhow::Context;
 use sepal::dht::{self, Dht};
-use sepal::p2p::{Config, Multiaddr, P2p};
-use sepal::swarm::directory::Directory;
+use sepal::p2p::{Config, Identity, Multiaddr, P2p};
+use sepal::swarm::{directory::Directory, signature};
 use sepal::task::Tasks;
 
 #[tokio::main]
@@ -24,9 +24,10 @@ async fn main() -> anyhow::Result<()> {
         .collect::<Result<Vec<Multiaddr>, _>>()
         .context(usage)?;
 
-    let tasks = Tasks::new();
+    let (tasks, identity) = (Tasks::new(), Identity::ephemeral());
     let p2p = P2p::bind(
         Config {
+            identity: identity.clone(),
             listen: Vec::new(),
             client_mode: true,
             ..Config::default()
@@ -37,6 +38,7 @@ async fn main() -> anyhow::Result<()> {
     let config = dht::Config {
         client_mode: true,
         initial_peers,
+        validators: signature::validators(identity),
         ..dht::Config::default()
     };
     let dht = Dht::spawn(p2p, config, &tasks);
@@ -60,6 +62,15 @@ async fn main() -> anyhow::Result<()> {
                 info.throughput
             );
         }
+    }
+    for flawed in &snapshot.flawed {
+        let peer = flawed
+            .peer
+            .map_or_else(|| "somebody".to_string(), |peer| peer.to_string());
+        println!(
+            "{:>3}  {peer} not believed: its record {}",
+            flawed.block, flawed.problem
+        );
     }
     tasks.shutdown().await;
     Ok(())

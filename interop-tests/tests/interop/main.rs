@@ -21,6 +21,8 @@ mod malformed;
 #[cfg(test)]
 mod push;
 #[cfg(test)]
+mod records;
+#[cfg(test)]
 mod servers;
 #[cfg(test)]
 mod standing;
