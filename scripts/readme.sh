@@ -82,6 +82,25 @@ assert json.loads(get("api/v1/is_reachable/" + peer))["success"] is True
 assert '\nsepal_model_blocks_covered{model="demo-hf"} 8.0\n' in get("metrics")
 END
 
+says 'sepal doctor demo --initial-peers ADDR'
+sepal doctor demo --initial-peers "$addr" --listen /ip4/127.0.0.1/tcp/0 | tee "$work/doctor" || fail 'the doctor finds something wrong'
+grep -q '^healthy: ' "$work/doctor" || fail 'the doctor does not say that all is well'
+
+says 'sepal swarm-key swarm.key'
+sepal swarm-key "$work/swarm.key"
+says 'sepal serve demo --new-swarm --swarm-key swarm.key'
+background keyed sepal serve demo --new-swarm --swarm-key "$work/swarm.key" --listen /ip4/127.0.0.1/tcp/0
+private=$(await keyed 'listening ')
+await keyed 'online demo-hf 0:8' >/dev/null
+says 'sepal generate demo --initial-peers ADDR --swarm-key swarm.key --prompt "What is 2+2?"'
+answer=$(sepal generate demo --initial-peers "$private" --swarm-key "$work/swarm.key" --prompt "What is 2+2?" 2>"$work/generate.err") \
+    || fail 'generate failed in the private swarm'
+grep -q 4 <<<"$answer" || fail "the private swarm answered: $answer"
+if sepal generate demo --initial-peers "$private" --prompt "What is 2+2?" >/dev/null 2>"$work/generate.err"; then
+    fail 'a client without the key got into the private swarm'
+fi
+grep -q -- '--swarm-key' "$work/generate.err" || fail 'the client without the key is not told what it lacks'
+
 says 'cargo run --release --example tensor_exchange -- --listen /ip4/127.0.0.1/tcp/31400'
 cargo build --release --locked --quiet --example tensor_exchange
 exchange="${CARGO_TARGET_DIR:-$PWD/target}/release/examples/tensor_exchange"
