@@ -81,6 +81,9 @@ pub struct Config {
     pub listen: Vec<Multiaddr>,
     /// What to tell others instead of what is listened on. Empty: what is listened on, loopback only if there is nothing else.
     pub announce: Vec<Multiaddr>,
+    /// Tell nobody where this node listens: it does so only for peers behind routers, with whom it agrees over a relay on
+    /// dialing each other at the same moment (DCUtR).
+    pub unlisted: bool,
     /// The key.
     pub identity: Identity,
     /// The key of a private swarm: no connection is made with anyone who has not the same one. QUIC is off with it.
@@ -112,6 +115,7 @@ impl Default for Config {
         Self {
             listen: vec![loopback],
             announce: Vec::new(),
+            unlisted: false,
             identity: Identity::ephemeral(),
             swarm_key: None,
             client_mode: false,
@@ -136,6 +140,27 @@ pub struct RelayConfig {
     pub trusted: Vec<Multiaddr>,
     /// Reach others through relays. Only a node that tests whether others can be dialed does not.
     pub dial: bool,
+    /// Bounds on what this node does as a relay.
+    pub limits: RelayLimits,
+}
+
+/// Bounds on what a relay does for others. Over a bound it refuses, and says so to whoever asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayLimits {
+    /// Nodes that are reached through the relay.
+    pub reservations: usize,
+    /// Circuits that begin or end at the peer that asks for another one.
+    pub circuits_per_peer: usize,
+}
+
+impl Default for RelayLimits {
+    /// Those that Hivemind's daemon has when it is reachable (`p2pd/main.go`).
+    fn default() -> Self {
+        Self {
+            reservations: 128,
+            circuits_per_peer: 16,
+        }
+    }
 }
 
 impl Default for RelayConfig {
@@ -146,6 +171,7 @@ impl Default for RelayConfig {
             auto: false,
             trusted: Vec::new(),
             dial: true,
+            limits: RelayLimits::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What every node needs before it is a server or a client: a host, a DHT, and the way into a swarm.
 
 use std::{
-    net::{Ipv6Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -56,7 +56,7 @@ pub(super) struct ListenArgs {
         requires = "port",
         conflicts_with = "announce_addrs"
     )]
-    public_ip: Option<std::net::Ipv4Addr>,
+    public_ip: Option<Ipv4Addr>,
     /// Do not ask the router to forward the port (UPnP, PCP, NAT-PMP).
     #[arg(long)]
     no_port_mapping: bool,
@@ -91,7 +91,7 @@ impl ListenArgs {
             return Ok(self.listen.clone());
         }
         let mut ips = vec!["/ip4/0.0.0.0"];
-        if has_ipv6() {
+        if has(Ipv6Addr::UNSPECIFIED) {
             ips.push("/ip6/::");
         }
         on_every(&ips, self.port, swarm)
@@ -129,9 +129,21 @@ fn parse_peer_addr(text: &str) -> Result<Multiaddr, String> {
     }
 }
 
-/// Whether this machine speaks IPv6 at all; many containers do not, and cannot listen on it.
-fn has_ipv6() -> bool {
-    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok()
+/// Whether this machine speaks that version of IP at all; many containers have no IPv6, and cannot listen on it.
+fn has(unspecified: impl Into<IpAddr>) -> bool {
+    UdpSocket::bind((unspecified.into(), 0)).is_ok()
+}
+
+/// Where a client listens, who is there for nobody: without a port of its own it could not meet a server behind a router
+/// half-way, and all its sessions would go through a relay. Not on the local network: mDNS would invite the neighbours,
+/// who need no invitation.
+fn meeting_points(swarm: &Swarm) -> anyhow::Result<Vec<Multiaddr>> {
+    let mut ips = Vec::new();
+    if swarm.lan.is_none() {
+        ips.extend(has(Ipv4Addr::UNSPECIFIED).then_some("/ip4/0.0.0.0"));
+        ips.extend(has(Ipv6Addr::UNSPECIFIED).then_some("/ip6/::"));
+    }
+    on_every(&ips, 0, swarm)
 }
 
 /// A host and a DHT that run until `tasks` are shut down.
@@ -193,13 +205,14 @@ async fn listen_as(identity: Identity, args: &ListenArgs, relay: RelayConfig, sw
     start(config, &swarm.initial_peers).await
 }
 
-/// Starts a node that only asks: it listens nowhere and keeps no records for others.
+/// Starts a node that only asks: it tells nobody where to dial it, and keeps no records for others.
 ///
 /// # Errors
 /// When the host cannot start.
 pub(super) async fn client(swarm: &Swarm) -> anyhow::Result<Node> {
     let config = p2p::Config {
-        listen: Vec::new(),
+        listen: meeting_points(swarm)?,
+        unlisted: true,
         client_mode: true,
         ..host_of(swarm)
     };

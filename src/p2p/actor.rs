@@ -336,7 +336,6 @@ impl Actor {
 
     fn keep_house(&mut self) {
         self.book.prune(Instant::now());
-        self.drop_needless_circuits();
         self.usage.retain(|peer| self.book.is_connected(peer));
         if self.outputs.connected.borrow().len() < MIN_CONNECTIONS {
             for peer in self.book.missing() {

@@ -11,7 +11,7 @@ use libp2p::{
     upnp,
 };
 
-use super::{Config, error::BindError, kad_server, lan, portmap, router::Registry, rpc, transport};
+use super::{Config, RelayLimits, error::BindError, kad_server, lan, portmap, router::Registry, rpc, transport};
 
 /// What we call ourselves in identify. Other nodes of ours recognise it, see [`is_swarm_member`].
 const AGENT: &str = concat!("sepal/", env!("CARGO_PKG_VERSION"));
@@ -127,7 +127,7 @@ fn behaviour(config: &Config, relay: Option<relay::client::Behaviour>, rpc: rpc:
         hop: config
             .relay
             .serve
-            .then(|| relay::Behaviour::new(peer, relay_limits()))
+            .then(|| relay::Behaviour::new(peer, relay_config(config.relay.limits)))
             .into(),
         autonat1: config
             .autonat
@@ -138,14 +138,15 @@ fn behaviour(config: &Config, relay: Option<relay::client::Behaviour>, rpc: rpc:
     }
 }
 
-/// The limits that Hivemind's daemon has when it is reachable (`p2pd/main.go`); those per IP address are libp2p's own.
-fn relay_limits() -> relay::Config {
+/// What is no part of `limits` is as in Hivemind's daemon (`p2pd/main.go`); bounds per IP address are libp2p's own.
+fn relay_config(limits: RelayLimits) -> relay::Config {
     relay::Config {
-        max_reservations: 128,
+        max_reservations: limits.reservations,
         reservation_duration: Duration::from_secs(60 * 60),
         // Go counts circuits per peer, and has no bound for all of them; this is that of as many peers as may reserve.
-        max_circuits: 128 * 16,
-        max_circuits_per_peer: 16,
+        max_circuits: limits.reservations.saturating_mul(limits.circuits_per_peer),
+        // libp2p refuses the circuit that finds more than this open, so it lets one more be.
+        max_circuits_per_peer: limits.circuits_per_peer.saturating_sub(1),
         max_circuit_duration: Duration::from_secs(30 * 60),
         max_circuit_bytes: 4 << 30,
         ..relay::Config::default()

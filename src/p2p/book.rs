@@ -21,11 +21,22 @@ const MAX_ADDRS_PER_PEER: usize = 16;
 /// Peers kept. Twice the connection limit of a large server, about 8 MiB when full.
 const MAX_PEERS: usize = 4096;
 
+/// How old a direct connection is before circuits to the same peer are given up for it: calls that the other end made before
+/// it had that connection have arrived by then, and count as running.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// One connection.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    reach: Reach,
+    since: Instant,
+}
+
 /// What is known of one peer.
 #[derive(Debug)]
 struct Known {
     addrs: Vec<Multiaddr>,
-    connections: HashMap<ConnectionId, Reach>,
+    connections: HashMap<ConnectionId, Link>,
     configured: bool,
     /// Last time it was connected or talked about.
     seen: Instant,
@@ -58,7 +69,7 @@ impl Book {
         // The other end of an inbound relayed connection has no address of its own.
         let reach = addr::reach(remote).unwrap_or(Reach::Relayed);
         let known = self.entry(peer, now);
-        known.connections.insert(id, reach);
+        known.connections.insert(id, Link { reach, since: now });
         if endpoint.is_dialer() {
             add(known, addr::with_peer(remote, peer));
         }
@@ -105,7 +116,7 @@ impl Book {
 
     /// The nearest reach over which `peer` is connected.
     pub(crate) fn connected_over(&self, peer: &PeerId) -> Option<Reach> {
-        let reaches = self.peers.get(peer)?.connections.values().copied();
+        let reaches = self.peers.get(peer)?.connections.values().map(|link| link.reach);
         // Direct and near beats relayed: what may be told to a peer follows from its nearest connection.
         reaches.min_by_key(|reach| match reach {
             Reach::Loopback => 0,
@@ -135,7 +146,7 @@ impl Book {
     /// The farthest reach of any direct connection: how far the network goes that this node is in.
     pub(crate) fn farthest(&self) -> Option<Reach> {
         let all = self.peers.values().flat_map(|known| known.connections.values());
-        let direct = all.copied().filter(|reach| *reach != Reach::Relayed);
+        let direct = all.map(|link| link.reach).filter(|reach| *reach != Reach::Relayed);
         direct.max_by_key(|reach| match reach {
             Reach::Public => 2,
             Reach::Private => 1,
@@ -143,13 +154,14 @@ impl Book {
         })
     }
 
-    /// Relayed connections to peers that are connected directly as well.
-    pub(crate) fn needless_circuits(&self) -> Vec<(PeerId, ConnectionId)> {
+    /// Relayed connections to peers that are connected directly as well, for some time.
+    pub(crate) fn needless_circuits(&self, now: Instant) -> Vec<(PeerId, ConnectionId)> {
         let mut needless = Vec::new();
         for (peer, known) in &self.peers {
-            let relayed = |reach: &Reach| *reach == Reach::Relayed;
-            if !known.connections.values().all(relayed) {
-                let circuits = known.connections.iter().filter(|(_, reach)| relayed(reach));
+            let relayed = |link: &Link| link.reach == Reach::Relayed;
+            let settled = |link: &Link| !relayed(link) && now.saturating_duration_since(link.since) >= SETTLED;
+            if known.connections.values().any(settled) {
+                let circuits = known.connections.iter().filter(|(_, link)| relayed(link));
                 needless.extend(circuits.map(|(id, _)| (*peer, *id)));
             }
         }
@@ -242,6 +254,24 @@ mod tests {
         assert!(book.addresses(&peer, much_later + ADDRESS_TTL).is_empty());
         book.prune(much_later + ADDRESS_TTL);
         assert!(book.peers.is_empty());
+    }
+
+    #[test]
+    fn circuits_are_needless_once_a_direct_connection_has_held() {
+        let (mut book, peer, start) = (Book::default(), PeerId::random(), Instant::now());
+        let [circuit, direct] = [1, 2].map(ConnectionId::new_unchecked);
+        let inbound = |from: &str| ConnectedPoint::Listener {
+            local_addr: addr("/ip4/8.8.8.8/tcp/1"),
+            send_back_addr: addr(from),
+        };
+        book.connected(peer, circuit, &inbound(&format!("/p2p/{peer}")), start);
+        let later = start + 10 * SETTLED;
+        assert!(book.needless_circuits(later).is_empty(), "there is nothing else");
+        book.connected(peer, direct, &inbound("/ip4/8.8.4.4/tcp/1"), later);
+        assert!(book.needless_circuits(later).is_empty());
+        assert_eq!(book.needless_circuits(later + SETTLED), [(peer, circuit)]);
+        book.disconnected(peer, circuit, later);
+        assert!(book.needless_circuits(later + SETTLED).is_empty());
     }
 
     #[test]

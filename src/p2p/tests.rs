@@ -6,6 +6,7 @@ use super::{Config, Handler, HandlerLimits, P2p, Router};
 use crate::task::Tasks;
 
 mod calls;
+mod circuits;
 mod finding;
 mod foreign;
 mod malformed;

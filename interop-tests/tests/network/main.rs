@@ -5,6 +5,8 @@ mod lan;
 #[cfg(test)]
 mod lines;
 #[cfg(test)]
+mod punching;
+#[cfg(test)]
 mod relayed;
 #[cfg(test)]
 mod routers;

@@ -53,6 +53,9 @@ impl Actor {
     /// What others are told of this node. One that is reached through relays does not send them to doors that are closed,
     /// as far as anyone knows; its private addresses stay, for neighbours.
     pub(super) fn announced(&self) -> Vec<Multiaddr> {
+        if self.config.unlisted {
+            return Vec::new();
+        }
         let is_circuit = |addr: &Multiaddr| addr::reach(addr) == Some(Reach::Relayed);
         let circuits = || self.listened.iter().filter(|addr| is_circuit(addr)).cloned();
         let configured = &self.config.announce;

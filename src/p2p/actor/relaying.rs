@@ -23,7 +23,7 @@ use super::{
     Actor,
 };
 
-/// How often is looked whether a relay may be asked again, and whether to offer to be one.
+/// How often is looked whether a relay may be asked again, whether to offer to be one, and which circuits are still needed.
 pub(super) const TICK: Duration = Duration::from_secs(5);
 
 /// Reservations, and what was last said of being a relay.
@@ -62,6 +62,7 @@ impl Actor {
         self.on_relay_event(Event::Tick);
         self.offer_to_relay();
         self.close_dial_backs();
+        self.drop_needless_circuits();
     }
 
     /// A peer says what it serves. Only a member of the swarm is a candidate: foreign relays serve their own network.
@@ -175,8 +176,8 @@ impl Actor {
     }
 
     /// Closes relayed connections to peers that are connected directly, once nothing is said on any connection to them.
-    pub(super) fn drop_needless_circuits(&mut self) {
-        for (peer, id) in self.book.needless_circuits() {
+    fn drop_needless_circuits(&mut self) {
+        for (peer, id) in self.book.needless_circuits(Instant::now()) {
             if self.usage.of(&peer).calls == 0 {
                 debug!(peer = %short_id(&peer), "connected directly, closing the circuit");
                 self.swarm.close_connection(id);

@@ -24,20 +24,28 @@ fn relay_config() -> Config {
     }
 }
 
-async fn relay(tasks: &Tasks) -> P2p {
+pub(super) async fn relay(tasks: &Tasks) -> P2p {
     P2p::bind(relay_config(), tasks).await.unwrap()
 }
 
 /// A node that listens nowhere, and holds reservations when it has to.
-async fn hidden(tasks: &Tasks, known: &[&P2p], handlers: Vec<Handler>) -> P2p {
-    let config = Config {
+pub(super) async fn hidden(tasks: &Tasks, known: &[&P2p], handlers: Vec<Handler>) -> P2p {
+    let nowhere = Config {
         listen: Vec::new(),
+        ..Config::default()
+    };
+    hidden_as(tasks, nowhere, known, handlers).await
+}
+
+/// The same, on a host that may listen.
+pub(super) async fn hidden_as(tasks: &Tasks, host: Config, known: &[&P2p], handlers: Vec<Handler>) -> P2p {
+    let config = Config {
         known_peers: known.iter().flat_map(|peer| peer.addrs()).collect(),
         relay: RelayConfig {
             auto: true,
             ..RelayConfig::default()
         },
-        ..Config::default()
+        ..host
     };
     let node = serving(tasks, config, handlers).await;
     for peer in known {
@@ -55,17 +63,17 @@ async fn until(node: &P2p, what: &str, condition: impl Fn(&Reachability) -> bool
     .unwrap();
 }
 
-async fn until_relayed(node: &P2p, by: &P2p) {
+pub(super) async fn until_relayed(node: &P2p, by: &P2p) {
     let relay = by.peer_id();
     until(node, "a reservation", |now| now.relays.contains(&relay)).await;
 }
 
-fn circuits(node: &P2p) -> Vec<Multiaddr> {
+pub(super) fn circuits(node: &P2p) -> Vec<Multiaddr> {
     let all = node.addrs().into_iter();
     all.filter(|addr| addr.to_string().contains("/p2p-circuit/")).collect()
 }
 
-async fn echoes(caller: &P2p, peer: PeerId) -> Result<Bytes, CallError> {
+pub(super) async fn echoes(caller: &P2p, peer: PeerId) -> Result<Bytes, CallError> {
     caller.call_unary(peer, ECHO, Bytes::from_static(b"hello"), LONG).await
 }
 
