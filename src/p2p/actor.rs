@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use libp2p::{
     Multiaddr, PeerId, Swarm,
@@ -74,9 +75,9 @@ pub(crate) enum Command {
         peer: PeerId,
         request: OpenRequest,
     },
-    /// Who is near `target`? Asked by `from` over kad.
+    /// Who is near `key`, mostly a peer id? Asked by `from` over kad.
     Closest {
-        target: PeerId,
+        key: Bytes,
         from: PeerId,
         reply: oneshot::Sender<Vec<Found>>,
     },
@@ -101,14 +102,14 @@ pub(crate) struct Outputs {
 pub(crate) fn kad_handler(commands: mpsc::WeakSender<Command>) -> Handler {
     Handler::raw(kad_server::NAME, KAD_LIMITS, move |from, stream| {
         let commands = commands.clone();
-        kad_server::serve(stream, move |target| {
+        kad_server::serve(stream, move |key| {
             let commands = commands.clone();
             async move {
                 let (reply, found) = oneshot::channel();
                 let Some(commands) = commands.upgrade() else {
                     return Vec::new();
                 };
-                let _ = commands.send(Command::Closest { target, from, reply }).await;
+                let _ = commands.send(Command::Closest { key, from, reply }).await;
                 found.await.unwrap_or_default()
             }
             .boxed()
@@ -195,8 +196,8 @@ impl Actor {
         match command {
             Command::Connect { peer, addr, reply } => self.connect(peer, addr, reply),
             Command::Open { peer, request } => self.open(peer, request),
-            Command::Closest { target, from, reply } => {
-                let _ = reply.send(self.closest(target, from));
+            Command::Closest { key, from, reply } => {
+                let _ = reply.send(self.closest(&key, from));
             }
             Command::Judge(verdict) => self.on_check(verdict),
             Command::Mapping(mapper, report) => self.on_mapping(mapper, report),

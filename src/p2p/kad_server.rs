@@ -43,8 +43,8 @@ pub(crate) struct Found {
     pub(crate) connected: bool,
 }
 
-/// Answers the requests of one stream, which come one after another. `find` looks up the peers nearest to a peer id.
-pub(crate) async fn serve(stream: Stream, find: impl Fn(PeerId) -> BoxFuture<'static, Vec<Found>>) {
+/// Answers the requests of one stream, which come one after another. `find` looks up the peers nearest to a key.
+pub(crate) async fn serve(stream: Stream, find: impl Fn(Bytes) -> BoxFuture<'static, Vec<Found>>) {
     let (mut input, mut output) = wire::split(stream);
     let mut reader = DelimitedReader::new(MAX_REQUEST);
     loop {
@@ -71,14 +71,17 @@ pub(crate) async fn serve(stream: Stream, find: impl Fn(PeerId) -> BoxFuture<'st
 }
 
 /// The answer to one request, or `None` if it is not one that a Hivemind node asks: values and providers are not kept.
-async fn answer(request: Bytes, find: impl Fn(PeerId) -> BoxFuture<'static, Vec<Found>>) -> Option<KadMessage> {
+async fn answer(request: Bytes, find: impl Fn(Bytes) -> BoxFuture<'static, Vec<Found>>) -> Option<KadMessage> {
     let mut message = KadMessage::decode(request).ok()?;
     match message.r#type {
         PING => Some(message),
         FIND_NODE => {
-            // A key that is no peer id cannot be anyone's; nobody is nearest to it in a useful sense.
-            let target = PeerId::from_bytes(&message.key).ok()?;
-            message.closer_peers = find(target).await.into_iter().map(to_wire).collect();
+            // Not always a peer id: Hivemind's daemon, looking for relays, asks for the text of its own.
+            message.closer_peers = find(message.key.clone().into())
+                .await
+                .into_iter()
+                .map(to_wire)
+                .collect();
             Some(message)
         }
         _ => None,

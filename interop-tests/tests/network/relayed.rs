@@ -247,3 +247,8 @@ fn petals_server_at_home(mut world: World) {
 fn our_client_generates_through_a_petals_server_behind_a_router_and_a_relay_of_petals() {
     petals_server_at_home(World::of_petals());
 }
+
+#[test]
+fn our_client_generates_through_a_petals_server_behind_a_router_and_a_relay_of_ours() {
+    petals_server_at_home(World::new());
+}

@@ -14,11 +14,12 @@ use super::{
 };
 
 impl Actor {
-    /// Who is near `target`, and `target` itself if it can be reached; see `kad_server.rs` for why.
-    pub(super) fn closest(&mut self, target: PeerId, from: PeerId) -> Vec<Found> {
+    /// Who is near `key`, and the peer whose id it is, if it is one and can be reached; see `kad_server.rs` for why.
+    pub(super) fn closest(&mut self, key: &[u8], from: PeerId) -> Vec<Found> {
         let to = self.book.connected_over(&from).unwrap_or(Reach::Public);
         let ourselves = *self.swarm.local_peer_id();
-        if target == ourselves {
+        let target = PeerId::from_bytes(key).ok();
+        if target == Some(ourselves) {
             let addrs = self.announced().into_iter().filter(|addr| addr::tellable(addr, to));
             return vec![Found {
                 peer: ourselves,
@@ -26,15 +27,13 @@ impl Actor {
                 connected: true,
             }];
         }
-        let key = kad::KBucketKey::from(target);
+        let key = kad::KBucketKey::from(key.to_vec());
         let kad = &mut self.swarm.behaviour_mut().kad;
         let mut peers: Vec<PeerId> = kad
             .find_closest_local_peers(&key, &from)
             .map(|near| near.node_id)
             .collect();
-        if target != from && !peers.contains(&target) {
-            peers.push(target);
-        }
+        peers.extend(target.filter(|target| *target != from && !peers.contains(target)));
         let now = Instant::now();
         let found = peers.into_iter().map(|peer| Found {
             peer,

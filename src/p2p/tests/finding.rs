@@ -27,7 +27,7 @@ async fn until_known(node: &P2p, target: PeerId, asker: PeerId) {
         loop {
             let (reply, found) = oneshot::channel();
             let question = Command::Closest {
-                target,
+                key: target.to_bytes().into(),
                 from: asker,
                 reply,
             };
@@ -81,7 +81,7 @@ async fn a_peer_that_answers_no_kad_is_found_through_a_node_it_is_connected_to()
 async fn has_in_table(node: &P2p, peer: PeerId, asker: PeerId) -> bool {
     let (reply, found) = oneshot::channel();
     let question = Command::Closest {
-        target: PeerId::random(),
+        key: PeerId::random().to_bytes().into(),
         from: asker,
         reply,
     };
@@ -112,12 +112,38 @@ async fn a_node_that_turns_to_client_mode_leaves_the_tables_of_others_until_it_t
 }
 
 #[tokio::test]
+async fn a_node_asked_for_a_key_that_is_no_peer_id_names_those_it_knows() {
+    let tasks = Tasks::new();
+    let (first, asker) = (host(&tasks).await, host(&tasks).await);
+    let second = P2p::bind(knowing(&first), &tasks).await.unwrap();
+    for node in [&second, &asker] {
+        node.connect(first.addrs()[0].clone()).await.unwrap();
+    }
+    soon("the peer is in the table", async {
+        while !has_in_table(&first, second.peer_id(), asker.peer_id()).await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    // Hivemind's daemon asks for the text of its own id when it looks for relays.
+    let (reply, found) = oneshot::channel();
+    let question = Command::Closest {
+        key: asker.peer_id().to_string().into(),
+        from: asker.peer_id(),
+        reply,
+    };
+    first.command(question).await.unwrap();
+    let named: Vec<PeerId> = found.await.unwrap().iter().map(|found| found.peer).collect();
+    assert!(named.contains(&second.peer_id()), "{named:?}");
+}
+
+#[tokio::test]
 async fn a_node_asked_for_itself_answers_with_itself() {
     let tasks = Tasks::new();
     let node = host(&tasks).await;
     let (reply, found) = oneshot::channel();
     let question = Command::Closest {
-        target: node.peer_id(),
+        key: node.peer_id().to_bytes().into(),
         from: PeerId::random(),
         reply,
     };

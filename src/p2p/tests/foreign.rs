@@ -71,8 +71,8 @@ async fn knock(node: PeerId, at: Multiaddr) {
 /// Whom `node` tells others of when they look for `target`.
 async fn told(node: &P2p, target: PeerId, asker: PeerId) -> Vec<PeerId> {
     let (reply, found) = tokio::sync::oneshot::channel();
-    let from = asker;
-    node.command(Command::Closest { target, from, reply }).await.unwrap();
+    let (key, from) = (target.to_bytes().into(), asker);
+    node.command(Command::Closest { key, from, reply }).await.unwrap();
     found.await.unwrap().iter().map(|found| found.peer).collect()
 }
 
