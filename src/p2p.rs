@@ -52,7 +52,7 @@ mod usage;
 mod wire;
 
 use actor::Command;
-pub use addr::{is_relayed, peer_of as peer_id_of};
+pub use addr::{is_relayed, peer_of as peer_id_of, without_peer};
 pub use error::{BindError, CallError, DialError, HandlerError, OpenError, StreamError};
 pub use identity::{Identity, IdentityError, is_signed_by};
 pub use portmap::{Mapper, Mapping, PortMap};

@@ -116,7 +116,7 @@ pub(crate) fn with_peer(addr: &Multiaddr, peer: PeerId) -> Option<Multiaddr> {
 }
 
 /// `addr` without the `/p2p/PEER` at its end: the form in which peers tell each other addresses.
-pub(crate) fn without_peer(addr: &Multiaddr) -> Multiaddr {
+pub fn without_peer(addr: &Multiaddr) -> Multiaddr {
     let mut bare = addr.clone();
     if peer_of(addr).is_some() {
         bare.pop();
@@ -125,16 +125,32 @@ pub(crate) fn without_peer(addr: &Multiaddr) -> Multiaddr {
 }
 
 /// What to tell others about ourselves: the configured addresses, which replace everything, or else what is listened on.
-/// Loopback addresses are told only when there is nothing else: to a peer elsewhere they name its own machine.
-pub(crate) fn announced(configured: &[Multiaddr], listened: &[Multiaddr]) -> Vec<Multiaddr> {
+/// Loopback addresses are told only when there is nothing else: to a peer elsewhere they name its own machine. Private
+/// ones are told unless the same kind of IP has a public one on this very machine, which neighbours reach as well: most
+/// often they are those of bridges and containers. One that only a router has (`confirmed`) is no reason to hide them,
+/// since many routers do not let their own network in through it.
+pub(crate) fn announced(configured: &[Multiaddr], listened: &[Multiaddr], confirmed: &[Multiaddr]) -> Vec<Multiaddr> {
     if !configured.is_empty() {
         return configured.to_vec();
     }
-    let usable: Vec<(Reach, &Multiaddr)> = listened.iter().filter_map(|addr| Some((reach(addr)?, addr))).collect();
-    let only_loopback = usable.iter().all(|(reach, _)| *reach == Reach::Loopback);
+    let family = |addr: &Multiaddr| socket(addr).map(|(_, ip, _)| ip.is_ipv4());
+    let is_public = |addr: &&Multiaddr| reach(addr) == Some(Reach::Public);
+    let public: Vec<Option<bool>> = listened.iter().filter(is_public).map(family).collect();
+    let all = || {
+        listened
+            .iter()
+            .chain(confirmed)
+            .filter_map(|addr| Some((reach(addr)?, addr)))
+    };
+    let only_loopback = all().all(|(reach, _)| reach == Reach::Loopback);
     let mut out: Vec<Multiaddr> = Vec::new();
-    for (reach, addr) in usable {
-        if (only_loopback || reach != Reach::Loopback) && !out.contains(addr) {
+    for (reach, addr) in all() {
+        let worth_it = match reach {
+            Reach::Loopback => only_loopback,
+            Reach::Private => !public.contains(&family(addr)),
+            Reach::Public | Reach::Relayed => true,
+        };
+        if worth_it && !out.contains(addr) {
             out.push(addr.clone());
         }
     }
@@ -146,12 +162,7 @@ pub(crate) fn announced(configured: &[Multiaddr], listened: &[Multiaddr]) -> Vec
 pub(crate) fn believable(claimed: &[Multiaddr], peer: PeerId, source: Reach) -> Vec<Multiaddr> {
     let mut out = Vec::new();
     for addr in claimed {
-        let near_enough = match reach(addr) {
-            Some(Reach::Loopback) => source == Reach::Loopback,
-            Some(Reach::Private) => matches!(source, Reach::Loopback | Reach::Private),
-            Some(Reach::Public | Reach::Relayed) => true,
-            None => false,
-        };
+        let near_enough = reach(addr).is_some_and(|reach| is_near_enough(reach, source));
         if let Some(addr) = with_peer(addr, peer)
             && near_enough
             && !out.contains(&addr)
@@ -162,9 +173,19 @@ pub(crate) fn believable(claimed: &[Multiaddr], peer: PeerId, source: Reach) -> 
     out
 }
 
-/// Whether an address may be told to somebody who is connected over `to`: loopback only to this machine.
+/// Whether an address may be told to somebody who is connected over `to`: one of this machine or this network only to a
+/// peer that is itself that near.
 pub(crate) fn tellable(addr: &Multiaddr, to: Reach) -> bool {
-    reach(addr).is_some_and(|reach| reach != Reach::Loopback || to == Reach::Loopback)
+    reach(addr).is_some_and(|reach| is_near_enough(reach, to))
+}
+
+/// Whether an address that reaches so far means the same to a peer that is connected over `peer`.
+fn is_near_enough(reach: Reach, peer: Reach) -> bool {
+    match reach {
+        Reach::Loopback => peer == Reach::Loopback,
+        Reach::Private => matches!(peer, Reach::Loopback | Reach::Private),
+        Reach::Public | Reach::Relayed => true,
+    }
 }
 
 #[cfg(test)]
@@ -231,15 +252,45 @@ mod tests {
     #[test]
     fn configured_addresses_replace_what_is_listened_on() {
         let configured = addrs(&["/ip4/8.8.8.8/tcp/1"]);
-        assert_eq!(announced(&configured, &addrs(&["/ip4/10.0.0.1/tcp/2"])), configured);
+        assert_eq!(
+            announced(&configured, &addrs(&["/ip4/10.0.0.1/tcp/2"]), &[]),
+            configured
+        );
     }
 
     #[test]
     fn loopback_is_announced_only_when_there_is_nothing_else() {
         let both = addrs(&["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1"]);
-        assert_eq!(announced(&[], &both), addrs(&["/ip4/10.0.0.1/tcp/1"]));
+        assert_eq!(announced(&[], &both, &[]), addrs(&["/ip4/10.0.0.1/tcp/1"]));
         let loopback = addrs(&["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1"]);
-        assert_eq!(announced(&[], &loopback), loopback);
+        assert_eq!(announced(&[], &loopback, &[]), loopback);
+    }
+
+    #[test]
+    fn private_addresses_are_not_announced_beside_a_public_one_of_this_machine() {
+        let bridge = addrs(&[
+            "/ip4/172.17.0.1/tcp/1",
+            "/ip4/8.8.8.8/tcp/1",
+            "/ip4/8.8.8.8/udp/1/quic-v1",
+        ]);
+        assert_eq!(announced(&[], &bridge, &[]), bridge[1..]);
+        // Firewalls of homes often let nothing in over IPv6, and neighbours meet over IPv4.
+        let home = addrs(&["/ip4/192.168.1.2/tcp/1", "/ip6/2001:4860::1/tcp/1"]);
+        assert_eq!(announced(&[], &home, &[]), home);
+        let mapped = addrs(&["/ip4/8.8.4.4/tcp/7"]);
+        assert_eq!(announced(&[], &home, &mapped), [home, mapped].concat());
+    }
+
+    #[test]
+    fn near_addresses_are_told_to_near_peers_only() {
+        for (text, told) in [
+            ("/ip4/127.0.0.1/tcp/1", [true, false, false, false]),
+            ("/ip4/10.0.0.1/tcp/1", [true, true, false, false]),
+            ("/ip4/8.8.8.8/tcp/1", [true; 4]),
+        ] {
+            let to = [Reach::Loopback, Reach::Private, Reach::Public, Reach::Relayed];
+            assert_eq!(to.map(|to| tellable(&addr(text), to)), told, "{text}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
         swarm::Swarm,
     },
     dht::{Found, Freshness, MAX_CLOCK_SKEW_S, StoreItem},
-    p2p::{Multiaddr, PeerId},
+    p2p::{self, Multiaddr, PeerId},
     swarm::standing::{Keeper, Timing},
 };
 
@@ -67,14 +67,13 @@ pub(super) async fn examine(listen: &ListenArgs, swarm: &Swarm, report: &mut Rep
 }
 
 fn ports(node: &Node) -> Finding {
-    let addrs: Vec<String> = node.p2p.addrs().iter().map(without_peer).collect();
+    let addrs: Vec<String> = node
+        .p2p
+        .addrs()
+        .iter()
+        .map(|addr| p2p::without_peer(addr).to_string())
+        .collect();
     Finding::fine("ports", format!("can listen; others would be told {}", addrs.join(" ")))
-}
-
-fn without_peer(addr: &Multiaddr) -> String {
-    let text = addr.to_string();
-    text.rsplit_once("/p2p/")
-        .map_or(text.clone(), |(bare, _)| bare.to_owned())
 }
 
 /// Dials the initial peers. Returns those that answer, or `None` if nobody does.

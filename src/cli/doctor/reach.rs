@@ -36,7 +36,11 @@ pub(super) async fn examine(node: &Node, keeper: Keeper, report: &mut Report) {
 }
 
 fn verdict(access: &Access, addrs: &[Multiaddr]) -> Finding {
-    let told: Vec<String> = addrs.iter().filter(|addr| !p2p::is_relayed(addr)).map(bare).collect();
+    let told: Vec<String> = addrs
+        .iter()
+        .filter(|addr| !p2p::is_relayed(addr))
+        .map(|addr| p2p::without_peer(addr).to_string())
+        .collect();
     match access {
         Access::Direct => Finding::fine("reachable", format!("others can dial {}", told.join(" "))),
         Access::Relayed(_) => Finding::note(
@@ -85,7 +89,7 @@ fn sentence(evidence: &Evidence, now: Instant) -> String {
     let addr = evidence
         .addr
         .as_ref()
-        .map(|addr| format!(" {}", bare(addr)))
+        .map(|addr| format!(" {}", p2p::without_peer(addr)))
         .unwrap_or_default();
     let peer = evidence
         .peer
@@ -108,7 +112,11 @@ fn router(asked: &PortMap) -> Finding {
                 Mapper::NatPmp => "NAT-PMP",
             };
             let said = match mapping {
-                Mapping::Mapped(addrs) => addrs.iter().map(bare).collect::<Vec<_>>().join(" "),
+                Mapping::Mapped(addrs) => addrs
+                    .iter()
+                    .map(|addr| p2p::without_peer(addr).to_string())
+                    .collect::<Vec<_>>()
+                    .join(" "),
                 Mapping::NoGateway => "no router answers".to_owned(),
                 Mapping::NotPublic => "the router has no public address itself".to_owned(),
                 Mapping::Refused { reason } => format!("refused: {reason}"),
@@ -132,12 +140,6 @@ fn relay(access: &Access) -> Finding {
         ),
         Access::Direct | Access::Unknown => Finding::note("relay", "not needed"),
     }
-}
-
-fn bare(addr: &Multiaddr) -> String {
-    let text = addr.to_string();
-    text.rsplit_once("/p2p/")
-        .map_or(text.clone(), |(bare, _)| bare.to_owned())
 }
 
 #[cfg(test)]

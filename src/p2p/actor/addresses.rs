@@ -58,7 +58,7 @@ impl Actor {
         let is_circuit = |addr: &Multiaddr| addr::reach(addr) == Some(Reach::Relayed);
         let circuits = || self.listened.iter().filter(|addr| is_circuit(addr)).cloned();
         let configured = &self.config.announce;
-        let mut addrs = addr::announced(configured, &[&self.listened, self.judge.confirmed()].concat());
+        let mut addrs = addr::announced(configured, &self.listened, self.judge.confirmed());
         if !configured.is_empty() {
             addrs.extend(circuits());
         } else if self.judge.standing() == Standing::Private && circuits().next().is_some() {
