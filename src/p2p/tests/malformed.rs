@@ -140,7 +140,6 @@ async fn kad_requests_of_other_kinds_and_garbage_close_the_stream() {
     let (caller, callee) = pair(&tasks, handlers()).await;
     for bytes in [
         delimited(b"\x08\x01").to_vec(),
-        delimited(b"\x08\x04\x12\x03abc").to_vec(),
         delimited(&[0xff; 9]).to_vec(),
         vec![0xff; 11],
     ] {
