@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs a swarm of many servers with many blocks on this machine and watches that it stays healthy and does not grow.
 
-Usage: scripts/soak.py [--servers 24] [--blocks 80] [--minutes 10]
+Usage: scripts/soak.py [--servers 24] [--blocks 80] [--minutes 10] [--period 120]
 Needs: `cargo build --release`; nothing but Python's standard library. Prints one line a minute and a verdict; exits with 1
 if a server was missed by the health map, died, or the memory of the processes grew by more than a tenth after warming up.
 """
@@ -20,7 +20,6 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BINARY = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "sepal"
 HIDDEN, HEADS, KV_HEADS, MLP, VOCAB = 64, 4, 2, 176, 256
-UPDATE_PERIOD = 30
 # Memory still grows while tables fill and every server has met every other one.
 WARM_UP_MINUTES = 3
 MAX_GROWTH = 1.10
@@ -120,6 +119,7 @@ def main() -> None:
     parser.add_argument("--servers", type=int, default=24)
     parser.add_argument("--blocks", type=int, default=80)
     parser.add_argument("--minutes", type=int, default=10)
+    parser.add_argument("--period", type=int, default=120, help="seconds between announcements; 120 is what servers do")
     options = parser.parse_args()
     if not BINARY.exists():
         sys.exit(f"{BINARY} is missing: cargo build --release")
@@ -144,12 +144,12 @@ def watch(swarm: Swarm, model: pathlib.Path, options) -> bool:
     for index in range(options.servers):
         swarm.start(
             f"server-{index}", "serve", str(model), "--dht-prefix", "soak", "--blocks", f"0:{options.blocks}", *any_port,
-            "--initial-peers", addr, "--throughput", "100", "--update-period", str(UPDATE_PERIOD), "--attn-cache-tokens", "256",
+            "--initial-peers", addr, "--throughput", "100", "--update-period", str(options.period), "--attn-cache-tokens", "256",
             "--inference-max-length", "256",
         )
     for index in range(options.servers):
         swarm.wait_line(f"server-{index}", "online ")
-    print(f"{options.servers} servers of {options.blocks} blocks, announced every {UPDATE_PERIOD} s, and a bootstrap node")
+    print(f"{options.servers} servers of {options.blocks} blocks, announced every {options.period} s, and a bootstrap node")
     print("minute  online  holes  problems  MiB/process (mean, max)   MiB in all  CPU cores  open files")
     always, totals = True, []
     _, cpu_before, _ = swarm.usage()

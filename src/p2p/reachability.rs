@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use libp2p::{Multiaddr, PeerId};
 
+use super::addr;
+
 /// Can strangers dial this node?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Standing {
@@ -103,6 +105,16 @@ impl Evidence {
     pub(crate) fn about(mut self, addr: Multiaddr) -> Self {
         self.addr = Some(addr);
         self
+    }
+
+    /// Whether it shows that a door is open of which nobody is told: where a person names the addresses that others are
+    /// told (`told`, empty if none were named), only those matter.
+    pub(crate) fn is_beside(&self, told: &[Multiaddr]) -> bool {
+        let elsewhere = self
+            .addr
+            .as_ref()
+            .is_some_and(|addr| !told.contains(&addr::without_peer(addr)));
+        !told.is_empty() && self.verdict == Verdict::Dialable && elsewhere
     }
 
     /// The same witness, about the same thing.
@@ -305,6 +317,17 @@ mod tests {
 
     fn addr(text: &str) -> Multiaddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn where_the_addresses_are_named_an_open_door_elsewhere_does_not_count() {
+        let told = [addr("/ip4/25.1.2.3/tcp/9")];
+        let said = |verdict, at: &str| Evidence::new(AutoNat2, verdict, Instant::now()).about(addr(at));
+        assert!(said(Dialable, "/ip4/25.1.2.3/tcp/4000").is_beside(&told));
+        assert!(!said(Dialable, "/ip4/25.1.2.3/tcp/9").is_beside(&told));
+        assert!(!said(Dialable, "/ip4/25.1.2.3/tcp/4000").is_beside(&[]));
+        assert!(!said(NotDialable, "/ip4/25.1.2.3/tcp/4000").is_beside(&told));
+        assert!(!Evidence::new(Check, Dialable, Instant::now()).is_beside(&told));
     }
 
     #[test]

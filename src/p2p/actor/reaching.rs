@@ -186,6 +186,10 @@ impl Actor {
     }
 
     pub(super) fn hear(&mut self, evidence: Evidence) {
+        if evidence.is_beside(&self.config.announce) {
+            debug!(?evidence, "about an address that others are not told");
+            return;
+        }
         debug!(?evidence, "how this node is reached");
         let effects = self.judge.hear(evidence, Instant::now());
         self.apply(effects);
