@@ -1,7 +1,7 @@
 //! Swarms of thousands of nodes in one thread and in virtual time, to see what the DHT does at scale. Not for running a
 //! node: it exists for `examples/dht_simulation.rs` and for the tests, and is part of the library so that both use it.
 //!
-//! The nodes are made of the parts that real ones are made of: [`State`](super::state::State), searches, replicas, bans,
+//! The nodes are made of the parts that real ones are made of: `State`, searches, replicas, bans,
 //! reads, and the judgement of initial peers. What is put in the place of the network and the clock is here:
 //!
 //! ```text

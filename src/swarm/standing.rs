@@ -11,7 +11,7 @@
 //! Petals decides once, before it starts, with a DHT node made for the purpose (`server/server.py`, `check_direct_reachability`).
 //! Here one node does both: it is a client until it is known that it can be dialed, so that nobody enters it in a table
 //! for nothing, and it goes on asking, because routers are restarted and laptops carried about. It makes no connections and
-//! holds no reservations: that is the host's work ([`p2p`](crate::p2p)).
+//! holds no reservations: that is the host's work ([`p2p`]).
 
 use std::time::Duration;
 
