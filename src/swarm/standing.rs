@@ -266,14 +266,16 @@ impl Rounds {
         self.due = now + self.timing.after_new_addresses;
     }
 
-    /// What the host knows counts; while it knows nothing, our own verdict, and without one the benefit of the doubt
+    /// Nothing is said before the first question is answered: a single dial back proves less than several peers that tried.
+    /// From then on what the host knows counts; while it knows nothing, our own verdict, and without one the benefit of the doubt
     /// (Petals `server/server.py`).
     fn access(&self, known: &Reachability) -> Access {
+        if !self.settled {
+            return Access::Unknown;
+        }
         let private = match (known.standing, self.verdict) {
             (Standing::Private, _) | (Standing::Unknown, Some(Verdict::NotDialable)) => true,
-            (Standing::Public, _) | (Standing::Unknown, Some(Verdict::Dialable)) => false,
-            (Standing::Unknown, None) if self.settled => false,
-            (Standing::Unknown, None) => return Access::Unknown,
+            (Standing::Public, _) | (Standing::Unknown, Some(Verdict::Dialable) | None) => false,
         };
         match (private, known.relays.is_empty()) {
             (false, _) => Access::Direct,

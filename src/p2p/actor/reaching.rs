@@ -90,7 +90,7 @@ impl Actor {
     pub(super) fn on_autonat2(&mut self, event: autonat::v2::client::Event) {
         match event.result {
             Ok(()) => self.on_dialed_back(Source::AutoNat2, event.server, event.tested_addr),
-            Err(error) if self.is_far_enough(event.server) => {
+            Err(error) if self.is_far_enough(event.server) && self.listens_as(&event.tested_addr) => {
                 debug!(server = %short_id(&event.server), addr = %event.tested_addr, %error, "cannot be dialed");
                 let evidence = Evidence::new(Source::AutoNat2, Verdict::NotDialable, Instant::now());
                 self.hear(evidence.by(event.server).about(event.tested_addr.clone()));
@@ -99,6 +99,15 @@ impl Actor {
             }
             Err(_) => {}
         }
+    }
+
+    /// Whether this node listens over the kind of IP and carrier of `addr` at all. That nobody gets in otherwise says
+    /// nothing: others see us under such addresses because we dial with them.
+    fn listens_as(&self, addr: &Multiaddr) -> bool {
+        let kind = |addr: &Multiaddr| addr::socket(addr).map(|(carrier, ip, _)| (carrier, ip.is_ipv4()));
+        self.listened
+            .iter()
+            .any(|own| kind(own).is_some() && kind(own) == kind(addr))
     }
 
     fn on_dialed_back(&mut self, source: Source, server: PeerId, addr: Multiaddr) {

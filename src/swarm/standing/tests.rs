@@ -96,9 +96,13 @@ fn peers_that_do_not_answer_at_the_start_are_asked_once_more_before_anything_is_
 #[test]
 fn what_the_host_knows_counts_more_than_our_last_verdict() {
     let (mut rounds, now) = rounds();
-    assert_eq!(rounds.access(&known(Standing::Public, 0)), Access::Direct);
-    assert_eq!(rounds.access(&known(Standing::Private, 0)), Access::Unreachable);
+    for standing in [Standing::Unknown, Standing::Public, Standing::Private] {
+        let access = rounds.access(&known(standing, 2));
+        assert_eq!(access, Access::Unknown, "nobody was asked yet");
+    }
     rounds.answered(YES, now);
+    assert_eq!(rounds.access(&known(Standing::Unknown, 0)), Access::Direct);
+    assert_eq!(rounds.access(&known(Standing::Private, 0)), Access::Unreachable);
     let relayed = known(Standing::Private, 2);
     let access = rounds.access(&relayed);
     assert_eq!(access, Access::Relayed(relayed.relays.clone()));
