@@ -17,7 +17,11 @@ fn formats_cost_what_their_blocks_say() {
     for (format, bits) in WeightFormat::ALL.into_iter().zip(bits) {
         assert_eq!(format.bits_per_weight(), bits, "{}", format.as_str());
         assert_eq!(format.bytes(2048, 5632) as f64, bits / 8.0 * (2048 * 5632) as f64);
-        assert_eq!(format.bytes(2033, 5632), format.bytes(2048, 5632), "filled up to panels");
+        assert_eq!(
+            format.bytes(2033, 5632),
+            format.bytes(2048, 5632),
+            "filled up to panels"
+        );
     }
     assert_eq!(WeightFormat::Q4_0.bytes(16, 65), WeightFormat::Q4_0.bytes(16, 128));
     assert_eq!(WeightFormat::F32.bytes(16, 65), 16 * 65 * 4);
