@@ -12,6 +12,7 @@
 //! Weights and caches are f32, bf16 or f16; activations are f32 everywhere.
 
 mod attention;
+mod batch;
 mod block;
 mod builtin;
 mod config;
@@ -36,7 +37,8 @@ mod tensor;
 use std::{ops::Range, sync::Arc};
 
 use attention::Heads;
-use block::{Block, Segment, Shared};
+pub use batch::{Part, Scratch};
+use block::{Block, Shared};
 pub(crate) use builtin::{NAME as BUILTIN_NAME, REPO_NAME as BUILTIN_REPOSITORY};
 pub use config::{ModelConfig, RopeConfig, RopeScaling, WeightDType};
 use cpu::Kernels;
@@ -47,7 +49,7 @@ pub use files::{ModelFiles, ShardIndex};
 pub use generation::GenerationConfig;
 pub use hub::{HubError, HubOptions};
 pub use kv::Cache;
-use kv::{KvShape, Row};
+use kv::KvShape;
 use load::TensorReader;
 pub use quant::WeightFormat;
 use rope::Rope;
@@ -166,16 +168,14 @@ impl Blocks {
         x: &mut Hidden,
         position: usize,
     ) -> Result<(), ComputeError> {
-        let block = self.block(block)?;
-        self.check(x)?;
-        if cache.shape() != self.shared.heads.kv {
-            return Err(ComputeError::ForeignCache);
-        }
-        let rows = cache.rows_for_step(chain_idx, x.batch, position, x.tokens)?;
-        if !x.data.is_empty() {
-            self.run(block, rows, x, position);
-        }
-        Ok(())
+        let part = Part {
+            cache,
+            chain_idx,
+            tokens: 0..x.tokens,
+            x,
+            position,
+        };
+        self.run_batch(block, &mut [part], &mut Scratch::default())
     }
 
     /// Replaces `x`, `[batch, tokens, hidden]` from position 0, by the output of `block`, and keeps nothing.
@@ -233,31 +233,6 @@ impl Blocks {
             });
         }
         Ok(())
-    }
-
-    /// All tokens of all sequences in one row, as many at a time as `max_chunk_bytes` allows.
-    fn run(&self, block: &Block, rows: &mut [Row], x: &mut Hidden, position: usize) {
-        let tokens_at_a_time = (self.max_chunk_bytes / block.scratch_bytes_per_token()).max(1);
-        let chunks = x.data.chunks_mut(tokens_at_a_time * x.width);
-        for (chunk_idx, chunk) in chunks.enumerate() {
-            let start = chunk_idx * tokens_at_a_time;
-            let end = start + chunk.len() / x.width;
-            let mut segments: Vec<Segment<'_>> = rows
-                .iter_mut()
-                .enumerate()
-                .filter_map(|(row_idx, row)| {
-                    let first = row_idx * x.tokens;
-                    let (from, to) = (start.max(first), end.min(first + x.tokens));
-                    (from < to).then(|| Segment {
-                        row,
-                        position: position + from - first,
-                        tokens: to - from,
-                        sequence_len: position + x.tokens,
-                    })
-                })
-                .collect();
-            block.run(&self.shared, chunk, &mut segments);
-        }
     }
 }
 

@@ -232,6 +232,14 @@ pub enum ComputeError {
         /// What the cache was made for.
         max_length: usize,
     },
+    /// The step has no such tokens.
+    #[error("tokens {}:{} of a step of {n_tokens} tokens were asked for", tokens.start, tokens.end)]
+    Tokens {
+        /// The tokens asked for.
+        tokens: Range<usize>,
+        /// How many there are.
+        n_tokens: usize,
+    },
     /// Beams cannot be reordered so.
     #[error("cannot reorder a batch of {batch} by {rows:?}")]
     Reorder {
