@@ -47,7 +47,10 @@ impl Part<'_> {
 
     fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         let (row, range) = self.row_and_range();
-        self.x.data.chunks_exact_mut(row).map(move |row| &mut row[range.clone()])
+        self.x
+            .data
+            .chunks_exact_mut(row)
+            .map(move |row| &mut row[range.clone()])
     }
 
     /// Numbers in each sequence of the step, and which of them are in this part.
@@ -112,12 +115,7 @@ impl Blocks {
     }
 
     /// Copied behind each other, and back: little beside reading the weights.
-    fn run_together(
-        &self,
-        block: &Block,
-        parts: &mut [Part<'_>],
-        scratch: &mut Scratch,
-    ) -> Result<(), ComputeError> {
+    fn run_together(&self, block: &Block, parts: &mut [Part<'_>], scratch: &mut Scratch) -> Result<(), ComputeError> {
         let x = &mut scratch.x;
         x.clear();
         for row in parts.iter().flat_map(Part::rows) {

@@ -49,7 +49,9 @@ fn alone(blocks: &Blocks, x: &Hidden) -> Vec<Vec<f32>> {
     for token in 0..x.tokens {
         let mut step = tokens(x, token..token + 1);
         for block in 0..2 {
-            blocks.step(block, &mut cache, block as usize, &mut step, token).unwrap();
+            blocks
+                .step(block, &mut cache, block as usize, &mut step, token)
+                .unwrap();
         }
         for (row, out) in run.iter_mut().enumerate() {
             out.extend(sequence(&step, row).data);
@@ -129,17 +131,13 @@ fn a_batch_with_a_part_that_does_not_fit_changes_nothing() {
             tokens: 0..3,
         })
         .collect();
-    let error = blocks
-        .run_batch(0, &mut parts, &mut Scratch::default())
-        .unwrap_err();
+    let error = blocks.run_batch(0, &mut parts, &mut Scratch::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
         "3 tokens at position 0 exceed the session's maximum of 2"
     );
     parts[1].tokens = 1..4;
-    let error = blocks
-        .run_batch(0, &mut parts, &mut Scratch::default())
-        .unwrap_err();
+    let error = blocks.run_batch(0, &mut parts, &mut Scratch::default()).unwrap_err();
     assert_eq!(error.to_string(), "tokens 1:4 of a step of 3 tokens were asked for");
     assert_eq!(steps, [x.clone(), x]);
 }
