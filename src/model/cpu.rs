@@ -9,6 +9,7 @@ mod elementwise;
 mod kernel;
 mod lanes;
 mod matmul;
+mod panels;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -16,6 +17,7 @@ mod x86;
 pub(crate) use elementwise::{exp, rms_norm, silu_times};
 use lanes::Element;
 pub(crate) use matmul::{Operand, matmul};
+pub(crate) use panels::{LANES, Rows, RowsMut};
 
 use super::number::Slice;
 
@@ -30,6 +32,9 @@ pub(crate) enum Level {
     /// AVX-512F: 16 numbers at a time.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// 4 numbers at a time.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 /// A level this CPU was seen to have.
@@ -53,6 +58,8 @@ impl Kernels {
             Level::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "AVX-512",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => "NEON",
         }
     }
 
@@ -73,6 +80,8 @@ impl Kernels {
                 levels.push(Level::Avx512);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        levels.push(Level::Neon);
         levels.into_iter().map(|level| Self { level }).collect()
     }
 
@@ -86,6 +95,7 @@ impl Kernels {
             Slice::F32(weights) => self.dot_rows_of(weights, cols, x, out),
             Slice::Bf16(weights) => self.dot_rows_of(weights, cols, x, out),
             Slice::F16(weights) => self.dot_rows_of(weights, cols, x, out),
+            Slice::I8(_) => unreachable!("weights are not i8"),
         }
     }
 
@@ -122,6 +132,7 @@ impl Kernels {
             Slice::F32(rows) => self.add_weighted_of(rows, cols, share, out),
             Slice::Bf16(rows) => self.add_weighted_of(rows, cols, share, out),
             Slice::F16(rows) => self.add_weighted_of(rows, cols, share, out),
+            Slice::I8(_) => unreachable!("values are not i8"),
         }
     }
 

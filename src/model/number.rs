@@ -1,4 +1,4 @@
-//! Numbers in memory: buffers and views of f32, bf16 and f16, and the ways between them. It computes nothing.
+//! Numbers in memory: buffers and views of f32, bf16, f16 and i8, and the ways between them. It computes nothing.
 
 use std::ops::Range;
 
@@ -56,12 +56,26 @@ impl Number for f16 {
     }
 }
 
-/// A view of numbers of one of the three types.
+impl Number for i8 {
+    /// To a whole number, halves to the even one, -128 and 127 beyond.
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        value.round_ties_even() as i8
+    }
+
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+}
+
+/// A view of numbers of one of the types the kernels load. What an i8 is worth is known to whoever scaled it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Slice<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
     F16(&'a [f16]),
+    I8(&'a [i8]),
 }
 
 impl<'a> Slice<'a> {
@@ -71,6 +85,7 @@ impl<'a> Slice<'a> {
             Self::F32(items) => items.len(),
             Self::Bf16(items) => items.len(),
             Self::F16(items) => items.len(),
+            Self::I8(items) => items.len(),
         }
     }
 
@@ -83,6 +98,7 @@ impl<'a> Slice<'a> {
             Self::F32(items) => Slice::F32(&items[range]),
             Self::Bf16(items) => Slice::Bf16(&items[range]),
             Self::F16(items) => Slice::F16(&items[range]),
+            Self::I8(items) => Slice::I8(&items[range]),
         }
     }
 
@@ -93,13 +109,9 @@ impl<'a> Slice<'a> {
     pub(crate) fn widen_into(self, out: &mut [f32]) {
         match self {
             Self::F32(items) => out.copy_from_slice(items),
-            Self::Bf16(items) => {
-                assert_eq!(items.len(), out.len(), "widening into a buffer of another length");
-                for (out, item) in out.iter_mut().zip(items) {
-                    *out = Number::to_f32(*item);
-                }
-            }
+            Self::Bf16(items) => widen(items, out),
             Self::F16(items) => items.convert_to_f32_slice(out),
+            Self::I8(items) => widen(items, out),
         }
     }
 
@@ -111,7 +123,14 @@ impl<'a> Slice<'a> {
     }
 }
 
-/// Numbers of one of the three types, owned.
+fn widen<N: Number>(items: &[N], out: &mut [f32]) {
+    assert_eq!(items.len(), out.len(), "widening into a buffer of another length");
+    for (out, item) in out.iter_mut().zip(items) {
+        *out = item.to_f32();
+    }
+}
+
+/// Numbers of one of the three types of weights, owned.
 #[derive(Clone, Debug)]
 pub(crate) enum Buffer {
     F32(Vec<f32>),

@@ -1,0 +1,71 @@
+//! Panels with AVX-512F: one register of 16 values. It needs none of the extensions, so it runs on every such CPU.
+
+use std::arch::x86_64::{
+    __m512, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_castsi512_ps, _mm512_cvtepi8_epi32,
+    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+};
+
+use half::{bf16, f16};
+
+use super::{Element16, Lanes16, Product, multiply};
+
+#[derive(Clone, Copy)]
+pub(in crate::model::cpu) struct Avx512(__m512);
+
+impl Lanes16 for Avx512 {
+    /// Of 32 registers; 4 for weights and one for x are left.
+    const SUMS: usize = 24;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller's promise, here and below.
+        Self(unsafe { _mm512_setzero_ps() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(at: *const f32) -> Self {
+        Self(unsafe { _mm512_loadu_ps(at) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(at: *const bf16) -> Self {
+        Self(unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(at: *const f16) -> Self {
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(at: *const i8) -> Self {
+        Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        unsafe { _mm512_storeu_ps(at, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: f32, addend: Self) -> Self {
+        Self(unsafe { _mm512_fmadd_ps(self.0, _mm512_set1_ps(factor), addend.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+/// # Safety
+/// The CPU has AVX-512F, and as [`multiply`].
+#[target_feature(enable = "avx512f")]
+pub(in crate::model::cpu) unsafe fn run<E: Element16>(product: Product<'_, E>) {
+    // SAFETY: the caller's promise.
+    unsafe { multiply::<Avx512, E>(product) }
+}

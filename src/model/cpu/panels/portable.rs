@@ -1,0 +1,84 @@
+//! Panels with arrays, for CPUs without a file of their own. The compiler turns them into what the architecture always
+//! has.
+
+use half::{bf16, f16};
+
+use super::{Element16, LANES, Lanes16, Product, multiply};
+use crate::model::number::Number;
+
+/// Whether a fused multiply-add is an instruction; if not it would be a call of a library, many times slower.
+const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+
+#[derive(Clone, Copy)]
+pub(in crate::model::cpu) struct Array([f32; LANES]);
+
+impl Array {
+    #[inline(always)]
+    unsafe fn load<N: Number>(at: *const N) -> Self {
+        let mut lanes = [0.0; LANES];
+        for (lane, value) in lanes.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *value = unsafe { (*at.add(lane)).to_f32() };
+        }
+        Self(lanes)
+    }
+}
+
+impl Lanes16 for Array {
+    /// As four registers of four values each, half of what SSE2 has.
+    const SUMS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self([0.0; LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(at: *const f32) -> Self {
+        // SAFETY: the caller's promise, here and below.
+        unsafe { Self::load(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(at: *const bf16) -> Self {
+        unsafe { Self::load(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(at: *const f16) -> Self {
+        unsafe { Self::load(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(at: *const i8) -> Self {
+        unsafe { Self::load(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        unsafe { at.cast::<[f32; LANES]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: f32, addend: Self) -> Self {
+        let mut sums = addend.0;
+        for (sum, weight) in sums.iter_mut().zip(&self.0) {
+            *sum = if FUSED {
+                weight.mul_add(factor, *sum)
+            } else {
+                weight * factor + *sum
+            };
+        }
+        Self(sums)
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+}
+
+/// # Safety
+/// As [`multiply`].
+pub(in crate::model::cpu) unsafe fn run<E: Element16>(product: Product<'_, E>) {
+    // SAFETY: the caller's promise.
+    unsafe { multiply::<Array, E>(product) }
+}
