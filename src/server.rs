@@ -12,6 +12,7 @@
 
 mod capacity;
 mod convert;
+mod current;
 mod error;
 mod handler;
 mod lifecycle;
@@ -26,25 +27,16 @@ mod stats;
 mod throughput;
 mod worker;
 
-use std::{
-    ops::Range,
-    path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
-use sepal_protocol::{
-    compress::Compression,
-    record::{ServerInfo, ServerState},
-};
+use sepal_protocol::compress::Compression;
 use tokio::sync::{Mutex, mpsc, watch};
-use tracing::debug;
 
+use self::lifecycle::Lifecycle;
 pub use self::{
     capacity::weight_bytes, error::RequestError, lifecycle::StartError, serving::Limits, stats::Stats,
     throughput::Throughput,
 };
-use self::{lifecycle::Lifecycle, serving::Serving, stats::Counters};
 use crate::{
     dht::Dht,
     model::{DEFAULT_MAX_CHUNK_BYTES, ModelSource, WeightDType},
@@ -224,8 +216,8 @@ impl Server {
     /// Whether nothing is reserved, waits or runs.
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
-        let serving = self.lifecycle.current().get();
-        serving.is_ok_and(|serving| serving.memory.is_free() && serving.worker.is_idle())
+        let serving = self.lifecycle.hosted().now();
+        serving.is_some_and(|serving| serving.memory.is_free() && serving.worker.is_idle())
     }
 
     /// What the server did so far.
@@ -237,94 +229,5 @@ impl Server {
     /// or announced afterwards.
     pub async fn shutdown(&self) {
         self.lifecycle.shut_down().await;
-    }
-}
-
-/// What is being served right now, if anything. Handlers look here at every request.
-#[derive(Debug)]
-pub(crate) struct Current {
-    /// Shown in `rpc_info`.
-    version: String,
-    /// How others get to us.
-    access: watch::Receiver<Access>,
-    /// Most bytes of one request, all its tensors together.
-    max_request_bytes: usize,
-    serving: RwLock<Option<Arc<Serving>>>,
-    record: RwLock<Record>,
-    counters: Arc<Counters>,
-}
-
-/// What a server says about itself, without what changes from one moment to the next.
-#[derive(Debug)]
-struct Record {
-    info: ServerInfo,
-    /// What `info` says when others dial us is less when everything comes through a relay. Tokens per second.
-    relayed_throughput: f64,
-}
-
-impl Current {
-    fn new(version: String, access: watch::Receiver<Access>, max_request_bytes: usize) -> Self {
-        let record = Record {
-            info: ServerInfo::new(ServerState::Offline, 0.0),
-            relayed_throughput: 0.0,
-        };
-        Self {
-            version,
-            access,
-            max_request_bytes,
-            serving: RwLock::new(None),
-            record: RwLock::new(record),
-            counters: Arc::default(),
-        }
-    }
-
-    /// # Errors
-    /// While nothing is loaded.
-    fn get(&self) -> Result<Arc<Serving>, RequestError> {
-        let serving = self.serving.read().unwrap_or_else(PoisonError::into_inner);
-        serving.clone().ok_or(RequestError::NotServing)
-    }
-
-    fn set(&self, serving: Option<Arc<Serving>>) -> Option<Arc<Serving>> {
-        std::mem::replace(
-            &mut *self.serving.write().unwrap_or_else(PoisonError::into_inner),
-            serving,
-        )
-    }
-
-    /// Whether others cannot dial us: our DHT serves nobody then.
-    fn using_relay(&self) -> bool {
-        self.access.borrow().using_relay()
-    }
-
-    /// What we say about ourselves at this moment.
-    fn describe(&self) -> ServerInfo {
-        let using_relay = self.using_relay();
-        let mut record = {
-            let record = self.record.read().unwrap_or_else(PoisonError::into_inner);
-            let mut info = record.info.clone();
-            if using_relay {
-                info.throughput = record.relayed_throughput;
-            }
-            info
-        };
-        record.using_relay = Some(using_relay);
-        if let Ok(serving) = self.get() {
-            record.state = ServerState::Online;
-            (record.start_block, record.end_block) = (Some(serving.span.start), Some(serving.span.end));
-            record.cache_tokens_left = Some(serving.cache_tokens_left());
-        }
-        record
-    }
-
-    /// Notes a request that ends with an error, on its way to the client.
-    fn rejected(&self, error: RequestError) -> RequestError {
-        self.counters.rejected.add();
-        debug!(error = &error as &dyn std::error::Error, "rejected");
-        error
-    }
-
-    fn set_record(&self, record: Record) {
-        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
     }
 }

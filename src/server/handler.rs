@@ -12,18 +12,18 @@ use sepal_protocol::{
     message::decode,
     metadata::StepMetadata,
     names, proto,
-    record::{BlockSchema, BlockUid, RpcInfo},
+    record::{BlockSchema, RpcInfo},
     tensor::{DEFAULT_PART_BYTES, Joiner, split},
 };
 use tokio::time::timeout;
 
 use super::{
-    Current,
     convert::convert,
+    current::Current,
     error::RequestError,
-    request::{self, check_adapter, check_points, ordered, parse_chain},
+    request::{self, check_adapter, check_points, ordered},
     serving::Serving,
-    session,
+    session::{self, Opening},
     worker::Work,
 };
 use crate::p2p::{Handler, HandlerLimits, StreamReceiver, StreamSender};
@@ -50,7 +50,7 @@ pub(crate) fn handlers(current: &Arc<Current>) -> Vec<Handler> {
     };
     let steps = HandlerLimits {
         max_calls: MAX_SESSIONS,
-        max_message: current.max_request_bytes,
+        max_message: current.max_request_bytes(),
     };
     let [info, forward, push, stream, inference, legacy] = std::array::from_fn(|_| current.clone());
     vec![
@@ -92,28 +92,34 @@ pub(crate) fn handlers(current: &Arc<Current>) -> Vec<Handler> {
 }
 
 /// The server's facts; with a uid, also the schema of its requests, which Python clients read the compression from.
+///
+/// Without one, as monitors ask, the answer is about the node: the free tokens of all its models together. They are the
+/// only number in it, and whoever looks at a node wants to know how much of it is free, not of which model came first.
 fn rpc_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError> {
-    let uid: proto::ExpertUid = decode("ExpertUID", request.clone())?;
-    let serving = current.get()?;
-    let schema = if uid.uid.is_empty() {
-        None
+    let proto::ExpertUid { uid } = decode("ExpertUID", request.clone())?;
+    let (cache_tokens_available, schema) = if uid.is_empty() {
+        let free = current
+            .announced()?
+            .into_iter()
+            .map(|serving| serving.cache_tokens_available());
+        (free.sum(), None)
     } else {
-        let known = |it: BlockUid| it.prefix() == serving.prefix && serving.span.contains(&it.block());
-        let served = uid.uid.parse().is_ok_and(known);
-        if !served {
-            return Err(RequestError::UnknownUid { uid: uid.uid });
-        }
-        let hidden_size = serving.blocks.config().hidden_size as u64;
-        Some(BlockSchema::of_block(
-            hidden_size,
+        let serving = match current.find(&uid) {
+            Ok((serving, chain)) if chain.len() == 1 => serving,
+            Err(RequestError::NotServing) => return Err(RequestError::NotServing),
+            _ => return Err(RequestError::UnknownUid { uid }),
+        };
+        let schema = BlockSchema::of_block(
+            serving.blocks.config().hidden_size as u64,
             serving.blocks.dtype().as_torch_str(),
             serving.compression,
-        ))
+        );
+        (serving.cache_tokens_available(), Some(schema))
     };
     let info = RpcInfo {
         version: current.version.clone(),
         dht_client_mode: current.using_relay(),
-        cache_tokens_available: serving.cache_tokens_available(),
+        cache_tokens_available,
         schema,
     };
     Ok(proto::ExpertInfo {
@@ -125,8 +131,8 @@ fn rpc_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError> {
 
 /// What the map monitors of other Rust nodes ask for: our announced record, under an older name.
 fn legacy_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError> {
-    let _uid: proto::ExpertUid = decode("ExpertUID", request.clone())?;
-    let record = current.describe();
+    let proto::ExpertUid { uid } = decode("ExpertUID", request.clone())?;
+    let record = current.model_of(&uid)?.describe();
     Ok(proto::ExpertInfo {
         serialized_info: record.encode_for_map_monitor()?,
     }
@@ -134,12 +140,20 @@ fn legacy_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError
     .into())
 }
 
-async fn rpc_inference(current: &Current, requests: StreamReceiver, replies: StreamSender) -> Result<(), RequestError> {
-    let serving = current.get()?;
+async fn rpc_inference(
+    current: &Current,
+    mut requests: StreamReceiver,
+    replies: StreamSender,
+) -> Result<(), RequestError> {
+    let Ok(Ok(Some(first))) = timeout(current.limits()?.step_timeout, requests.recv()).await else {
+        return Ok(());
+    };
+    let first: proto::ExpertRequest = decode("ExpertRequest", first)?;
+    let (serving, chain) = current.find(&first.uid)?;
     let stopped = serving.tasks.token();
-    // Ends with the span it was opened on: when the server moves to other blocks, the client finds another route.
+    let opening = Opening { serving, chain, first };
     let session = stopped
-        .run_until_cancelled(session::run(serving, requests, replies))
+        .run_until_cancelled(session::run(opening, requests, replies))
         .await;
     session.unwrap_or(Err(RequestError::NotServing))
 }
@@ -147,8 +161,7 @@ async fn rpc_inference(current: &Current, requests: StreamReceiver, replies: Str
 /// A step that the server before us computed; it goes to the session it is for.
 fn rpc_push(current: &Current, request: Bytes) -> Result<Bytes, RequestError> {
     let request: proto::ExpertRequest = decode("ExpertRequest", request)?;
-    let serving = current.get()?;
-    parse_chain(&request.uid, &serving.prefix, &serving.span)?;
+    let serving = current.find_open(&request.uid)?;
     let id = StepMetadata::decode(&request.metadata)?
         .session_id
         .ok_or(RequestError::NoSessionId)?;
@@ -174,9 +187,10 @@ async fn rpc_forward_stream(
     mut requests: StreamReceiver,
     mut replies: StreamSender,
 ) -> Result<(), RequestError> {
-    let limit = current.get()?.limits.request_timeout;
+    // Which model it is for is known with the first message only.
+    let limit = current.limits()?.request_timeout;
     let work = async {
-        let Some(request) = gather(&mut requests, current.max_request_bytes).await? else {
+        let Some(request) = gather(&mut requests, current.max_request_bytes()).await? else {
             return Ok(());
         };
         let output = forward(current, request).await?;
@@ -228,8 +242,7 @@ async fn gather(requests: &mut StreamReceiver, max_bytes: usize) -> Result<Optio
 }
 
 async fn forward(current: &Current, request: proto::ExpertRequest) -> Result<proto::Tensor, RequestError> {
-    let serving = current.get()?;
-    let chain = parse_chain(&request.uid, &serving.prefix, &serving.span)?;
+    let (serving, chain) = current.find(&request.uid)?;
     let metadata = StepMetadata::decode(&request.metadata)?;
     check_points(&metadata, "rpc_forward")?;
     check_adapter(&metadata)?;

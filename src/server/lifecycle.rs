@@ -22,7 +22,8 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    BlockChoice, Config, Current, Record, capacity,
+    BlockChoice, Config, capacity,
+    current::{Current, Hosted, Record},
     memory::Memory,
     serving::{Limits, Serving},
     sessions::Sessions,
@@ -104,6 +105,7 @@ pub(super) struct Lifecycle {
     moving: Tasks,
     directory: Directory,
     current: Arc<Current>,
+    hosted: Arc<Hosted>,
     announcer: Mutex<Option<Arc<Announcer>>>,
     report: mpsc::Sender<Result<Range<u32>, StartError>>,
 }
@@ -121,7 +123,8 @@ impl Lifecycle {
         let max_batch_size = config.limits.max_batch_size;
         let max_batch_size = max_batch_size.unwrap_or_else(|| capacity::default_max_tokens(source.config()));
         let max_request_bytes = capacity::request_bytes(source.config(), max_batch_size);
-        let current = Arc::new(Current::new(version(), config.access.clone(), max_request_bytes));
+        let current = Arc::new(Current::new(version(), config.access.clone()));
+        let hosted = current.add(config.prefix.clone(), max_request_bytes);
         let tasks = tasks.child();
         let moving = tasks.child();
         Self {
@@ -133,6 +136,7 @@ impl Lifecycle {
             moving,
             directory,
             current,
+            hosted,
             announcer: Mutex::default(),
             report,
         }
@@ -140,6 +144,11 @@ impl Lifecycle {
 
     pub(super) fn current(&self) -> &Arc<Current> {
         &self.current
+    }
+
+    #[cfg(test)]
+    pub(super) fn hosted(&self) -> &Hosted {
+        &self.hosted
     }
 
     fn dtype(&self) -> WeightDType {
@@ -163,9 +172,9 @@ impl Lifecycle {
             dtype = self.dtype().as_torch_str(),
             "serving these blocks"
         );
-        self.current.set_record(self.record(None));
-        let current = self.current.clone();
-        let describe = move || current.describe();
+        self.hosted.set_record(self.record(None));
+        let hosted = self.hosted.clone();
+        let describe = move || hosted.describe();
         let announcer = Announcer::spawn(self.dht.clone(), self.announce_config(&span), describe, &self.tasks);
         let announcer = Arc::new(announcer);
         *self.announcer.lock().unwrap_or_else(PoisonError::into_inner) = Some(announcer.clone());
@@ -180,8 +189,8 @@ impl Lifecycle {
         // Loading need not wait until everybody knows that we load.
         let ((), (serving, rates)) = tokio::try_join!(join, self.load(&span))?;
         self.wait_until_reachable().await?;
-        self.current.set_record(self.record(Some(rates)));
-        self.current.set(Some(Arc::new(serving)));
+        self.hosted.set_record(self.record(Some(rates)));
+        self.hosted.switch(Arc::new(serving));
         announcer
             .set_state(ServerState::Online)
             .await
@@ -385,7 +394,7 @@ impl Lifecycle {
     /// OFFLINE, then no more answers, then no more computing.
     async fn take_down(&self) {
         self.go_offline().await;
-        if let Some(serving) = self.current.set(None) {
+        for serving in self.hosted.clear() {
             serving.tasks.shutdown().await;
             serving.worker.stop();
         }

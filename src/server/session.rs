@@ -42,33 +42,36 @@ const END_AFTER_GOODBYE: Duration = Duration::from_secs(5);
 /// Tensors of a step: activations, deep prompts, beam indices.
 const N_TENSORS: usize = 3;
 
+/// The first message of a session, and where its blocks are.
+pub(crate) struct Opening {
+    pub(crate) serving: Arc<Serving>,
+    pub(crate) chain: Arc<[u32]>,
+    pub(crate) first: proto::ExpertRequest,
+}
+
 /// Serves one `rpc_inference` stream from its first message to its end.
 ///
 /// # Errors
 /// What to tell the client; whatever the end, cache and session id are free again when this returns.
 pub(crate) async fn run(
-    serving: Arc<Serving>,
+    opening: Opening,
     mut requests: StreamReceiver,
     mut replies: StreamSender,
 ) -> Result<(), RequestError> {
-    let limit = serving.limits.session_timeout;
-    timeout(limit, converse(serving, &mut requests, &mut replies))
+    let limit = opening.serving.limits.session_timeout;
+    timeout(limit, converse(opening, &mut requests, &mut replies))
         .await
         .unwrap_or(Err(RequestError::SessionTimeout))
 }
 
 async fn converse(
-    serving: Arc<Serving>,
+    opening: Opening,
     requests: &mut StreamReceiver,
     replies: &mut StreamSender,
 ) -> Result<(), RequestError> {
-    let Ok(Ok(Some(first))) = timeout(serving.limits.step_timeout, requests.recv()).await else {
-        return Ok(());
-    };
-    let first: proto::ExpertRequest = decode("ExpertRequest", first)?;
-    let mut session = Session::open(serving, &first).await?;
+    let mut session = Session::open(&opening).await?;
     let mut next = Some(Incoming {
-        request: first,
+        request: opening.first,
         pushed: false,
     });
     while let Some(incoming) = next {
@@ -121,8 +124,8 @@ struct Session {
 
 impl Session {
     /// Checks the first message in Petals' order, reserves the cache and registers the session's id.
-    async fn open(serving: Arc<Serving>, first: &proto::ExpertRequest) -> Result<Self, RequestError> {
-        let chain = request::parse_chain(&first.uid, &serving.prefix, &serving.span)?;
+    async fn open(opening: &Opening) -> Result<Self, RequestError> {
+        let Opening { serving, chain, first } = opening;
         let metadata = StepMetadata::decode(&first.metadata)?;
         let asked = metadata.max_length_tokens().ok_or_else(|| RequestError::NoMaxLength {
             got: PythonText(metadata.max_length.as_ref()).to_string(),
@@ -160,7 +163,7 @@ impl Session {
         let cache = serving.blocks.new_cache(chain.len(), batch, max_length);
         debug!(?chain, batch, max_length, bytes, "session opens");
         Ok(Self {
-            chain,
+            chain: chain.clone(),
             batch,
             max_length,
             prefix: 0,
@@ -168,7 +171,7 @@ impl Session {
             structure: metadata.args_structure,
             pushes,
             seen: RecentSteps::default(),
-            serving,
+            serving: serving.clone(),
         })
     }
 
