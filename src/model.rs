@@ -7,10 +7,15 @@
 //!                                   └─────▶ Ends   ── embed(tokens) ──▶ x ──▶ logits ──▶ Sampler ──▶ token
 //! ```
 //!
-//! A step goes through these files: `block` (the layer, in paper order) calls `linear` (matrix products), `rope`
-//! (positions), `kv` (where keys and values are kept) and `attention`; all of them end in `cpu` (the kernels).
+//! What a model consists of is said in three places: `config` (which parts, of which sizes), `family` (how a family's
+//! `config.json` says so and what its tensors are called) and `layout` (both together: the tensors of a block).
+//!
+//! A step goes through these files: `block` (the layer, in paper order) calls `norm`, `linear` (matrix products), `rope`
+//! (positions), `kv` (where keys and values are kept), `attention` and `feed_forward`; all of them end in `cpu` (the
+//! kernels).
 //! Weights and caches are f32, bf16 or f16; activations are f32 everywhere.
 
+mod activation;
 mod attention;
 mod batch;
 mod block;
@@ -20,13 +25,16 @@ mod cpu;
 mod ends;
 mod error;
 mod family;
+mod feed_forward;
 mod files;
 mod generation;
 mod grad;
 mod hub;
 mod kv;
+mod layout;
 mod linear;
 mod load;
+mod norm;
 mod number;
 mod quant;
 mod rope;
@@ -40,7 +48,14 @@ use attention::Heads;
 pub use batch::{Part, Scratch};
 use block::{Block, Shared};
 pub(crate) use builtin::{NAME as BUILTIN_NAME, REPO_NAME as BUILTIN_REPOSITORY};
-pub use config::{ModelConfig, RopeConfig, RopeScaling, WeightDType};
+pub use config::{
+    ModelConfig, WeightDType,
+    parts::{
+        Activation, AlibiKind, AttentionConfig, EndsConfig, ExpertsConfig, FeedForwardConfig, NormConfig, NormKind,
+        Position, Residual, Routing, SlidingWindow,
+    },
+    rope::{RopeConfig, RopeScaling},
+};
 use cpu::Kernels;
 pub use ends::Ends;
 pub use error::{ComputeError, ConfigError, LoadError};
@@ -52,7 +67,6 @@ pub use kv::Cache;
 use kv::KvShape;
 use load::TensorReader;
 pub use quant::WeightFormat;
-use rope::Rope;
 pub use sample::{SampleError, Sampler, SamplingParams};
 pub use source::{ModelSource, ResolveError};
 pub use tensor::Hidden;
@@ -101,12 +115,7 @@ impl Blocks {
             kv: KvShape::new(&config, dtype),
             group: config.group_size(),
         };
-        let rope = Rope::new(&config.rope, config.head_dim);
-        let shared = Shared {
-            heads,
-            rope,
-            rms_eps: config.rms_eps,
-        };
+        let shared = Shared { heads };
         Ok(Self {
             config,
             span,
@@ -212,7 +221,7 @@ impl Blocks {
         if x_in.data.is_empty() {
             return Ok(x_in.clone());
         }
-        grad::backward(block, &self.shared, &self.config, x_in, grad_out).map_err(ComputeError::Autograd)
+        grad::backward(block, &self.config, x_in, grad_out).map_err(ComputeError::Autograd)
     }
 
     fn block(&self, block: u32) -> Result<&Block, ComputeError> {

@@ -5,6 +5,8 @@
 use rayon::prelude::*;
 
 use super::{
+    activation::tanh,
+    config::parts::AlibiKind,
     cpu::{Kernels, Operand, exp, matmul},
     kv::{HeadPage, KvShape, Row},
     linear::WORTH_THREADS,
@@ -24,6 +26,56 @@ pub(crate) struct Heads {
     pub(crate) kv: KvShape,
     /// Query heads per key head.
     pub(crate) group: usize,
+}
+
+/// How a block scores keys, besides the product of query and key.
+#[derive(Clone, Debug)]
+pub(crate) struct Scoring {
+    /// Multiplies query · key.
+    pub(crate) scale: f32,
+    /// Scaled products become `softcap · tanh(product / softcap)`.
+    pub(crate) softcap: Option<f32>,
+    /// A query sees itself and the `window - 1` tokens before it.
+    pub(crate) window: Option<usize>,
+    /// Added after that, by the position of the key.
+    pub(crate) alibi: Option<Alibi>,
+    /// For each query head the score of a key that is always seen and has no value.
+    pub(crate) sinks: Option<Vec<f32>>,
+}
+
+/// Scores that grow with the position of the key.
+#[derive(Clone, Debug)]
+pub(crate) struct Alibi {
+    /// For each query head, per token.
+    slopes: Vec<f32>,
+    kind: AlibiKind,
+    /// Multiplies the sum of product and bias in one of the kinds.
+    scale: f32,
+}
+
+impl Alibi {
+    /// The slopes of Press et al., 2021: powers of 2, and for other numbers of heads than powers of 2 every second one of
+    /// the next finer series (transformers `build_alibi_tensor`).
+    pub(crate) fn new(n_heads: usize, kind: AlibiKind, scale: f32) -> Self {
+        let whole = 1_usize << n_heads.max(1).ilog2();
+        let base = |n: usize| (-8.0 / n as f32).exp2();
+        let coarse = (1..=whole as i32).map(|i| base(whole).powi(i));
+        let finer = (0..n_heads - whole).map(|i| base(2 * whole).powi(2 * i as i32 + 1));
+        Self {
+            slopes: coarse.chain(finer).collect(),
+            kind,
+            scale,
+        }
+    }
+
+    /// What is added to the scaled product of a query of `head` and the key at `position`.
+    pub(crate) fn bias(&self, head: usize, position: usize) -> f32 {
+        let round = |x: f32| half::bf16::from_f32(x).to_f32();
+        match self.kind {
+            AlibiKind::Exact => self.slopes[head] * position as f32,
+            AlibiKind::Bfloat16 => round(round(self.slopes[head]) * round(position as f32)) * self.scale,
+        }
+    }
 }
 
 /// Consecutive new tokens of one sequence, whose keys are in `row`.
@@ -47,15 +99,15 @@ struct Unit<'a> {
 
 impl Heads {
     /// `queries` is `[tokens, n_heads, head_dim]` of all `sequences` one after the other; returns the same shape.
-    pub(crate) fn attend(&self, sequences: &[Queries<'_>], queries: &[f32]) -> Vec<f32> {
+    pub(crate) fn attend(&self, scoring: &Scoring, sequences: &[Queries<'_>], queries: &[f32]) -> Vec<f32> {
         let by_head = self.regroup(sequences, queries, Order::ByToken);
         let mut out = vec![0.0; queries.len()];
         let mut units = self.units(sequences, &by_head, &mut out);
         let work: usize = units.iter().map(|unit| self.work(unit)).sum();
         if work < WORTH_THREADS {
-            units.iter_mut().for_each(|unit| self.run(unit));
+            units.iter_mut().for_each(|unit| self.run(scoring, unit));
         } else {
-            units.par_iter_mut().for_each(|unit| self.run(unit));
+            units.par_iter_mut().for_each(|unit| self.run(scoring, unit));
         }
         self.regroup(sequences, &out, Order::ByHead)
     }
@@ -117,23 +169,49 @@ impl Heads {
         unit.queries.len() * (unit.position + unit.queries.len() / self.width())
     }
 
-    fn run(&self, unit: &mut Unit<'_>) {
+    fn run(&self, scoring: &Scoring, unit: &mut Unit<'_>) {
         let head_dim = self.kv.head_dim;
         let tokens = unit.queries.len() / self.width();
         let mut softmax = Softmax::new(unit.queries.len() / head_dim);
+        if let Some(sinks) = &scoring.sinks {
+            softmax.begin_with(&sinks[unit.kv_head * self.group..][..self.group]);
+        }
         let mut wide = Wide::default();
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        let first_seen = scoring
+            .window
+            .map_or(0, |window| (unit.position + 1).saturating_sub(window));
         for page in unit.row.head(self.kv, unit.kv_head, unit.position + tokens) {
-            self.score(page.keys, unit.queries, &mut wide, &mut softmax.scores);
-            for score in &mut softmax.scores {
-                *score *= scale;
+            if page.position + page.keys.len() / head_dim <= first_seen {
+                continue;
             }
-            self.mask(&page, unit.position, &mut softmax);
+            self.score(page.keys, unit.queries, &mut wide, &mut softmax.scores);
+            self.adjust(scoring, unit.kv_head, &page, &mut softmax);
+            self.mask(scoring.window, &page, unit.position, &mut softmax);
             softmax.update(unit.out);
             self.add_values(page.values, &softmax.scores, &mut wide, unit.out);
         }
         for (out, total) in unit.out.chunks_exact_mut(head_dim).zip(&softmax.total) {
             out.iter_mut().for_each(|out| *out /= total);
+        }
+    }
+
+    /// From products of queries and keys to scores.
+    fn adjust(&self, scoring: &Scoring, kv_head: usize, page: &HeadPage<'_>, softmax: &mut Softmax) {
+        for score in &mut softmax.scores {
+            *score *= scoring.scale;
+        }
+        if let Some(softcap) = scoring.softcap {
+            for score in &mut softmax.scores {
+                *score = softcap * tanh(*score / softcap);
+            }
+        }
+        if let Some(alibi) = &scoring.alibi {
+            let n_queries = softmax.max.len();
+            for (key, scores) in softmax.scores.chunks_exact_mut(n_queries).enumerate() {
+                for (query, score) in scores.iter_mut().enumerate() {
+                    *score += alibi.bias(kv_head * self.group + query % self.group, page.position + key);
+                }
+            }
         }
     }
 
@@ -154,12 +232,16 @@ impl Heads {
         );
     }
 
-    /// A query does not see keys behind its own position.
-    fn mask(&self, page: &HeadPage<'_>, position: usize, softmax: &mut Softmax) {
+    /// A query does not see keys behind its own position, nor those before its window.
+    fn mask(&self, window: Option<usize>, page: &HeadPage<'_>, position: usize, softmax: &mut Softmax) {
         let n_queries = softmax.max.len();
         for (key, scores) in softmax.scores.chunks_exact_mut(n_queries).enumerate() {
             let unseeing = (page.position + key).saturating_sub(position) * self.group;
             scores[..unseeing.min(n_queries)].fill(f32::NEG_INFINITY);
+            if let Some(window) = window {
+                let seeing = (page.position + key + window).saturating_sub(position) * self.group;
+                scores[seeing.min(n_queries)..].fill(f32::NEG_INFINITY);
+            }
         }
     }
 
@@ -200,10 +282,19 @@ impl Softmax {
     fn new(n_queries: usize) -> Self {
         Self {
             scores: Vec::new(),
-            max: vec![f32::NEG_INFINITY; n_queries],
+            // Finite, so that a page in which a query sees nothing adds 0 and not NaN.
+            max: vec![f32::MIN; n_queries],
             new_max: Vec::new(),
             total: vec![0.0; n_queries],
         }
+    }
+
+    /// A first key without a value, whose score depends on the query's head.
+    fn begin_with(&mut self, sinks: &[f32]) {
+        for (max, sink) in self.max.iter_mut().zip(sinks.iter().cycle()) {
+            *max = *sink;
+        }
+        self.total.fill(1.0);
     }
 
     /// Turns the page's scores into exponentials and rescales what was summed before, `out` included.

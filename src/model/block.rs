@@ -1,51 +1,46 @@
-//! The decoder block, in the order of the paper. A family chooses its parts and their names; it adds no code here.
+//! The decoder block of all families, in the order of the paper: which parts it has is in its weights and in the
+//! configuration. A family adds no code here.
 
-use rayon::prelude::*;
+use std::cell::RefCell;
 
 use super::{
     LoadError, ModelConfig,
-    attention::{Heads, Queries},
-    cpu::{rms_norm, silu_times},
+    attention::{Alibi, Heads, Queries, Scoring},
+    config::parts::{Position, Residual},
+    feed_forward::FeedForward,
     kv::Row,
-    linear::{Linear, WORTH_THREADS},
+    layout::{BlockLayout, NormSpec},
+    linear::Linear,
     load::TensorReader,
+    norm::Norm,
     rope::{Angles, Rope},
 };
 
-/// What a family calls the tensors of a block, after the block's prefix and before `.weight` and `.bias`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BlockNames {
-    pub(crate) attention_norm: &'static str,
-    pub(crate) query: &'static str,
-    pub(crate) key: &'static str,
-    pub(crate) value: &'static str,
-    pub(crate) output: &'static str,
-    pub(crate) mlp_norm: &'static str,
-    pub(crate) gate: &'static str,
-    pub(crate) up: &'static str,
-    pub(crate) down: &'static str,
-}
-
-/// The weights of one block. Norms are f32, whatever the matrices are.
+/// The weights of one block. Norms, biases and routers are f32, whatever the matrices are.
 #[derive(Debug)]
 pub(crate) struct Block {
-    pub(crate) attention_norm: Vec<f32>,
+    pub(crate) residual: Residual,
+    pub(crate) attention_norm: Norm,
     pub(crate) query: Linear,
     pub(crate) key: Linear,
     pub(crate) value: Linear,
+    /// Norms of each head of queries and keys.
+    pub(crate) qk_norm: Option<[Norm; 2]>,
+    /// None where positions are told by scores.
+    pub(crate) rope: Option<Rope>,
+    pub(crate) scoring: Scoring,
     pub(crate) output: Linear,
-    pub(crate) mlp_norm: Vec<f32>,
-    pub(crate) gate: Linear,
-    pub(crate) up: Linear,
-    pub(crate) down: Linear,
+    pub(crate) attention_post_norm: Option<Norm>,
+    /// None where feed-forward reads what attention reads.
+    pub(crate) mlp_norm: Option<Norm>,
+    pub(crate) feed_forward: FeedForward,
+    pub(crate) mlp_post_norm: Option<Norm>,
 }
 
 /// What all blocks of a model share.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     pub(crate) heads: Heads,
-    pub(crate) rope: Rope,
-    pub(crate) rms_eps: f32,
 }
 
 /// Consecutive new tokens of one sequence, and where its keys and values are kept.
@@ -65,50 +60,56 @@ impl Block {
     /// # Errors
     /// The first tensor that is missing or not as the configuration says.
     pub(crate) fn load(reader: &mut TensorReader<'_>, config: &ModelConfig, block_idx: u32) -> Result<Self, LoadError> {
-        let names = config.family.block_names();
-        let prefix = config.family.block_prefix(block_idx);
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let query_width = config.n_heads * config.head_dim;
-        let kv_width = config.n_kv_heads * config.head_dim;
-        let mut linear = |name: &str, bias: bool, rows: usize, cols: usize| {
-            Ok::<_, LoadError>(Linear {
-                weight: reader.matrix(&format!("{prefix}{name}.weight"), rows, cols)?,
-                bias: bias
-                    .then(|| reader.vector(&format!("{prefix}{name}.bias"), rows))
-                    .transpose()?,
-            })
-        };
-        let (attention_bias, mlp_bias) = (config.attention_bias, config.mlp_bias);
-        let query = linear(names.query, attention_bias, query_width, hidden)?;
-        let key = linear(names.key, attention_bias, kv_width, hidden)?;
-        let value = linear(names.value, attention_bias, kv_width, hidden)?;
-        let output = linear(names.output, attention_bias, hidden, query_width)?;
-        let gate = linear(names.gate, mlp_bias, inner, hidden)?;
-        let up = linear(names.up, mlp_bias, inner, hidden)?;
-        let down = linear(names.down, mlp_bias, hidden, inner)?;
-        let mut norm = |name: &str| reader.vector(&format!("{prefix}{name}.weight"), hidden);
+        let reader = RefCell::new(reader);
+        let layout = BlockLayout::new(config, block_idx, &|tensor| reader.borrow_mut().exists(tensor));
+        let reader = reader.into_inner();
+        let query = reader.linear(&layout.query)?;
+        let key = reader.linear(&layout.key)?;
+        let value = reader.linear(&layout.value)?;
+        let output = reader.linear(&layout.output)?;
+        let feed_forward = FeedForward::load(reader, config, &layout)?;
+        let sinks = layout.sinks.as_ref().map(|sinks| reader.vector(sinks)).transpose()?;
+        let mut norm = |spec: &NormSpec| Norm::load(reader, config.norm, spec);
         Ok(Self {
-            attention_norm: norm(names.attention_norm)?,
+            residual: config.residual,
+            attention_norm: norm(&layout.attention_norm)?,
+            qk_norm: match &layout.qk_norm {
+                Some([query, key]) => Some([norm(query)?, norm(key)?]),
+                None => None,
+            },
+            attention_post_norm: layout.attention_post_norm.as_ref().map(&mut norm).transpose()?,
+            mlp_norm: layout.mlp_norm.as_ref().map(&mut norm).transpose()?,
+            mlp_post_norm: layout.mlp_post_norm.as_ref().map(&mut norm).transpose()?,
             query,
             key,
             value,
+            rope: config.rope(block_idx).map(Rope::new),
+            scoring: scoring(config, block_idx, sinks),
             output,
-            mlp_norm: norm(names.mlp_norm)?,
-            gate,
-            up,
-            down,
+            feed_forward,
         })
     }
 
     /// Replaces `x`, `[tokens, hidden]` of all segments one after the other, by the block's output. Keys and values
     /// are cached before anything attends to them.
     pub(crate) fn run(&self, shared: &Shared, x: &mut [f32], segments: &mut [Segment<'_>]) {
-        let normed = norm(x, &self.attention_norm, shared.rms_eps);
-        let attended = self.attend(shared, &normed, segments);
-        add(x, &self.output.apply(shared.heads.kernels, &attended));
-
-        let normed = norm(x, &self.mlp_norm, shared.rms_eps);
-        add(x, &self.feed_forward(shared, &normed));
+        let kernels = shared.heads.kernels;
+        let mut normed = self.attention_norm.apply(x);
+        let attended = self.output.apply(kernels, &self.attend(shared, &normed, segments));
+        if !self.residual.is_parallel() {
+            add(x, &normed_by(self.attention_post_norm.as_ref(), attended));
+            if let Some(norm) = &self.mlp_norm {
+                normed = norm.apply(x);
+            }
+            let fed = self.feed_forward.run(kernels, &normed);
+            add(x, &normed_by(self.mlp_post_norm.as_ref(), fed));
+        } else {
+            if let Some(norm) = &self.mlp_norm {
+                normed = norm.apply(x);
+            }
+            add(x, &attended);
+            add(x, &self.feed_forward.run(kernels, &normed));
+        }
     }
 
     fn attend(&self, shared: &Shared, x: &[f32], segments: &mut [Segment<'_>]) -> Vec<f32> {
@@ -117,13 +118,15 @@ impl Block {
         let mut keys = self.key.apply(heads.kernels, x);
         let values = self.value.apply(heads.kernels, x);
 
-        let mut angles = Angles::new(&shared.rope);
-        for segment in segments.iter() {
-            let positions = segment.position..segment.position + segment.tokens;
-            angles.push(&shared.rope, positions, segment.sequence_len);
+        if let Some([query_norm, key_norm]) = &self.qk_norm {
+            queries = query_norm.apply(&queries);
+            keys = key_norm.apply(&keys);
         }
-        rotate(&angles, heads.kv.head_dim, self.query.weight.rows(), &mut queries);
-        rotate(&angles, heads.kv.head_dim, self.key.weight.rows(), &mut keys);
+        if let Some(rope) = &self.rope {
+            let angles = angles(rope, segments);
+            rotate(&angles, heads.kv.head_dim, self.query.weight.rows(), &mut queries);
+            rotate(&angles, heads.kv.head_dim, self.key.weight.rows(), &mut keys);
+        }
 
         let (mut keys, mut values) = (keys.as_slice(), values.as_slice());
         for segment in segments.iter_mut() {
@@ -141,38 +144,45 @@ impl Block {
                 tokens: segment.tokens,
             })
             .collect();
-        heads.attend(&sequences, &queries)
-    }
-
-    fn feed_forward(&self, shared: &Shared, x: &[f32]) -> Vec<f32> {
-        let kernels = shared.heads.kernels;
-        let mut gate = self.gate.apply(kernels, x);
-        let up = self.up.apply(kernels, x);
-        if gate.len() < WORTH_THREADS {
-            silu_times(&mut gate, &up);
-        } else {
-            const SHARE: usize = 1 << 14;
-            let shares = gate.par_chunks_mut(SHARE).zip(up.par_chunks(SHARE));
-            shares.for_each(|(gate, up)| silu_times(gate, up));
-        }
-        self.down.apply(kernels, &gate)
+        heads.attend(&self.scoring, &sequences, &queries)
     }
 
     /// Bytes of f32 activations that [`Block::run`] holds at a time for each token.
     pub(crate) fn scratch_bytes_per_token(&self) -> usize {
         let hidden = self.output.weight.rows();
         let attention = 4 * self.query.weight.rows() + 2 * self.key.weight.rows();
-        let feed_forward = 2 * self.gate.weight.rows();
-        size_of::<f32>() * (2 * hidden + attention.max(feed_forward))
+        size_of::<f32>() * (3 * hidden + attention.max(self.feed_forward.scratch_per_token()))
     }
 }
 
-fn norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    for (out, x) in out.chunks_exact_mut(weight.len()).zip(x.chunks_exact(weight.len())) {
-        rms_norm(x, weight, eps, out);
+fn scoring(config: &ModelConfig, block_idx: u32, sinks: Option<Vec<f32>>) -> Scoring {
+    let attention = &config.attention;
+    Scoring {
+        scale: attention.scale,
+        softcap: attention.softcap,
+        window: config.window(block_idx),
+        alibi: match attention.position {
+            Position::Alibi(kind) => Some(Alibi::new(config.n_heads, kind, attention.scale)),
+            Position::Rotary(_) => None,
+        },
+        sinks,
     }
-    out
+}
+
+fn normed_by(norm: Option<&Norm>, x: Vec<f32>) -> Vec<f32> {
+    match norm {
+        Some(norm) => norm.apply(&x),
+        None => x,
+    }
+}
+
+fn angles(rope: &Rope, segments: &[Segment<'_>]) -> Angles {
+    let mut angles = Angles::new(rope);
+    for segment in segments {
+        let positions = segment.position..segment.position + segment.tokens;
+        angles.push(rope, positions, segment.sequence_len);
+    }
+    angles
 }
 
 fn add(x: &mut [f32], y: &[f32]) {

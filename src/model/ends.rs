@@ -1,12 +1,15 @@
 //! The parts of a model that stay with the client: token embeddings before the blocks, norm and head after them.
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 use super::{
     ComputeError, Hidden, LoadError, ModelConfig, ModelFiles, WeightDType,
-    cpu::{Kernels, rms_norm},
+    activation::tanh,
+    cpu::Kernels,
+    layout::{EndsLayout, NormSpec},
     linear::Linear,
     load::TensorReader,
+    norm::Norm,
 };
 
 /// Embeddings, final norm and head. Only their tensors are mapped.
@@ -15,7 +18,10 @@ pub struct Ends {
     config: Arc<ModelConfig>,
     kernels: Kernels,
     embeddings: Linear,
-    final_norm: Vec<f32>,
+    /// Rounded as a model cast to the weights' type has it.
+    embedding_scale: Option<f32>,
+    embedding_norm: Option<Norm>,
+    final_norm: Norm,
     /// `None`: the embeddings are the head as well.
     head: Option<Linear>,
 }
@@ -27,21 +33,21 @@ impl Ends {
     /// The first file or tensor that is missing or not as the configuration says.
     pub fn load(files: &ModelFiles, dtype: WeightDType) -> Result<Self, LoadError> {
         let config = files.shared_config();
-        let names = config.family.ends();
-        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let mut reader = TensorReader::new(files, dtype);
-        let mut matrix = |name: &str| {
-            Ok::<_, LoadError>(Linear {
-                weight: reader.matrix(name, vocab, hidden)?,
-                bias: None,
-            })
+        let reader = RefCell::new(TensorReader::new(files, dtype));
+        let layout = EndsLayout::new(&config, &|tensor| reader.borrow_mut().exists(tensor));
+        let mut reader = reader.into_inner();
+        let embeddings = Linear {
+            weight: reader.matrix(&layout.embeddings)?,
+            bias: None,
         };
-        let embeddings = matrix(names.embeddings)?;
-        let head = (!config.tie_word_embeddings).then(|| matrix(names.head)).transpose()?;
+        let head = layout.head.as_ref().map(|head| reader.linear(head)).transpose()?;
+        let mut norm = |spec: &NormSpec| Norm::load(&mut reader, config.norm, spec);
         Ok(Self {
             kernels: Kernels::detect(),
             embeddings,
-            final_norm: reader.vector(names.final_norm, hidden)?,
+            embedding_scale: config.ends.embedding_scale.map(|scale| dtype.round(scale)),
+            embedding_norm: layout.embedding_norm.as_ref().map(&mut norm).transpose()?,
+            final_norm: norm(&layout.final_norm)?,
             head,
             config,
         })
@@ -70,6 +76,12 @@ impl Ends {
             }
             rows.range(idx * width..(idx + 1) * width).widen_into(out);
         }
+        if let Some(scale) = self.embedding_scale {
+            data.iter_mut().for_each(|x| *x *= scale);
+        }
+        if let Some(norm) = &self.embedding_norm {
+            data = norm.apply(&data);
+        }
         Hidden::new(data, 1, tokens.len(), width)
     }
 
@@ -89,12 +101,14 @@ impl Ends {
         if x.is_empty() {
             return Ok(Vec::new());
         }
-        let mut normed = vec![0.0; x.len()];
-        for (x, out) in x.chunks_exact(width).zip(normed.chunks_exact_mut(width)) {
-            rms_norm(x, &self.final_norm, self.config.rms_eps, out);
-        }
         let head = self.head.as_ref().unwrap_or(&self.embeddings);
-        Ok(head.apply(self.kernels, &normed))
+        let mut logits = head.apply(self.kernels, &self.final_norm.apply(x));
+        if let Some(softcap) = self.config.ends.logit_softcap {
+            logits
+                .iter_mut()
+                .for_each(|logit| *logit = softcap * tanh(*logit / softcap));
+        }
+        Ok(logits)
     }
 }
 

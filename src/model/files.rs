@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::{LoadError, ModelConfig};
+use super::{LoadError, ModelConfig, layout::EndsLayout};
 
 /// The index of a checkpoint in several files, as the hub names it.
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -133,14 +133,14 @@ impl ShardIndex {
     /// The files a server of `span` needs, sorted: those with a tensor of one of its blocks (as Petals,
     /// `server/from_pretrained.py`).
     pub fn files_for_span(&self, config: &ModelConfig, span: Range<u32>) -> Vec<String> {
-        let prefixes: Vec<String> = span.map(|block| config.family.block_prefix(block)).collect();
+        let prefixes: Vec<String> = span.flat_map(|block| config.family.block_prefixes(block)).collect();
         self.files_where(|tensor| prefixes.iter().any(|prefix| tensor.starts_with(prefix)))
     }
 
     /// The files a client needs, sorted: those with embeddings, final norm or head.
     pub fn files_for_ends(&self, config: &ModelConfig) -> Vec<String> {
-        let ends = config.family.ends();
-        self.files_where(|tensor| [ends.embeddings, ends.final_norm, ends.head].contains(&tensor))
+        let ends = EndsLayout::new(config, &|tensor| self.file_of(tensor).is_some());
+        self.files_where(|tensor| ends.tensors().any(|wanted| wanted.name == tensor))
     }
 
     pub(crate) fn file_of(&self, tensor: &str) -> Option<&str> {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{ConfigError, ModelConfig, SamplingParams, config::token_ids};
+use super::{ConfigError, ModelConfig, SamplingParams, config::read::token_ids};
 
 /// `top_k` of transformers where sampling is on and nothing else is said (`generation/configuration_utils.py`).
 const TRANSFORMERS_TOP_K: usize = 50;

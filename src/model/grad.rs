@@ -1,26 +1,23 @@
 //! The same block as differentiable candle operations in f32: gradients for `rpc_backward`, and in tests the oracle
 //! for the kernels. It has no cache and is not fast.
 
-use candle_core::{D, Device, Result, Tensor, Var};
+use candle_core::{D, Device, Error, Result, Tensor, Var};
 use candle_nn::ops::softmax;
 
 use super::{
-    Hidden, ModelConfig,
-    block::{Block, Shared},
+    Activation, Hidden, ModelConfig, Residual,
+    attention::Scoring,
+    block::Block,
+    feed_forward::FeedForward,
     linear::Linear,
-    rope::Angles,
+    norm::Norm,
+    rope::{Angles, Rope},
 };
 
 /// The gradient of `Σ block(x) · grad_out` by `x`; both are `[batch, tokens, hidden]`.
-pub(crate) fn backward(
-    block: &Block,
-    shared: &Shared,
-    config: &ModelConfig,
-    x: &Hidden,
-    grad_out: &Hidden,
-) -> Result<Hidden> {
+pub(crate) fn backward(block: &Block, config: &ModelConfig, x: &Hidden, grad_out: &Hidden) -> Result<Hidden> {
     let x_in = Var::from_tensor(&to_tensor(x)?)?;
-    let out = forward(block, shared, config, &x_in)?;
+    let out = forward(block, config, &x_in)?;
     let loss = (out * to_tensor(grad_out)?)?.sum_all()?;
     let grads = loss.backward()?;
     let grad = match grads.get(&x_in) {
@@ -35,16 +32,31 @@ pub(crate) fn backward(
     })
 }
 
-/// The block's output for `x`, `[batch, tokens, hidden]`, positions from 0.
-pub(crate) fn forward(block: &Block, shared: &Shared, config: &ModelConfig, x: &Tensor) -> Result<Tensor> {
-    let normed = norm(x, &block.attention_norm, shared.rms_eps)?;
-    let x = (x + linear(&block.output, &attend(block, shared, config, &normed)?)?)?;
-    let normed = norm(&x, &block.mlp_norm, shared.rms_eps)?;
-    let inner = (linear(&block.gate, &normed)?.silu()? * linear(&block.up, &normed)?)?;
-    x + linear(&block.down, &inner)?
+/// The block's output for `x`, `[batch, tokens, hidden]`, positions from 0. Only for blocks of Llama's parts.
+pub(crate) fn forward(block: &Block, config: &ModelConfig, x: &Tensor) -> Result<Tensor> {
+    let (Some(rope), Some(mlp_norm), FeedForward::Dense(mlp)) = (&block.rope, &block.mlp_norm, &block.feed_forward)
+    else {
+        return Err(unsupported());
+    };
+    let (Some(gate), Activation::Silu) = (&mlp.gate, mlp.activation) else {
+        return Err(unsupported());
+    };
+    let Scoring { softcap, window, .. } = block.scoring;
+    if block.residual != Residual::Sequential || block.qk_norm.is_some() || softcap.is_some() || window.is_some() {
+        return Err(unsupported());
+    }
+    let normed = norm(x, &block.attention_norm)?;
+    let x = (x + linear(&block.output, &attend(block, rope, config, &normed)?)?)?;
+    let normed = norm(&x, mlp_norm)?;
+    let inner = (linear(gate, &normed)?.silu()? * linear(&mlp.up, &normed)?)?;
+    x + linear(&mlp.down, &inner)?
 }
 
-fn attend(block: &Block, shared: &Shared, config: &ModelConfig, x: &Tensor) -> Result<Tensor> {
+fn unsupported() -> Error {
+    Error::Msg("gradients of blocks of this family are not there yet".to_owned())
+}
+
+fn attend(block: &Block, rope: &Rope, config: &ModelConfig, x: &Tensor) -> Result<Tensor> {
     let (batch, tokens, _) = x.dims3()?;
     let (head_dim, group) = (config.head_dim, config.group_size());
     let heads = |data: Tensor, n: usize| {
@@ -52,7 +64,7 @@ fn attend(block: &Block, shared: &Shared, config: &ModelConfig, x: &Tensor) -> R
             .transpose(1, 2)?
             .contiguous()
     };
-    let (cos, sin) = angles(shared, config, tokens)?;
+    let (cos, sin) = angles(rope, tokens)?;
     let queries = rotate(&heads(linear(&block.query, x)?, config.n_heads)?, &cos, &sin)?;
     let keys = rotate(&heads(linear(&block.key, x)?, config.n_kv_heads)?, &cos, &sin)?;
     let values = heads(linear(&block.value, x)?, config.n_kv_heads)?;
@@ -63,7 +75,7 @@ fn attend(block: &Block, shared: &Shared, config: &ModelConfig, x: &Tensor) -> R
     };
     let keys = shared_by_group(keys)?.transpose(2, 3)?.contiguous()?;
     let values = shared_by_group(values)?.contiguous()?;
-    let scores = (queries.matmul(&keys)? * (1.0 / (head_dim as f64).sqrt()))?;
+    let scores = (queries.matmul(&keys)? * f64::from(block.scoring.scale))?;
     let shares = softmax(&scores.broadcast_add(&causal_mask(tokens)?)?, D::Minus1)?;
     shares
         .matmul(&values)?
@@ -91,22 +103,22 @@ fn linear(layer: &Linear, x: &Tensor) -> Result<Tensor> {
     out.reshape((batch, tokens, rows))
 }
 
-fn norm(x: &Tensor, weight: &[f32], eps: f32) -> Result<Tensor> {
-    let deviation = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
-    x.broadcast_div(&deviation)?.broadcast_mul(&vector(weight)?)
+fn norm(x: &Tensor, norm: &Norm) -> Result<Tensor> {
+    let deviation = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(norm.eps))?.sqrt()?;
+    x.broadcast_div(&deviation)?.broadcast_mul(&vector(&norm.weight)?)
 }
 
 /// Cosines and sines, `[tokens, head_dim / 2]`.
-fn angles(shared: &Shared, config: &ModelConfig, tokens: usize) -> Result<(Tensor, Tensor)> {
-    let mut angles = Angles::new(&shared.rope);
-    angles.push(&shared.rope, 0..tokens, tokens);
+fn angles(rope: &Rope, tokens: usize) -> Result<(Tensor, Tensor)> {
+    let mut angles = Angles::new(rope);
+    angles.push(rope, 0..tokens, tokens);
     let (mut cos, mut sin) = (Vec::new(), Vec::new());
     for token in 0..tokens {
         let (token_cos, token_sin) = angles.of(token);
         cos.extend_from_slice(token_cos);
         sin.extend_from_slice(token_sin);
     }
-    let shape = (tokens, config.head_dim / 2);
+    let shape = (tokens, rope.rotary_dim() / 2);
     Ok((
         Tensor::from_vec(cos, shape, &Device::Cpu)?,
         Tensor::from_vec(sin, shape, &Device::Cpu)?,

@@ -19,7 +19,8 @@ use safetensors::{
 use super::{
     LoadError, ModelFiles, WeightDType,
     files::{INDEX_FILE, Weights},
-    linear::Matrix,
+    layout::{LinearSpec, TensorSpec},
+    linear::{Linear, Matrix},
     number::{Buffer, Frozen, Number},
 };
 
@@ -52,25 +53,64 @@ impl<'a> TensorReader<'a> {
         }
     }
 
-    /// A matrix `[rows, cols]`, in place if possible.
+    /// A matrix, in place if possible.
     ///
     /// # Errors
     /// Whatever is wrong with the file or the tensor, naming both.
-    pub(crate) fn matrix(&mut self, tensor: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
-        let numbers = self.numbers(tensor, &[rows, cols])?;
-        Ok(Matrix::new(rows, cols, numbers))
+    pub(crate) fn matrix(&mut self, spec: &TensorSpec) -> Result<Matrix, LoadError> {
+        let numbers = self.numbers(spec)?;
+        Ok(Matrix::new(spec.rows.count, spec.cols(), numbers))
     }
 
     /// A vector, rounded to the weights' type (as a model cast to that type has it) and widened.
     ///
     /// # Errors
     /// As [`TensorReader::matrix`].
-    pub(crate) fn vector(&mut self, tensor: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        Ok(self.numbers(tensor, &[len])?.as_slice().to_f32_vec())
+    pub(crate) fn vector(&mut self, spec: &TensorSpec) -> Result<Vec<f32>, LoadError> {
+        Ok(self.numbers(spec)?.as_slice().to_f32_vec())
     }
 
-    fn numbers(&mut self, tensor: &str, shape: &[usize]) -> Result<Frozen, LoadError> {
-        let dtype = self.dtype;
+    /// A projection.
+    ///
+    /// # Errors
+    /// As [`TensorReader::matrix`].
+    pub(crate) fn linear(&mut self, spec: &LinearSpec) -> Result<Linear, LoadError> {
+        Ok(Linear {
+            weight: self.matrix(&spec.weight)?,
+            bias: self.bias(spec)?,
+        })
+    }
+
+    /// A projection whose weights stay f32: the scores of a router decide between experts.
+    ///
+    /// # Errors
+    /// As [`TensorReader::matrix`].
+    pub(crate) fn linear_f32(&mut self, spec: &LinearSpec) -> Result<Linear, LoadError> {
+        let numbers = Frozen::owned(Buffer::F32(self.vector(&spec.weight)?));
+        Ok(Linear {
+            weight: Matrix::new(spec.weight.rows.count, spec.weight.cols(), numbers),
+            bias: self.bias(spec)?,
+        })
+    }
+
+    fn bias(&mut self, spec: &LinearSpec) -> Result<Option<Vec<f32>>, LoadError> {
+        spec.bias.as_ref().map(|bias| self.vector(bias)).transpose()
+    }
+
+    /// Whether the checkpoint has a tensor of this name, as far as can be told.
+    pub(crate) fn exists(&mut self, tensor: &str) -> bool {
+        match (self.files.weights(), self.path_of(tensor)) {
+            (Weights::Shards { .. }, found) => found.is_ok(),
+            (_, Ok(path)) => {
+                let file = self.open(&path, tensor);
+                file.is_ok_and(|file| file.metadata.info(tensor).is_some())
+            }
+            (_, Err(_)) => false,
+        }
+    }
+
+    fn numbers(&mut self, spec: &TensorSpec) -> Result<Frozen, LoadError> {
+        let (tensor, dtype) = (spec.name.as_str(), self.dtype);
         let path = self.path_of(tensor)?;
         let file = self.open(&path, tensor)?;
         let Some(info) = file.metadata.info(tensor) else {
@@ -79,22 +119,24 @@ impl<'a> TensorReader<'a> {
                 tensor: tensor.to_owned(),
             });
         };
-        if info.shape != shape {
+        if info.shape != spec.shape {
             return Err(LoadError::Shape {
                 path,
                 tensor: tensor.to_owned(),
-                expected: shape.to_vec(),
+                expected: spec.shape.clone(),
                 found: info.shape.clone(),
             });
         }
         let Some(bytes) = file.bytes_of(info) else {
             return Err(damaged(&path, tensor, SafeTensorError::MetadataIncompleteBuffer));
         };
-        convert(info.dtype, bytes, dtype).ok_or_else(|| LoadError::Dtype {
-            path,
-            tensor: tensor.to_owned(),
-            found: info.dtype,
-        })
+        weight_dtype(info.dtype)
+            .map(|from| convert(from, rows_of(spec, from, &bytes), dtype))
+            .ok_or_else(|| LoadError::Dtype {
+                path,
+                tensor: tensor.to_owned(),
+                found: info.dtype,
+            })
     }
 
     fn path_of(&self, tensor: &str) -> Result<PathBuf, LoadError> {
@@ -162,24 +204,44 @@ fn map(path: &Path) -> Result<Bytes, LoadError> {
     Ok(Bytes::from_owner(map))
 }
 
-/// `None` if `from` is not a type we read.
-fn convert(from: Dtype, bytes: Bytes, to: WeightDType) -> Option<Frozen> {
-    let from = match from {
-        Dtype::F32 => WeightDType::F32,
-        Dtype::BF16 => WeightDType::Bf16,
-        Dtype::F16 => WeightDType::F16,
-        _ => return None,
-    };
+/// `None` if it is not a type we read.
+fn weight_dtype(dtype: Dtype) -> Option<WeightDType> {
+    match dtype {
+        Dtype::F32 => Some(WeightDType::F32),
+        Dtype::BF16 => Some(WeightDType::Bf16),
+        Dtype::F16 => Some(WeightDType::F16),
+        _ => None,
+    }
+}
+
+/// The rows that are asked for, in place if they lie together.
+fn rows_of(spec: &TensorSpec, dtype: WeightDType, tensor: &Bytes) -> Bytes {
+    let row_bytes = spec.cols() * dtype.size();
+    let byte_range = |(first, len): (usize, usize)| first * row_bytes..(first + len) * row_bytes;
+    let mut runs = spec.rows.runs().map(byte_range);
+    match (runs.next(), runs.next()) {
+        (None, _) => Bytes::new(),
+        (Some(only), None) => tensor.slice(only),
+        (Some(_), Some(_)) => {
+            let runs = spec.rows.runs().map(byte_range);
+            let mut gathered = Vec::with_capacity(spec.rows.count * row_bytes);
+            runs.for_each(|run| gathered.extend_from_slice(&tensor[run]));
+            gathered.into()
+        }
+    }
+}
+
+fn convert(from: WeightDType, bytes: Bytes, to: WeightDType) -> Frozen {
     if from == to
         && let Some(in_place) = Frozen::in_place(to, bytes.clone())
     {
-        return Some(in_place);
+        return in_place;
     }
-    Some(Frozen::owned(match from {
+    Frozen::owned(match from {
         WeightDType::F32 => round_from::<f32>(&bytes, to),
         WeightDType::Bf16 => round_from::<bf16>(&bytes, to),
         WeightDType::F16 => round_from::<f16>(&bytes, to),
-    }))
+    })
 }
 
 fn round_from<S: Number>(bytes: &[u8], to: WeightDType) -> Buffer {

@@ -1,39 +1,53 @@
 //! Rotary position embedding: which angle a pair of numbers turns by at a position, for every kind of scaling of
 //! transformers 4.43 (`modeling_rope_utils.py`), computed in f32 as there.
 
-use std::{f32::consts::PI, ops::Range};
+use std::{borrow::Cow, f32::consts::PI, ops::Range};
 
-use super::{RopeConfig, RopeScaling};
+use super::config::rope::{RopeConfig, RopeScaling};
 
 /// The frequencies of one model.
 #[derive(Clone, Debug)]
 pub(crate) struct Rope {
     config: RopeConfig,
-    head_dim: usize,
-    /// Radians per token, `head_dim / 2` of them, for sequences up to `max_positions`.
+    /// Radians per token, `rotary_dim / 2` of them, for sequences up to the original context.
     frequencies: Vec<f32>,
 }
 
 impl Rope {
-    pub(crate) fn new(config: &RopeConfig, head_dim: usize) -> Self {
-        let frequencies = scaled(config, head_dim);
+    pub(crate) fn new(config: &RopeConfig) -> Self {
         Self {
             config: config.clone(),
-            head_dim,
-            frequencies,
+            frequencies: scaled(config),
         }
     }
 
-    /// Radians per token for a sequence of `sequence_len` tokens. Only `Dynamic` scaling depends on the length, and
+    /// How many numbers at the start of a head are rotated.
+    pub(crate) fn rotary_dim(&self) -> usize {
+        self.config.rotary_dim
+    }
+
+    /// Radians per token for a sequence of `sequence_len` tokens. Only `Dynamic` and `LongRope` depend on the length, and
     /// keys that were cached when the sequence was shorter keep their angles, as in transformers.
-    fn frequencies(&self, sequence_len: usize) -> Vec<f32> {
-        let RopeScaling::Dynamic { factor } = self.config.scaling else {
-            return self.frequencies.clone();
-        };
-        let max_positions = self.config.max_positions;
-        let dim = self.head_dim as f32;
-        let growth = factor * sequence_len.max(max_positions) as f32 / max_positions as f32 - (factor - 1.0);
-        plain(self.config.theta * growth.powf(dim / (dim - 2.0)), self.head_dim)
+    fn frequencies(&self, sequence_len: usize) -> Cow<'_, [f32]> {
+        let RopeConfig {
+            theta,
+            max_positions,
+            rotary_dim,
+            ..
+        } = self.config;
+        match &self.config.scaling {
+            RopeScaling::Dynamic { factor } => {
+                let dim = rotary_dim as f32;
+                let growth = factor * sequence_len.max(max_positions) as f32 / max_positions as f32 - (factor - 1.0);
+                Cow::Owned(plain(theta * growth.powf(dim / (dim - 2.0)), rotary_dim))
+            }
+            RopeScaling::LongRope {
+                long_divisors,
+                original_max_positions,
+                ..
+            } if sequence_len > *original_max_positions => Cow::Owned(divided(&self.config, long_divisors)),
+            _ => Cow::Borrowed(&self.frequencies),
+        }
     }
 
     /// Sines and cosines are multiplied by this.
@@ -51,7 +65,7 @@ impl Rope {
 #[derive(Debug)]
 pub(crate) struct Angles {
     half: usize,
-    /// `[tokens, head_dim / 2]`
+    /// `[tokens, rotary_dim / 2]`
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -59,7 +73,7 @@ pub(crate) struct Angles {
 impl Angles {
     pub(crate) fn new(rope: &Rope) -> Self {
         Self {
-            half: rope.head_dim / 2,
+            half: rope.rotary_dim() / 2,
             cos: Vec::new(),
             sin: Vec::new(),
         }
@@ -70,7 +84,7 @@ impl Angles {
         let frequencies = rope.frequencies(sequence_len);
         let amplitude = rope.amplitude();
         for position in positions {
-            for frequency in &frequencies {
+            for frequency in frequencies.iter() {
                 let (sin, cos) = (position as f32 * frequency).sin_cos();
                 self.cos.push(cos * amplitude);
                 self.sin.push(sin * amplitude);
@@ -78,16 +92,16 @@ impl Angles {
         }
     }
 
-    /// `head_dim / 2` cosines of token `token`, and as many sines.
+    /// `rotary_dim / 2` cosines of token `token`, and as many sines.
     pub(crate) fn of(&self, token: usize) -> (&[f32], &[f32]) {
         let range = token * self.half..(token + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])
     }
 
-    /// Turns one head of token `token`: number i together with number i + head_dim / 2.
+    /// Turns one head of token `token`: number i together with number i + rotary_dim / 2. The rest stays.
     pub(crate) fn rotate(&self, token: usize, head: &mut [f32]) {
         let (cos, sin) = self.of(token);
-        let (first, second) = head.split_at_mut(self.half);
+        let (first, second) = head[..2 * self.half].split_at_mut(self.half);
         for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
             (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
         }
@@ -95,16 +109,16 @@ impl Angles {
 }
 
 /// `theta^(-2i/dim)`
-fn plain(theta: f32, head_dim: usize) -> Vec<f32> {
-    powers(theta, head_dim).map(|power| 1.0 / power).collect()
+fn plain(theta: f32, dim: usize) -> Vec<f32> {
+    powers(theta, dim).map(|power| 1.0 / power).collect()
 }
 
-fn powers(theta: f32, head_dim: usize) -> impl Iterator<Item = f32> {
-    (0..head_dim / 2).map(move |i| theta.powf((2 * i) as f32 / head_dim as f32))
+fn powers(theta: f32, dim: usize) -> impl Iterator<Item = f32> {
+    (0..dim / 2).map(move |i| theta.powf((2 * i) as f32 / dim as f32))
 }
 
-fn scaled(config: &RopeConfig, head_dim: usize) -> Vec<f32> {
-    let plain = plain(config.theta, head_dim);
+fn scaled(config: &RopeConfig) -> Vec<f32> {
+    let plain = plain(config.theta, config.rotary_dim);
     match &config.scaling {
         RopeScaling::Default | RopeScaling::Dynamic { .. } => plain,
         RopeScaling::Linear { factor } => plain.into_iter().map(|frequency| frequency / factor).collect(),
@@ -132,20 +146,26 @@ fn scaled(config: &RopeConfig, head_dim: usize) -> Vec<f32> {
             factor,
             beta_fast,
             beta_slow,
+            original_max_positions,
+            truncate,
             ..
         } => {
-            let (low, high) = yarn_range(config, head_dim, *beta_fast, *beta_slow);
+            let (low, high) = yarn_range(config, [*beta_fast, *beta_slow], *original_max_positions, *truncate);
             plain
                 .into_iter()
                 .enumerate()
                 .map(|(i, frequency)| ramp(frequency, *factor, 1.0 - (i as f32 - low) / (high - low)))
                 .collect()
         }
-        RopeScaling::LongRope { divisors, .. } => powers(config.theta, head_dim)
-            .zip(divisors)
-            .map(|(power, divisor)| 1.0 / (divisor * power))
-            .collect(),
+        RopeScaling::LongRope { short_divisors, .. } => divided(config, short_divisors),
     }
+}
+
+fn divided(config: &RopeConfig, divisors: &[f32]) -> Vec<f32> {
+    powers(config.theta, config.rotary_dim)
+        .zip(divisors)
+        .map(|(power, divisor)| 1.0 / (divisor * power))
+        .collect()
 }
 
 /// `frequency` where `keep` is 1 or more, divided by `factor` where it is 0 or less, a mixture between.
@@ -154,17 +174,18 @@ fn ramp(frequency: f32, factor: f32, keep: f32) -> f32 {
     (1.0 - keep) * frequency / factor + keep * frequency
 }
 
-/// Between which dimensions the ramp of YaRN lies: those that turn `beta_fast` and `beta_slow` times in the original
-/// context.
-fn yarn_range(config: &RopeConfig, head_dim: usize, beta_fast: f32, beta_slow: f32) -> (f32, f32) {
-    let dim = head_dim as f64;
-    let max_positions = config.max_positions as f64;
+/// Between which dimensions the ramp of YaRN lies: those that make `turns` in the original context.
+fn yarn_range(config: &RopeConfig, turns: [f32; 2], original_max_positions: usize, truncate: bool) -> (f32, f32) {
+    let dim = config.rotary_dim as f64;
     let dimension = |turns: f32| {
-        let turns_of_first = max_positions / (f64::from(turns) * 2.0 * std::f64::consts::PI);
+        let turns_of_first = original_max_positions as f64 / (f64::from(turns) * 2.0 * std::f64::consts::PI);
         dim * turns_of_first.ln() / (2.0 * f64::from(config.theta).ln())
     };
-    let low = dimension(beta_fast).floor().max(0.0) as f32;
-    let high = dimension(beta_slow).ceil().min(dim - 1.0) as f32;
+    let [mut low, mut high] = turns.map(dimension);
+    if truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let (low, high) = (low.max(0.0) as f32, high.min(dim - 1.0) as f32);
     // Equal ends would divide by zero.
     (low, if low == high { high + 0.001 } else { high })
 }

@@ -7,7 +7,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::*;
+use super::{layout::BlockLayout, *};
 
 pub(super) fn vectors(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors")).join(path)
@@ -84,34 +84,22 @@ pub(super) fn small_config(changes: Value) -> Value {
     config
 }
 
-/// The tensors of all blocks that `config` asks for, biases included, with random numbers.
+/// The tensors of all blocks that `config` asks for, with random numbers.
 pub(super) fn random_tensors(config: &Value, seed: u64) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let config = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let (query, kv) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-    let names = config.family.block_names();
-    let shapes = [
-        (names.query, query, hidden),
-        (names.key, kv, hidden),
-        (names.value, kv, hidden),
-        (names.output, hidden, query),
-        (names.gate, inner, hidden),
-        (names.up, inner, hidden),
-        (names.down, hidden, inner),
-    ];
     let mut rng = rng(seed);
     let mut tensors = BTreeMap::new();
     for block in 0..config.n_blocks {
-        let prefix = config.family.block_prefix(block);
-        for (name, rows, cols) in shapes {
-            let scale = 1.7 / (cols as f32).sqrt();
-            let weight = random(&mut rng, rows * cols).iter().map(|x| x * scale).collect();
-            tensors.insert(format!("{prefix}{name}.weight"), (vec![rows, cols], weight));
-            tensors.insert(format!("{prefix}{name}.bias"), (vec![rows], random(&mut rng, rows)));
-        }
-        for name in [names.attention_norm, names.mlp_norm] {
-            let weight = random(&mut rng, hidden).iter().map(|x| 1.0 + 0.3 * x).collect();
-            tensors.insert(format!("{prefix}{name}.weight"), (vec![hidden], weight));
+        let layout = BlockLayout::new(&config, block, &|_| false);
+        for tensor in layout.tensors() {
+            let (cols, len) = (tensor.cols(), tensor.shape.iter().product());
+            let (offset, scale) = match tensor.name.contains("norm") {
+                true => (1.0, 0.3),
+                false if cols == 1 => (0.0, 1.0),
+                false => (0.0, 1.7 / (cols as f32).sqrt()),
+            };
+            let numbers = random(&mut rng, len).iter().map(|x| offset + x * scale).collect();
+            tensors.insert(tensor.name.clone(), (tensor.shape.clone(), numbers));
         }
     }
     tensors

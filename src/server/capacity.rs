@@ -80,14 +80,7 @@ pub fn weight_bytes(config: &ModelConfig) -> u64 {
 
 /// Bytes of one block's weights.
 fn block_bytes(config: &ModelConfig, dtype: WeightDType) -> u64 {
-    let hidden = config.hidden_size as u64;
-    let (queries, keys) = (
-        (config.n_heads * config.head_dim) as u64,
-        (config.n_kv_heads * config.head_dim) as u64,
-    );
-    let attention = 2 * hidden * queries + 2 * hidden * keys;
-    let mlp = 3 * hidden * config.intermediate_size as u64;
-    (attention + mlp + 2 * hidden) * dtype.size() as u64
+    config.numbers_per_block() * dtype.size() as u64
 }
 
 #[cfg(test)]

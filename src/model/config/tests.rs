@@ -4,7 +4,7 @@ use std::error::Error;
 
 use serde_json::{Value, json};
 
-use super::*;
+use super::{parts::*, rope::*, *};
 
 fn llama() -> Value {
     json!({
@@ -26,9 +26,13 @@ fn an_old_llama_configuration_gets_the_defaults_of_transformers() {
     let config = read(json!({})).unwrap();
     assert_eq!(config.n_kv_heads, 4);
     assert_eq!(config.head_dim, 16);
-    assert_eq!(config.rms_eps, 1e-6);
-    assert_eq!(config.rope.scaling, RopeScaling::Default);
-    assert!(!config.tie_word_embeddings && !config.attention_bias && !config.mlp_bias);
+    let norm = NormConfig {
+        kind: NormKind::Rms,
+        eps: 1e-6,
+    };
+    assert_eq!(config.norm, norm);
+    assert_eq!(config.rope(0).unwrap().scaling, RopeScaling::Default);
+    assert!(!config.ends.tie_word_embeddings && !config.attention.qkv_bias && !config.feed_forward.bias);
     assert_eq!(config.auto_dtype(), WeightDType::Bf16);
 }
 
@@ -54,9 +58,9 @@ fn both_spellings_of_rope_scaling_mean_the_same() {
     let new = read(json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}})).unwrap();
     let newest =
         json!({"rope_theta": null, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}});
-    assert_eq!(old.rope, new.rope);
-    assert_eq!(old.rope, read(newest).unwrap().rope);
-    assert_eq!(old.rope.scaling, RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(old, new);
+    assert_eq!(old, read(newest).unwrap());
+    assert_eq!(old.rope(0).unwrap().scaling, RopeScaling::Linear { factor: 2.0 });
 }
 
 #[test]
@@ -85,7 +89,7 @@ fn sizes_that_do_not_fit_together_are_refused() {
         (json!({"hidden_size": 1u64 << 40}), "hidden_size"),
         (json!({"rms_norm_eps": -1.0}), "rms_norm_eps"),
         (json!({"rope_theta": 0.0}), "rope_theta"),
-        (json!({"hidden_act": "gelu"}), "hidden_act"),
+        (json!({"hidden_act": "mystery"}), "hidden_act"),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         (json!({"rope_scaling": {"type": "linear", "factor": 0.5}}), "factor"),
         (json!({"rope_scaling": {"type": "linear"}}), "factor"),

@@ -8,11 +8,20 @@ use tempfile::TempDir;
 use super::*;
 use crate::model::{
     Blocks,
+    layout::Rows,
     number::Slice,
     testing::{fixture, random_hidden, random_tensors, rng, safetensors_of, small_config, write_model},
 };
 
 const QUERY: &str = "model.layers.1.self_attn.q_proj.weight";
+
+fn query() -> TensorSpec {
+    TensorSpec {
+        name: QUERY.to_owned(),
+        shape: vec![24, 24],
+        rows: Rows::range(0, 24),
+    }
+}
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
@@ -182,7 +191,7 @@ fn weights_of_the_right_type_and_alignment_are_used_in_place_and_others_are_conv
         let weights = &memory[shift..];
         let files = ModelFiles::from_bytes(config.to_string().as_bytes(), weights).unwrap();
         for dtype in [WeightDType::F32, WeightDType::Bf16] {
-            let matrix = TensorReader::new(&files, dtype).matrix(QUERY, 24, 24).unwrap();
+            let matrix = TensorReader::new(&files, dtype).matrix(&query()).unwrap();
             let in_place = match matrix.as_slice() {
                 Slice::F32(numbers) => weights.as_ptr_range().contains(&numbers.as_ptr().cast()),
                 _ => false,
@@ -190,9 +199,7 @@ fn weights_of_the_right_type_and_alignment_are_used_in_place_and_others_are_conv
             let is_aligned = (weights.as_ptr() as usize).is_multiple_of(4);
             assert_eq!(in_place, dtype == WeightDType::F32 && is_aligned);
         }
-        let a = TensorReader::new(&files, WeightDType::F32)
-            .matrix(QUERY, 24, 24)
-            .unwrap();
+        let a = TensorReader::new(&files, WeightDType::F32).matrix(&query()).unwrap();
         assert_eq!(a.as_slice().to_f32_vec(), random_tensors(&config, 1)[QUERY].1);
     }
 }
