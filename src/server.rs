@@ -10,6 +10,7 @@
 //! Everything but the worker is asynchronous and cheap; the worker is the only thing that computes. Not here: which
 //! blocks are worth serving (`swarm::placement`), what a block is (`model`), how a name finds its handler (`p2p`).
 
+mod backward;
 mod capacity;
 mod convert;
 mod current;
@@ -17,6 +18,7 @@ mod error;
 mod handler;
 mod lifecycle;
 mod memory;
+mod pass;
 mod push;
 mod queue;
 mod request;

@@ -9,6 +9,7 @@ mod limits;
 mod losing;
 mod malformed;
 mod moving;
+mod passes;
 mod pushing;
 mod replay;
 mod setup;

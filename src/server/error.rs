@@ -130,10 +130,13 @@ pub enum RequestError {
     /// The batch has no rows.
     #[error("Batch should contain more than 0 samples")]
     EmptyBatch,
-    /// `output_compression` with another number of entries than there are outputs.
-    #[error("output_compression tuple should have {expected} element{}", if *expected == 1 { "" } else { "s" })]
-    BadOutputCompression {
-        /// Number of output tensors.
+    /// `output_compression` of `rpc_forward` with another number of entries than its one output.
+    #[error("output_compression tuple should have 1 element")]
+    BadOutputCompression,
+    /// `output_compression` of `rpc_backward` with another number of entries than there are gradients.
+    #[error("output_compression should have {expected} elements")]
+    BadGradientCompression {
+        /// Number of gradients.
         expected: usize,
     },
     /// A compression that does not exist.
@@ -204,7 +207,8 @@ impl RequestError {
             Self::UnknownUid { .. } | Self::UnknownAdapter { .. } | Self::NoSessionId => "KeyError",
             Self::NoMaxLength { .. }
             | Self::BadPoints { .. }
-            | Self::BadOutputCompression { .. }
+            | Self::BadOutputCompression
+            | Self::BadGradientCompression { .. }
             | Self::BadPosition { .. }
             | Self::BadHypoDtype { .. }
             | Self::SessionIdTaken { .. } => "AssertionError",
@@ -336,7 +340,7 @@ mod tests {
             "KeyError('tiny-llama-hf.77')"
         );
         assert_eq!(RequestError::NoSessionId.unary_text(), "KeyError('session_id')");
-        let error = RequestError::BadOutputCompression { expected: 1 };
+        let error = RequestError::BadOutputCompression;
         assert_eq!(
             error.unary_text(),
             "AssertionError('output_compression tuple should have 1 element')"

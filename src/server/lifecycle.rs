@@ -313,6 +313,7 @@ impl Lifecycle {
             p2p: self.p2p.clone(),
             tasks: self.tasks.child(),
             push_permits: Arc::new(Semaphore::new(MAX_PUSHES)),
+            backward_turn: Arc::new(Semaphore::new(1)),
             counters: self.current.counters.clone(),
             blocks,
         })

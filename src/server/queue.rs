@@ -2,7 +2,7 @@
 //! caller left are dropped. It knows nothing of blocks.
 //!
 //! Petals runs the task with the smallest (priority, submit time) (`server/task_prioritizer.py`, `task_pool.py`):
-//! inference before forward. A job that runs block by block goes back into the queue between two blocks, so that shorter
+//! inference before forward and backward. A job that runs block by block goes back into the queue between two blocks, so that shorter
 //! ones slip in.
 
 use std::{
@@ -16,7 +16,7 @@ use std::{
 pub(crate) enum Priority {
     /// Steps of inference sessions: a person waits for each.
     Inference,
-    /// `rpc_forward` and its stream variant.
+    /// `rpc_forward`, `rpc_backward` and their stream variants.
     Batch,
 }
 

@@ -146,6 +146,23 @@ pub(crate) fn hidden(tensor: &proto::Tensor, name: &'static str, width: usize) -
     }
 }
 
+/// Decodes the gradient by the output of a chain that `x` goes into.
+///
+/// # Errors
+/// As [`hidden`], and when it has another shape than `x`.
+pub(crate) fn gradient(tensor: &proto::Tensor, x: &Hidden) -> Result<Hidden, RequestError> {
+    let gradient = hidden(tensor, "grad_outputs", x.width)?;
+    if (gradient.batch, gradient.tokens) == (x.batch, x.tokens) {
+        Ok(gradient)
+    } else {
+        Err(RequestError::BadShape {
+            name: "grad_outputs",
+            got: vec![gradient.batch, gradient.tokens, gradient.width],
+            expected: format!("[{}, {}, {}]", x.batch, x.tokens, x.width),
+        })
+    }
+}
+
 fn decode_floats(tensor: &proto::Tensor, name: &'static str) -> Result<WireTensor, RequestError> {
     let tensor = WireTensor::decode(tensor)?;
     if tensor.dtype.is_float() {
@@ -198,6 +215,18 @@ fn rows(hypo: &WireTensor, batch: usize) -> Result<Option<Vec<usize>>, RequestEr
 }
 
 impl Prompts {
+    /// Positions that prompts are added to, in tokens.
+    pub(crate) fn prefix(&self) -> usize {
+        self.prefix
+    }
+
+    /// The gradient by one block's prompts, `[batch, prefix, hidden]`: that by the first positions of its input.
+    pub(crate) fn gradient(&self, by_input: &Hidden) -> Vec<f32> {
+        let row_len = by_input.tokens * by_input.width;
+        let rows = by_input.data.chunks_exact(row_len);
+        rows.flat_map(|row| &row[..self.prefix * self.width]).copied().collect()
+    }
+
     /// Adds the prompts of the chain's block number `index` to the first positions of every row of `x`.
     pub(crate) fn add_to(&self, index: usize, x: &mut Hidden) {
         let row_len = self.prefix * self.width;

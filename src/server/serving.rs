@@ -43,6 +43,9 @@ pub(crate) struct Serving {
     pub(crate) p2p: P2p,
     pub(crate) tasks: Tasks,
     pub(crate) push_permits: Arc<Semaphore>,
+    /// One permit, for the backward pass that is under way: it holds the inputs of all its blocks, and two at a time
+    /// would end no sooner.
+    pub(crate) backward_turn: Arc<Semaphore>,
     pub(crate) counters: Arc<Counters>,
 }
 

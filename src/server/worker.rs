@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, error};
 
 use super::{
+    backward::{Backward, PassOutput},
     error::RequestError,
     memory::Lease,
     queue::{Priority, Queue, SubmitError},
@@ -73,7 +74,7 @@ pub(crate) struct Worker {
 #[derive(Debug)]
 struct Job {
     work: Work,
-    /// Position in the chain of the next block to run.
+    /// Number of the next stage: the position in the chain of the next block to run, or what a backward pass counts.
     next: usize,
     kind: Kind,
 }
@@ -89,6 +90,11 @@ enum Kind {
     },
     Forward {
         reply: oneshot::Sender<Result<Hidden, RequestError>>,
+    },
+    Backward {
+        /// What goes with the gradient, which is the job's `x`.
+        pass: Backward,
+        reply: oneshot::Sender<Result<PassOutput, RequestError>>,
     },
 }
 
@@ -149,6 +155,20 @@ impl Worker {
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
+    /// Differentiates a chain: `work.x` is the gradient by its output.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the job before its next block.
+    pub(crate) async fn backward(&self, work: Work, pass: Backward) -> Result<PassOutput, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Job {
+            work,
+            next: 0,
+            kind: Kind::Backward { pass, reply },
+        })?;
+        answer.await.unwrap_or(Err(RequestError::NotServing))
+    }
+
     /// Ends the thread after the block it is running. All jobs are answered with [`RequestError::NotServing`].
     pub(crate) fn stop(&self) {
         self.queue.close();
@@ -171,7 +191,7 @@ impl Worker {
 /// Runs a job, or one block of it when it is long and others wait.
 fn run(blocks: &Blocks, queue: &Queue<Job>, mut job: Job) {
     let long = job.work.x.batch * job.work.x.tokens > SHORT_STEP_TOKENS;
-    while job.next < job.work.chain.len() {
+    while job.next < job.stages() {
         if job.caller_left() {
             return;
         }
@@ -184,13 +204,13 @@ fn run(blocks: &Blocks, queue: &Queue<Job>, mut job: Job) {
             Ok(Err(error)) => return job.fail(error),
             Err(_) => {
                 error!(
-                    block = job.work.chain[job.next],
+                    block = job.block(),
                     "a block panicked; the session ends, the server goes on"
                 );
                 return job.fail(RequestError::Crashed);
             }
         }
-        if long && job.next < job.work.chain.len() && !queue.is_empty() {
+        if long && job.next < job.stages() && !queue.is_empty() {
             return queue.resume(job.priority(), job);
         }
     }
@@ -201,7 +221,24 @@ impl Job {
     fn priority(&self) -> Priority {
         match self.kind {
             Kind::Step { .. } => Priority::Inference,
-            Kind::Forward { .. } => Priority::Batch,
+            Kind::Forward { .. } | Kind::Backward { .. } => Priority::Batch,
+        }
+    }
+
+    /// How many times a block has to be run.
+    fn stages(&self) -> usize {
+        match self.kind {
+            Kind::Step { .. } | Kind::Forward { .. } => self.work.chain.len(),
+            Kind::Backward { .. } => Backward::stages(self.work.chain.len()),
+        }
+    }
+
+    /// The block that is next.
+    fn block(&self) -> u32 {
+        let chain = &self.work.chain;
+        match self.kind {
+            Kind::Step { .. } | Kind::Forward { .. } => chain[self.next],
+            Kind::Backward { .. } => chain[Backward::index(self.next, chain.len())],
         }
     }
 
@@ -209,6 +246,7 @@ impl Job {
         match &self.kind {
             Kind::Step { reply, .. } => reply.is_closed(),
             Kind::Forward { reply } => reply.is_closed(),
+            Kind::Backward { reply, .. } => reply.is_closed(),
         }
     }
 
@@ -230,6 +268,7 @@ impl Job {
                 blocks.step(chain[self.next], &mut cache.cache, self.next, x, *position)?;
             }
             Kind::Forward { .. } => blocks.forward(chain[self.next], x)?,
+            Kind::Backward { pass, .. } => pass.advance(blocks, chain, self.next, x)?,
         }
         Ok(())
     }
@@ -239,6 +278,7 @@ impl Job {
         match self.kind {
             Kind::Step { cache, reply, .. } => drop(reply.send(Ok((self.work.x, cache)))),
             Kind::Forward { reply } => drop(reply.send(Ok(self.work.x))),
+            Kind::Backward { pass, reply } => drop(reply.send(Ok(pass.finish(self.work.x)))),
         }
     }
 
@@ -246,6 +286,7 @@ impl Job {
         match self.kind {
             Kind::Step { reply, .. } => drop(reply.send(Err(error))),
             Kind::Forward { reply } => drop(reply.send(Err(error))),
+            Kind::Backward { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }

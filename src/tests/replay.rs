@@ -57,7 +57,7 @@ impl<'a> Replay<'a> {
             let is_callers = event["who"].as_str().is_some_and(|who| who.starts_with("c_"));
             let call = event["call"].as_str().unwrap_or_default();
             let rpc = event["rpc"].as_str().unwrap_or_default();
-            if is_callers && !skipped.contains(&call) && !rpc.contains("rpc_backward") {
+            if is_callers && !skipped.contains(&call) {
                 self.event(number, event, call, rpc).await;
             }
         }
@@ -98,7 +98,7 @@ impl<'a> Replay<'a> {
     async fn say(&mut self, event: &Value, call_id: &str, rpc: &str) {
         let server = self.server(event);
         let bytes = self.with_our_peers(recorded_bytes(event));
-        if [names::INFERENCE, names::FORWARD_STREAM].contains(&rpc) {
+        if [names::INFERENCE, names::FORWARD_STREAM, names::BACKWARD_STREAM].contains(&rpc) {
             if !self.sessions.contains_key(call_id) {
                 let session = Session::open_named(self.node, server, rpc).await;
                 self.sessions.insert(call_id.to_owned(), session);
@@ -298,15 +298,15 @@ async fn whole_generations_of_a_petals_client_are_answered_as_petals_answers_the
 }
 
 #[tokio::test]
-async fn forward_passes_are_answered_as_petals_answers_them() {
-    assert_eq!(replay(config(0..4), "forward_backward.json", F32, &[]).await, (3, 0));
+async fn forward_and_backward_passes_are_answered_as_petals_answers_them() {
+    assert_eq!(replay(config(0..4), "forward_backward.json", F32, &[]).await, (5, 0));
     // Petals has no text for activations of two dimensions.
     let ours = [(
         39,
         "ValueError('tensor hidden_states has shape [6, 64], expected [batch, tokens, 64]')",
     )];
     let done = replay(config(0..4), "forward_backward_stream.json", F32, &ours).await;
-    assert_eq!(done, (5, 9));
+    assert_eq!(done, (6, 9));
 }
 
 #[tokio::test]

@@ -1,0 +1,117 @@
+//! A backward pass on the compute thread, one block at a time: forward to learn what went into each block, then back
+//! from the last block to the first. How one block is differentiated is the model's business.
+//!
+//! As in Petals (`server/block_functions.py`, `run_rpc_backward`), the output of the last block is never computed.
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{error::RequestError, request::Prompts};
+use crate::model::{Blocks, Hidden};
+
+/// What a pass over a chain ends with.
+#[derive(Debug)]
+pub(crate) struct PassOutput {
+    /// The chain's output, or the gradient by its input. `[batch, tokens, hidden]`.
+    pub(crate) x: Hidden,
+    /// The gradient by the deep prompts, if there were any to differentiate by.
+    pub(crate) prompts: Option<PromptGradients>,
+}
+
+/// `[blocks, batch, prefix, hidden]`: for every row its own, even where all rows had the same prompts.
+#[derive(Debug)]
+pub(crate) struct PromptGradients {
+    pub(crate) data: Vec<f32>,
+    pub(crate) shape: [usize; 4],
+}
+
+/// A backward pass on its way: what it has to remember beside the gradient itself.
+#[derive(Debug)]
+pub(crate) struct Backward {
+    prompts: Option<Prompts>,
+    /// What went into the first blocks of the chain, prompts included: more and more of them on the way there, fewer
+    /// and fewer on the way back.
+    inputs: Vec<Hidden>,
+    /// By the prompts of each block that was passed on the way back.
+    prompt_gradients: Vec<Vec<f32>>,
+    /// A pass holds the inputs of all its blocks, so there is one at a time. Held for its `Drop`.
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Backward {
+    /// The pass over a chain whose input is `x`.
+    pub(crate) fn new(mut x: Hidden, prompts: Option<Prompts>, turn: OwnedSemaphorePermit) -> Self {
+        if let Some(prompts) = &prompts {
+            prompts.add_to(0, &mut x);
+        }
+        Self {
+            prompts,
+            inputs: vec![x],
+            prompt_gradients: Vec::new(),
+            _turn: turn,
+        }
+    }
+
+    /// How many stages a pass over so many blocks has. Each runs one block.
+    pub(crate) fn stages(n_blocks: usize) -> usize {
+        2 * n_blocks - 1
+    }
+
+    /// Which block of the chain a stage runs.
+    pub(crate) fn index(stage: usize, n_blocks: usize) -> usize {
+        stage.min(Self::stages(n_blocks) - 1 - stage)
+    }
+
+    /// Runs stage number `stage`; they come in order, each once. `gradient` is that by the output of the chain, and
+    /// becomes that by its input.
+    ///
+    /// # Errors
+    /// Those of the blocks.
+    pub(crate) fn advance(
+        &mut self,
+        blocks: &Blocks,
+        chain: &[u32],
+        stage: usize,
+        gradient: &mut Hidden,
+    ) -> Result<(), RequestError> {
+        let index = Self::index(stage, chain.len());
+        if stage + 1 < chain.len() {
+            let mut x = self.inputs[index].clone();
+            blocks.forward(chain[index], &mut x)?;
+            if let Some(prompts) = &self.prompts {
+                prompts.add_to(index + 1, &mut x);
+            }
+            self.inputs.push(x);
+        } else if let Some(x) = self.inputs.pop() {
+            *gradient = blocks.backward(chain[index], &x, gradient)?;
+            if let Some(prompts) = &self.prompts {
+                self.prompt_gradients.push(prompts.gradient(gradient));
+            }
+        }
+        Ok(())
+    }
+
+    /// The result, after the last stage.
+    pub(crate) fn finish(self, gradient: Hidden) -> PassOutput {
+        let (batch, width) = (gradient.batch, gradient.width);
+        let n_blocks = self.prompt_gradients.len();
+        let prompts = self.prompts.map(|prompts| PromptGradients {
+            data: self.prompt_gradients.into_iter().rev().flatten().collect(),
+            shape: [n_blocks, batch, prompts.prefix(), width],
+        });
+        PassOutput { x: gradient, prompts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_goes_there_without_the_last_block_and_all_the_way_back() {
+        for (n_blocks, expected) in [(1, vec![0]), (3, vec![0, 1, 2, 1, 0])] {
+            let stages = 0..Backward::stages(n_blocks);
+            let indices: Vec<_> = stages.map(|stage| Backward::index(stage, n_blocks)).collect();
+            assert_eq!(indices, expected);
+        }
+    }
+}
