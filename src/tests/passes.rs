@@ -72,7 +72,10 @@ async fn every_row_gets_its_own_gradient_by_prompts_that_all_rows_share() {
     let gradient = WireTensor::from_f32(&numbers(2 * 5 * WIDTH), [2, 5, WIDTH], DType::F32).unwrap();
     let one = numbers(4 * 2 * WIDTH);
     let shared = WireTensor::from_f32(&one, [4, 1, 2, WIDTH], DType::F32).unwrap();
-    let doubled: Vec<f32> = one.chunks(2 * WIDTH).flat_map(|block| [block, block].concat()).collect();
+    let doubled: Vec<f32> = one
+        .chunks(2 * WIDTH)
+        .flat_map(|block| [block, block].concat())
+        .collect();
     let each = WireTensor::from_f32(&doubled, [4, 2, 2, WIDTH], DType::F32).unwrap();
     let metadata = StepMetadata::default();
     let got = scene.backward(&[&x, &gradient, &shared], &metadata).await.unwrap();
@@ -122,9 +125,18 @@ async fn a_backward_pass_that_makes_no_sense_is_refused() {
     let shorter = WireTensor::from_f32(&numbers(2 * 4 * WIDTH), [2, 4, WIDTH], DType::F32).unwrap();
     let metadata = StepMetadata::default();
     let error = scene.backward(&[&x, &x], &metadata).await.unwrap_err();
-    assert_eq!(error, "ValueError('not enough values to unpack (expected at least 3, got 2)')");
-    let error = scene.backward(&[&x, &shorter, &no_prompts], &metadata).await.unwrap_err();
-    assert_eq!(error, "ValueError('tensor grad_outputs has shape [2, 4, 64], expected [2, 5, 64]')");
+    assert_eq!(
+        error,
+        "ValueError('not enough values to unpack (expected at least 3, got 2)')"
+    );
+    let error = scene
+        .backward(&[&x, &shorter, &no_prompts], &metadata)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error,
+        "ValueError('tensor grad_outputs has shape [2, 4, 64], expected [2, 5, 64]')"
+    );
     let metadata = StepMetadata {
         active_adapter: Some("foo/bar".to_owned()),
         ..metadata
@@ -132,7 +144,9 @@ async fn a_backward_pass_that_makes_no_sense_is_refused() {
     let error = scene.backward(&[&x, &x, &no_prompts], &metadata).await.unwrap_err();
     assert_eq!(error, "KeyError('adapter foo/bar not found')");
     let nothing = WireTensor::from_f32(&[], [2, 0, WIDTH], DType::F32).unwrap();
-    let got = scene.backward(&[&nothing, &nothing, &no_prompts], &StepMetadata::default()).await;
+    let got = scene
+        .backward(&[&nothing, &nothing, &no_prompts], &StepMetadata::default())
+        .await;
     assert_eq!(got.unwrap()[0].shape, [2, 0, WIDTH]);
 }
 
@@ -142,7 +156,13 @@ async fn gradients_that_are_large_come_in_parts() {
     let embeddings = reference().embeddings;
     // 4200 tokens are more than 1 MiB, and the gradients come back in one part each of at most 4 MiB.
     let n_tokens = 1500;
-    let x: Vec<f32> = embeddings.data.iter().copied().cycle().take(3 * n_tokens * WIDTH).collect();
+    let x: Vec<f32> = embeddings
+        .data
+        .iter()
+        .copied()
+        .cycle()
+        .take(3 * n_tokens * WIDTH)
+        .collect();
     let x = WireTensor::from_f32(&x, [3, n_tokens, WIDTH], DType::F32).unwrap();
     let prompts = WireTensor::from_f32(&numbers(4 * WIDTH), [4, 1, 1, WIDTH], DType::F32).unwrap();
     let whole = request(&[&x, &x, &prompts], &StepMetadata::default());
