@@ -38,8 +38,11 @@ use axum::{
 use serde::Serialize;
 use tokio::{net::TcpListener, sync::Semaphore};
 
-pub use self::{error::HttpError, metrics::OwnCount};
-use self::{metrics::OwnCounts, page::Page};
+pub use self::{
+    error::HttpError,
+    metrics::{OwnNumber, OwnValue},
+};
+use self::{metrics::OwnNumbers, page::Page};
 use crate::{
     swarm::health::{Health, HealthState},
     task::Tasks,
@@ -53,7 +56,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) struct App {
     health: Health,
     page: Arc<Page>,
-    own: OwnCounts,
+    own: OwnNumbers,
     /// One for every listener to events.
     listeners: Arc<Semaphore>,
     tasks: Tasks,
@@ -74,7 +77,7 @@ pub struct Site {
 pub async fn serve(
     addr: SocketAddr,
     health: Health,
-    own: impl Fn() -> Vec<OwnCount> + Send + Sync + 'static,
+    own: impl Fn() -> Vec<OwnNumber> + Send + Sync + 'static,
     tasks: &Tasks,
 ) -> Result<Site, HttpError> {
     let cannot = |source| HttpError::Listen { addr, source };
@@ -83,7 +86,7 @@ pub async fn serve(
     let app = App {
         health,
         page: Arc::new(Page::built_in()),
-        own: OwnCounts::new(own),
+        own: OwnNumbers::new(own),
         listeners: Arc::new(Semaphore::new(events::MAX_LISTENERS)),
         tasks: tasks.clone(),
     };

@@ -45,6 +45,7 @@ mod tensor;
 use std::{ops::Range, sync::Arc};
 
 use attention::Heads;
+pub(crate) use batch::emptied;
 pub use batch::{Part, Scratch};
 use block::{Block, Shared};
 pub(crate) use builtin::{NAME as BUILTIN_NAME, REPO_NAME as BUILTIN_REPOSITORY};
@@ -90,6 +91,9 @@ pub struct Blocks {
     shared: Shared,
     blocks: Vec<Block>,
     max_chunk_bytes: usize,
+    /// An activation that makes a block panic.
+    #[cfg(test)]
+    poison: Option<f32>,
 }
 
 impl Blocks {
@@ -123,6 +127,8 @@ impl Blocks {
             shared,
             blocks: blocks?,
             max_chunk_bytes: DEFAULT_MAX_CHUNK_BYTES,
+            #[cfg(test)]
+            poison: None,
         })
     }
 
@@ -130,6 +136,13 @@ impl Blocks {
     #[must_use]
     pub fn with_max_chunk_bytes(mut self, bytes: usize) -> Self {
         self.max_chunk_bytes = bytes;
+        self
+    }
+
+    /// Blocks that panic when they meet this number among their inputs.
+    #[cfg(test)]
+    pub(crate) fn with_poison(mut self, poison: f32) -> Self {
+        self.poison = Some(poison);
         self
     }
 

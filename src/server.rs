@@ -15,6 +15,7 @@ mod capacity;
 mod convert;
 mod current;
 mod error;
+mod forward;
 mod handler;
 mod lifecycle;
 mod memory;
@@ -22,11 +23,14 @@ mod pass;
 mod push;
 mod queue;
 mod request;
+mod riding;
+mod schedule;
 mod serving;
 mod session;
 mod sessions;
 mod stats;
 mod throughput;
+mod training;
 mod worker;
 
 use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
@@ -36,7 +40,11 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use self::lifecycle::Lifecycle;
 pub use self::{
-    capacity::weight_bytes, error::RequestError, lifecycle::StartError, serving::Limits, stats::Stats,
+    capacity::weight_bytes,
+    error::RequestError,
+    lifecycle::StartError,
+    serving::Limits,
+    stats::{Quantiles, Stats},
     throughput::Throughput,
 };
 use crate::{
@@ -219,12 +227,13 @@ impl Server {
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
         let serving = self.lifecycle.hosted().now();
-        serving.is_some_and(|serving| serving.memory.is_free() && serving.worker.is_idle())
+        serving.is_some_and(|serving| serving.memory.is_free() && serving.worker.queued() == 0)
     }
 
     /// What the server did so far.
     pub fn stats(&self) -> Stats {
-        self.lifecycle.current().counters.read()
+        let current = self.lifecycle.current();
+        current.counters.read(current.queued())
     }
 
     /// Announces OFFLINE, waits until that is stored, then ends all sessions and the compute thread. Nothing is served

@@ -3,6 +3,7 @@
 
 mod caller;
 mod cancelling;
+mod churning;
 mod faulty;
 mod generating;
 mod limits;

@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 
 use super::{model::Model, node::Node, output, swarm::Swarm};
 use crate::{
-    http::{self, OwnCount},
+    http::{self, OwnNumber, OwnValue},
     model::{BUILTIN_NAME, BUILTIN_REPOSITORY},
     server::Stats,
     swarm::health::{Alias, Config, Health, NamedModel},
@@ -57,7 +57,7 @@ impl MapArgs {
         self,
         node: &Node,
         config: Config,
-        own: impl Fn() -> Vec<OwnCount> + Send + Sync + 'static,
+        own: impl Fn() -> Vec<OwnNumber> + Send + Sync + 'static,
     ) -> anyhow::Result<()> {
         let Some(addr) = self.http else { return Ok(()) };
         let health = Health::new(node.p2p.clone(), node.dht.clone(), config, &node.tasks);
@@ -73,9 +73,19 @@ pub(super) fn announce(site: http::Site) {
     output::line(format_args!("health map http://{}/", site.addr));
 }
 
-/// A server's counts under the names that `/metrics` gives them.
-pub(super) fn counts(stats: Stats) -> Vec<OwnCount> {
-    let count = |name, help, count| OwnCount { name, help, count };
+/// What a server knows of itself, under the names that `/metrics` gives it.
+pub(super) fn numbers(stats: Stats) -> Vec<OwnNumber> {
+    let count = |name, help, count| OwnNumber {
+        name,
+        help,
+        value: OwnValue::Count(count),
+    };
+    let now = |name, help, value| OwnNumber {
+        name,
+        help,
+        value: OwnValue::Now(value),
+    };
+    let Stats { waits, step_times, .. } = stats;
     vec![
         count("server_steps", "Steps of sessions that were computed", stats.steps),
         count(
@@ -97,6 +107,41 @@ pub(super) fn counts(stats: Stats) -> Vec<OwnCount> {
             "server_rejected",
             "Requests and sessions that ended with an error",
             stats.rejected,
+        ),
+        count(
+            "server_block_runs",
+            "Times that one block was run for steps of sessions",
+            stats.block_runs,
+        ),
+        count(
+            "server_block_tokens",
+            "Tokens that went through those blocks: divided by the runs, the size of a batch",
+            stats.block_tokens,
+        ),
+        now(
+            "server_queue_length",
+            "Steps and requests that wait or are computed",
+            stats.queued as f64,
+        ),
+        now(
+            "server_wait_seconds_p50",
+            "How long the last steps waited before they were begun, half of them less",
+            waits.p50.as_secs_f64(),
+        ),
+        now(
+            "server_wait_seconds_p99",
+            "How long the last steps waited before they were begun, one in a hundred more",
+            waits.p99.as_secs_f64(),
+        ),
+        now(
+            "server_step_seconds_p50",
+            "How long the last steps took, waiting included, half of them less",
+            step_times.p50.as_secs_f64(),
+        ),
+        now(
+            "server_step_seconds_p99",
+            "How long the last steps took, waiting included, one in a hundred more",
+            step_times.p99.as_secs_f64(),
         ),
     ]
 }

@@ -156,7 +156,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     config.monitor = standing::monitor(&args.monitor, &args.standing, &swarm.initial_peers);
     let server = Arc::new(node.server(config, &model));
     let (stats, map) = (server.clone(), map::config(&swarm, vec![map::own_model(&model)]));
-    args.map.serve(&node, map, move || map::counts(stats.stats())).await?;
+    args.map.serve(&node, map, move || map::numbers(stats.stats())).await?;
     let outcome = tokio::select! {
         outcome = start_and_stay(&node, standing, &server, &model, &swarm) => outcome,
         outcome = &mut stop => outcome,

@@ -13,7 +13,11 @@ use axum::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
-    metrics::{counter::ConstCounter, family::Family, gauge::Gauge},
+    metrics::{
+        counter::ConstCounter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
     registry::{Registry, Unit},
 };
 
@@ -23,39 +27,55 @@ use crate::swarm::health::{Condition, Health, HealthState, ModelState};
 /// What Prometheus calls the format.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Something this node counted since it started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OwnCount {
+/// Something this node knows of itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OwnNumber {
     /// Without prefix and without `_total`.
     pub name: &'static str,
-    /// What is counted.
+    /// What it is.
     pub help: &'static str,
-    /// How many.
-    pub count: u64,
+    /// How much.
+    pub value: OwnValue,
 }
 
-/// Where the program's own counts come from.
-#[derive(Clone)]
-pub(crate) struct OwnCounts(Arc<dyn Fn() -> Vec<OwnCount> + Send + Sync>);
+/// How Prometheus is to read a number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum OwnValue {
+    /// Counted since the node started: it only grows.
+    Count(u64),
+    /// What it is now.
+    Now(f64),
+}
 
-impl OwnCounts {
-    pub(crate) fn new(read: impl Fn() -> Vec<OwnCount> + Send + Sync + 'static) -> Self {
+/// Where the program's own numbers come from.
+#[derive(Clone)]
+pub(crate) struct OwnNumbers(Arc<dyn Fn() -> Vec<OwnNumber> + Send + Sync>);
+
+impl OwnNumbers {
+    pub(crate) fn new(read: impl Fn() -> Vec<OwnNumber> + Send + Sync + 'static) -> Self {
         Self(Arc::new(read))
     }
 }
 
-impl fmt::Debug for OwnCounts {
+impl fmt::Debug for OwnNumbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OwnCounts")
+        f.write_str("OwnNumbers")
     }
 }
 
-impl Collector for OwnCounts {
+impl Collector for OwnNumbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for OwnCount { name, help, count } in (self.0)() {
-            let counter = ConstCounter::new(count);
-            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
-            counter.encode(metric)?;
+        for OwnNumber { name, help, value } in (self.0)() {
+            match value {
+                OwnValue::Count(count) => {
+                    let counter = ConstCounter::new(count);
+                    counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+                }
+                OwnValue::Now(value) => {
+                    let gauge = ConstGauge::new(value);
+                    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+                }
+            }
         }
         Ok(())
     }
@@ -83,7 +103,7 @@ pub(crate) async fn metrics(State(app): State<App>) -> Response {
     }
 }
 
-fn exposition(state: &HealthState, health: &Health, own: OwnCounts) -> Result<String, fmt::Error> {
+fn exposition(state: &HealthState, health: &Health, own: OwnNumbers) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("sepal");
     of_map(&mut registry, state, health);
     of_models(&mut registry, &state.models);

@@ -31,11 +31,18 @@ async fn site(tasks: &Tasks) -> (Site, Health) {
     let (p2p, dht) = node(tasks, Vec::new()).await;
     let health = Health::new(p2p, dht, health::Config::default(), tasks);
     let own = || {
-        vec![OwnCount {
-            name: "server_steps",
-            help: "Steps",
-            count: 7,
-        }]
+        vec![
+            OwnNumber {
+                name: "server_steps",
+                help: "Steps",
+                value: OwnValue::Count(7),
+            },
+            OwnNumber {
+                name: "server_queue_length",
+                help: "Steps that wait",
+                value: OwnValue::Now(3.0),
+            },
+        ]
     };
     let site = serve("127.0.0.1:0".parse().unwrap(), health.clone(), own, tasks);
     (site.await.unwrap(), health)
@@ -109,6 +116,7 @@ async fn the_picture_is_the_same_in_all_its_forms() {
     let metrics = get(&site, "/metrics").await.body;
     assert!(metrics.contains("\nsepal_swarm_models 0.0\n"), "{metrics}");
     assert!(metrics.contains("\nsepal_server_steps_total 7\n"), "{metrics}");
+    assert!(metrics.contains("\nsepal_server_queue_length 3.0\n"), "{metrics}");
     assert!(metrics.ends_with("# EOF\n"));
     tasks.shutdown().await;
 }

@@ -160,6 +160,8 @@ impl Blocks {
         if x.is_empty() {
             return;
         }
+        #[cfg(test)]
+        assert!(!self.poison.is_some_and(|poison| x.contains(&poison)), "poisoned");
         if x.len() <= tokens_at_a_time * width {
             return block.run(&self.shared, x, segments);
         }
@@ -185,10 +187,10 @@ impl Blocks {
     }
 }
 
-/// The memory of a list, for another list of the same kind: the standard library collects in place.
-fn emptied<'b>(mut segments: Vec<Segment<'_>>) -> Vec<Segment<'b>> {
-    segments.clear();
-    segments.into_iter().filter_map(|_| None).collect()
+/// The memory of a list of borrowed things, for another list of them: the standard library collects in place.
+pub(crate) fn emptied<T, U>(mut list: Vec<T>) -> Vec<U> {
+    list.clear();
+    list.into_iter().filter_map(|_| None).collect()
 }
 
 #[cfg(test)]

@@ -127,6 +127,13 @@ impl Current {
         Ok(announced)
     }
 
+    /// Steps and requests that wait or are computed, on the announced spans.
+    pub(super) fn queued(&self) -> usize {
+        let models = read(&self.models);
+        let announced = models.iter().filter_map(|model| model.now());
+        announced.map(|serving| serving.worker.queued()).sum()
+    }
+
     /// Limits for requests of which it is not known yet what they are for: those of the first model. The flags that set
     /// them are the same for all.
     ///

@@ -300,7 +300,8 @@ impl Lifecycle {
         Ok(Serving {
             prefix: self.config.prefix.clone(),
             span: blocks.span(),
-            worker: Worker::start(blocks.clone(), choice.max_queue).map_err(StartError::Thread)?,
+            worker: Worker::start(blocks.clone(), choice.max_queue, self.current.counters.clone())
+                .map_err(StartError::Thread)?,
             memory: Memory::new(capacity::cache_bytes(
                 config,
                 blocks.dtype(),

@@ -1,24 +1,7 @@
-//! The bounded queue between the asynchronous side and the compute thread: priorities, refusal when full, and jobs whose
-//! caller left are dropped. It knows nothing of blocks.
-//!
-//! Petals runs the task with the smallest (priority, submit time) (`server/task_prioritizer.py`, `task_pool.py`):
-//! inference before forward and backward. A job that runs block by block goes back into the queue between two blocks, so that shorter
-//! ones slip in.
+//! The bounded hand-over of jobs from the asynchronous side to the compute thread: refusal when full, and an end. It
+//! knows nothing of blocks, and not who goes first (`schedule`).
 
-use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-};
-
-/// What runs first. The order is the one of the variants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Priority {
-    /// Steps of inference sessions: a person waits for each.
-    Inference,
-    /// `rpc_forward`, `rpc_backward` and their stream variants.
-    Batch,
-}
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The submitting and the taking side share the queue through clones.
 #[derive(Debug)]
@@ -38,42 +21,17 @@ impl<T> Clone for Queue<T> {
 struct Shared<T> {
     limit: usize,
     state: Mutex<State<T>>,
-    changed: Condvar,
+    arrived: Condvar,
 }
 
 #[derive(Debug)]
 struct State<T> {
-    heap: BinaryHeap<Reverse<Entry<T>>>,
-    submitted: u64,
+    jobs: Vec<T>,
+    /// Jobs that the taker had when it looked last.
+    held: usize,
     closed: bool,
-    /// The taker has a job.
-    working: bool,
-}
-
-#[derive(Debug)]
-struct Entry<T> {
-    order: (Priority, u64),
-    job: T,
-}
-
-impl<T> PartialEq for Entry<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.order == other.order
-    }
-}
-
-impl<T> Eq for Entry<T> {}
-
-impl<T> PartialOrd for Entry<T> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<T> Ord for Entry<T> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.order.cmp(&other.order)
-    }
+    /// The taker has nothing to do and sleeps. Nobody is woken who does not: that is a call to the system.
+    asleep: bool,
 }
 
 /// Why a job was not taken.
@@ -81,7 +39,7 @@ impl<T> Ord for Entry<T> {
 pub(crate) enum SubmitError {
     /// The bound is reached.
     Full {
-        /// Jobs that wait.
+        /// Jobs that wait or run.
         queued: usize,
         /// The bound.
         limit: usize,
@@ -91,19 +49,19 @@ pub(crate) enum SubmitError {
 }
 
 impl<T> Queue<T> {
-    /// A queue in which at most `limit` jobs wait.
+    /// A queue for at most `limit` jobs, those that the taker has begun included.
     pub(crate) fn new(limit: usize) -> Self {
         let state = State {
-            heap: BinaryHeap::new(),
-            submitted: 0,
+            jobs: Vec::new(),
+            held: 0,
             closed: false,
-            working: false,
+            asleep: false,
         };
         Self {
             shared: Arc::new(Shared {
                 limit,
                 state: Mutex::new(state),
-                changed: Condvar::new(),
+                arrived: Condvar::new(),
             }),
         }
     }
@@ -112,86 +70,60 @@ impl<T> Queue<T> {
     ///
     /// # Errors
     /// [`SubmitError::Full`] over the bound, [`SubmitError::Closed`] after [`Queue::close`].
-    pub(crate) fn submit(&self, priority: Priority, job: T) -> Result<(), SubmitError> {
+    pub(crate) fn submit(&self, job: T) -> Result<(), SubmitError> {
         let mut state = self.lock();
         if state.closed {
             return Err(SubmitError::Closed);
         }
-        let queued = state.heap.len();
-        if queued >= self.shared.limit {
-            return Err(SubmitError::Full {
-                queued,
-                limit: self.shared.limit,
-            });
+        let (queued, limit) = (state.jobs.len() + state.held, self.shared.limit);
+        if queued >= limit {
+            return Err(SubmitError::Full { queued, limit });
         }
-        state.push(priority, job);
-        self.shared.changed.notify_one();
+        state.jobs.push(job);
+        if state.asleep {
+            self.shared.arrived.notify_one();
+        }
         Ok(())
     }
 
-    /// Puts a job that was taken and is not finished behind the others of its class. Never refused for want of room:
-    /// its place was granted when it was submitted. Once the queue is closed the job is dropped.
-    pub(crate) fn resume(&self, priority: Priority, job: T) {
+    /// Moves what arrived behind `jobs`. The taker has `held` jobs beside; if it has none, this waits for one. Returns
+    /// whether the queue is still open.
+    pub(crate) fn collect(&self, jobs: &mut Vec<T>, held: usize) -> bool {
         let mut state = self.lock();
-        if !state.closed {
-            state.push(priority, job);
-        }
-    }
-
-    /// Takes the next job, waiting for one. `None` once the queue is closed.
-    pub(crate) fn take(&self) -> Option<T> {
-        let mut state = self.lock();
-        state.working = false;
         loop {
             if state.closed {
-                return None;
+                return false;
             }
-            if let Some(Reverse(entry)) = state.heap.pop() {
-                state.working = true;
-                return Some(entry.job);
+            jobs.append(&mut state.jobs);
+            state.held = held + jobs.len();
+            if state.held > 0 {
+                return true;
             }
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.asleep = true;
+            state = self.shared.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.asleep = false;
         }
     }
 
-    /// Whether any job waits.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.lock().heap.is_empty()
-    }
-
-    /// Whether no job waits and the taker waits for one.
-    #[cfg(test)]
-    pub(crate) fn is_idle(&self) -> bool {
+    /// Jobs that wait or run.
+    pub(crate) fn len(&self) -> usize {
         let state = self.lock();
-        state.heap.is_empty() && !state.working
+        state.jobs.len() + state.held
     }
 
-    /// Whether [`Queue::close`] was called.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
-    /// Ends the queue: waiting jobs are dropped, which their callers notice, and the taker gets `None`.
+    /// Ends the queue: jobs that were not taken are dropped, which their callers notice.
     pub(crate) fn close(&self) {
         let dropped = {
             let mut state = self.lock();
             state.closed = true;
-            std::mem::take(&mut state.heap)
+            std::mem::take(&mut state.jobs)
         };
         drop(dropped);
-        self.shared.changed.notify_all();
+        self.shared.arrived.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<T> State<T> {
-    fn push(&mut self, priority: Priority, job: T) {
-        let order = (priority, self.submitted);
-        self.submitted += 1;
-        self.heap.push(Reverse(Entry { order, job }));
     }
 }
 
@@ -200,43 +132,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inference_runs_before_batches_and_each_class_in_order() {
+    fn what_arrived_is_taken_in_order() {
         let queue = Queue::new(8);
-        for (priority, job) in [
-            (Priority::Batch, 1),
-            (Priority::Inference, 2),
-            (Priority::Batch, 3),
-            (Priority::Inference, 4),
-        ] {
-            queue.submit(priority, job).unwrap();
-        }
-        let order: Vec<_> = (0..4).map(|_| queue.take().unwrap()).collect();
-        assert_eq!(order, [2, 4, 1, 3]);
-        assert!(queue.is_empty());
+        (1..4).for_each(|job| queue.submit(job).unwrap());
+        let mut jobs = vec![0];
+        assert!(queue.collect(&mut jobs, 0));
+        assert_eq!((jobs, queue.len()), (vec![0, 1, 2, 3], 4));
+        assert!(queue.collect(&mut Vec::new(), 1), "whoever has a job does not wait");
+        assert_eq!(queue.len(), 1);
     }
 
     #[test]
     fn a_full_queue_refuses_and_says_how_full() {
-        let queue = Queue::new(1);
-        queue.submit(Priority::Batch, 1).unwrap();
-        assert_eq!(
-            queue.submit(Priority::Inference, 2),
-            Err(SubmitError::Full { queued: 1, limit: 1 })
-        );
-        queue.resume(Priority::Inference, 3);
-        assert_eq!(queue.take(), Some(3));
+        let queue = Queue::new(2);
+        queue.submit(1).unwrap();
+        let mut jobs = Vec::new();
+        assert!(queue.collect(&mut jobs, 0));
+        queue.submit(2).unwrap();
+        assert_eq!(queue.submit(3), Err(SubmitError::Full { queued: 2, limit: 2 }));
+        assert!(queue.collect(&mut jobs, 0));
+        assert_eq!(queue.submit(3), Err(SubmitError::Full { queued: 2, limit: 2 }));
+        assert!(queue.collect(&mut Vec::new(), 1));
+        queue.submit(3).unwrap();
     }
 
     #[test]
     fn closing_ends_the_taker_and_drops_what_waits() {
         let queue = Queue::new(4);
         let job = Arc::new(());
-        queue.submit(Priority::Batch, job.clone()).unwrap();
+        queue.submit(job.clone()).unwrap();
         queue.close();
-        assert!(queue.take().is_none());
+        assert!(!queue.collect(&mut Vec::new(), 0));
         assert_eq!(Arc::strong_count(&job), 1);
-        queue.resume(Priority::Batch, job.clone());
-        assert_eq!(Arc::strong_count(&job), 1);
-        assert_eq!(queue.submit(Priority::Batch, job), Err(SubmitError::Closed));
+        assert_eq!(queue.submit(job), Err(SubmitError::Closed));
     }
 }

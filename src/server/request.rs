@@ -229,11 +229,17 @@ impl Prompts {
 
     /// Adds the prompts of the chain's block number `index` to the first positions of every row of `x`.
     pub(crate) fn add_to(&self, index: usize, x: &mut Hidden) {
+        self.add_to_tokens(index, x, 0..x.tokens);
+    }
+
+    /// The same for those of the positions that are in `tokens`.
+    pub(crate) fn add_to_tokens(&self, index: usize, x: &mut Hidden, tokens: Range<usize>) {
         let row_len = self.prefix * self.width;
+        let numbers = tokens.start.min(self.prefix) * self.width..tokens.end.min(self.prefix) * self.width;
         for row in 0..x.batch {
             let source_row = index * self.batch + if self.batch == 1 { 0 } else { row };
-            let source = &self.data[source_row * row_len..][..row_len];
-            let target = &mut x.data[row * x.tokens * x.width..][..row_len];
+            let source = &self.data[source_row * row_len..][numbers.clone()];
+            let target = &mut x.data[row * x.tokens * x.width..][numbers.clone()];
             for (value, prompt) in target.iter_mut().zip(source) {
                 *value += prompt;
             }

@@ -1,13 +1,15 @@
-//! The one thread that computes. It takes jobs from the queue, runs blocks and sends the result back; it never touches a
-//! socket, and nothing asynchronous ever computes.
+//! The one thread that computes. It takes jobs from the queue, runs blocks for all that wait at the same one, and sends
+//! the results back; it never touches a socket, and nothing asynchronous ever computes.
 //!
 //! A job carries everything it works on, the session's cache included, and gives it back with the answer. So no lock is
 //! held across compute, and a job whose caller left is simply dropped, its cache and lease with it.
 
 use std::{
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
@@ -16,15 +18,19 @@ use tracing::{debug, error};
 use super::{
     backward::{Backward, PassOutput},
     error::RequestError,
+    forward::Forward,
     memory::Lease,
-    queue::{Priority, Queue, SubmitError},
+    queue::{Queue, SubmitError},
     request::Prompts,
+    riding::Riding,
+    schedule::{Class, Pace, Shares, next_block},
+    stats::Counters,
+    training::Training,
 };
-use crate::model::{Blocks, Cache, Hidden};
+use crate::model::{Blocks, Cache, Hidden, Part, Scratch, emptied};
 
-/// Steps of at most this many tokens (rows × tokens) run their whole chain at once; longer ones let others in between
-/// two blocks. Petals: `server/backend.py`, short inference.
-const SHORT_STEP_TOKENS: usize = 128;
+/// How long after a short step its session is still expected to send the next one.
+const STILL_THERE: Duration = Duration::from_secs(1);
 
 /// The cache of one session and the reservation that pays for it. They live and die together.
 #[derive(Debug)]
@@ -65,6 +71,9 @@ pub(crate) struct Step {
 /// What a step gives back: the chain's output and the session's cache.
 pub(crate) type StepOutput = (Hidden, SessionCache);
 
+/// Where the result of a job goes.
+type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
+
 /// The asynchronous side's handle to the compute thread. Dropping the last clone does not stop it; [`Worker::stop`] does.
 #[derive(Clone, Debug)]
 pub(crate) struct Worker {
@@ -73,45 +82,40 @@ pub(crate) struct Worker {
 
 #[derive(Debug)]
 struct Job {
-    work: Work,
-    /// Number of the next stage: the position in the chain of the next block to run, or what a backward pass counts.
-    next: usize,
+    submitted: Instant,
     kind: Kind,
 }
 
 #[derive(Debug)]
 enum Kind {
-    Step {
-        cache: SessionCache,
-        position: usize,
-        /// Taken before the first block.
-        rows: Option<Vec<usize>>,
-        reply: oneshot::Sender<Result<StepOutput, RequestError>>,
-    },
-    Forward {
-        reply: oneshot::Sender<Result<Hidden, RequestError>>,
-    },
-    Backward {
-        /// What goes with the gradient, which is the job's `x`.
-        pass: Backward,
-        reply: oneshot::Sender<Result<PassOutput, RequestError>>,
-    },
+    Step { step: Step, reply: Reply<StepOutput> },
+    Forward { work: Work, reply: Reply<Hidden> },
+    Backward { work: Work, pass: Box<Backward>, reply: Reply<PassOutput> },
 }
 
 impl Worker {
-    /// Starts the thread. At most `queue_limit` jobs wait for it.
+    /// Starts the thread. At most `queue_limit` jobs wait for it or run.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(crate) fn start(blocks: Arc<Blocks>, queue_limit: usize) -> std::io::Result<Self> {
+    pub(crate) fn start(blocks: Arc<Blocks>, queue_limit: usize, counters: Arc<Counters>) -> std::io::Result<Self> {
         let queue = Queue::new(queue_limit);
-        let taker = queue.clone();
-        thread::Builder::new().name("compute".into()).spawn(move || {
-            while let Some(job) = taker.take() {
-                run(&blocks, &taker, job);
-            }
-            debug!("compute thread ends");
-        })?;
+        let compute = Compute {
+            blocks,
+            queue: queue.clone(),
+            counters,
+            arrived: Vec::new(),
+            steps: Vec::new(),
+            training: VecDeque::new(),
+            shares: Shares::default(),
+            pace: Pace::default(),
+            last_short: None,
+            scratch: Scratch::default(),
+            parts: Vec::new(),
+        };
+        thread::Builder::new()
+            .name("compute".into())
+            .spawn(move || compute.run())?;
         Ok(Self { queue })
     }
 
@@ -120,24 +124,8 @@ impl Worker {
     /// # Cancel safety
     /// Dropping the future drops the job before its next block; the session's cache is gone with it.
     pub(crate) async fn step(&self, step: Step) -> Result<StepOutput, RequestError> {
-        let Step {
-            work,
-            cache,
-            position,
-            rows,
-        } = step;
         let (reply, answer) = oneshot::channel();
-        let job = Job {
-            work,
-            next: 0,
-            kind: Kind::Step {
-                cache,
-                position,
-                rows,
-                reply,
-            },
-        };
-        self.submit(job)?;
+        self.submit(Kind::Step { step, reply })?;
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
@@ -147,11 +135,7 @@ impl Worker {
     /// Dropping the future drops the job before its next block.
     pub(crate) async fn forward(&self, work: Work) -> Result<Hidden, RequestError> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Job {
-            work,
-            next: 0,
-            kind: Kind::Forward { reply },
-        })?;
+        self.submit(Kind::Forward { work, reply })?;
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
@@ -161,11 +145,8 @@ impl Worker {
     /// Dropping the future drops the job before its next block.
     pub(crate) async fn backward(&self, work: Work, pass: Backward) -> Result<PassOutput, RequestError> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Job {
-            work,
-            next: 0,
-            kind: Kind::Backward { pass, reply },
-        })?;
+        let pass = Box::new(pass);
+        self.submit(Kind::Backward { work, pass, reply })?;
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
@@ -174,119 +155,216 @@ impl Worker {
         self.queue.close();
     }
 
-    /// Whether no job waits and none is running.
-    #[cfg(test)]
-    pub(crate) fn is_idle(&self) -> bool {
-        self.queue.is_idle()
+    /// Jobs that wait or run.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
     }
 
-    fn submit(&self, job: Job) -> Result<(), RequestError> {
-        self.queue.submit(job.priority(), job).map_err(|error| match error {
+    fn submit(&self, kind: Kind) -> Result<(), RequestError> {
+        let submitted = Instant::now();
+        self.queue.submit(Job { submitted, kind }).map_err(|error| match error {
             SubmitError::Full { queued, limit } => RequestError::Busy { queued, limit },
             SubmitError::Closed => RequestError::NotServing,
         })
     }
 }
 
-/// Runs a job, or one block of it when it is long and others wait.
-fn run(blocks: &Blocks, queue: &Queue<Job>, mut job: Job) {
-    let long = job.work.x.batch * job.work.x.tokens > SHORT_STEP_TOKENS;
-    while job.next < job.stages() {
-        if job.caller_left() {
+/// Everything the thread owns.
+struct Compute {
+    blocks: Arc<Blocks>,
+    queue: Queue<Job>,
+    counters: Arc<Counters>,
+    /// Always empty between two rounds.
+    arrived: Vec<Job>,
+    /// The longest waiting first.
+    steps: Vec<Riding>,
+    training: VecDeque<Training>,
+    shares: Shares,
+    pace: Pace,
+    /// When a short step was last done.
+    last_short: Option<Instant>,
+    scratch: Scratch,
+    /// Always empty between two block runs.
+    parts: Vec<Part<'static>>,
+}
+
+impl Compute {
+    fn run(mut self) {
+        loop {
+            let held = self.steps.len() + self.training.len();
+            if !self.queue.collect(&mut self.arrived, held) {
+                break;
+            }
+            self.admit();
+            self.steps.retain(|step| !step.caller_left());
+            self.training.retain(|job| !job.caller_left());
+            let turn = self.shares.next(!self.steps.is_empty(), !self.training.is_empty());
+            let Some(class) = turn else { continue };
+            let start = Instant::now();
+            let other_waits = match class {
+                Class::Inference => {
+                    self.run_steps();
+                    !self.training.is_empty()
+                }
+                Class::Training => {
+                    self.run_training();
+                    !self.steps.is_empty()
+                }
+            };
+            self.shares.ran(class, start.elapsed(), other_waits);
+        }
+        // What is left is dropped, which its callers notice.
+        debug!("compute thread ends");
+    }
+
+    /// Makes what arrived ready. What needs no computing is answered at once.
+    fn admit(&mut self) {
+        for Job { submitted, kind } in self.arrived.drain(..) {
+            match kind {
+                Kind::Step { step, reply } => {
+                    let step = Riding::new(step, reply, submitted);
+                    if step.is_over() {
+                        step.finish(&self.counters);
+                    } else {
+                        self.steps.push(step);
+                    }
+                }
+                Kind::Forward { work, reply } if work.x.data.is_empty() => drop(reply.send(Ok(work.x))),
+                Kind::Forward { work, reply } => {
+                    let pass = Box::new(Forward::new(&self.blocks, work));
+                    self.training.push_back(Training::Forward { pass, reply });
+                }
+                Kind::Backward { work, pass, reply } => self.training.push_back(Training::Backward {
+                    chain: work.chain,
+                    gradient: work.x,
+                    pass,
+                    next: 0,
+                    reply,
+                }),
+            }
+        }
+    }
+
+    /// Runs one block for all steps that wait at it.
+    fn run_steps(&mut self) {
+        let Some(block) = next_block(self.steps.iter().map(Riding::place)) else {
+            return;
+        };
+        let start = Instant::now();
+        let tokens = self.board(block);
+        self.run_block(block);
+        self.pace.ran(tokens, start.elapsed());
+        self.counters.block_runs.add();
+        self.counters.block_tokens.add_many(tokens);
+        self.settle();
+    }
+
+    /// Decides who goes through `block`: all short steps, and of the others as many tokens as the time allows, those
+    /// that wait longest first. Returns the tokens of all.
+    fn board(&mut self, block: u32) -> usize {
+        let crowded = self.steps.len() > 1 || self.had_short_step();
+        let (mut short, mut long) = (0, 0);
+        let waiting = |step: &&mut Riding| step.place().block == block;
+        for step in self.steps.iter_mut().filter(waiting).filter(|step| step.is_short()) {
+            short += step.board(usize::MAX);
+        }
+        for step in self.steps.iter_mut().filter(waiting).filter(|step| !step.is_short()) {
+            let budget = self.pace.chunk(step.chain_len(), crowded);
+            let wants = step.wants(budget.saturating_sub(long));
+            // A large chunk was cut while nobody else was there. It goes when it is its turn, or has no company.
+            let alone = short + long == 0 || step.place().is_urgent();
+            if wants > 0 || alone {
+                long += step.board(wants.max(if alone { budget } else { 0 }));
+            }
+        }
+        short + long
+    }
+
+    fn run_block(&mut self, block: u32) {
+        let mut parts: Vec<Part<'_>> = emptied(std::mem::take(&mut self.parts));
+        let aboard = self.steps.iter_mut().filter(|step| step.is_aboard());
+        parts.extend(aboard.map(Riding::part));
+        let n_parts = parts.len();
+        let (blocks, scratch) = (&*self.blocks, &mut self.scratch);
+        let outcome = guarded(|| blocks.run_batch(block, &mut parts, scratch));
+        self.parts = emptied(parts);
+        let Err(error) = outcome else { return };
+        let mut aboard = self.steps.iter_mut().filter(|step| step.is_aboard());
+        if n_parts == 1 {
+            if let Some(step) = aboard.next() {
+                step.failed(error);
+            }
             return;
         }
-        if queue.is_closed() {
-            return job.fail(RequestError::NotServing);
-        }
-        let outcome = catch_unwind(AssertUnwindSafe(|| job.run_block(blocks)));
-        match outcome {
-            Ok(Ok(())) => job.next += 1,
-            Ok(Err(error)) => return job.fail(error),
-            Err(_) => {
-                error!(
-                    block = job.block(),
-                    "a block panicked; the session ends, the server goes on"
-                );
-                return job.fail(RequestError::Crashed);
+        // Nothing was changed, so that each can go alone: only those that fail again have to end.
+        debug!(block, n_parts, "a batch failed; its steps are run one by one");
+        for step in aboard {
+            let outcome = guarded(|| blocks.run_batch(block, &mut [step.part()], scratch));
+            if let Err(error) = outcome {
+                step.failed(error);
             }
         }
-        if long && job.next < job.stages() && !queue.is_empty() {
-            return queue.resume(job.priority(), job);
+    }
+
+    /// Moves everybody on, answers those that are through, and puts those that have more to do behind the others.
+    fn settle(&mut self) {
+        let mut idx = 0;
+        for _ in 0..self.steps.len() {
+            let step = &mut self.steps[idx];
+            let through = step.block_ran();
+            if step.is_over() {
+                if step.is_short() {
+                    self.last_short = Some(Instant::now());
+                }
+                self.steps.remove(idx).finish(&self.counters);
+            } else if through {
+                let step = self.steps.remove(idx);
+                self.steps.push(step);
+            } else {
+                idx += 1;
+            }
         }
     }
-    job.finish();
+
+    /// Runs a piece of the training job that waits longest.
+    fn run_training(&mut self) {
+        let Some(mut job) = self.training.pop_front() else {
+            return;
+        };
+        let (crowded, start) = (!self.steps.is_empty() || self.had_short_step(), Instant::now());
+        let (blocks, scratch, pace) = (&*self.blocks, &mut self.scratch, &self.pace);
+        match guarded(|| job.advance(blocks, (pace, crowded), scratch)) {
+            Err(error) => job.fail(error),
+            Ok(tokens) => {
+                self.pace.ran(tokens, start.elapsed());
+                if job.is_done() {
+                    job.finish();
+                } else {
+                    self.training.push_back(job);
+                }
+            }
+        }
+    }
+
+    /// Whether a short step was done a moment ago: its session will want the next.
+    fn had_short_step(&self) -> bool {
+        self.last_short.is_some_and(|last| last.elapsed() < STILL_THERE)
+    }
 }
 
-impl Job {
-    fn priority(&self) -> Priority {
-        match self.kind {
-            Kind::Step { .. } => Priority::Inference,
-            Kind::Forward { .. } | Kind::Backward { .. } => Priority::Batch,
-        }
-    }
-
-    /// How many times a block has to be run.
-    fn stages(&self) -> usize {
-        match self.kind {
-            Kind::Step { .. } | Kind::Forward { .. } => self.work.chain.len(),
-            Kind::Backward { .. } => Backward::stages(self.work.chain.len()),
-        }
-    }
-
-    /// The block that is next.
-    fn block(&self) -> u32 {
-        let chain = &self.work.chain;
-        match self.kind {
-            Kind::Step { .. } | Kind::Forward { .. } => chain[self.next],
-            Kind::Backward { .. } => chain[Backward::index(self.next, chain.len())],
-        }
-    }
-
-    fn caller_left(&self) -> bool {
-        match &self.kind {
-            Kind::Step { reply, .. } => reply.is_closed(),
-            Kind::Forward { reply } => reply.is_closed(),
-            Kind::Backward { reply, .. } => reply.is_closed(),
-        }
-    }
-
-    fn run_block(&mut self, blocks: &Blocks) -> Result<(), RequestError> {
-        let Work { chain, x, prompts } = &mut self.work;
-        if let Kind::Step { cache, rows, .. } = &mut self.kind
-            && let Some(rows) = rows.take()
-        {
-            cache.cache.reorder(&rows)?;
-        }
-        if x.tokens == 0 {
-            return Ok(());
-        }
-        if let Some(prompts) = prompts {
-            prompts.add_to(self.next, x);
-        }
-        match &mut self.kind {
-            Kind::Step { cache, position, .. } => {
-                blocks.step(chain[self.next], &mut cache.cache, self.next, x, *position)?;
-            }
-            Kind::Forward { .. } => blocks.forward(chain[self.next], x)?,
-            Kind::Backward { pass, .. } => pass.advance(blocks, chain, self.next, x)?,
-        }
-        Ok(())
-    }
-
-    /// Sending fails only when the caller left, and then nobody is there to be told.
-    fn finish(self) {
-        match self.kind {
-            Kind::Step { cache, reply, .. } => drop(reply.send(Ok((self.work.x, cache)))),
-            Kind::Forward { reply } => drop(reply.send(Ok(self.work.x))),
-            Kind::Backward { pass, reply } => drop(reply.send(Ok(pass.finish(self.work.x)))),
-        }
-    }
-
-    fn fail(self, error: RequestError) {
-        match self.kind {
-            Kind::Step { reply, .. } => drop(reply.send(Err(error))),
-            Kind::Forward { reply } => drop(reply.send(Err(error))),
-            Kind::Backward { reply, .. } => drop(reply.send(Err(error))),
+/// A defect in a block ends what was computed with it, and nothing else.
+fn guarded<T, E>(run: impl FnOnce() -> Result<T, E>) -> Result<T, RequestError>
+where
+    RequestError: From<E>,
+{
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(outcome) => outcome.map_err(RequestError::from),
+        Err(_) => {
+            error!("a block panicked; what it was run for ends, the server goes on");
+            Err(RequestError::Crashed)
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+//! A forward pass over whole sequences on the compute thread, block by block and a chunk of tokens at a time: others
+//! get in between, and one block's keys and values are all that it keeps.
+
+use super::{error::RequestError, worker::Work};
+use crate::model::{Blocks, Cache, Hidden, Part, Scratch};
+
+/// A forward pass, somewhere on its way.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    work: Work,
+    /// Position in the chain of the next block.
+    next: usize,
+    /// Tokens of each sequence that went through that block.
+    done: usize,
+    /// Keys and values of one block; each block overwrites those of the one before.
+    cache: Cache,
+}
+
+impl Forward {
+    /// The pass over `work`, which has tokens.
+    pub(crate) fn new(blocks: &Blocks, work: Work) -> Self {
+        let cache = blocks.new_cache(1, work.x.batch, work.x.tokens);
+        let mut forward = Self {
+            work,
+            next: 0,
+            done: 0,
+            cache,
+        };
+        forward.enter();
+        forward
+    }
+
+    pub(crate) fn chain_len(&self) -> usize {
+        self.work.chain.len()
+    }
+
+    /// Whether the last block was passed.
+    pub(crate) fn is_done(&self) -> bool {
+        self.next == self.work.chain.len()
+    }
+
+    /// Takes up to `tokens` tokens through the next block, one of each sequence at least; returns how many it took.
+    ///
+    /// # Errors
+    /// When the block is not served, or does not fit.
+    pub(crate) fn advance(
+        &mut self,
+        blocks: &Blocks,
+        tokens: usize,
+        scratch: &mut Scratch,
+    ) -> Result<usize, RequestError> {
+        let x = &mut self.work.x;
+        let (batch, end) = (x.batch, x.tokens);
+        let range = self.done..end.min(self.done + (tokens / batch.max(1)).max(1));
+        let part = Part {
+            cache: &mut self.cache,
+            chain_idx: 0,
+            x,
+            position: 0,
+            tokens: range.clone(),
+        };
+        blocks.run_batch(self.work.chain[self.next], &mut [part], scratch)?;
+        self.done = range.end;
+        if self.done == end {
+            (self.next, self.done) = (self.next + 1, 0);
+            self.enter();
+        }
+        Ok(batch * range.len())
+    }
+
+    /// The output, after the last block.
+    pub(crate) fn finish(self) -> Hidden {
+        self.work.x
+    }
+
+    fn enter(&mut self) {
+        if self.next < self.work.chain.len()
+            && let Some(prompts) = &self.work.prompts
+        {
+            prompts.add_to(self.next, &mut self.work.x);
+        }
+    }
+}

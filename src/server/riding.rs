@@ -1,0 +1,170 @@
+//! One step of a session on its way through its chain: where it is, which of its tokens go next, and how it ends. Who
+//! else goes with it is not decided here.
+
+use std::{ops::Range, time::Instant};
+
+use tokio::sync::oneshot;
+
+use super::{
+    error::RequestError,
+    schedule::{MIN_CHUNK, Place},
+    stats::Counters,
+    worker::{Step, StepOutput},
+};
+use crate::model::Part;
+
+/// A step that is being computed.
+#[derive(Debug)]
+pub(crate) struct Riding {
+    step: Step,
+    reply: oneshot::Sender<Result<StepOutput, RequestError>>,
+    /// Position in the chain of the next block.
+    next: usize,
+    /// The tokens that are between the first block and the last. Those before them are through.
+    chunk: Range<usize>,
+    overtaken: usize,
+    /// Takes part in the block run that is being prepared or computed.
+    aboard: bool,
+    error: Option<RequestError>,
+    submitted: Instant,
+    started: Option<Instant>,
+}
+
+impl Riding {
+    /// Makes a step ready: the rows of its cache change places before its first block.
+    pub(crate) fn new(
+        mut step: Step,
+        reply: oneshot::Sender<Result<StepOutput, RequestError>>,
+        submitted: Instant,
+    ) -> Self {
+        let reordered = step.rows.take().map_or(Ok(()), |rows| step.cache.cache.reorder(&rows));
+        Self {
+            step,
+            reply,
+            next: 0,
+            chunk: 0..0,
+            overtaken: 0,
+            aboard: false,
+            error: reordered.err().map(RequestError::from),
+            submitted,
+            started: None,
+        }
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        let chain = &self.step.work.chain;
+        Place {
+            block: chain[self.next],
+            overtaken: self.overtaken,
+            patience: chain.len(),
+        }
+    }
+
+    pub(crate) fn chain_len(&self) -> usize {
+        self.step.work.chain.len()
+    }
+
+    /// Whether it goes as a whole, and with everybody.
+    pub(crate) fn is_short(&self) -> bool {
+        let x = &self.step.work.x;
+        x.tokens == 1 || x.batch * x.tokens <= MIN_CHUNK
+    }
+
+    pub(crate) fn is_aboard(&self) -> bool {
+        self.aboard
+    }
+
+    /// Nothing is left to compute.
+    pub(crate) fn is_over(&self) -> bool {
+        self.error.is_some() || self.chunk.start == self.step.work.x.tokens || self.step.work.chain.is_empty()
+    }
+
+    pub(crate) fn caller_left(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    /// Tokens that would go through the next block with this step if there is room for `room`; 0 if it would not go.
+    pub(crate) fn wants(&self, room: usize) -> usize {
+        let x = &self.step.work.x;
+        if !self.chunk.is_empty() {
+            let tokens = x.batch * self.chunk.len();
+            return if tokens <= room { tokens } else { 0 };
+        }
+        let left = x.tokens - self.chunk.start;
+        let each = if self.is_short() {
+            left
+        } else {
+            left.min(room / x.batch)
+        };
+        // A piece that is too small is not worth a reading of the weights.
+        if each < left && each * x.batch < MIN_CHUNK {
+            return 0;
+        }
+        each * x.batch
+    }
+
+    /// Gets on the next block run with up to `room` tokens, one of each sequence at least. A chunk that was begun is not
+    /// cut again. Returns how many tokens it takes along.
+    pub(crate) fn board(&mut self, room: usize) -> usize {
+        let work = &mut self.step.work;
+        let x = &mut work.x;
+        if self.chunk.is_empty() {
+            let start = self.chunk.start;
+            let each = (room / x.batch).max(1);
+            self.chunk = start..x.tokens.min(start.saturating_add(each));
+            if let Some(prompts) = &work.prompts {
+                prompts.add_to_tokens(0, x, self.chunk.clone());
+            }
+        }
+        self.aboard = true;
+        self.started.get_or_insert_with(Instant::now);
+        x.batch * self.chunk.len()
+    }
+
+    /// What it brings to the block run.
+    pub(crate) fn part(&mut self) -> Part<'_> {
+        Part {
+            cache: &mut self.step.cache.cache,
+            chain_idx: self.next,
+            x: &mut self.step.work.x,
+            position: self.step.position,
+            tokens: self.chunk.clone(),
+        }
+    }
+
+    /// It took part in the block run and could not be computed.
+    pub(crate) fn failed(&mut self, error: RequestError) {
+        self.error = Some(error);
+    }
+
+    /// A block was run. Returns whether this step's tokens are through the last block of their chain.
+    pub(crate) fn block_ran(&mut self) -> bool {
+        if !std::mem::take(&mut self.aboard) {
+            self.overtaken += 1;
+            return false;
+        }
+        let work = &mut self.step.work;
+        self.next += 1;
+        if self.next < work.chain.len() {
+            if let Some(prompts) = &work.prompts {
+                prompts.add_to_tokens(self.next, &mut work.x, self.chunk.clone());
+            }
+            return false;
+        }
+        self.next = 0;
+        self.overtaken = 0;
+        self.chunk = self.chunk.end..self.chunk.end;
+        true
+    }
+
+    /// Answers. Sending fails only when the caller left, and then nobody is there to be told.
+    pub(crate) fn finish(self, counters: &Counters) {
+        if let Some(error) = self.error {
+            return drop(self.reply.send(Err(error)));
+        }
+        let now = Instant::now();
+        counters.waits.add(self.started.unwrap_or(now) - self.submitted);
+        counters.step_times.add(now - self.submitted);
+        drop(self.reply.send(Ok((self.step.work.x, self.step.cache))));
+    }
+}
