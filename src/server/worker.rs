@@ -88,9 +88,19 @@ struct Job {
 
 #[derive(Debug)]
 enum Kind {
-    Step { step: Step, reply: Reply<StepOutput> },
-    Forward { work: Work, reply: Reply<Hidden> },
-    Backward { work: Work, pass: Box<Backward>, reply: Reply<PassOutput> },
+    Step {
+        step: Step,
+        reply: Reply<StepOutput>,
+    },
+    Forward {
+        work: Work,
+        reply: Reply<Hidden>,
+    },
+    Backward {
+        work: Work,
+        pass: Box<Backward>,
+        reply: Reply<PassOutput>,
+    },
 }
 
 impl Worker {
