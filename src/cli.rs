@@ -14,6 +14,7 @@ mod map;
 mod model;
 mod node;
 mod output;
+mod progress;
 mod serve;
 mod signals;
 mod standing;

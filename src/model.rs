@@ -63,7 +63,8 @@ pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::Family;
 pub use files::{ModelFiles, ShardIndex};
 pub use generation::GenerationConfig;
-pub use hub::{HubError, HubOptions};
+use hub::Lease;
+pub use hub::{Download, HubError, HubFault, HubOptions, Progress, Transfer, free_space};
 pub use kv::Cache;
 use kv::KvShape;
 use load::TensorReader;
@@ -94,6 +95,7 @@ pub struct Blocks {
     /// An activation that makes a block panic.
     #[cfg(test)]
     poison: Option<f32>,
+    _lease: Option<Arc<Lease>>,
 }
 
 impl Blocks {
@@ -129,6 +131,7 @@ impl Blocks {
             max_chunk_bytes: DEFAULT_MAX_CHUNK_BYTES,
             #[cfg(test)]
             poison: None,
+            _lease: files.lease(),
         })
     }
 

@@ -27,7 +27,6 @@ const FENCES: &[(&str, &[&str])] = &[
     ("candle_core", &["model"]),
     ("candle_nn", &["model"]),
     ("safetensors", &["model"]),
-    ("hf_hub", &["model"]),
     ("ureq", &["model", "swarm"]),
     ("gemm", &["model"]),
     ("rayon", &["model"]),

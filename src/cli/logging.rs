@@ -4,6 +4,8 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
+use super::progress;
+
 /// Starts logging. `quieter` is for commands that tell their own story on stdout.
 pub(super) fn init(verbose: u8, quiet: bool, quieter: bool) {
     let level = match (quiet || quieter, verbose) {
@@ -16,7 +18,7 @@ pub(super) fn init(verbose: u8, quiet: bool, quieter: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(progress::AroundBars::default)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();

@@ -1,10 +1,15 @@
 //! The `MODEL` argument: from a name on the command line to files on disk and a prefix in the DHT.
 
+use std::{path::PathBuf, sync::Arc};
+
 use anyhow::Context;
 use clap::Args as ClapArgs;
 
-use super::environment;
-use crate::{model::ModelSource, swarm::models};
+use super::{environment, progress::Bars};
+use crate::{
+    model::{HubOptions, ModelSource},
+    swarm::models,
+};
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(super) struct ModelArgs {
@@ -28,6 +33,13 @@ pub(super) struct ModelArgs {
     /// Access token for the hub [default: HF_TOKEN, or the one that was logged in with].
     #[arg(long, value_name = "TOKEN", alias = "use_auth_token")]
     token: Option<String>,
+    /// Folder that downloads are kept in [default: HF_HUB_CACHE, or the one of all Hugging Face tools].
+    #[arg(long, value_name = "FOLDER", alias = "cache_dir")]
+    cache_dir: Option<PathBuf>,
+    /// Most that this folder may take, such as 50GB or 100GiB; what was not used for the longest time is deleted
+    /// [default: all of the disk but one GiB].
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, alias = "max_disk_space")]
+    max_disk_space: Option<u64>,
 }
 
 /// A model and where it stands in the DHT.
@@ -50,6 +62,8 @@ impl ModelArgs {
             dht_prefix: None,
             revision: None,
             token: None,
+            cache_dir: None,
+            max_disk_space: None,
         }
     }
 
@@ -63,7 +77,14 @@ impl ModelArgs {
             .clone()
             .or_else(|| self.converted_model.clone())
             .unwrap_or_default();
-        let options = environment::hub_options(self.token.clone(), self.revision.clone());
+        let from_environment = environment::hub_options(self.token.clone(), self.revision.clone());
+        let cache_dir = self.cache_dir.as_deref().map(std::path::absolute).transpose();
+        let options = HubOptions {
+            cache: cache_dir.context("--cache-dir")?.unwrap_or(from_environment.cache),
+            max_disk_space: self.max_disk_space,
+            progress: Arc::new(Bars),
+            ..from_environment
+        };
         let wanted = name.clone();
         let source = tokio::task::spawn_blocking(move || ModelSource::resolve(&wanted, &options))
             .await
@@ -88,7 +109,53 @@ impl ModelArgs {
     }
 }
 
+/// Bytes as people and Petals write them: a number with B, KB, MB, GB, TB (powers of 1000) or KiB … TiB (of 1024).
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("expected a size such as 50GB or 100GiB, got {text:?}");
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_lowercase();
+    let power = "kmgt".find(unit.chars().next().unwrap_or('b')).map_or(0, |at| at as i32 + 1);
+    let base: f64 = match unit.get(1..).unwrap_or_default() {
+        "" | "b" => 1000.0,
+        "ib" if power > 0 => 1024.0,
+        _ => return Err(wrong()),
+    };
+    if power == 0 && !["", "b"].contains(&unit.as_str()) {
+        return Err(wrong());
+    }
+    let bytes = number.parse::<f64>().map_err(|_| wrong())? * base.powi(power);
+    if bytes < 1.0 || bytes > u64::MAX as f64 {
+        return Err(wrong());
+    }
+    Ok(bytes as u64)
+}
+
 /// Petals refuses a folder without a prefix; its last component is what people would type.
 fn folder_name(path: &str) -> &str {
     path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_understood_as_petals_writes_them() {
+        for (text, bytes) in [
+            ("50GB", 50_000_000_000),
+            ("100GiB", 100 << 30),
+            ("1.5 TiB", 3 << 39),
+            ("700mb", 700_000_000),
+            ("4096", 4096),
+            ("10B", 10),
+            ("2g", 2_000_000_000),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "GB", "-1GB", "5XB", "1e3GB", "5GBs", "0", "5iB", "nan", "5bb"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
 }

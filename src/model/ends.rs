@@ -6,6 +6,7 @@ use super::{
     ComputeError, Hidden, LoadError, ModelConfig, ModelFiles, WeightDType,
     activation::tanh,
     cpu::Kernels,
+    hub::Lease,
     layout::{EndsLayout, NormSpec},
     linear::Linear,
     load::TensorReader,
@@ -24,6 +25,7 @@ pub struct Ends {
     final_norm: Norm,
     /// `None`: the embeddings are the head as well.
     head: Option<Linear>,
+    _lease: Option<Arc<Lease>>,
 }
 
 impl Ends {
@@ -50,6 +52,7 @@ impl Ends {
             final_norm: norm(&layout.final_norm)?,
             head,
             config,
+            _lease: files.lease(),
         })
     }
 

@@ -1,7 +1,10 @@
 //! What can go wrong with a checkpoint or a computation, by what the caller can do about it. Sources are kept, not
 //! repeated in the text.
 
-use std::{ops::Range, path::PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use thiserror::Error;
 
@@ -65,10 +68,21 @@ pub enum LoadError {
         source: ConfigError,
     },
     /// The folder has no weights we read.
-    #[error("{} has neither model.safetensors nor model.safetensors.index.json (pickled .bin files are not read)", folder.display())]
+    #[error("{} has neither model.safetensors nor model.safetensors.index.json nor a .gguf file", folder.display())]
     NoWeights {
         /// The folder.
         folder: PathBuf,
+    },
+    /// Only weights that are programs.
+    #[error(
+        "{model} has no safetensors weights, only {file}: reading that file would run code that it brings, so it is \
+         refused; save the model with safe_serialization=True, or use a repository that has it as safetensors"
+    )]
+    PickleOnly {
+        /// The folder or repository.
+        model: String,
+        /// The file there is.
+        file: &'static str,
     },
     /// The index is not what transformers writes.
     #[error("{} is not a safetensors index", path.display())]
@@ -138,6 +152,24 @@ pub enum LoadError {
         /// How many there are.
         n_blocks: u32,
     },
+}
+
+/// Weights as Python objects: reading them runs whatever code they bring.
+pub(crate) const PICKLE_FILES: [&str; 2] = ["pytorch_model.bin.index.json", "pytorch_model.bin"];
+
+impl LoadError {
+    /// What is to be said of a folder without weights that we read.
+    pub(crate) fn without_weights(folder: &Path) -> Self {
+        match PICKLE_FILES.into_iter().find(|file| folder.join(file).is_file()) {
+            Some(file) => Self::PickleOnly {
+                model: folder.display().to_string(),
+                file,
+            },
+            None => Self::NoWeights {
+                folder: folder.to_owned(),
+            },
+        }
+    }
 }
 
 /// A step that cannot be computed. All but [`ComputeError::Autograd`] are the caller's mistakes.

@@ -12,7 +12,11 @@ use std::{
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::{LoadError, ModelConfig, layout::EndsLayout};
+use super::{
+    LoadError, ModelConfig,
+    hub::{Lease, Local, Lock, Tensors, Want},
+    layout::EndsLayout,
+};
 
 /// The index of a checkpoint in several files, as the hub names it.
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -25,13 +29,16 @@ const CONFIG_FILE: &str = "config.json";
 pub struct ModelFiles {
     config: Arc<ModelConfig>,
     weights: Weights,
+    /// Files of the cache are kept for whoever uses or opens them.
+    lease: Option<Arc<Lease>>,
+    _reading: Option<Arc<Lock>>,
 }
 
 /// Where the weights are.
 #[derive(Clone, Debug)]
 pub(crate) enum Weights {
-    /// In one file on disk.
-    File(PathBuf),
+    /// In these, which together have all that is needed.
+    Files(Vec<PathBuf>),
     /// In many.
     Shards {
         /// Holds the shards.
@@ -61,16 +68,31 @@ impl ModelFiles {
                 index: Arc::new(ShardIndex::parse(&index, &read(&index)?)?),
             }
         } else if single.is_file() {
-            Weights::File(single)
+            Weights::Files(vec![single])
         } else {
-            return Err(LoadError::NoWeights {
-                folder: folder.to_owned(),
-            });
+            return Err(LoadError::without_weights(folder));
         };
         Ok(Self {
             config: Arc::new(config),
             weights,
+            lease: None,
+            _reading: None,
         })
+    }
+
+    /// Files of the cache.
+    pub(crate) fn from_cache(config: Arc<ModelConfig>, local: Local) -> Self {
+        Self {
+            config,
+            weights: Weights::Files(local.files),
+            lease: Some(Arc::new(local.lease)),
+            _reading: local.reading.map(Arc::new),
+        }
+    }
+
+    /// To be kept as long as the weights are served: other nodes do not delete the files, which a restart needs.
+    pub(crate) fn lease(&self) -> Option<Arc<Lease>> {
+        self.lease.clone()
     }
 
     /// A checkpoint that is part of the program. Weights are used in place where their alignment permits.
@@ -85,6 +107,8 @@ impl ModelFiles {
         Ok(Self {
             config: Arc::new(config),
             weights: Weights::Memory(Bytes::from_static(weights)),
+            lease: None,
+            _reading: None,
         })
     }
 
@@ -133,29 +157,47 @@ impl ShardIndex {
     /// The files a server of `span` needs, sorted: those with a tensor of one of its blocks (as Petals,
     /// `server/from_pretrained.py`).
     pub fn files_for_span(&self, config: &ModelConfig, span: Range<u32>) -> Vec<String> {
-        let prefixes: Vec<String> = span.flat_map(|block| config.family.block_prefixes(block)).collect();
-        self.files_where(|tensor| prefixes.iter().any(|prefix| tensor.starts_with(prefix)))
+        let wants = self.wants(&groups_of_span(config, span));
+        let files: BTreeSet<String> = wants.into_iter().map(|want| want.file).collect();
+        files.into_iter().collect()
     }
 
-    /// The files a client needs, sorted: those with embeddings, final norm or head.
-    pub fn files_for_ends(&self, config: &ModelConfig) -> Vec<String> {
-        let ends = EndsLayout::new(config, &|tensor| self.file_of(tensor).is_some());
-        self.files_where(|tensor| ends.tensors().any(|wanted| wanted.name == tensor))
+    /// For each group the files that have some of it.
+    pub(crate) fn wants(&self, groups: &[(String, Tensors)]) -> Vec<Want> {
+        let mut wants = Vec::new();
+        for group in groups {
+            let tensors = self.weight_map.iter().filter(|(tensor, _)| group.1.has(tensor));
+            let files: BTreeSet<&String> = tensors.map(|(_, file)| file).collect();
+            wants.extend(files.into_iter().map(|file| Want {
+                file: file.clone(),
+                group: Some(group.clone()),
+            }));
+        }
+        wants
     }
 
     pub(crate) fn file_of(&self, tensor: &str) -> Option<&str> {
         self.weight_map.get(tensor).map(String::as_str)
     }
+}
 
-    fn files_where(&self, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-        let files: BTreeSet<&String> = self
-            .weight_map
-            .iter()
-            .filter(|(tensor, _)| wanted(tensor))
-            .map(|(_, file)| file)
-            .collect();
-        files.into_iter().cloned().collect()
+/// What a server of `span` needs, block by block.
+pub(crate) fn groups_of_span(config: &ModelConfig, span: Range<u32>) -> Vec<(String, Tensors)> {
+    span.map(|block| {
+        let prefixes = config.family.block_prefixes(block);
+        (format!("block-{block}"), Tensors::Starting(prefixes))
+    })
+    .collect()
+}
+
+/// What a client needs: embeddings, norms and head, under every name that they may have.
+pub(crate) fn group_of_ends(config: &ModelConfig) -> (String, Tensors) {
+    let mut names = BTreeSet::new();
+    for root in config.family.roots() {
+        let layout = EndsLayout::new(config, &|tensor| tensor.starts_with(root));
+        names.extend(layout.tensors().map(|tensor| tensor.name.clone()));
     }
+    ("ends".to_owned(), Tensors::Named(names.into_iter().collect()))
 }
 
 fn is_plain_safetensors_name(name: &str) -> bool {

@@ -1,33 +1,44 @@
-//! Model repositories in the Hugging Face cache and on a hub: finds files, downloads what is missing. It does not know
-//! what is in them. Every call may wait for the network: not for async tasks.
+//! Model repositories in the Hugging Face cache and on a hub: finds files, downloads what is missing, and of large
+//! weight files only the tensors that are asked for. Every call may wait for the network: not for async tasks.
 //!
-//! The cache is laid out as `huggingface_hub` does (`refs/`, `snapshots/`, `blobs/`) and shared with it.
+//! ```text
+//! get, weights ──▶ cache (what is here) ──▶ http (one request) ◀── fetch (many: ranges, resumed, retried)
+//!      │                                                            │
+//!      └── pieces (which bytes some tensors are), space (room), lock (other processes), check (hashes)
+//! ```
+//!
+//! The cache is laid out as `huggingface_hub` does and shared with it; see `cache`.
 
+mod cache;
+mod check;
 mod error;
+mod fetch;
+mod http;
+mod lock;
 mod options;
+mod pieces;
+mod progress;
+mod space;
+mod weights;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
+use std::{io, path::PathBuf};
+
+use cache::RepoFolder;
+use http::{Fault, Http, Remote};
+
+use self::options::Tuning;
+pub use self::{
+    error::HubError,
+    http::Fault as HubFault,
+    options::HubOptions,
+    progress::{Download, Progress, Transfer},
+    space::free_space,
 };
-
-use hf_hub::{
-    Cache, Repo, RepoType,
-    api::{
-        Progress,
-        sync::{ApiBuilder, ApiError, ApiRepo},
-    },
+pub(crate) use self::{
+    pieces::Tensors,
+    lock::Lock,
+    weights::{Lease, Local, Want},
 };
-use tracing::info;
-
-pub use self::{error::HubError, options::HubOptions};
-
-/// How often a broken download is resumed before it counts as failed.
-const RETRIES: usize = 5;
-
-/// How often to wait for another process that downloads the same file: each time is 5 s (hf-hub tries its lock for that
-/// long), so this is an hour, enough for a shard of 5 GB at 1.5 MB/s. The lock of a process that died is free at once.
-const MAX_WAITS: usize = 720;
 
 /// The branch that is meant when no revision is named.
 const DEFAULT_REVISION: &str = "main";
@@ -38,6 +49,8 @@ pub(crate) struct HubRepo {
     name: String,
     revision: String,
     options: HubOptions,
+    folder: RepoFolder,
+    http: Http,
     /// The commit that `revision` stands for, if the cache or the hub has said so.
     commit: Option<String>,
 }
@@ -60,27 +73,22 @@ impl HubRepo {
                 endpoint: options.endpoint.clone(),
             });
         }
-        let mut repo = Self {
+        let folder = RepoFolder::new(&options.cache, name);
+        Ok(Self {
             name: name.to_owned(),
+            commit: folder.commit_of(&revision),
             revision,
+            http: Http::new(options),
+            folder,
             options: options.clone(),
-            commit: None,
-        };
-        repo.commit = repo.cached_commit();
-        Ok(repo)
+        })
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The folder with the files found so far, if any.
-    pub(crate) fn snapshot(&self) -> Option<PathBuf> {
-        let commit = self.commit.as_ref()?;
-        Some(self.folder().join("snapshots").join(commit))
-    }
-
-    /// A file of the repository: from the cache, else downloaded.
+    /// A file of the repository, whole: from the cache, else downloaded.
     ///
     /// # Errors
     /// The repository has no such file, or it cannot be had now.
@@ -89,13 +97,9 @@ impl HubRepo {
             return Ok(path);
         }
         if self.options.offline {
-            return Err(HubError::Offline {
-                repo: self.name.clone(),
-                file: file.to_owned(),
-                cache: self.options.cache.clone(),
-            });
+            return Err(self.offline(file));
         }
-        self.download(file)
+        self.download_whole(file)
     }
 
     /// A file that a repository need not have: `None` if it has not, or if there is no network to ask.
@@ -103,6 +107,11 @@ impl HubRepo {
     /// # Errors
     /// As [`HubRepo::get`] for everything else.
     pub(crate) fn get_optional(&mut self, file: &str) -> Result<Option<PathBuf>, HubError> {
+        if let Some(commit) = &self.commit
+            && self.folder.is_absent(commit, file)
+        {
+            return Ok(None);
+        }
         match self.get(file) {
             Ok(path) => Ok(Some(path)),
             Err(HubError::NotFound { .. } | HubError::Offline { .. }) => Ok(None),
@@ -119,94 +128,77 @@ impl HubRepo {
 
     /// Whether the repository has the file, in the cache or on the hub; unknown counts as no. Downloads nothing.
     pub(crate) fn has(&self, file: &str) -> bool {
-        self.is_cached(file)
-            || (!self.options.offline && self.listing().is_ok_and(|files| files.iter().any(|name| name == file)))
-    }
-
-    fn listing(&self) -> Result<Vec<String>, ApiError> {
-        let files = self.api()?.info()?.siblings;
-        Ok(files.into_iter().map(|file| file.rfilename).collect())
+        self.is_cached(file) || (!self.options.offline && self.http.describe(&self.url(file)).is_ok())
     }
 
     fn cached(&self, file: &str) -> Option<PathBuf> {
-        self.snapshot()
-            .map(|folder| folder.join(file))
-            .filter(|path| path.is_file())
+        self.folder.file(self.commit.as_ref()?, file)
     }
 
-    fn folder(&self) -> PathBuf {
-        self.options
-            .cache
-            .join(format!("models--{}", self.name.replace('/', "--")))
-    }
-
-    /// A branch or tag is a file with the commit; a commit is the name of a snapshot.
-    fn cached_commit(&self) -> Option<String> {
-        let folder = self.folder();
-        match fs::read_to_string(folder.join("refs").join(&self.revision)) {
-            Ok(commit) => Some(commit.trim().to_owned()).filter(|commit| is_revision(commit)),
-            Err(_) => folder
-                .join("snapshots")
-                .join(&self.revision)
-                .is_dir()
-                .then(|| self.revision.clone()),
-        }
-    }
-
-    fn download(&mut self, file: &str) -> Result<PathBuf, HubError> {
-        for _ in 0..MAX_WAITS {
-            let downloaded = self
-                .api()
-                .and_then(|api| api.download_with_progress(file, LoggedProgress::default()));
-            match downloaded {
-                Ok(path) => {
-                    if self.commit.is_none() {
-                        self.commit = commit_of(&path, &self.folder());
-                    }
-                    return Ok(path);
+    /// What the hub says of a file. The first answer decides which commit this is about.
+    fn describe(&mut self, file: &str) -> Result<Remote, HubError> {
+        let url = self.url(file);
+        let described = fetch::retrying(&self.options.tuning, || false, || (self.http.describe(&url), false));
+        let remote = match described {
+            Ok(remote) => remote,
+            Err(fault) => {
+                let error = self.request(file).failed(fault);
+                if let (HubError::NotFound { .. }, Some(commit)) = (&error, &self.commit) {
+                    // Not worth a failure: the hub is asked again then.
+                    drop(self.folder.remember_absence(commit, file));
                 }
-                Err(ApiError::LockAcquisition(_)) => info!(file, "another process downloads this file; waiting for it"),
-                Err(source) => return Err(HubError::from_api(source, self.request(file))),
+                return Err(error);
             }
-            if self.commit.is_none() {
-                self.commit = self.cached_commit();
-            }
-            if let Some(path) = self.cached(file) {
-                return Ok(path);
-            }
+        };
+        if self.commit.is_none() {
+            self.folder
+                .remember_commit(&self.revision, &remote.commit)
+                .map_err(|error| self.request(file).not_written(error))?;
+            self.commit = Some(remote.commit.clone());
         }
-        Err(HubError::Busy {
+        Ok(remote)
+    }
+
+    fn url(&self, file: &str) -> String {
+        let revision = self.commit.as_ref().unwrap_or(&self.revision).replace('/', "%2F");
+        let endpoint = self.options.endpoint.trim_end_matches('/');
+        format!("{endpoint}/{}/resolve/{revision}/{}", self.name, encoded(file))
+    }
+
+    fn offline(&self, file: &str) -> HubError {
+        HubError::Offline {
             repo: self.name.clone(),
             file: file.to_owned(),
-        })
+            cache: self.options.cache.clone(),
+        }
     }
 
-    fn api(&self) -> Result<ApiRepo, ApiError> {
-        let revision = self.commit.as_ref().unwrap_or(&self.revision).clone();
-        let api = ApiBuilder::from_cache(Cache::new(self.options.cache.clone()))
-            .with_endpoint(self.options.endpoint.trim_end_matches('/').to_owned())
-            .with_token(self.options.token.clone())
-            .with_retries(RETRIES)
-            .build()?;
-        Ok(api.repo(Repo::with_revision(self.name.clone(), RepoType::Model, revision)))
-    }
-
-    fn request(&self, file: &str) -> error::Request {
+    fn request<'a>(&'a self, file: &'a str) -> error::Request<'a> {
         error::Request {
-            repo: self.name.clone(),
-            revision: self.revision.clone(),
-            file: file.to_owned(),
-            endpoint: self.options.endpoint.clone(),
+            repo: &self.name,
+            revision: &self.revision,
+            file,
+            endpoint: &self.options.endpoint,
             cache: self.options.cache.clone(),
             with_token: self.options.token.is_some(),
         }
     }
+
+    fn failed(&self, file: &str, fault: Fault) -> HubError {
+        self.request(file).failed(fault)
+    }
+
+    fn not_written(&self, file: &str) -> impl Fn(io::Error) -> HubError {
+        move |error| self.request(file).not_written(error)
+    }
 }
 
-/// `…/snapshots/COMMIT/file` → `COMMIT`.
-fn commit_of(path: &Path, folder: &Path) -> Option<String> {
-    let inside = path.strip_prefix(folder.join("snapshots")).ok()?;
-    inside.components().next()?.as_os_str().to_str().map(str::to_owned)
+/// A path as part of a URL.
+fn encoded(path: &str) -> String {
+    let plain = |c: &u8| c.is_ascii_alphanumeric() || b"-_.~/".contains(c);
+    path.bytes()
+        .map(|c| if plain(&c) { char::from(c).to_string() } else { format!("%{c:02X}") })
+        .collect()
 }
 
 /// `NAME` or `OWNER/NAME` of letters, digits, `-`, `_` and `.`, as the hub allows. Everything that would leave the
@@ -226,40 +218,6 @@ fn is_plain(part: &str) -> bool {
         && part
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-}
-
-/// Tells the log how far a download is, every tenth of it.
-#[derive(Debug, Default)]
-struct LoggedProgress {
-    file: String,
-    size: usize,
-    done: usize,
-    tenths: usize,
-}
-
-impl Progress for LoggedProgress {
-    /// Called again with the same file when a download is resumed.
-    fn init(&mut self, size: usize, filename: &str) {
-        if self.file.is_empty() {
-            info!(file = filename, bytes = size, "downloading");
-        }
-        self.file = filename.to_owned();
-        self.size = size;
-        self.done = 0;
-    }
-
-    fn update(&mut self, size: usize) {
-        self.done += size;
-        let tenths = (self.done * 10).checked_div(self.size).unwrap_or(0);
-        if tenths > self.tenths && tenths < 10 {
-            self.tenths = tenths;
-            info!(file = self.file, percent = tenths * 10, "downloading");
-        }
-    }
-
-    fn finish(&mut self) {
-        info!(file = self.file, "downloaded");
-    }
 }
 
 #[cfg(test)]

@@ -139,17 +139,25 @@ impl<'a> TensorReader<'a> {
             })
     }
 
-    fn path_of(&self, tensor: &str) -> Result<PathBuf, LoadError> {
+    fn path_of(&mut self, tensor: &str) -> Result<PathBuf, LoadError> {
+        let missing = |path: PathBuf| LoadError::MissingTensor {
+            path,
+            tensor: tensor.to_owned(),
+        };
         match self.files.weights() {
-            Weights::File(path) => Ok(path.clone()),
             Weights::Memory(_) => Ok(PathBuf::from(BUILT_IN)),
             Weights::Shards { folder, index } => match index.file_of(tensor) {
                 Some(file) => Ok(folder.join(file)),
-                None => Err(LoadError::MissingTensor {
-                    path: folder.join(INDEX_FILE),
-                    tensor: tensor.to_owned(),
-                }),
+                None => Err(missing(folder.join(INDEX_FILE))),
             },
+            Weights::Files(paths) => {
+                for path in paths {
+                    if paths.len() == 1 || self.open(path, tensor)?.metadata.info(tensor).is_some() {
+                        return Ok(path.clone());
+                    }
+                }
+                Err(missing(paths.first().cloned().unwrap_or_default()))
+            }
         }
     }
 
@@ -157,7 +165,7 @@ impl<'a> TensorReader<'a> {
         if !self.open.contains_key(path) {
             let content = match self.files.weights() {
                 Weights::Memory(content) => content.clone(),
-                Weights::File(_) | Weights::Shards { .. } => map(path)?,
+                Weights::Files(_) | Weights::Shards { .. } => map(path)?,
             };
             let (header, metadata) =
                 SafeTensors::read_metadata(&content).map_err(|source| damaged(path, tensor, source))?;

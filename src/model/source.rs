@@ -15,15 +15,14 @@ use tracing::debug;
 
 use super::{
     ConfigError, GenerationConfig, LoadError, ModelConfig, ModelFiles, ShardIndex, builtin,
-    files::{INDEX_FILE, SINGLE_FILE},
-    hub::{HubError, HubOptions, HubRepo},
+    error::PICKLE_FILES,
+    files::{INDEX_FILE, SINGLE_FILE, group_of_ends, groups_of_span},
+    hub::{HubError, HubOptions, HubRepo, Tensors, Want},
 };
 
 const CONFIG_FILE: &str = "config.json";
 const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
-/// Weights as Python objects: reading them runs whatever code they bring.
-const PICKLE_FILES: [&str; 2] = ["pytorch_model.bin.index.json", "pytorch_model.bin"];
 
 /// A model whose configuration is known. Its weights are found, and downloaded if need be, when asked for.
 #[derive(Clone, Debug)]
@@ -82,16 +81,6 @@ pub enum ResolveError {
     NoTokenizer {
         /// The model, as given.
         model: String,
-    },
-    /// Only weights that are programs.
-    #[error(
-        "{model} has no safetensors weights, only {file}: reading that file would run code that it brings, so it is refused"
-    )]
-    PickleOnly {
-        /// The model, as given.
-        model: String,
-        /// The file there is.
-        file: &'static str,
     },
 }
 
@@ -171,7 +160,7 @@ impl ModelSource {
     /// # Errors
     /// They cannot be found, downloaded or used.
     pub fn files_for_span(&self, span: Range<u32>) -> Result<ModelFiles, ResolveError> {
-        self.files(|index, config| index.files_for_span(config, span))
+        self.files(&groups_of_span(&self.config, span))
     }
 
     /// The weights that a client needs (embeddings, final norm and head), downloaded if need be.
@@ -179,20 +168,29 @@ impl ModelSource {
     /// # Errors
     /// They cannot be found, downloaded or used.
     pub fn files_for_ends(&self) -> Result<ModelFiles, ResolveError> {
-        self.files(ShardIndex::files_for_ends)
+        self.files(&[group_of_ends(&self.config)])
     }
 
-    fn files(&self, needed: impl FnOnce(&ShardIndex, &ModelConfig) -> Vec<String>) -> Result<ModelFiles, ResolveError> {
-        let folder = match &self.place {
+    fn files(&self, groups: &[(String, Tensors)]) -> Result<ModelFiles, ResolveError> {
+        let repo = match &self.place {
             Place::BuiltIn => return Ok(ModelFiles::from_bytes(builtin::CONFIG, builtin::weights())?),
-            Place::Folder(folder) => folder.clone(),
-            Place::Hub(repo) => self.download(repo.clone(), needed)?,
+            Place::Folder(folder) => return Ok(ModelFiles::from_folder(folder)?),
+            Place::Hub(repo) => repo,
         };
-        Ok(ModelFiles::from_folder(&folder)?)
+        let mut repo = repo.clone();
+        let wants = self.wants(&mut repo, groups)?;
+        let local = match repo.weights(&wants) {
+            Err(error @ (HubError::NotFound { .. } | HubError::Offline { .. })) if wants[0].file == SINGLE_FILE => {
+                return Err(self.without_safetensors(&repo, error));
+            }
+            local => local?,
+        };
+        debug!(model = self.name, files = local.files.len(), "weights are there");
+        Ok(ModelFiles::from_cache(self.config.clone(), local))
     }
 
-    /// The weight files of `span` that are not on this machine. Of a repository, a server would download them first, and
-    /// only the list of shards is fetched for this; of a folder, it could not start.
+    /// The weight files of `span` that are not on this machine. Of a repository, a server would download them or what it
+    /// needs of them first, and only the list of shards is fetched for this; of a folder, it could not start.
     ///
     /// # Errors
     /// The files cannot be found, or what is there cannot be used.
@@ -211,54 +209,39 @@ impl ModelSource {
             }
             Place::Hub(repo) => {
                 let mut repo = repo.clone();
-                let mut files = self.weight_files(&mut repo, |index, config| index.files_for_span(config, span))?;
-                files.retain(|file| !repo.is_cached(file));
-                Ok(files)
+                let wants = self.wants(&mut repo, &groups_of_span(&self.config, span))?;
+                Ok(repo.missing(&wants))
             }
         }
     }
 
-    fn download(
-        &self,
-        mut repo: HubRepo,
-        needed: impl FnOnce(&ShardIndex, &ModelConfig) -> Vec<String>,
-    ) -> Result<PathBuf, ResolveError> {
-        let mut weights = PathBuf::new();
-        for file in self.weight_files(&mut repo, needed)? {
-            weights = match repo.get(&file) {
-                Err(error @ (HubError::NotFound { .. } | HubError::Offline { .. })) if file == SINGLE_FILE => {
-                    return Err(self.without_safetensors(&repo, error));
-                }
-                found => found?,
-            };
+    /// An index is looked for first, as every loader of checkpoints does (Petals `server/from_pretrained.py`). It says
+    /// which files have something of the groups.
+    fn wants(&self, repo: &mut HubRepo, groups: &[(String, Tensors)]) -> Result<Vec<Want>, ResolveError> {
+        let is_single = repo.is_cached(SINGLE_FILE) && !repo.is_cached(INDEX_FILE);
+        let index = if is_single { None } else { repo.get_optional(INDEX_FILE)? };
+        let wants = match index {
+            Some(path) => ShardIndex::parse(&path, &read(&path)?)?.wants(groups),
+            None => Vec::new(),
+        };
+        if !wants.is_empty() {
+            return Ok(wants);
         }
-        debug!(model = self.name, path = %weights.display(), "weights are there");
-        Ok(weights.parent().map(Path::to_owned).unwrap_or_default())
-    }
-
-    /// An index is looked for first, as every loader of checkpoints does (Petals `server/from_pretrained.py`). With one
-    /// only the shards that are needed are fetched.
-    fn weight_files(
-        &self,
-        repo: &mut HubRepo,
-        needed: impl FnOnce(&ShardIndex, &ModelConfig) -> Vec<String>,
-    ) -> Result<Vec<String>, ResolveError> {
-        if repo.is_cached(SINGLE_FILE) && !repo.is_cached(INDEX_FILE) {
-            return Ok(vec![SINGLE_FILE.to_owned()]);
-        }
-        match repo.get_optional(INDEX_FILE)? {
-            Some(path) => Ok(needed(&ShardIndex::parse(&path, &read(&path)?)?, &self.config)),
-            None => Ok(vec![SINGLE_FILE.to_owned()]),
-        }
+        let in_single = groups.iter().map(|group| Want {
+            file: SINGLE_FILE.to_owned(),
+            group: Some(group.clone()),
+        });
+        Ok(in_single.collect())
     }
 
     /// Says so if a repository has pickled weights only.
     fn without_safetensors(&self, repo: &HubRepo, error: HubError) -> ResolveError {
         match PICKLE_FILES.into_iter().find(|file| repo.has(file)) {
-            Some(file) => ResolveError::PickleOnly {
+            Some(file) => LoadError::PickleOnly {
                 model: self.name.clone(),
                 file,
-            },
+            }
+            .into(),
             None => error.into(),
         }
     }

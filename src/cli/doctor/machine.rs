@@ -1,10 +1,10 @@
 //! What the machine offers: memory, disk, open files, CPU, GPU. It asks the system and changes nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nvml_wrapper::{Nvml, error::NvmlError};
 use rlimit::Resource;
-use sysinfo::{Disks, System};
+use sysinfo::System;
 
 use super::finding::Finding;
 use crate::model;
@@ -37,7 +37,7 @@ fn judge_memory(available: u64, total: u64) -> Finding {
 
 /// Free space where models are kept, against what is still to be downloaded, in bytes.
 pub(super) fn disk(folder: &Path, download: u64) -> Finding {
-    let Some((mount, available)) = free_space(folder) else {
+    let Some((mount, available)) = model::free_space(folder) else {
         return Finding::note(
             "disk",
             format!("cannot tell how much is free under {}", folder.display()),
@@ -64,15 +64,6 @@ fn judge_disk(folder: &Path, mount: &Path, available: u64, download: u64) -> Fin
     } else {
         Finding::fine("disk", seen)
     }
-}
-
-/// The mount that holds `folder` or the nearest parent that exists, and its free bytes.
-fn free_space(folder: &Path) -> Option<(PathBuf, u64)> {
-    let existing = folder.ancestors().find_map(|parent| parent.canonicalize().ok())?;
-    let disks = Disks::new_with_refreshed_list();
-    let holding = disks.iter().filter(|disk| existing.starts_with(disk.mount_point()));
-    let nearest = holding.max_by_key(|disk| disk.mount_point().components().count())?;
-    Some((nearest.mount_point().to_owned(), nearest.available_space()))
 }
 
 pub(super) fn open_files() -> Finding {
@@ -164,15 +155,5 @@ mod tests {
             assert!(little.remedy.is_some());
             assert_eq!(enough.outcome, Outcome::Fine, "{enough}");
         }
-    }
-
-    #[test]
-    fn the_disk_of_a_folder_that_does_not_exist_yet_is_that_of_its_parent() {
-        let folder = tempfile::tempdir().unwrap();
-        let missing = free_space(&folder.path().join("not/there/yet"));
-        assert_eq!(
-            missing.map(|(mount, _)| mount),
-            free_space(folder.path()).map(|(mount, _)| mount)
-        );
     }
 }

@@ -2,14 +2,15 @@
 
 use std::{io, path::PathBuf};
 
-use hf_hub::api::sync::ApiError;
 use thiserror::Error;
+
+use super::http::Fault;
 
 /// A repository or one of its files is not available. Each text names what to change.
 #[derive(Debug, Error)]
 pub enum HubError {
     /// Not `NAME` or `OWNER/NAME`.
-    #[error("\"{name}\" is neither a folder nor the name of a hub repository (OWNER/NAME)")]
+    #[error("\"{name}\" is neither a folder nor a GGUF file nor the name of a hub repository (OWNER/NAME)")]
     Name {
         /// As given.
         name: String,
@@ -36,7 +37,7 @@ pub enum HubError {
         /// The cache searched.
         cache: PathBuf,
     },
-    /// The hub has no such repository, revision or file.
+    /// The hub has no such file, or does not say what it lacks.
     #[error("{endpoint} has no {file} in {repo} at revision {revision}")]
     NotFound {
         /// The hub asked.
@@ -48,9 +49,37 @@ pub enum HubError {
         /// The file in it.
         file: String,
     },
+    /// The hub has the repository, but no such branch, tag or commit.
+    #[error("{repo} on {endpoint} has no revision {revision}: give --revision a branch, tag or commit that it has")]
+    NoRevision {
+        /// The hub asked.
+        endpoint: String,
+        /// The repository.
+        repo: String,
+        /// As asked for.
+        revision: String,
+    },
+    /// The hub has no such repository.
+    #[error("{endpoint} has no repository {repo}: check the name")]
+    NoRepository {
+        /// The hub asked.
+        endpoint: String,
+        /// The repository.
+        repo: String,
+    },
     /// The hub wants to know who asks. It answers so for repositories that do not exist, too.
     #[error("{endpoint} does not show {repo} without a token: if it exists, it is gated or private; set HF_TOKEN")]
     TokenNeeded {
+        /// The hub asked.
+        endpoint: String,
+        /// The repository.
+        repo: String,
+    },
+    /// The repository is for those who accepted its terms.
+    #[error(
+        "{repo} is gated: accept its terms at {endpoint}/{repo} with the account that HF_TOKEN belongs to, and try again"
+    )]
+    Gated {
         /// The hub asked.
         endpoint: String,
         /// The repository.
@@ -65,7 +94,7 @@ pub enum HubError {
         repo: String,
     },
     /// The hub cannot be reached, or broke off.
-    #[error("cannot download {file} of {repo} from {endpoint}")]
+    #[error("cannot download {file} of {repo} from {endpoint}; what has come is kept, try again later")]
     Unreachable {
         /// The hub asked.
         endpoint: String,
@@ -75,15 +104,42 @@ pub enum HubError {
         file: String,
         /// Why.
         #[source]
-        source: ApiError,
+        source: Fault,
     },
-    /// Another process has been downloading it for very long.
-    #[error("another process has been downloading {file} of {repo} for an hour: wait for it, or end it and try again")]
-    Busy {
+    /// The hub contradicts itself, every time.
+    #[error("{endpoint} does not deliver {file} of {repo} as it describes it: the file is damaged there")]
+    Inconsistent {
+        /// The hub asked.
+        endpoint: String,
         /// The repository.
         repo: String,
         /// The file in it.
         file: String,
+        /// Why.
+        #[source]
+        source: Fault,
+    },
+    /// Another process has been using the cache for very long.
+    #[error("another process has been busy with {} for an hour: wait for it, or end it and try again", what.display())]
+    Busy {
+        /// What it locks.
+        what: PathBuf,
+    },
+    /// Not enough room for what is to be downloaded.
+    #[error("{repo} needs {need} bytes more in {}, {}", cache.display(), room(*free, *limit, *used))]
+    NoRoom {
+        /// The repository.
+        repo: String,
+        /// The cache.
+        cache: PathBuf,
+        /// Bytes to be downloaded.
+        need: u64,
+        /// Bytes that the disk can give, if that is known.
+        free: Option<u64>,
+        /// Bytes that the cache may take.
+        limit: Option<u64>,
+        /// Bytes that it takes.
+        used: u64,
     },
     /// No space left.
     #[error("the disk that holds {} is full: free some space, or set HF_HUB_CACHE to a folder on another", cache.display())]
@@ -92,7 +148,7 @@ pub enum HubError {
         cache: PathBuf,
         /// Why.
         #[source]
-        source: ApiError,
+        source: io::Error,
     },
     /// The cache cannot be written to for another reason.
     #[error("cannot write {file} of {repo} to the cache {}", cache.display())]
@@ -105,47 +161,70 @@ pub enum HubError {
         file: String,
         /// Why.
         #[source]
-        source: ApiError,
+        source: io::Error,
     },
 }
 
+/// What is in the way, and the way out.
+fn room(free: Option<u64>, limit: Option<u64>, used: u64) -> String {
+    match (free, limit) {
+        (free, Some(limit)) if free.is_none_or(|free| limit.saturating_sub(used) <= free) => format!(
+            "but --max-disk-space allows {limit}, {used} are taken, and files in use are not deleted: give a larger one"
+        ),
+        (Some(free), _) => format!(
+            "but the disk has {free} beside the GiB that stays free: free some space, or set HF_HUB_CACHE to a folder \
+             on a larger disk"
+        ),
+        (None, _) => "but there is no room".to_owned(),
+    }
+}
+
 /// What was asked for when an error came back.
-pub(super) struct Request {
-    pub(super) repo: String,
-    pub(super) revision: String,
-    pub(super) file: String,
-    pub(super) endpoint: String,
+#[derive(Debug)]
+pub(super) struct Request<'a> {
+    pub(super) repo: &'a str,
+    pub(super) revision: &'a str,
+    pub(super) file: &'a str,
+    pub(super) endpoint: &'a str,
     pub(super) cache: PathBuf,
     pub(super) with_token: bool,
 }
 
-impl HubError {
-    pub(super) fn from_api(source: ApiError, request: Request) -> Self {
-        let Request {
-            repo,
-            revision,
-            file,
-            endpoint,
-            cache,
-            with_token,
-        } = request;
-        match (status(&source), io_kind(&source)) {
-            (Some(401 | 403), _) if with_token => Self::TokenRefused { endpoint, repo },
-            (Some(401 | 403), _) => Self::TokenNeeded { endpoint, repo },
-            (Some(404), _) => Self::NotFound {
-                endpoint,
-                repo,
-                revision,
-                file,
+impl Request<'_> {
+    pub(super) fn failed(self, source: Fault) -> HubError {
+        let (endpoint, repo) = (self.endpoint.to_owned(), self.repo.to_owned());
+        let (revision, file) = (self.revision.to_owned(), self.file.to_owned());
+        match source {
+            Fault::Status {
+                status: status @ (401 | 403 | 404 | 410),
+                code,
+                redirected: false,
+                ..
+            } => match (status, code.as_deref()) {
+                (_, Some("GatedRepo")) if self.with_token => HubError::Gated { endpoint, repo },
+                (401 | 403, _) if self.with_token => HubError::TokenRefused { endpoint, repo },
+                (401 | 403, _) => HubError::TokenNeeded { endpoint, repo },
+                (_, Some("RepoNotFound")) => HubError::NoRepository { endpoint, repo },
+                (_, Some("RevisionNotFound")) => HubError::NoRevision {
+                    endpoint,
+                    repo,
+                    revision,
+                },
+                _ => HubError::NotFound {
+                    endpoint,
+                    repo,
+                    revision,
+                    file,
+                },
             },
-            (_, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) => Self::DiskFull { cache, source },
-            (_, Some(_)) if is_local(&source) => Self::Cache {
-                cache,
+            Fault::Disk(source) => self.not_written(source),
+            source @ (Fault::Changed { .. } | Fault::NoRanges) => HubError::Inconsistent {
+                endpoint,
                 repo,
                 file,
                 source,
             },
-            _ => Self::Unreachable {
+            source => HubError::Unreachable {
                 endpoint,
                 repo,
                 file,
@@ -153,39 +232,20 @@ impl HubError {
             },
         }
     }
-}
 
-/// The HTTP status that the hub refused with.
-fn status(error: &ApiError) -> Option<u16> {
-    match error {
-        ApiError::RequestError(request) => match **request {
-            ureq::Error::StatusCode(status) => Some(status),
-            _ => None,
-        },
-        ApiError::TooManyRetries(last) => status(last),
-        _ => None,
+    pub(super) fn not_written(self, source: io::Error) -> HubError {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => HubError::DiskFull {
+                cache: self.cache,
+                source,
+            },
+            io::ErrorKind::TimedOut => HubError::Busy { what: self.cache },
+            _ => HubError::Cache {
+                cache: self.cache,
+                repo: self.repo.to_owned(),
+                file: self.file.to_owned(),
+                source,
+            },
+        }
     }
-}
-
-fn io_kind(error: &ApiError) -> Option<io::ErrorKind> {
-    match error {
-        ApiError::IoError(source) => Some(source.kind()),
-        ApiError::TooManyRetries(last) => io_kind(last),
-        _ => None,
-    }
-}
-
-/// Errors of the operating system come from files of the cache, except those that only sockets have. Errors of the HTTP
-/// client arrive wrapped in `RequestError`, those of a body that breaks off as plain I/O errors.
-fn is_local(error: &ApiError) -> bool {
-    matches!(
-        io_kind(error),
-        Some(
-            io::ErrorKind::PermissionDenied
-                | io::ErrorKind::ReadOnlyFilesystem
-                | io::ErrorKind::NotADirectory
-                | io::ErrorKind::AlreadyExists
-                | io::ErrorKind::NotFound
-        )
-    )
 }

@@ -1,6 +1,12 @@
 //! Where the cache is and how the hub is reached, by the variables that every Hugging Face tool reads.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::progress::{Progress, Silent};
 
 /// The hub that is meant when `HF_ENDPOINT` is not set.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -18,6 +24,40 @@ pub struct HubOptions {
     pub endpoint: String,
     /// Branch, tag or commit; `main` if absent.
     pub revision: Option<String>,
+    /// Bytes the cache may take; the files that were not used for the longest time are deleted before more are
+    /// downloaded. Without it only a full disk is a reason to.
+    pub max_disk_space: Option<u64>,
+    /// Is told how far downloads are.
+    pub progress: Arc<dyn Progress>,
+    pub(crate) tuning: Tuning,
+}
+
+/// Sizes and times of downloads, which tests make small.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tuning {
+    /// The wait after the first of several failures; each further one doubles it.
+    pub(crate) first_wait: Duration,
+    /// Most bytes of one request. What a killed process has of an unfinished one is lost, so not too many.
+    pub(crate) stretch: u64,
+    /// Bytes between two tensors that are cheaper to download and drop than to ask twice: what a fast line carries in
+    /// the time of a request.
+    pub(crate) max_gap: u64,
+    /// Files up to this many bytes are downloaded whole.
+    pub(crate) small_file: u64,
+    /// How much of a file is asked for to see its header: that of most shards, with room.
+    pub(crate) first_bytes: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            first_wait: Duration::from_secs(1),
+            stretch: 64 << 20,
+            max_gap: 1 << 20,
+            small_file: 32 << 20,
+            first_bytes: 256 << 10,
+        }
+    }
 }
 
 impl HubOptions {
@@ -47,6 +87,9 @@ impl HubOptions {
                 .map(|token| token.trim().to_owned()),
             endpoint: set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
             revision: None,
+            max_disk_space: None,
+            progress: Arc::new(Silent),
+            tuning: Tuning::default(),
         }
     }
 }
@@ -78,6 +121,7 @@ impl std::fmt::Debug for HubOptions {
             .field("token", &self.token.as_ref().map(|_| "…"))
             .field("endpoint", &self.endpoint)
             .field("revision", &self.revision)
-            .finish()
+            .field("max_disk_space", &self.max_disk_space)
+            .finish_non_exhaustive()
     }
 }

@@ -1,7 +1,8 @@
-//! A hub on loopback for tests: one repository, served as the real one does (ranges, entity tags, commits).
+//! A hub on loopback for tests: one repository, served as the real one does (small files by itself, large ones by a
+//! redirect to a store, ranges, entity tags, commits), and with every kind of trouble.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -10,11 +11,13 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
-use serde_json::json;
+use sha1::{Digest, Sha1};
+use sha2::Sha256;
 
-use super::HubOptions;
+use super::{HubOptions, options::Tuning};
 
 pub(crate) const REPO: &str = "owner/name";
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -22,16 +25,45 @@ pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// What it has and how it behaves.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Content {
-    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    pub(crate) files: BTreeMap<String, Stored>,
     /// Answers 403 to every other token and 401 to none.
     pub(crate) token: Option<String>,
+    /// Every refusal comes with this `X-Error-Code`.
+    pub(crate) error_code: Option<&'static str>,
+    /// The repository's old name, which redirects to the new one.
+    pub(crate) old_name: Option<&'static str>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stored {
+    pub(crate) bytes: Vec<u8>,
+    /// Lies in the store, under its SHA-256.
+    pub(crate) is_large: bool,
+    pub(crate) claimed_size: Option<u64>,
+    pub(crate) claimed_hash: Option<String>,
+    pub(crate) ignores_ranges: bool,
+    /// What happens to the next requests for its bytes, one each.
+    pub(crate) troubles: VecDeque<Trouble>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trouble {
+    /// The connection ends after so many bytes of the body.
+    Cut(usize),
+    /// Nothing but this status.
+    Status(u16),
+    /// The answer says that the whole file has another size.
+    OtherTotal(u64),
+    /// Another content from now on: every byte is one more.
+    Change,
 }
 
 /// Serves until dropped.
 #[derive(Debug)]
 pub(crate) struct FakeHub {
     addr: SocketAddr,
-    asked: Arc<Mutex<Vec<String>>>,
+    content: Arc<Mutex<Content>>,
+    sent: Arc<Mutex<Vec<(String, u64)>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -40,49 +72,88 @@ impl FakeHub {
     pub(crate) fn start(content: Content) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let content = Arc::new(Mutex::new(content));
+        let sent = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
-        let (log, stopped) = (Arc::clone(&asked), Arc::clone(&stop));
+        let (served, log, stopped) = (Arc::clone(&content), Arc::clone(&sent), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                answer(stream.unwrap(), &content, &log);
+                answer(stream.unwrap(), &served, &log);
             }
         });
         Self {
             addr,
-            asked,
+            content,
+            sent,
             stop,
             thread: Some(thread),
         }
     }
 
-    /// With files of the given names and contents.
+    /// With small files of the given names and contents.
     pub(crate) fn with_files(files: &[(&str, &[u8])]) -> Self {
+        let files = files.iter().map(|(name, bytes)| {
+            let stored = Stored {
+                bytes: bytes.to_vec(),
+                ..Stored::default()
+            };
+            ((*name).to_owned(), stored)
+        });
         Self::start(Content {
-            files: files
-                .iter()
-                .map(|(name, body)| ((*name).to_owned(), body.to_vec()))
-                .collect(),
-            token: None,
+            files: files.collect(),
+            ..Content::default()
         })
+    }
+
+    /// The same, but files of weights lie in the store.
+    pub(crate) fn with_large_files(files: &[(&str, &[u8])]) -> Self {
+        let hub = Self::with_files(files);
+        for (name, stored) in &mut hub.content.lock().unwrap().files {
+            stored.is_large = !name.ends_with(".json");
+        }
+        hub
+    }
+
+    pub(crate) fn change(&self, file: &str, change: impl FnOnce(&mut Stored)) {
+        change(self.content.lock().unwrap().files.get_mut(file).unwrap());
     }
 
     pub(crate) fn options(&self, cache: &Path) -> HubOptions {
         HubOptions {
             cache: cache.to_owned(),
-            offline: false,
-            token: None,
             endpoint: format!("http://{}", self.addr),
-            revision: None,
+            ..options()
         }
     }
 
-    /// The files whose content was asked for so far, in order; existing or not.
+    /// The files whose content was sent so far, in order; several answers in a row count as one.
     pub(crate) fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+        let mut files: Vec<String> = self.sent.lock().unwrap().iter().map(|(file, _)| file.clone()).collect();
+        files.dedup();
+        files
+    }
+
+    /// Bytes of the file that were sent so far.
+    pub(crate) fn sent(&self, file: &str) -> u64 {
+        let sent = self.sent.lock().unwrap();
+        sent.iter().filter(|(name, _)| name == file).map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Of nobody, with no waits, and downloads in pieces already of small files.
+pub(crate) fn options() -> HubOptions {
+    HubOptions {
+        tuning: Tuning {
+            first_wait: Duration::from_millis(1),
+            stretch: 20_000,
+            max_gap: 500,
+            small_file: 8_000,
+            first_bytes: 10_000,
+        },
+        ..HubOptions::from_variables(|name| (name == "HOME").then(|| "/nowhere".to_owned()))
     }
 }
 
@@ -98,7 +169,7 @@ impl Drop for FakeHub {
 }
 
 /// Reads one request and answers it; the connection is not kept.
-fn answer(mut stream: TcpStream, content: &Content, log: &Mutex<Vec<String>>) {
+fn answer(mut stream: TcpStream, content: &Mutex<Content>, log: &Mutex<Vec<(String, u64)>>) {
     let mut lines = BufReader::new(stream.try_clone().unwrap())
         .lines()
         .map_while(Result::ok);
@@ -110,55 +181,130 @@ fn answer(mut stream: TcpStream, content: &Content, log: &Mutex<Vec<String>>) {
                 .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
         })
         .collect();
-    let path = first.split(' ').nth(1).unwrap_or_default();
+    let mut words = first.split(' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut content = content.lock().unwrap();
+    let is_head = method == "HEAD";
+    let mut headers = headers;
+    headers.insert("store".to_owned(), format!("localhost:{}", stream.local_addr().unwrap().port()));
     let response = match (&content.token, headers.get("authorization")) {
-        (Some(_), None) => status(401),
-        (Some(token), Some(given)) if given != &format!("Bearer {token}") => status(403),
-        _ => respond(path, headers.get("range"), content, log),
+        // The store asks for no token, and must not be shown one.
+        _ if path.starts_with("/store/") => {
+            assert!(!headers.contains_key("authorization") || content.token.is_none());
+            respond(path, is_head, &headers, &mut content, log)
+        }
+        (Some(_), None) => refusal(401, &content),
+        (Some(token), Some(given)) if given != &format!("Bearer {token}") => refusal(403, &content),
+        _ => respond(path, is_head, &headers, &mut content, log),
     };
     let _ = stream.write_all(&response);
 }
 
-fn respond(path: &str, range: Option<&String>, content: &Content, log: &Mutex<Vec<String>>) -> Vec<u8> {
-    for revision in ["main", COMMIT] {
-        if path == format!("/api/models/{REPO}/revision/{revision}") {
-            let siblings: Vec<_> = content.files.keys().map(|name| json!({"rfilename": name})).collect();
-            return with_body(
-                "200 OK",
-                "",
-                json!({"siblings": siblings, "sha": COMMIT}).to_string().as_bytes(),
-            );
-        }
-        let Some(file) = path.strip_prefix(&format!("/{REPO}/resolve/{revision}/")) else {
-            continue;
-        };
-        let only_metadata = range.is_some_and(|range| range == "bytes=0-0");
-        if only_metadata {
-            log.lock().unwrap().push(file.to_owned());
-        }
-        let Some(body) = content.files.get(file) else { break };
-        let start: usize = range
-            .and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse().ok())
-            .unwrap_or(0);
-        let end = if only_metadata { 1 } else { body.len() };
-        let headers = format!(
-            "ETag: \"{file}-tag\"\r\nX-Repo-Commit: {COMMIT}\r\nContent-Range: bytes {start}-{}/{}\r\n",
-            end - 1,
-            body.len()
-        );
-        return with_body("206 Partial Content", &headers, &body[start..end]);
+fn respond(
+    path: &str,
+    is_head: bool,
+    headers: &BTreeMap<String, String>,
+    content: &mut Content,
+    log: &Mutex<Vec<(String, u64)>>,
+) -> Vec<u8> {
+    if let Some(old) = content.old_name
+        && let Some(rest) = path.strip_prefix(&format!("/{old}/"))
+    {
+        return head("307 Temporary Redirect", &format!("Location: /{REPO}/{rest}\r\n"), 0);
     }
-    status(404)
+    if let Some(file) = path.strip_prefix("/store/").and_then(|path| path.strip_suffix("?signed")) {
+        return match content.files.get_mut(file) {
+            Some(stored) => bytes_of(file, stored, headers, log),
+            None => refusal(404, content),
+        };
+    }
+    let file = ["main", COMMIT]
+        .iter()
+        .find_map(|revision| path.strip_prefix(&format!("/{REPO}/resolve/{revision}/")));
+    let Some((file, stored)) = file.and_then(|file| Some((file, content.files.get_mut(file)?))) else {
+        return refusal(404, content);
+    };
+    let size = stored.claimed_size.unwrap_or(stored.bytes.len() as u64);
+    let etag = stored.etag();
+    if stored.is_large {
+        let about = format!(
+            "Location: http://{}/store/{file}?signed\r\nX-Repo-Commit: {COMMIT}\r\nX-Linked-Size: {size}\r\nX-Linked-Etag: \"{etag}\"\r\n",
+            headers["store"]
+        );
+        return head("302 Found", &about, 0);
+    }
+    if is_head {
+        return head(
+            "200 OK",
+            &format!("ETag: \"{etag}\"\r\nX-Repo-Commit: {COMMIT}\r\n"),
+            size,
+        );
+    }
+    bytes_of(file, stored, headers, log)
 }
 
-fn status(code: u16) -> Vec<u8> {
-    with_body(&format!("{code} No"), "", b"")
+impl Stored {
+    fn etag(&self) -> String {
+        let hash = if self.is_large {
+            hex::encode(Sha256::digest(&self.bytes))
+        } else {
+            let prefix = format!("blob {}\0", self.bytes.len());
+            hex::encode(Sha1::new_with_prefix(prefix).chain_update(&self.bytes).finalize())
+        };
+        self.claimed_hash.clone().unwrap_or(hash)
+    }
 }
 
-fn with_body(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
-    let head = format!(
-        "HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n",
-        body.len()
-    );
-    [head.as_bytes(), body].concat()
+fn bytes_of(
+    file: &str,
+    stored: &mut Stored,
+    headers: &BTreeMap<String, String>,
+    log: &Mutex<Vec<(String, u64)>>,
+) -> Vec<u8> {
+    let trouble = stored.troubles.pop_front();
+    if let Some(Trouble::Change) = trouble {
+        stored.bytes.iter_mut().for_each(|byte| *byte = byte.wrapping_add(1));
+    }
+    if let Some(Trouble::Status(code)) = trouble {
+        return head(&format!("{code} Trouble"), "Retry-After: 0\r\n", 0);
+    }
+    let size = stored.bytes.len();
+    let tag = format!("\"store-{}\"", stored.etag());
+    let is_same = headers.get("if-range").is_none_or(|asked| *asked == tag);
+    let range = headers.get("range").filter(|_| is_same && !stored.ignores_ranges);
+    let range = range.map(|range| {
+        let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+        (first.parse::<usize>().unwrap(), last.parse::<usize>().unwrap().min(size.saturating_sub(1)))
+    });
+    if range.is_some_and(|(first, _)| first >= size) {
+        return head("416 Range Not Satisfiable", "", 0);
+    }
+    let total = match trouble {
+        Some(Trouble::OtherTotal(total)) => total,
+        _ => size as u64,
+    };
+    let (status, about, mut body) = match range {
+        Some((first, last)) => (
+            "206 Partial Content",
+            format!("Content-Range: bytes {first}-{last}/{total}\r\n"),
+            stored.bytes[first..=last].to_vec(),
+        ),
+        None => ("200 OK", String::new(), stored.bytes.clone()),
+    };
+    let mut response = head(status, &format!("ETag: {tag}\r\n{about}"), body.len() as u64);
+    if let Some(Trouble::Cut(len)) = trouble {
+        body.truncate(len);
+    }
+    log.lock().unwrap().push((file.to_owned(), body.len() as u64));
+    response.append(&mut body);
+    response
+}
+
+fn refusal(code: u16, content: &Content) -> Vec<u8> {
+    let code_line = content.error_code.map(|code| format!("X-Error-Code: {code}\r\n"));
+    head(&format!("{code} No"), &code_line.unwrap_or_default(), 0)
+}
+
+fn head(status: &str, headers: &str, length: u64) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n").into_bytes()
 }

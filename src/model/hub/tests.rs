@@ -5,9 +5,12 @@ use std::{collections::HashMap, fs, path::Path};
 use tempfile::TempDir;
 
 use super::{
-    testing::{COMMIT, Content, FakeHub, REPO},
+    testing::{COMMIT, Content, FakeHub, REPO, Stored},
     *,
 };
+
+mod ranges;
+mod room;
 
 /// An address of loopback where nobody listens.
 const NOBODY: &str = "http://127.0.0.1:1";
@@ -27,9 +30,8 @@ fn offline(cache: &Path) -> HubOptions {
     HubOptions {
         cache: cache.to_owned(),
         offline: true,
-        token: None,
         endpoint: NOBODY.to_owned(),
-        revision: None,
+        ..testing::options()
     }
 }
 
@@ -159,8 +161,17 @@ fn a_file_that_the_hub_does_not_have_is_not_found() {
 fn a_gated_repository_asks_for_the_token_and_tells_a_wrong_one_apart() {
     let cache = TempDir::new().unwrap();
     let hub = FakeHub::start(Content {
-        files: [("config.json".to_owned(), b"{}".to_vec())].into(),
+        files: [(
+            "config.json".to_owned(),
+            Stored {
+                bytes: b"{}".to_vec(),
+                is_large: true,
+                ..Stored::default()
+            },
+        )]
+        .into(),
         token: Some("right".to_owned()),
+        ..Content::default()
     });
     let get = |token: Option<&str>| {
         let options = HubOptions {
@@ -188,20 +199,17 @@ fn a_cache_that_cannot_be_written_is_named() {
 #[test]
 fn a_full_disk_is_told_apart() {
     let request = || error::Request {
-        repo: REPO.to_owned(),
-        revision: "main".to_owned(),
-        file: "weights".to_owned(),
-        endpoint: NOBODY.to_owned(),
+        repo: REPO,
+        revision: "main",
+        file: "weights",
+        endpoint: NOBODY,
         cache: "/cache".into(),
         with_token: false,
     };
-    let full = || ApiError::IoError(std::io::ErrorKind::StorageFull.into());
-    assert!(matches!(
-        HubError::from_api(full(), request()),
-        HubError::DiskFull { .. }
-    ));
-    let last = ApiError::TooManyRetries(Box::new(full()));
-    assert!(matches!(HubError::from_api(last, request()), HubError::DiskFull { .. }));
+    let full = Fault::Disk(std::io::ErrorKind::StorageFull.into());
+    assert!(matches!(request().failed(full), HubError::DiskFull { .. }));
+    let cut = Fault::Cut(std::io::ErrorKind::StorageFull.into());
+    assert!(matches!(request().failed(cut), HubError::Unreachable { .. }));
 }
 
 #[test]

@@ -1,0 +1,146 @@
+//! How far downloads are: a bar on a terminal, a line in the log every few seconds elsewhere.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::{LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tracing::info;
+
+use crate::model::{Download, Progress, Transfer};
+
+/// Between two lines in the log.
+const LOG_PERIOD: Duration = Duration::from_secs(5);
+/// Between two looks of a bar, so that the rate moves also when nothing comes.
+const TICK: Duration = Duration::from_millis(250);
+const TEMPLATE: &str =
+    "{prefix} [{bar:24}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left, {wide_msg}";
+
+/// All bars, so that lines of the log go above them.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Shows every download.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bars;
+
+impl Progress for Bars {
+    fn begin(&self, download: &Download) -> Box<dyn Transfer> {
+        if !io::stderr().is_terminal() {
+            return Box::new(Lines::begin(download));
+        }
+        let bar = ProgressBar::new(download.total).with_position(download.present);
+        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_prefix(download.what.clone());
+        // The rate is that of what comes now.
+        bar.reset_eta();
+        let bar = BARS.add(bar);
+        bar.enable_steady_tick(TICK);
+        Box::new(Bar(bar))
+    }
+}
+
+#[derive(Debug)]
+struct Bar(ProgressBar);
+
+impl Transfer for Bar {
+    fn received(&self, file: &str, bytes: u64) {
+        self.0.inc(bytes);
+        if self.0.message() != file {
+            self.0.set_message(file.to_owned());
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+        BARS.remove(&self.0);
+    }
+}
+
+#[derive(Debug)]
+struct Lines {
+    what: String,
+    total: u64,
+    present: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    begun: Instant,
+    told: Instant,
+    /// Bytes since then.
+    received: u64,
+}
+
+impl Lines {
+    fn begin(download: &Download) -> Self {
+        info!(
+            bytes = download.total,
+            already_here = download.present,
+            "downloading {}",
+            download.what
+        );
+        let now = Instant::now();
+        Self {
+            what: download.what.clone(),
+            total: download.total,
+            present: download.present,
+            state: Mutex::new(State {
+                begun: now,
+                told: now,
+                received: 0,
+            }),
+        }
+    }
+}
+
+impl Transfer for Lines {
+    fn received(&self, file: &str, bytes: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.received += bytes;
+        if state.told.elapsed() < LOG_PERIOD {
+            return;
+        }
+        state.told = Instant::now();
+        let rate = state.received as f64 / state.begun.elapsed().as_secs_f64();
+        let done = self.present + state.received;
+        info!(
+            file,
+            percent = (done * 100).checked_div(self.total),
+            mb_per_s = format!("{:.1}", rate / 1e6),
+            left_s = format!("{:.0}", self.total.saturating_sub(done) as f64 / rate.max(1.0)),
+            "downloading {}",
+            self.what
+        );
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.present + state.received >= self.total {
+            let seconds = format!("{:.1}", state.begun.elapsed().as_secs_f64());
+            info!(seconds, "downloaded {}", self.what);
+        }
+    }
+}
+
+/// stderr, with bars out of the way while it is written to.
+#[derive(Debug, Default)]
+pub(super) struct AroundBars;
+
+impl Write for AroundBars {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}

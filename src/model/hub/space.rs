@@ -1,0 +1,215 @@
+//! Room in the cache: how much may be downloaded, and which files are deleted for it. Petals' rules
+//! (`petals/utils/disk_cache.py`): a GiB of the disk stays free, the files that were not used for the longest time go
+//! first, and `blocks.lock` keeps them from going while somebody reads.
+
+use std::{
+    fs::{self, FileTimes, Metadata},
+    io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use sysinfo::Disks;
+use tracing::info;
+
+use super::lock::{self, Lock};
+
+/// What Petals leaves free on a disk.
+pub(crate) const RESERVE: u64 = 1 << 30;
+
+/// Smaller files are not worth deleting: configurations, tokenizers, indices.
+const WORTH_DELETING: u64 = 1 << 20;
+
+/// Not enough room, and nothing left to delete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shortage {
+    /// Bytes that the disk has left, beside the reserve.
+    pub(super) free: Option<u64>,
+    /// Bytes that the cache takes.
+    pub(super) used: u64,
+}
+
+/// What somebody could do without.
+#[derive(Debug)]
+struct Candidate {
+    path: PathBuf,
+    lock: PathBuf,
+    used: SystemTime,
+    bytes: u64,
+}
+
+/// The mount that holds `folder` or the nearest parent that exists, and its free bytes.
+pub fn free_space(folder: &Path) -> Option<(PathBuf, u64)> {
+    let existing = folder.ancestors().find_map(|parent| parent.canonicalize().ok())?;
+    let disks = Disks::new_with_refreshed_list();
+    let holding = disks.iter().filter(|disk| existing.starts_with(disk.mount_point()));
+    let nearest = holding.max_by_key(|disk| disk.mount_point().components().count())?;
+    Some((nearest.mount_point().to_owned(), nearest.available_space()))
+}
+
+/// The lock that keeps files from being deleted while they are read or downloaded; also Petals takes it.
+///
+/// # Errors
+/// The cache cannot be written, or somebody has been deleting for an hour.
+pub(super) fn reading(cache: &Path) -> io::Result<Lock> {
+    let path = cache.join("blocks.lock");
+    lock::wait_for(
+        || Lock::try_shared(&path),
+        || info!(lock = %path.display(), "another process makes room in the cache; waiting for it"),
+    )
+}
+
+/// Notes that a file is used now.
+pub(super) fn touch(path: &Path) {
+    let now = FileTimes::new().set_accessed(SystemTime::now());
+    // Of a cache that cannot be written nothing is deleted either.
+    drop(fs::File::open(path).and_then(|file| file.set_times(now)));
+}
+
+/// Sees to it that `need` more bytes may be written, deleting what is least used. With `limit` all of the cache together
+/// takes at most so many bytes.
+///
+/// # Errors
+/// [`Shortage`] inside; the cache cannot be read.
+pub(super) fn make_room(cache: &Path, need: u64, limit: Option<u64>) -> io::Result<Result<(), Shortage>> {
+    let shortage = || -> io::Result<(u64, Shortage)> {
+        let free = free_space(cache).map(|(_, free)| free.saturating_sub(RESERVE));
+        let used = match limit {
+            Some(_) => usage(cache)?,
+            None => 0,
+        };
+        let room = limit.map(|limit| limit.saturating_sub(used));
+        let room = room.unwrap_or(u64::MAX).min(free.unwrap_or(u64::MAX));
+        Ok((need.saturating_sub(room), Shortage { free, used }))
+    };
+    if shortage()?.0 == 0 {
+        return Ok(Ok(()));
+    }
+    let path = cache.join("blocks.lock");
+    let _deleting = lock::wait_for(
+        || Lock::try_exclusive(&path),
+        || info!(lock = %path.display(), "the cache is full, and another process uses it; waiting for it"),
+    )?;
+    let (mut short, shortage) = shortage()?;
+    let candidates = candidates(cache)?;
+    if candidates.iter().map(|one| one.bytes).sum::<u64>() < short {
+        return Ok(Err(shortage));
+    }
+    for candidate in candidates {
+        if short == 0 {
+            break;
+        }
+        // Whoever serves or downloads it holds its lock.
+        if let Some(_unused) = Lock::try_exclusive(&candidate.lock)? {
+            info!(file = %candidate.path.display(), bytes = candidate.bytes, "deleting to make room in the cache");
+            delete(&candidate)?;
+            short = short.saturating_sub(candidate.bytes);
+        }
+    }
+    Ok(if short == 0 { Ok(()) } else { Err(shortage) })
+}
+
+/// Held by whoever downloads (exclusively) or uses a piece.
+pub(super) fn piece_lock(piece: &Path) -> PathBuf {
+    piece.with_extension("lock")
+}
+
+/// Bytes that the files under `folder` take; links are not followed.
+fn usage(folder: &Path) -> io::Result<u64> {
+    let mut sum = 0;
+    for_all(folder, &mut |_, metadata| sum += allocated(metadata))?;
+    Ok(sum)
+}
+
+/// Files with holes take less than they are long.
+#[cfg(unix)]
+fn allocated(metadata: &Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(metadata) * 512
+}
+
+#[cfg(not(unix))]
+fn allocated(metadata: &Metadata) -> u64 {
+    metadata.len()
+}
+
+fn for_all(folder: &Path, visit: &mut impl FnMut(PathBuf, &Metadata)) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries.flatten() {
+        // Not that of the target of a link. Files come and go while we look.
+        let Ok(metadata) = entry.metadata() else { continue };
+        if metadata.is_dir() {
+            for_all(&entry.path(), visit)?;
+        } else if metadata.is_file() {
+            visit(entry.path(), &metadata);
+        }
+    }
+    Ok(())
+}
+
+/// What may be deleted, least recently used first: contents of files and our pieces, of all repositories.
+fn candidates(cache: &Path) -> io::Result<Vec<Candidate>> {
+    let mut found = Vec::new();
+    for repo in fs::read_dir(cache)?.flatten().map(|entry| entry.path()) {
+        let name = repo.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !name.contains("--") {
+            continue;
+        }
+        let locks = cache.join(".locks").join(name);
+        for folder in ["blobs", "sepal/whole"] {
+            for_all(&repo.join(folder), &mut |path, metadata| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let lock = locks.join(format!("{}.lock", name.trim_end_matches(".incomplete")));
+                found.push(candidate(path, lock, metadata));
+            })?;
+        }
+        for_all(&repo.join("sepal/pieces"), &mut |path, metadata| {
+            let lock = piece_lock(Path::new(path.to_string_lossy().trim_end_matches(".incomplete")));
+            found.push(candidate(path, lock, metadata));
+        })?;
+    }
+    found.retain(|one: &Candidate| one.bytes >= WORTH_DELETING);
+    found.sort_by_key(|one| one.used);
+    Ok(found)
+}
+
+fn candidate(path: PathBuf, lock: PathBuf, metadata: &Metadata) -> Candidate {
+    let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+    Candidate {
+        path,
+        lock,
+        used: metadata.accessed().unwrap_or(modified).max(modified),
+        bytes: allocated(metadata),
+    }
+}
+
+/// Deletes the file and what links to it.
+fn delete(candidate: &Candidate) -> io::Result<()> {
+    let repo = candidate.path.parent().and_then(Path::parent);
+    if let Some(repo) = repo.filter(|repo| candidate.path.parent() == Some(&repo.join("blobs"))) {
+        for link in links(&repo.join("snapshots"))? {
+            if link.canonicalize().ok() == candidate.path.canonicalize().ok() {
+                fs::remove_file(link)?;
+            }
+        }
+    }
+    fs::remove_file(&candidate.path)
+}
+
+fn links(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Ok(found);
+    };
+    for entry in entries.flatten() {
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            found.extend(links(&entry.path())?);
+        } else if kind.is_symlink() {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,325 @@
+//! Only the bytes that are wanted, and all of them, whatever the hub does.
+
+use std::sync::{Mutex, atomic::AtomicU64, atomic::Ordering};
+
+use safetensors::SafeTensors;
+use serde_json::json;
+
+use super::{
+    super::testing::{Trouble, options},
+    *,
+};
+use crate::model::testing::{random_tensors, safetensors_of, small_config};
+
+const FILE: &str = "model.safetensors";
+
+fn weights_file() -> Vec<u8> {
+    let config = small_config(json!({"num_hidden_layers": 4}));
+    safetensors_of(&random_tensors(&config, 1))
+}
+
+fn block(block: u32) -> Want {
+    let prefix = format!("model.layers.{block}.");
+    Want {
+        file: FILE.to_owned(),
+        group: Some((format!("block-{block}"), Tensors::Starting(vec![prefix]))),
+    }
+}
+
+/// Whether the files have the tensors of `blocks`, and no others, as `whole` has them.
+#[track_caller]
+fn assert_has(local: &Local, whole: &[u8], blocks: &[u32]) {
+    let whole = SafeTensors::deserialize(whole).unwrap();
+    let mut found = Vec::new();
+    for path in &local.files {
+        let bytes = fs::read(path).unwrap();
+        let piece = SafeTensors::deserialize(&bytes).unwrap();
+        for (name, tensor) in piece.tensors() {
+            let expected = whole.tensor(&name).unwrap();
+            assert_eq!((tensor.shape(), tensor.dtype()), (expected.shape(), expected.dtype()));
+            assert_eq!(tensor.data(), expected.data(), "{name}");
+            found.push(name);
+        }
+    }
+    let prefixes: Vec<String> = blocks.iter().map(|block| format!("model.layers.{block}.")).collect();
+    let mut expected = whole.names();
+    expected.retain(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+}
+
+/// As the options of the tests have it; more than the header.
+const FIRST_BYTES: u64 = 10_000;
+
+fn header_len(file: &[u8]) -> u64 {
+    8 + u64::from_le_bytes(*file.first_chunk().unwrap())
+}
+
+#[test]
+fn only_the_tensors_of_the_wanted_blocks_are_downloaded_and_each_once() {
+    let (cache, file) = (TempDir::new().unwrap(), weights_file());
+    let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+    let block_bytes = (file.len() as u64 - header_len(&file)) / 4;
+    let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
+    assert_has(&repo.weights(&[block(1)]).unwrap(), &file, &[1]);
+    assert_eq!(hub.sent(FILE), FIRST_BYTES + block_bytes);
+    assert_has(&repo.weights(&[block(1), block(2)]).unwrap(), &file, &[1, 2]);
+    assert_eq!(hub.sent(FILE), 2 * (FIRST_BYTES + block_bytes));
+    let offline = HubOptions {
+        offline: true,
+        ..hub.options(cache.path())
+    };
+    let mut repo = HubRepo::open(REPO, &offline).unwrap();
+    assert_has(&repo.weights(&[block(2), block(1)]).unwrap(), &file, &[1, 2]);
+    assert_eq!(repo.missing(&[block(1), block(3)]), [FILE]);
+    assert!(matches!(repo.weights(&[block(3)]), Err(HubError::Offline { .. })));
+}
+
+#[test]
+fn a_piece_says_where_it_is_from_and_its_numbers_can_be_used_where_they_lie() {
+    let (cache, file) = (TempDir::new().unwrap(), weights_file());
+    let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+    let in_two_answers = HubOptions {
+        tuning: Tuning {
+            first_bytes: 100,
+            ..options().tuning
+        },
+        ..hub.options(cache.path())
+    };
+    let mut repo = HubRepo::open(REPO, &in_two_answers).unwrap();
+    let local = repo.weights(&[block(3)]).unwrap();
+    let bytes = fs::read(&local.files[0]).unwrap();
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    assert_eq!((header + 8) % 64, 0);
+    let origin = metadata.metadata().as_ref().unwrap();
+    assert_eq!(origin["sepal.repository"], REPO);
+    assert_eq!(origin["sepal.file"], FILE);
+    assert_eq!(origin["sepal.commit"], COMMIT);
+}
+
+#[test]
+fn a_file_that_is_mostly_wanted_is_downloaded_whole_for_all_tools() {
+    let (cache, file) = (TempDir::new().unwrap(), weights_file());
+    let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+    let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
+    let wants: Vec<Want> = (0..4).map(block).collect();
+    let local = repo.weights(&wants).unwrap();
+    assert_eq!(local.files.len(), 1);
+    assert_eq!(fs::read(&local.files[0]).unwrap(), file);
+    let snapshot = cache.path().join("models--owner--name/snapshots").join(COMMIT);
+    assert!(fs::symlink_metadata(snapshot.join(FILE)).unwrap().is_symlink());
+    assert!(!cache.path().join("models--owner--name/sepal/pieces").exists());
+}
+
+#[test]
+fn what_came_before_a_cut_is_kept_and_servers_in_trouble_are_asked_again() {
+    let (cache, file) = (TempDir::new().unwrap(), weights_file());
+    let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+    let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
+    repo.weights(&[block(0)]).unwrap();
+    let before = hub.sent(FILE);
+    hub.change(FILE, |stored| {
+        stored.troubles = [429, 500, 503].map(Trouble::Status).into();
+        stored.troubles.push_back(Trouble::Cut(usize::MAX));
+        stored.troubles.extend([5, 3000, 0, 1, 7000].map(Trouble::Cut));
+        stored.troubles.push_back(Trouble::Status(502));
+    });
+    assert_has(&repo.weights(&[block(1)]).unwrap(), &file, &[1]);
+    assert_eq!(hub.sent(FILE), 2 * before, "no byte of the block came twice");
+}
+
+#[test]
+fn what_came_before_the_end_of_a_process_is_kept() {
+    let (cache, file) = (TempDir::new().unwrap(), weights_file());
+    let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+    let wants: Vec<Want> = (0..4).map(block).collect();
+    // Three answers come; then the hub is gone for longer than anybody waits.
+    hub.change(FILE, |stored| {
+        stored.troubles = [Trouble::Cut(usize::MAX); 4].into();
+        stored.troubles.extend([Trouble::Status(500); 100]);
+    });
+    let get = || HubRepo::open(REPO, &hub.options(cache.path())).unwrap().weights(&wants);
+    assert!(matches!(get(), Err(HubError::Unreachable { .. })));
+    let before = hub.sent(FILE);
+    hub.change(FILE, |stored| stored.troubles.clear());
+    let local = get().unwrap();
+    assert_eq!(fs::read(&local.files[0]).unwrap(), file);
+    assert!(before > FIRST_BYTES);
+    assert_eq!(hub.sent(FILE), file.len() as u64 + 2 * FIRST_BYTES, "no byte came twice");
+}
+
+#[test]
+fn a_server_that_ignores_ranges_is_asked_for_the_whole_file() {
+    let (cache, file) = (TempDir::new().unwrap(), weights_file());
+    let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+    hub.change(FILE, |stored| {
+        stored.ignores_ranges = true;
+        stored.troubles = [Trouble::Cut(usize::MAX), Trouble::Cut(usize::MAX), Trouble::Cut(9000)].into();
+    });
+    let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
+    let local = repo.weights(&[block(2)]).unwrap();
+    assert_eq!(fs::read(&local.files[0]).unwrap(), file);
+}
+
+#[test]
+fn a_hub_that_lies_about_sizes_or_hashes_is_told_so_and_leaves_nothing_behind() {
+    let file = weights_file();
+    let lies: [fn(&mut Stored); 4] = [
+        |stored| stored.claimed_size = Some(stored.bytes.len() as u64 + 10),
+        |stored| stored.claimed_size = Some(stored.bytes.len() as u64 - 10),
+        |stored| stored.claimed_hash = Some("0".repeat(64)),
+        |stored| stored.troubles = [Trouble::OtherTotal(1 << 40); 100].into(),
+    ];
+    for (i, lie) in lies.into_iter().enumerate() {
+        let cache = TempDir::new().unwrap();
+        let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+        hub.change(FILE, lie);
+        let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
+        let whole: Vec<Want> = (0..4).map(block).collect();
+        assert!(matches!(repo.weights(&whole), Err(HubError::Inconsistent { .. })), "lie {i}");
+        assert!(repo.get(FILE).is_err());
+        let folder = cache.path().join("models--owner--name");
+        let blobs = fs::read_dir(folder.join("blobs")).map(Iterator::count).unwrap_or(0);
+        let parts = fs::read_dir(folder.join("sepal/whole")).map(Iterator::count).unwrap_or(0);
+        assert_eq!((blobs, parts), (0, 0), "lie {i}");
+    }
+}
+
+#[test]
+fn one_wrong_answer_is_survived() {
+    let file = weights_file();
+    for trouble in [Trouble::OtherTotal(7), Trouble::Status(416)] {
+        let cache = TempDir::new().unwrap();
+        let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+        hub.change(FILE, |stored| stored.troubles = [Trouble::Cut(100), trouble].into());
+        let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
+        assert_eq!(fs::read(repo.get(FILE).unwrap()).unwrap(), file);
+    }
+}
+
+#[test]
+fn a_file_that_changes_during_the_download_is_downloaded_anew() {
+    let cache = TempDir::new().unwrap();
+    let content: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+    let hub = FakeHub::with_large_files(&[("weights.bin", &content)]);
+    hub.change("weights.bin", |stored| {
+        stored.troubles = [Trouble::Cut(usize::MAX), Trouble::Cut(50), Trouble::Change].into();
+    });
+    let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
+    let changed: Vec<u8> = content.iter().map(|byte| byte + 1).collect();
+    assert_eq!(fs::read(repo.get("weights.bin").unwrap()).unwrap(), changed);
+}
+
+#[test]
+fn nodes_that_share_a_cache_download_every_block_once() {
+    let (cache, file) = (TempDir::new().unwrap(), weights_file());
+    let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+    // Locks are held by open files, not by processes: threads are to each other as processes are.
+    std::thread::scope(|scope| {
+        for blocks in [[0, 1], [1, 2], [2, 1], [0, 2]] {
+            let (options, file) = (hub.options(cache.path()), &file);
+            scope.spawn(move || {
+                let mut repo = HubRepo::open(REPO, &options).unwrap();
+                let local = repo.weights(&blocks.map(block)).unwrap();
+                assert_has(&local, file, &blocks);
+            });
+        }
+    });
+    let pieces = fs::read_dir(cache.path().join("models--owner--name/sepal/pieces")).unwrap();
+    let folder = pieces.map(|entry| entry.unwrap().path()).next().unwrap();
+    let names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.ends_with(".lock"))
+        .collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    let blocks_sent = 3 * (file.len() as u64 - header_len(&file)) / 4;
+    assert_eq!((hub.sent(FILE) - blocks_sent) % FIRST_BYTES, 0, "only headers came more than once");
+}
+
+#[derive(Debug, Default)]
+struct Recorded {
+    begun: Mutex<Vec<Download>>,
+    bytes: std::sync::Arc<AtomicU64>,
+}
+
+struct Counter(std::sync::Arc<AtomicU64>);
+
+impl Progress for Recorded {
+    fn begin(&self, download: &Download) -> Box<dyn Transfer> {
+        self.begun.lock().unwrap().push(download.clone());
+        Box::new(Counter(self.bytes.clone()))
+    }
+}
+
+impl Transfer for Counter {
+    fn received(&self, file: &str, bytes: u64) {
+        assert_eq!(file, "big.bin");
+        self.0.fetch_add(bytes, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn progress_is_told_of_every_byte_of_a_large_download() {
+    let cache = TempDir::new().unwrap();
+    let content = vec![3; 3_000_000];
+    let hub = FakeHub::with_large_files(&[("big.bin", &content), ("small.json", b"{}")]);
+    let recorded = std::sync::Arc::new(Recorded::default());
+    let options = HubOptions {
+        progress: recorded.clone(),
+        tuning: Tuning {
+            stretch: 500_000,
+            ..options().tuning
+        },
+        ..hub.options(cache.path())
+    };
+    let mut repo = HubRepo::open(REPO, &options).unwrap();
+    repo.get("small.json").unwrap();
+    repo.get("big.bin").unwrap();
+    let expected = Download {
+        what: REPO.to_owned(),
+        total: 3_000_000,
+        present: 0,
+    };
+    assert_eq!(*recorded.begun.lock().unwrap(), [expected]);
+    assert_eq!(recorded.bytes.load(Ordering::SeqCst), 3_000_000);
+}
+
+#[test]
+fn a_renamed_repository_is_found_and_refusals_say_what_to_do() {
+    let cache = TempDir::new().unwrap();
+    let content = |error_code, old_name| Content {
+        files: [("config.json".to_owned(), Stored {
+            bytes: b"{}".to_vec(),
+            ..Stored::default()
+        })]
+        .into(),
+        error_code,
+        old_name,
+        ..Content::default()
+    };
+    let hub = FakeHub::start(content(None, Some("old/name")));
+    assert!(HubRepo::open("old/name", &hub.options(cache.path())).unwrap().get("config.json").is_ok());
+    for (code, words) in [
+        ("RepoNotFound", "no repository"),
+        ("RevisionNotFound", "--revision"),
+        ("EntryNotFound", "has no other.json"),
+    ] {
+        let hub = FakeHub::start(content(Some(code), None));
+        let error = HubRepo::open(REPO, &hub.options(cache.path())).unwrap().get("other.json");
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains(words), "{text}");
+    }
+    let hub = FakeHub::start(Content {
+        token: Some("other".to_owned()),
+        ..content(Some("GatedRepo"), None)
+    });
+    let options = HubOptions {
+        token: Some("mine".to_owned()),
+        cache: cache.path().join("empty"),
+        ..hub.options(cache.path())
+    };
+    let error = HubRepo::open(REPO, &options).unwrap().get("config.json").unwrap_err();
+    assert!(matches!(error, HubError::Gated { .. }), "{error}");
+}

@@ -1,0 +1,105 @@
+//! What is deleted to make room, and what is not.
+
+use std::{
+    fs::{File, FileTimes},
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use super::{super::testing::options, *};
+
+const MIB: usize = 1 << 20;
+
+/// A downloaded file of `mib` MiB that was last used so many days ago.
+fn cached(cache: &Path, file: &str, mib: usize, days: u64) -> PathBuf {
+    let folder = cache.join("models--other--model");
+    for sub in ["blobs", "snapshots/abc"] {
+        fs::create_dir_all(folder.join(sub)).unwrap();
+    }
+    let blob = folder.join("blobs").join(format!("{file}-content"));
+    fs::write(&blob, vec![1; mib * MIB]).unwrap();
+    let link = folder.join("snapshots/abc").join(file);
+    std::os::unix::fs::symlink(format!("../../blobs/{file}-content"), &link).unwrap();
+    let then = SystemTime::now() - Duration::from_secs(days * 86400);
+    let times = FileTimes::new().set_accessed(then).set_modified(then);
+    File::options().write(true).open(&blob).unwrap().set_times(times).unwrap();
+    link
+}
+
+fn with_limit(hub: &FakeHub, cache: &Path, mib: usize) -> HubOptions {
+    HubOptions {
+        max_disk_space: Some((mib * MIB) as u64),
+        tuning: Tuning {
+            stretch: MIB as u64,
+            ..options().tuning
+        },
+        ..hub.options(cache)
+    }
+}
+
+#[test]
+fn the_files_that_were_not_used_for_the_longest_time_go_first_and_only_as_many_as_needed() {
+    let cache = TempDir::new().unwrap();
+    let [recent, oldest, old] = [("a", 1), ("b", 30), ("c", 10)].map(|(file, days)| cached(cache.path(), file, 2, days));
+    let hub = FakeHub::with_large_files(&[("weights", &vec![5; 3 * MIB])]);
+    let mut repo = HubRepo::open(REPO, &with_limit(&hub, cache.path(), 8)).unwrap();
+    assert!(repo.get("weights").is_ok());
+    assert!(fs::symlink_metadata(&oldest).is_err(), "the link is gone as well");
+    assert!(!cache.path().join("models--other--model/blobs/b-content").exists());
+    assert!(recent.exists() && old.exists());
+}
+
+#[test]
+fn files_that_are_used_stay_and_too_little_room_names_the_flag() {
+    let cache = TempDir::new().unwrap();
+    let first = vec![1; 3 * MIB];
+    let hub = FakeHub::with_large_files(&[("first", &first), ("second", &vec![2; 3 * MIB])]);
+    let options = with_limit(&hub, cache.path(), 4);
+    let want = |file: &str| Want {
+        file: file.to_owned(),
+        group: None,
+    };
+    let mut repo = HubRepo::open(REPO, &options).unwrap();
+    let mut in_use = repo.weights(&[want("first")]).unwrap();
+    // It has been opened; whoever deletes need not wait for it any more.
+    in_use.reading = None;
+    let error = repo.get("second").unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, HubError::NoRoom { .. }), "{text}");
+    assert!(text.contains("--max-disk-space") && text.contains("3145728"), "{text}");
+    assert_eq!(fs::read(&in_use.files[0]).unwrap(), first);
+    drop(in_use);
+    assert!(repo.get("second").is_ok());
+    assert!(!repo.is_cached("first"));
+}
+
+#[test]
+fn nothing_is_deleted_if_that_would_not_be_enough() {
+    let cache = TempDir::new().unwrap();
+    let old = cached(cache.path(), "old", 2, 100);
+    let hub = FakeHub::with_large_files(&[("weights", &vec![5; 3 * MIB])]);
+    let mut repo = HubRepo::open(REPO, &with_limit(&hub, cache.path(), 2)).unwrap();
+    assert!(matches!(repo.get("weights"), Err(HubError::NoRoom { .. })));
+    assert!(old.exists());
+}
+
+#[test]
+fn a_disk_that_is_too_small_is_named_with_what_it_has() {
+    let error = HubError::NoRoom {
+        repo: REPO.to_owned(),
+        cache: "/cache".into(),
+        need: 1000,
+        free: Some(400),
+        limit: Some(5000),
+        used: 10,
+    };
+    let text = error.to_string();
+    assert!(text.contains("400") && text.contains("HF_HUB_CACHE") && !text.contains("--max"), "{text}");
+}
+
+#[test]
+fn the_disk_of_a_folder_that_does_not_exist_yet_is_that_of_its_parent() {
+    let folder = TempDir::new().unwrap();
+    let mount = |folder: &Path| free_space(folder).map(|(mount, _)| mount);
+    assert_eq!(mount(&folder.path().join("not/there/yet")), mount(folder.path()));
+}
