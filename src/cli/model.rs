@@ -113,10 +113,14 @@ impl ModelArgs {
 fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("expected a size such as 50GB or 100GiB, got {text:?}");
     let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = unit.trim().to_lowercase();
-    let power = "kmgt".find(unit.chars().next().unwrap_or('b')).map_or(0, |at| at as i32 + 1);
+    let power = "kmgt"
+        .find(unit.chars().next().unwrap_or('b'))
+        .map_or(0, |at| at as i32 + 1);
     let base: f64 = match unit.get(1..).unwrap_or_default() {
         "" | "b" => 1000.0,
         "ib" if power > 0 => 1024.0,

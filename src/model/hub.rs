@@ -35,8 +35,8 @@ pub use self::{
     space::free_space,
 };
 pub(crate) use self::{
-    pieces::Tensors,
     lock::Lock,
+    pieces::Tensors,
     weights::{Lease, Local, Want},
 };
 
@@ -197,7 +197,13 @@ impl HubRepo {
 fn encoded(path: &str) -> String {
     let plain = |c: &u8| c.is_ascii_alphanumeric() || b"-_.~/".contains(c);
     path.bytes()
-        .map(|c| if plain(&c) { char::from(c).to_string() } else { format!("%{c:02X}") })
+        .map(|c| {
+            if plain(&c) {
+                char::from(c).to_string()
+            } else {
+                format!("%{c:02X}")
+            }
+        })
         .collect()
 }
 

@@ -219,7 +219,11 @@ impl ModelSource {
     /// which files have something of the groups.
     fn wants(&self, repo: &mut HubRepo, groups: &[(String, Tensors)]) -> Result<Vec<Want>, ResolveError> {
         let is_single = repo.is_cached(SINGLE_FILE) && !repo.is_cached(INDEX_FILE);
-        let index = if is_single { None } else { repo.get_optional(INDEX_FILE)? };
+        let index = if is_single {
+            None
+        } else {
+            repo.get_optional(INDEX_FILE)?
+        };
         let wants = match index {
             Some(path) => ShardIndex::parse(&path, &read(&path)?)?.wants(groups),
             None => Vec::new(),

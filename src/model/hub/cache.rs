@@ -62,7 +62,10 @@ impl RepoFolder {
     }
 
     pub(super) fn blob_lock(&self, etag: &str) -> PathBuf {
-        self.cache.join(".locks").join(&self.folder).join(format!("{etag}.lock"))
+        self.cache
+            .join(".locks")
+            .join(&self.folder)
+            .join(format!("{etag}.lock"))
     }
 
     pub(super) fn piece(&self, etag: &str, group: &str) -> PathBuf {

@@ -203,7 +203,11 @@ impl Begun {
 
     /// Bytes that are to come.
     pub(super) fn missing(&self) -> u64 {
-        let open = self.stretches.iter().enumerate().filter(|(i, _)| !self.done.contains(i));
+        let open = self
+            .stretches
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| !self.done.contains(i));
         open.map(|(_, stretch)| stretch.source.end - stretch.source.start).sum()
     }
 
@@ -267,7 +271,12 @@ impl Begun {
         position: &mut u64,
         downloads: &Downloads<'_>,
     ) -> Result<(), Fault> {
-        let Assembly { url, remote, file: name, .. } = &self.assembly;
+        let Assembly {
+            url,
+            remote,
+            file: name,
+            ..
+        } = &self.assembly;
         while *position < stretch.source.end {
             let known = self.validator.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let range = *position..stretch.source.end;
@@ -382,7 +391,11 @@ pub(super) fn retrying<T>(
         let wait = tuning.first_wait.saturating_mul(1 << (failures - 1)).min(MAX_WAIT);
         let wait = fault.retry_after().map_or(wait, |asked| asked.max(wait));
         if failures > 1 {
-            warn!(error = &fault as &dyn std::error::Error, wait_s = wait.as_secs_f32(), "trying again to download");
+            warn!(
+                error = &fault as &dyn std::error::Error,
+                wait_s = wait.as_secs_f32(),
+                "trying again to download"
+            );
         } else {
             debug!(error = &fault as &dyn std::error::Error, "trying again to download");
         }

@@ -207,7 +207,10 @@ impl Http {
                 if let (Some(expected), Some(found)) = (validator, &found)
                     && expected != found
                 {
-                    return Err(changed(format!("had the content {expected}"), format!("now has {found}")));
+                    return Err(changed(
+                        format!("had the content {expected}"),
+                        format!("now has {found}"),
+                    ));
                 }
                 let length = text(response.headers(), "content-length").and_then(|length| length.parse().ok());
                 if let Some(length) = length.filter(|length: &u64| *length != size) {
@@ -309,7 +312,11 @@ fn check_range(headers: &HeaderMap, asked: &Range<u64>, size: u64) -> Result<u64
     }
     if first != asked.start || last < first || last >= asked.end {
         return Err(changed(
-            format!("was asked for the bytes {}-{}", asked.start, asked.end.saturating_sub(1)),
+            format!(
+                "was asked for the bytes {}-{}",
+                asked.start,
+                asked.end.saturating_sub(1)
+            ),
             format!("sends {first}-{last}"),
         ));
     }

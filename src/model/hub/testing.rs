@@ -139,7 +139,10 @@ impl FakeHub {
     /// Bytes of the file that were sent so far.
     pub(crate) fn sent(&self, file: &str) -> u64 {
         let sent = self.sent.lock().unwrap();
-        sent.iter().filter(|(name, _)| name == file).map(|(_, bytes)| bytes).sum()
+        sent.iter()
+            .filter(|(name, _)| name == file)
+            .map(|(_, bytes)| bytes)
+            .sum()
     }
 }
 
@@ -186,7 +189,10 @@ fn answer(mut stream: TcpStream, content: &Mutex<Content>, log: &Mutex<Vec<(Stri
     let mut content = content.lock().unwrap();
     let is_head = method == "HEAD";
     let mut headers = headers;
-    headers.insert("store".to_owned(), format!("localhost:{}", stream.local_addr().unwrap().port()));
+    headers.insert(
+        "store".to_owned(),
+        format!("localhost:{}", stream.local_addr().unwrap().port()),
+    );
     let response = match (&content.token, headers.get("authorization")) {
         // The store asks for no token, and must not be shown one.
         _ if path.starts_with("/store/") => {
@@ -212,7 +218,10 @@ fn respond(
     {
         return head("307 Temporary Redirect", &format!("Location: /{REPO}/{rest}\r\n"), 0);
     }
-    if let Some(file) = path.strip_prefix("/store/").and_then(|path| path.strip_suffix("?signed")) {
+    if let Some(file) = path
+        .strip_prefix("/store/")
+        .and_then(|path| path.strip_suffix("?signed"))
+    {
         return match content.files.get_mut(file) {
             Some(stored) => bytes_of(file, stored, headers, log),
             None => refusal(404, content),
@@ -274,7 +283,10 @@ fn bytes_of(
     let range = headers.get("range").filter(|_| is_same && !stored.ignores_ranges);
     let range = range.map(|range| {
         let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
-        (first.parse::<usize>().unwrap(), last.parse::<usize>().unwrap().min(size.saturating_sub(1)))
+        (
+            first.parse::<usize>().unwrap(),
+            last.parse::<usize>().unwrap().min(size.saturating_sub(1)),
+        )
     });
     if range.is_some_and(|(first, _)| first >= size) {
         return head("416 Range Not Satisfiable", "", 0);

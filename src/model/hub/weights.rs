@@ -98,7 +98,11 @@ impl HubRepo {
                 }
                 Fault::Changed { .. } if surprises < MAX_SURPRISES => {
                     surprises += 1;
-                    warn!(file, error = &fault as &dyn std::error::Error, "downloading this file anew");
+                    warn!(
+                        file,
+                        error = &fault as &dyn std::error::Error,
+                        "downloading this file anew"
+                    );
                     thread::sleep(self.options.tuning.first_wait);
                 }
                 fault => return Err(self.failed(&file, fault)),
@@ -161,10 +165,12 @@ impl HubRepo {
         unranged: &BTreeSet<String>,
     ) -> Result<Result<(), (String, Fault)>, HubError> {
         let mut jobs = Vec::new();
-        let by_file = missing.iter().fold(BTreeMap::<&str, Vec<&Want>>::new(), |mut files, want| {
-            files.entry(&want.file).or_default().push(want);
-            files
-        });
+        let by_file = missing
+            .iter()
+            .fold(BTreeMap::<&str, Vec<&Want>>::new(), |mut files, want| {
+                files.entry(&want.file).or_default().push(want);
+                files
+            });
         for (file, wants) in by_file {
             match self.plan(file, &wants, (here, unranged.contains(file)))? {
                 Ok(planned) => jobs.extend(planned),

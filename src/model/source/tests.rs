@@ -190,7 +190,10 @@ fn pickled_weights_are_refused_with_the_reason() {
     let hub = FakeHub::with_files(&[("config.json", &config), ("pytorch_model.bin", b"pickle")]);
     let source = ModelSource::resolve(REPO, &hub.options(cache.path())).unwrap();
     let error = source.files_for_span(0..1).unwrap_err();
-    assert!(matches!(error, ResolveError::Load(LoadError::PickleOnly { .. })), "{error}");
+    assert!(
+        matches!(error, ResolveError::Load(LoadError::PickleOnly { .. })),
+        "{error}"
+    );
     assert!(
         !hub.asked().contains(&"pytorch_model.bin".to_owned()),
         "it is not even downloaded"

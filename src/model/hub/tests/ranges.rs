@@ -146,7 +146,11 @@ fn what_came_before_the_end_of_a_process_is_kept() {
     let local = get().unwrap();
     assert_eq!(fs::read(&local.files[0]).unwrap(), file);
     assert!(before > FIRST_BYTES);
-    assert_eq!(hub.sent(FILE), file.len() as u64 + 2 * FIRST_BYTES, "no byte came twice");
+    assert_eq!(
+        hub.sent(FILE),
+        file.len() as u64 + 2 * FIRST_BYTES,
+        "no byte came twice"
+    );
 }
 
 #[test]
@@ -177,11 +181,16 @@ fn a_hub_that_lies_about_sizes_or_hashes_is_told_so_and_leaves_nothing_behind() 
         hub.change(FILE, lie);
         let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
         let whole: Vec<Want> = (0..4).map(block).collect();
-        assert!(matches!(repo.weights(&whole), Err(HubError::Inconsistent { .. })), "lie {i}");
+        assert!(
+            matches!(repo.weights(&whole), Err(HubError::Inconsistent { .. })),
+            "lie {i}"
+        );
         assert!(repo.get(FILE).is_err());
         let folder = cache.path().join("models--owner--name");
         let blobs = fs::read_dir(folder.join("blobs")).map(Iterator::count).unwrap_or(0);
-        let parts = fs::read_dir(folder.join("sepal/whole")).map(Iterator::count).unwrap_or(0);
+        let parts = fs::read_dir(folder.join("sepal/whole"))
+            .map(Iterator::count)
+            .unwrap_or(0);
         assert_eq!((blobs, parts), (0, 0), "lie {i}");
     }
 }
@@ -235,7 +244,11 @@ fn nodes_that_share_a_cache_download_every_block_once() {
         .collect();
     assert_eq!(names.len(), 3, "{names:?}");
     let blocks_sent = 3 * (file.len() as u64 - header_len(&file)) / 4;
-    assert_eq!((hub.sent(FILE) - blocks_sent) % FIRST_BYTES, 0, "only headers came more than once");
+    assert_eq!(
+        (hub.sent(FILE) - blocks_sent) % FIRST_BYTES,
+        0,
+        "only headers came more than once"
+    );
 }
 
 #[derive(Debug, Default)]
@@ -290,24 +303,34 @@ fn progress_is_told_of_every_byte_of_a_large_download() {
 fn a_renamed_repository_is_found_and_refusals_say_what_to_do() {
     let cache = TempDir::new().unwrap();
     let content = |error_code, old_name| Content {
-        files: [("config.json".to_owned(), Stored {
-            bytes: b"{}".to_vec(),
-            ..Stored::default()
-        })]
+        files: [(
+            "config.json".to_owned(),
+            Stored {
+                bytes: b"{}".to_vec(),
+                ..Stored::default()
+            },
+        )]
         .into(),
         error_code,
         old_name,
         ..Content::default()
     };
     let hub = FakeHub::start(content(None, Some("old/name")));
-    assert!(HubRepo::open("old/name", &hub.options(cache.path())).unwrap().get("config.json").is_ok());
+    assert!(
+        HubRepo::open("old/name", &hub.options(cache.path()))
+            .unwrap()
+            .get("config.json")
+            .is_ok()
+    );
     for (code, words) in [
         ("RepoNotFound", "no repository"),
         ("RevisionNotFound", "--revision"),
         ("EntryNotFound", "has no other.json"),
     ] {
         let hub = FakeHub::start(content(Some(code), None));
-        let error = HubRepo::open(REPO, &hub.options(cache.path())).unwrap().get("other.json");
+        let error = HubRepo::open(REPO, &hub.options(cache.path()))
+            .unwrap()
+            .get("other.json");
         let text = error.unwrap_err().to_string();
         assert!(text.contains(words), "{text}");
     }

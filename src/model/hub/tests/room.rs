@@ -22,7 +22,12 @@ fn cached(cache: &Path, file: &str, mib: usize, days: u64) -> PathBuf {
     std::os::unix::fs::symlink(format!("../../blobs/{file}-content"), &link).unwrap();
     let then = SystemTime::now() - Duration::from_secs(days * 86400);
     let times = FileTimes::new().set_accessed(then).set_modified(then);
-    File::options().write(true).open(&blob).unwrap().set_times(times).unwrap();
+    File::options()
+        .write(true)
+        .open(&blob)
+        .unwrap()
+        .set_times(times)
+        .unwrap();
     link
 }
 
@@ -40,7 +45,8 @@ fn with_limit(hub: &FakeHub, cache: &Path, mib: usize) -> HubOptions {
 #[test]
 fn the_files_that_were_not_used_for_the_longest_time_go_first_and_only_as_many_as_needed() {
     let cache = TempDir::new().unwrap();
-    let [recent, oldest, old] = [("a", 1), ("b", 30), ("c", 10)].map(|(file, days)| cached(cache.path(), file, 2, days));
+    let [recent, oldest, old] =
+        [("a", 1), ("b", 30), ("c", 10)].map(|(file, days)| cached(cache.path(), file, 2, days));
     let hub = FakeHub::with_large_files(&[("weights", &vec![5; 3 * MIB])]);
     let mut repo = HubRepo::open(REPO, &with_limit(&hub, cache.path(), 8)).unwrap();
     assert!(repo.get("weights").is_ok());
@@ -94,7 +100,10 @@ fn a_disk_that_is_too_small_is_named_with_what_it_has() {
         used: 10,
     };
     let text = error.to_string();
-    assert!(text.contains("400") && text.contains("HF_HUB_CACHE") && !text.contains("--max"), "{text}");
+    assert!(
+        text.contains("400") && text.contains("HF_HUB_CACHE") && !text.contains("--max"),
+        "{text}"
+    );
 }
 
 #[test]
