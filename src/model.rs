@@ -65,8 +65,8 @@ pub use files::{ModelFiles, ShardIndex};
 pub use generation::GenerationConfig;
 use hub::Lease;
 pub use hub::{Download, HubError, HubFault, HubOptions, Progress, Transfer, free_space};
-pub use kv::Cache;
-use kv::KvShape;
+pub use kv::{Cache, KvDType};
+use kv::{Arena, KvShape};
 use load::TensorReader;
 pub use quant::WeightFormat;
 pub use sample::{SampleError, Sampler, SamplingParams};
@@ -118,10 +118,13 @@ impl Blocks {
             .collect();
         let heads = Heads {
             kernels: Kernels::detect(),
-            kv: KvShape::new(&config, dtype),
+            kv: KvShape::new(&config, dtype.into()),
             group: config.group_size(),
         };
-        let shared = Shared { heads };
+        let shared = Shared {
+            heads,
+            arena: Arena::empty(heads.kv),
+        };
         Ok(Self {
             config,
             span,
@@ -166,13 +169,13 @@ impl Blocks {
 
     /// Bytes that one token of one sequence takes in the cache of one block: key and value.
     pub fn cache_bytes_per_token(&self) -> usize {
-        self.shared.heads.kv.bytes_per_token()
+        self.config.cache_bytes_per_token(self.dtype.into())
     }
 
     /// An empty cache for `batch` sequences of up to `max_length` tokens through `chain_len` blocks. It takes memory
     /// as it is filled.
     pub fn new_cache(&self, chain_len: usize, batch: usize, max_length: usize) -> Cache {
-        Cache::new(self.shared.heads.kv, chain_len, batch, max_length)
+        Cache::new(&self.shared.arena, chain_len, batch, max_length)
     }
 
     /// Replaces `x`, `[batch, tokens, hidden]`, by the output of `block` (numbered as in the model). Its tokens are at

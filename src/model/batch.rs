@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::{
-    Blocks, Cache, ComputeError, Hidden,
+    Blocks, Cache, ComputeError, Hidden, attention,
     block::{Block, Segment},
 };
 
@@ -29,6 +29,7 @@ pub struct Part<'a> {
 pub struct Scratch {
     /// The tokens of all parts, `[tokens, hidden]`.
     x: Vec<f32>,
+    attention: attention::Scratch,
     /// Always empty between two calls.
     segments: Vec<Segment<'static>>,
 }
@@ -108,7 +109,7 @@ impl Blocks {
         let mut data = std::mem::take(&mut part.x.data);
         let mut segments = emptied(std::mem::take(&mut scratch.segments));
         segments.extend(part.segments()?);
-        self.run(block, &mut data[first..first + len], &mut segments);
+        self.run(block, &mut data[first..first + len], &mut segments, &mut scratch.attention);
         scratch.segments = emptied(segments);
         part.x.data = data;
         Ok(())
@@ -125,7 +126,7 @@ impl Blocks {
         for part in parts.iter_mut().filter(|part| !part.tokens.is_empty()) {
             segments.extend(part.segments()?);
         }
-        self.run(block, x, &mut segments);
+        self.run(block, x, &mut segments, &mut scratch.attention);
         scratch.segments = emptied(segments);
         let mut done = x.as_slice();
         for row in parts.iter_mut().flat_map(Part::rows_mut) {
@@ -154,7 +155,7 @@ impl Blocks {
     }
 
     /// The tokens of all segments, `[tokens, hidden]`, as many at a time as `max_chunk_bytes` allows.
-    fn run(&self, block: &Block, x: &mut [f32], segments: &mut [Segment<'_>]) {
+    fn run(&self, block: &Block, x: &mut [f32], segments: &mut [Segment<'_>], scratch: &mut attention::Scratch) {
         let width = self.config.hidden_size;
         let tokens_at_a_time = (self.max_chunk_bytes / block.scratch_bytes_per_token()).max(1);
         if x.is_empty() {
@@ -163,7 +164,7 @@ impl Blocks {
         #[cfg(test)]
         assert!(!self.poison.is_some_and(|poison| x.contains(&poison)), "poisoned");
         if x.len() <= tokens_at_a_time * width {
-            return block.run(&self.shared, x, segments);
+            return block.run(&self.shared, x, segments, scratch);
         }
         for (chunk_idx, chunk) in x.chunks_mut(tokens_at_a_time * width).enumerate() {
             let start = chunk_idx * tokens_at_a_time;
@@ -182,7 +183,7 @@ impl Blocks {
                 }
                 first += segment.tokens;
             }
-            block.run(&self.shared, chunk, &mut inside);
+            block.run(&self.shared, chunk, &mut inside, scratch);
         }
     }
 }

@@ -1,14 +1,14 @@
 //! The decoder block of all families, in the order of the paper: which parts it has is in its weights and in the
 //! configuration. A family adds no code here.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, sync::Arc};
 
 use super::{
     LoadError, ModelConfig,
-    attention::{Alibi, Heads, Queries, Scoring},
+    attention::{self, Alibi, Heads, Scoring},
     config::parts::{Position, Residual},
     feed_forward::FeedForward,
-    kv::Row,
+    kv::{Arena, Row},
     layout::{BlockLayout, NormSpec},
     linear::Linear,
     load::TensorReader,
@@ -41,6 +41,8 @@ pub(crate) struct Block {
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     pub(crate) heads: Heads,
+    /// Where caches take their pages.
+    pub(crate) arena: Arc<Arena>,
 }
 
 /// Consecutive new tokens of one sequence, and where its keys and values are kept.
@@ -92,10 +94,16 @@ impl Block {
 
     /// Replaces `x`, `[tokens, hidden]` of all segments one after the other, by the block's output. Keys and values
     /// are cached before anything attends to them.
-    pub(crate) fn run(&self, shared: &Shared, x: &mut [f32], segments: &mut [Segment<'_>]) {
+    pub(crate) fn run(
+        &self,
+        shared: &Shared,
+        x: &mut [f32],
+        segments: &mut [Segment<'_>],
+        scratch: &mut attention::Scratch,
+    ) {
         let kernels = shared.heads.kernels;
         let mut normed = self.attention_norm.apply(x);
-        let attended = self.output.apply(kernels, &self.attend(shared, &normed, segments));
+        let attended = self.output.apply(kernels, &self.attend(shared, &normed, segments, scratch));
         if !self.residual.is_parallel() {
             add(x, &normed_by(self.attention_post_norm.as_ref(), attended));
             if let Some(norm) = &self.mlp_norm {
@@ -112,7 +120,13 @@ impl Block {
         }
     }
 
-    fn attend(&self, shared: &Shared, x: &[f32], segments: &mut [Segment<'_>]) -> Vec<f32> {
+    fn attend(
+        &self,
+        shared: &Shared,
+        x: &[f32],
+        segments: &mut [Segment<'_>],
+        scratch: &mut attention::Scratch,
+    ) -> Vec<f32> {
         let heads = shared.heads;
         let mut queries = self.query.apply(heads.kernels, x);
         let mut keys = self.key.apply(heads.kernels, x);
@@ -122,29 +136,30 @@ impl Block {
             queries = query_norm.apply(&queries);
             keys = key_norm.apply(&keys);
         }
-        if let Some(rope) = &self.rope {
-            let angles = angles(rope, segments);
-            rotate(&angles, heads.kv.head_dim, self.query.weight.rows(), &mut queries);
-            rotate(&angles, heads.kv.head_dim, self.key.weight.rows(), &mut keys);
+        let angles = self.rope.as_ref().map(|rope| angles(rope, segments));
+        let turn = |token: usize, head: &mut [f32]| {
+            if let Some(angles) = &angles {
+                angles.rotate(token, head);
+            }
+        };
+        for (token, queries) in queries.chunks_exact_mut(self.query.weight.rows()).enumerate() {
+            queries.chunks_exact_mut(heads.kv.head_dim).for_each(|head| turn(token, head));
         }
 
-        let (mut keys, mut values) = (keys.as_slice(), values.as_slice());
+        let (mut keys, mut values, mut first_token) = (keys.as_mut_slice(), values.as_slice(), 0);
         for segment in segments.iter_mut() {
             let len = segment.tokens * self.key.weight.rows();
-            let (new_keys, keys_left) = keys.split_at(len);
+            let (new_keys, keys_left) = keys.split_at_mut(len);
             let (new_values, values_left) = values.split_at(len);
             (keys, values) = (keys_left, values_left);
-            segment.row.write(heads.kv, segment.position, new_keys, new_values);
+            let turn = |token: usize, head: &mut [f32]| turn(first_token + token, head);
+            let row = &mut *segment.row;
+            row.write(&shared.arena, segment.position, (new_keys, new_values), turn);
+            first_token += segment.tokens;
         }
-        let sequences: Vec<Queries<'_>> = segments
-            .iter()
-            .map(|segment| Queries {
-                row: segment.row,
-                position: segment.position,
-                tokens: segment.tokens,
-            })
-            .collect();
-        heads.attend(&self.scoring, &sequences, &queries)
+        let mut out = Vec::new();
+        heads.attend(&self.scoring, (segments, &queries), scratch, &mut out);
+        out
     }
 
     /// Bytes of f32 activations that [`Block::run`] holds at a time for each token.
@@ -188,14 +203,5 @@ fn angles(rope: &Rope, segments: &[Segment<'_>]) -> Angles {
 fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
-    }
-}
-
-/// Turns every head of every token; `width` is that of all heads of a token.
-fn rotate(angles: &Angles, head_dim: usize, width: usize, data: &mut [f32]) {
-    for (token, heads) in data.chunks_exact_mut(width).enumerate() {
-        for head in heads.chunks_exact_mut(head_dim) {
-            angles.rotate(token, head);
-        }
     }
 }

@@ -10,7 +10,7 @@ use read::optional;
 use rope::RopeConfig;
 use serde_json::{Map, Value};
 
-use super::{ConfigError, Family, kv::KvShape, layout::BlockLayout};
+use super::{ConfigError, Family, kv::{KvDType, KvShape}, layout::BlockLayout};
 
 /// The number type of weights and cached keys and values. Activations are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,7 +118,7 @@ impl ModelConfig {
     }
 
     /// Bytes of K and V for one token of one sequence in one block, kept as `dtype`.
-    pub fn cache_bytes_per_token(&self, dtype: WeightDType) -> usize {
+    pub fn cache_bytes_per_token(&self, dtype: KvDType) -> usize {
         KvShape::new(self, dtype).bytes_per_token()
     }
 

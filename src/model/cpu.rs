@@ -5,19 +5,23 @@
     reason = "vector loads take raw pointers, and calling code for another CPU is a promise"
 )]
 
+mod disjoint;
 mod elementwise;
 mod kernel;
 mod lanes;
 mod matmul;
 mod panels;
 mod portable;
+mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(crate) use disjoint::Disjoint;
 pub(crate) use elementwise::{exp, rms_norm, silu_times};
 use lanes::Element;
 pub(crate) use matmul::{Operand, matmul};
 pub(crate) use panels::{LANES, Rows, RowsMut};
+pub(crate) use softmax::{KEY_BLOCK, Slope, Sums, View};
 
 use super::number::Slice;
 

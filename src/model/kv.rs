@@ -1,27 +1,72 @@
 //! Cached keys and values of one session: per block of its chain and per row of its batch a list of pages, which grows
-//! with the sequence and never copies history. Rewinding overwrites; beams share pages until one of them writes. How
-//! much memory a session may have is not decided here.
+//! with the sequence and never copies history. Rewinding overwrites; beams, and sessions that begin alike, share pages
+//! until one of them writes. How much memory a session may have is not decided here.
+//!
+//! ```text
+//! Cache ──▶ chain entry ──▶ Row (a sequence) ──▶ PageRef ──▶ Page (16 tokens)
+//!   └─ Track: what the tokens were made of          └───────▶ Arena: free pages · known prefixes
+//! ```
+
+mod arena;
+mod page;
+mod prefix;
+mod row;
+mod track;
 
 use std::sync::Arc;
 
-use super::{
-    ComputeError, ModelConfig, WeightDType,
-    number::{Buffer, Slice},
-};
+pub use arena::PageCounts;
+pub(crate) use arena::Arena;
+pub(crate) use page::{HeadPage, PAGE_TOKENS, Page};
+pub(crate) use row::Row;
+use track::Track;
 
-/// Tokens per page: long enough that a page is one call of a kernel, short enough that little is reserved in vain.
-const PAGE_TOKENS: usize = 64;
+use super::{ComputeError, ModelConfig, WeightDType, cpu::LANES};
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvDType {
+    /// 4 bytes per number, exact.
+    F32,
+    /// 2 bytes per number.
+    Bf16,
+    /// 2 bytes per number.
+    F16,
+    /// 1 byte per number, and 4 for the scale of a head's key or value of a token.
+    Int8,
+}
+
+impl KvDType {
+    /// Bytes per number, scales not counted.
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+}
+
+impl From<WeightDType> for KvDType {
+    fn from(dtype: WeightDType) -> Self {
+        match dtype {
+            WeightDType::F32 => Self::F32,
+            WeightDType::Bf16 => Self::Bf16,
+            WeightDType::F16 => Self::F16,
+        }
+    }
+}
 
 /// What one token costs in one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KvShape {
-    pub(crate) dtype: WeightDType,
+    pub(crate) dtype: KvDType,
     pub(crate) n_kv_heads: usize,
     pub(crate) head_dim: usize,
 }
 
 impl KvShape {
-    pub(crate) fn new(config: &ModelConfig, dtype: WeightDType) -> Self {
+    pub(crate) fn new(config: &ModelConfig, dtype: KvDType) -> Self {
         Self {
             dtype,
             n_kv_heads: config.n_kv_heads,
@@ -31,35 +76,48 @@ impl KvShape {
 
     /// Bytes of a key and a value of all heads.
     pub(crate) fn bytes_per_token(self) -> usize {
-        2 * self.n_kv_heads * self.head_dim * self.dtype.size()
+        let scale = match self.dtype {
+            KvDType::Int8 => size_of::<f32>(),
+            _ => 0,
+        };
+        2 * self.n_kv_heads * (self.head_dim * self.dtype.size() + scale)
+    }
+
+    /// Numbers of a head in whole panels.
+    pub(crate) fn padded_dim(self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
     }
 }
 
 /// Keys and values of one session. Memory is taken as tokens arrive and given back when the cache is dropped; it never
-/// exceeds `chain · batch · max_length · cache_bytes_per_token`.
+/// exceeds `chain · batch · max_length · cache_bytes_per_token`, the rest of each sequence's last page apart.
 #[derive(Debug)]
 pub struct Cache {
-    shape: KvShape,
+    arena: Arc<Arena>,
     batch: usize,
     max_length: usize,
     /// `[chain][batch]`
     chain: Vec<Vec<Row>>,
+    /// `None` if the session shares nothing with others.
+    track: Option<Track>,
 }
 
 impl Cache {
-    pub(crate) fn new(shape: KvShape, chain_len: usize, batch: usize, max_length: usize) -> Self {
-        let row = Row {
-            pages: Vec::new(),
-            tokens: 0,
-            max_length,
-        };
-        let chain = vec![vec![row; batch]; chain_len];
+    pub(crate) fn new(arena: &Arc<Arena>, chain_len: usize, batch: usize, max_length: usize) -> Self {
         Self {
-            shape,
+            arena: arena.clone(),
             batch,
             max_length,
-            chain,
+            chain: vec![vec![Row::new(max_length); batch]; chain_len],
+            track: None,
         }
+    }
+
+    /// From now on what this session computes is known to others with the same `identity`, and it takes over what they
+    /// computed. `dtype` is what outputs are rounded to before anybody gets them.
+    pub(crate) fn share_prefixes(&mut self, identity: &[u8], dtype: WeightDType) {
+        let seed = *blake3::hash(identity).as_bytes();
+        self.track = Some(Track::new(seed, dtype, self.batch));
     }
 
     /// Makes row `i` a continuation of what was row `rows[i]`, in every block of the chain (Petals' `hypo_ids`).
@@ -74,8 +132,14 @@ impl Cache {
                 rows: rows.to_vec(),
             });
         }
+        if rows.iter().enumerate().all(|(i, row)| i == *row) {
+            return Ok(());
+        }
         for entry in &mut self.chain {
             *entry = rows.iter().map(|row| entry[*row].clone()).collect();
+        }
+        if let Some(track) = &mut self.track {
+            track.reorder(rows);
         }
         Ok(())
     }
@@ -105,7 +169,7 @@ impl Cache {
                 max_length: self.max_length,
             });
         }
-        let cached = rows.iter().map(|row| row.tokens).min().unwrap_or(position);
+        let cached = rows.iter().map(Row::tokens).min().unwrap_or(position);
         if position > cached {
             return Err(ComputeError::Gap { position, cached });
         }
@@ -113,95 +177,7 @@ impl Cache {
     }
 
     pub(crate) fn shape(&self) -> KvShape {
-        self.shape
-    }
-}
-
-/// One sequence in one block.
-#[derive(Clone, Debug)]
-pub(crate) struct Row {
-    pages: Vec<Arc<Page>>,
-    /// How many tokens are valid.
-    tokens: usize,
-    max_length: usize,
-}
-
-/// Keys and values of up to `PAGE_TOKENS` tokens, each `[n_kv_heads, capacity, head_dim]`.
-#[derive(Clone, Debug)]
-struct Page {
-    capacity: usize,
-    keys: Buffer,
-    values: Buffer,
-}
-
-/// The part of a page that belongs to one head.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HeadPage<'a> {
-    /// Position of the first token.
-    pub(crate) position: usize,
-    /// `[tokens, head_dim]`
-    pub(crate) keys: Slice<'a>,
-    /// `[tokens, head_dim]`
-    pub(crate) values: Slice<'a>,
-}
-
-impl Row {
-    /// Writes keys and values `[tokens, n_kv_heads, head_dim]` from `position` on, which must not leave a gap; what
-    /// was cached behind them is forgotten.
-    ///
-    /// # Panics
-    /// If the tokens lie beyond the maximal length; [`Cache::rows_for_step`] checks it.
-    pub(crate) fn write(&mut self, shape: KvShape, position: usize, keys: &[f32], values: &[f32]) {
-        let width = shape.n_kv_heads * shape.head_dim;
-        self.tokens = position + keys.len() / width;
-        assert!(self.tokens <= self.max_length, "keys beyond the end of the cache");
-        self.pages.truncate(self.tokens.div_ceil(PAGE_TOKENS));
-        while self.pages.len() * PAGE_TOKENS < self.tokens {
-            let capacity = PAGE_TOKENS.min(self.max_length - self.pages.len() * PAGE_TOKENS);
-            self.pages.push(Arc::new(Page::new(shape, capacity)));
-        }
-        let tokens = keys.chunks_exact(width).zip(values.chunks_exact(width));
-        for (position, (keys, values)) in (position..).zip(tokens) {
-            let page = Arc::make_mut(&mut self.pages[position / PAGE_TOKENS]);
-            page.write(shape, position % PAGE_TOKENS, keys, values);
-        }
-    }
-
-    /// The first `tokens` tokens of one head, page by page.
-    pub(crate) fn head(&self, shape: KvShape, head: usize, tokens: usize) -> impl Iterator<Item = HeadPage<'_>> {
-        self.pages.iter().enumerate().map_while(move |(i, page)| {
-            let position = i * PAGE_TOKENS;
-            let n = tokens.saturating_sub(position).min(page.capacity);
-            let start = head * page.capacity * shape.head_dim;
-            let range = start..start + n * shape.head_dim;
-            (n > 0).then(|| HeadPage {
-                position,
-                keys: page.keys.as_slice().range(range.clone()),
-                values: page.values.as_slice().range(range),
-            })
-        })
-    }
-}
-
-impl Page {
-    fn new(shape: KvShape, capacity: usize) -> Self {
-        let len = shape.n_kv_heads * capacity * shape.head_dim;
-        Self {
-            capacity,
-            keys: Buffer::zeros(shape.dtype, len),
-            values: Buffer::zeros(shape.dtype, len),
-        }
-    }
-
-    fn write(&mut self, shape: KvShape, token: usize, keys: &[f32], values: &[f32]) {
-        let heads = keys
-            .chunks_exact(shape.head_dim)
-            .zip(values.chunks_exact(shape.head_dim));
-        for (head, (key, value)) in heads.enumerate() {
-            let at = (head * self.capacity + token) * shape.head_dim;
-            self.keys.write(at, key);
-            self.values.write(at, value);
-        }
+        self.arena.shape()
     }
 }
 

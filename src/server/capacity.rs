@@ -62,7 +62,7 @@ pub(crate) fn blocks_that_fit(config: &ModelConfig, dtype: WeightDType, cache_to
     let budget = (system.available_memory() as f64 * MEMORY_SHARE) as u64;
     fit(
         budget,
-        block_bytes(config, dtype) + config.cache_bytes_per_token(dtype) as u64 * cache_tokens as u64,
+        block_bytes(config, dtype) + config.cache_bytes_per_token(dtype.into()) as u64 * cache_tokens as u64,
         config.n_blocks,
     )
 }

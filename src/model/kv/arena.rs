@@ -1,0 +1,207 @@
+//! The memory of all caches of a span: pages allocated once, taken by sessions as they grow, given back by `Drop`. What
+//! nobody uses may hold known prefixes meanwhile. How many pages a session may have is not decided here.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+
+use super::{KvShape, page::Page, prefix::Index};
+
+/// Pages of one shape. Those that do not fit come from the heap and go back to it: the last page of every sequence may
+/// hold fewer tokens than it has room for, and blocks may be run without an arena at all.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    shape: KvShape,
+    n_pages: usize,
+    state: Mutex<State>,
+    /// [`PageRef`]s there are.
+    references: AtomicUsize,
+    /// Pages of the heap there are.
+    overflow: AtomicUsize,
+    /// Tokens that were not computed because they were known.
+    reused_tokens: AtomicU64,
+    /// In place of a page that a [`PageRef`] gave away.
+    nothing: Arc<Page>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Pages that nobody has; each is the only reference.
+    pub(super) free: Vec<Arc<Page>>,
+    pub(super) index: Index,
+}
+
+/// How the pages of an arena are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageCounts {
+    /// Pages the arena was made with.
+    pub total: usize,
+    /// Pages nobody has.
+    pub free: usize,
+    /// Pages that only known prefixes have: as good as free.
+    pub kept: usize,
+    /// Pages from the heap.
+    pub overflow: usize,
+    /// Pages' worth of tokens whose inputs and outputs are known.
+    pub known: usize,
+    /// Tokens that were not computed because they were known, since the arena was made.
+    pub reused_tokens: u64,
+    /// References to pages beyond the first of each: what would be copies without sharing.
+    pub shared: usize,
+}
+
+impl Arena {
+    /// An arena of `n_pages` pages, all allocated and touched. `None` if there is not enough memory.
+    pub(crate) fn new(shape: KvShape, n_pages: usize) -> Option<Arc<Self>> {
+        let mut free = Vec::new();
+        free.try_reserve_exact(n_pages).ok()?;
+        for _ in 0..n_pages {
+            free.push(Arc::new(Page::try_new(shape)?));
+        }
+        Some(Self::with(shape, free))
+    }
+
+    /// An arena without pages: all come from the heap.
+    pub(crate) fn empty(shape: KvShape) -> Arc<Self> {
+        Self::with(shape, Vec::new())
+    }
+
+    fn with(shape: KvShape, free: Vec<Arc<Page>>) -> Arc<Self> {
+        Arc::new(Self {
+            shape,
+            n_pages: free.len(),
+            state: Mutex::new(State {
+                free,
+                index: Index::default(),
+            }),
+            references: AtomicUsize::new(0),
+            overflow: AtomicUsize::new(0),
+            reused_tokens: AtomicU64::new(0),
+            nothing: Arc::new(Page::nothing()),
+        })
+    }
+
+    pub(crate) fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// A page of one's own: a free one, one that a known prefix has to give up, or one from the heap.
+    pub(crate) fn take(arena: &Arc<Self>) -> PageRef {
+        let page = arena.lock().take_free().unwrap_or_else(|| {
+            arena.overflow.fetch_add(1, Ordering::Relaxed);
+            Arc::new(Page::on_heap(arena.shape))
+        });
+        Self::refer(arena, page)
+    }
+
+    /// A reference to a page that is nobody's, or is taken from the index.
+    pub(super) fn refer(arena: &Arc<Self>, page: Arc<Page>) -> PageRef {
+        arena.references.fetch_add(1, Ordering::Relaxed);
+        PageRef {
+            page,
+            arena: arena.clone(),
+        }
+    }
+
+    /// Counts tokens that need not be computed.
+    pub(super) fn note_reuse(&self, tokens: usize) {
+        self.reused_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+    }
+
+    /// How the pages are used at this moment.
+    pub(crate) fn counts(&self) -> PageCounts {
+        let state = self.lock();
+        let overflow = self.overflow.load(Ordering::Relaxed);
+        let (kept, shared_with_index) = state.index.pages();
+        let free = state.free.len();
+        let used = self.n_pages - free - kept + overflow;
+        PageCounts {
+            total: self.n_pages,
+            free,
+            kept,
+            overflow,
+            known: state.index.len(),
+            reused_tokens: self.reused_tokens.load(Ordering::Relaxed),
+            shared: (self.references.load(Ordering::Relaxed) + shared_with_index).saturating_sub(used),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// A page that is free, or that the prefix which was not used for the longest time gave up.
+    pub(super) fn take_free(&mut self) -> Option<Arc<Page>> {
+        loop {
+            if let Some(page) = self.free.pop() {
+                return Some(page);
+            }
+            for page in self.index.forget_oldest()? {
+                self.give_back(page);
+            }
+        }
+    }
+
+    /// Ends one reference to a page of the arena. Who holds the lock and the last reference knows that nobody can make
+    /// another one.
+    pub(super) fn give_back(&mut self, mut page: Arc<Page>) {
+        if let Some(own) = Arc::get_mut(&mut page)
+            && !own.is_overflow()
+        {
+            own.retire();
+            self.free.push(page);
+        }
+    }
+}
+
+/// A use of a page. Clones share it; the last one to be dropped gives it back.
+#[derive(Debug)]
+pub(crate) struct PageRef {
+    page: Arc<Page>,
+    arena: Arc<Arena>,
+}
+
+impl PageRef {
+    pub(crate) fn page(&self) -> &Page {
+        &self.page
+    }
+
+    /// The page, to be kept by the index beside this use of it.
+    pub(super) fn shared(&self) -> Arc<Page> {
+        self.page.clone()
+    }
+
+    /// The page to be written to: a copy of its own if others use it too.
+    pub(crate) fn own(&mut self) -> &mut Page {
+        if Arc::strong_count(&self.page) > 1 {
+            let mut fresh = Arena::take(&self.arena);
+            if let Some(copy) = Arc::get_mut(&mut fresh.page) {
+                copy.copy_from(&self.page);
+            }
+            *self = fresh;
+        }
+        // References are only made from references, and this is the only one.
+        Arc::get_mut(&mut self.page).unwrap_or_else(|| unreachable!("a page of one's own is shared"))
+    }
+}
+
+impl Clone for PageRef {
+    fn clone(&self) -> Self {
+        Arena::refer(&self.arena, self.page.clone())
+    }
+}
+
+impl Drop for PageRef {
+    fn drop(&mut self) {
+        let mut state = self.arena.lock();
+        let page = std::mem::replace(&mut self.page, self.arena.nothing.clone());
+        if page.is_overflow() && Arc::strong_count(&page) == 1 {
+            self.arena.overflow.fetch_sub(1, Ordering::Relaxed);
+        }
+        state.give_back(page);
+        self.arena.references.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,188 @@
+//! Known prefixes: pages that sessions filled, by what they were filled with, so that a session whose inputs are the
+//! same, bit for bit, need not compute them again. They live in memory that nobody needs at the moment: the page whose
+//! last use is the longest ago goes as soon as somebody takes a page.
+//!
+//! A page is known by a hash over all inputs of its sequence up to its last token, and with it the outputs of its 16
+//! tokens, which the caller is still owed. What the hash covers is decided in `track`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use bytemuck::{cast_slice, cast_slice_mut};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use super::{
+    arena::{Arena, PageRef, State},
+    page::Page,
+};
+use crate::model::WeightDType;
+
+/// Hash of a sequence's inputs up to some token.
+pub(super) type Key = [u8; 32];
+
+/// What is known, and in which order it is forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    entries: HashMap<Key, Entry>,
+    /// Keys of `entries` by their last use.
+    by_age: BTreeMap<u64, Key>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Of every block of the chain.
+    pages: Vec<Arc<Page>>,
+    /// Pages used as plain memory for the chain's outputs.
+    outputs: Vec<Arc<Page>>,
+    age: u64,
+}
+
+/// A page that is known.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// Of every block of the chain.
+    pub(super) pages: Vec<PageRef>,
+    outputs: Vec<PageRef>,
+}
+
+impl Index {
+    /// Pages that only the index has, and those that sessions use as well.
+    pub(super) fn pages(&self) -> (usize, usize) {
+        let all = self.entries.values().flat_map(|entry| entry.pages.iter().chain(&entry.outputs));
+        all.fold((0, 0), |(alone, shared), page| match Arc::strong_count(page) {
+            1 => (alone + 1, shared),
+            _ => (alone, shared + 1),
+        })
+    }
+
+    /// Known pages.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Forgets what was not used for the longest time.
+    pub(super) fn forget_oldest(&mut self) -> Option<impl Iterator<Item = Arc<Page>> + use<>> {
+        let (_, key) = self.by_age.pop_first()?;
+        let entry = self.entries.remove(&key)?;
+        Some(entry.pages.into_iter().chain(entry.outputs))
+    }
+
+    fn touch(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            self.by_age.remove(&entry.age);
+            self.clock += 1;
+            entry.age = self.clock;
+            self.by_age.insert(entry.age, *key);
+        }
+    }
+}
+
+impl Arena {
+    /// The pages that belong to `sequences`, each a list of keys: for each the same number of pages from the first one
+    /// on, as many as are known of all.
+    pub(super) fn recall(arena: &Arc<Self>, sequences: &[Vec<Key>]) -> Vec<Vec<Known>> {
+        let mut state = arena.lock();
+        let known = |keys: &Vec<Key>| keys.iter().take_while(|key| state.index.entries.contains_key(*key)).count();
+        let n_pages = sequences.iter().map(known).min().unwrap_or(0);
+        let mut recall = |key: &Key| {
+            state.index.touch(key);
+            let entry = state.index.entries.get(key)?;
+            let refer = |pages: &[Arc<Page>]| pages.iter().map(|page| Self::refer(arena, page.clone())).collect();
+            Some(Known {
+                pages: refer(&entry.pages),
+                outputs: refer(&entry.outputs),
+            })
+        };
+        sequences
+            .iter()
+            .map(|keys| {
+                // The first page is needed by whoever needs a later one, so it is used last.
+                let mut known: Vec<Known> = keys[..n_pages].iter().rev().filter_map(&mut recall).collect();
+                known.reverse();
+                known
+            })
+            .collect()
+    }
+
+    /// Makes a full page known: `pages` of all blocks of the chain, and the chain's outputs for its tokens, which are
+    /// numbers of `dtype`. Older ones are forgotten for it, but nothing is taken from sessions.
+    pub(super) fn offer(&self, key: Key, pages: &[&PageRef], outputs: &[f32], dtype: WeightDType) {
+        let mut state = self.lock();
+        let from_heap = pages.iter().any(|page| page.page().is_overflow());
+        if from_heap || state.index.entries.contains_key(&key) {
+            return;
+        }
+        let Some(outputs) = state.keep(outputs, dtype) else { return };
+        let index = &mut state.index;
+        index.clock += 1;
+        let entry = Entry {
+            pages: pages.iter().map(|page| page.shared()).collect(),
+            outputs,
+            age: index.clock,
+        };
+        index.by_age.insert(entry.age, key);
+        index.entries.insert(key, entry);
+    }
+
+    /// Notes that the prefix with these keys is in use: its first page last, because the others are reached through it.
+    pub(super) fn touch(&self, keys: impl DoubleEndedIterator<Item = Key>) {
+        let mut state = self.lock();
+        keys.rev().for_each(|key| state.index.touch(&key));
+    }
+}
+
+impl State {
+    /// Copies `numbers` as `dtype` to pages that are free, or as good as free.
+    fn keep(&mut self, numbers: &[f32], dtype: WeightDType) -> Option<Vec<Arc<Page>>> {
+        let (mut pages, mut rest) = (Vec::new(), numbers);
+        while !rest.is_empty() {
+            let Some(mut page) = self.take_free() else {
+                pages.into_iter().for_each(|page| self.give_back(page));
+                return None;
+            };
+            if let Some(page) = Arc::get_mut(&mut page) {
+                rest = write(page.words_mut(), dtype, rest);
+            }
+            pages.push(page);
+        }
+        Some(pages)
+    }
+}
+
+impl Known {
+    /// Appends the first outputs to `out`, until there are `n` more.
+    pub(super) fn outputs_into(&self, dtype: WeightDType, n: usize, out: &mut Vec<f32>) {
+        let (mut at, end) = (out.len(), out.len() + n);
+        out.resize(end, 0.0);
+        for page in &self.outputs {
+            at += read(page.page().words(), dtype, &mut out[at..]);
+        }
+    }
+}
+
+/// Writes as many `numbers` as fit; the rest of them.
+fn write<'a>(words: &mut [f32], dtype: WeightDType, numbers: &'a [f32]) -> &'a [f32] {
+    let n = numbers.len().min(words.len() * size_of::<f32>() / dtype.size());
+    let (now, rest) = numbers.split_at(n);
+    match dtype {
+        WeightDType::F32 => words[..n].copy_from_slice(now),
+        WeightDType::Bf16 => cast_slice_mut::<_, bf16>(words)[..n].convert_from_f32_slice(now),
+        WeightDType::F16 => cast_slice_mut::<_, f16>(words)[..n].convert_from_f32_slice(now),
+    }
+    rest
+}
+
+/// Reads as many numbers as there are, or as `out` has room for; how many.
+fn read(words: &[f32], dtype: WeightDType, out: &mut [f32]) -> usize {
+    let n = out.len().min(words.len() * size_of::<f32>() / dtype.size());
+    let out = &mut out[..n];
+    match dtype {
+        WeightDType::F32 => out.copy_from_slice(&words[..n]),
+        WeightDType::Bf16 => cast_slice::<_, bf16>(words)[..n].convert_to_f32_slice(out),
+        WeightDType::F16 => cast_slice::<_, f16>(words)[..n].convert_to_f32_slice(out),
+    }
+    n
+}
