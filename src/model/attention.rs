@@ -68,11 +68,15 @@ impl Heads {
         {
             let out = Disjoint::new(out, width, taken_out);
             let partials = Disjoint::new(partials, Part::len(self.kv), taken_partials);
-            for_each(units, &|unit| Local::with(|local| call.run(unit, (&out, &partials), local)));
+            for_each(units, &|unit| {
+                Local::with(|local| call.run(unit, (&out, &partials), local))
+            });
         }
         if !merges.is_empty() {
             let out = Disjoint::new(out, width, taken_out);
-            for_each(merges, &|unit| Local::with(|local| call.merge(unit, (&out, partials), local)));
+            for_each(merges, &|unit| {
+                Local::with(|local| call.merge(unit, (&out, partials), local))
+            });
         }
     }
 }

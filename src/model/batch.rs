@@ -109,7 +109,12 @@ impl Blocks {
         let mut data = std::mem::take(&mut part.x.data);
         let mut segments = emptied(std::mem::take(&mut scratch.segments));
         segments.extend(part.segments()?);
-        self.run(block, &mut data[first..first + len], &mut segments, &mut scratch.attention);
+        self.run(
+            block,
+            &mut data[first..first + len],
+            &mut segments,
+            &mut scratch.attention,
+        );
         scratch.segments = emptied(segments);
         part.x.data = data;
         Ok(())

@@ -103,7 +103,9 @@ impl Block {
     ) {
         let kernels = shared.heads.kernels;
         let mut normed = self.attention_norm.apply(x);
-        let attended = self.output.apply(kernels, &self.attend(shared, &normed, segments, scratch));
+        let attended = self
+            .output
+            .apply(kernels, &self.attend(shared, &normed, segments, scratch));
         if !self.residual.is_parallel() {
             add(x, &normed_by(self.attention_post_norm.as_ref(), attended));
             if let Some(norm) = &self.mlp_norm {
@@ -143,7 +145,9 @@ impl Block {
             }
         };
         for (token, queries) in queries.chunks_exact_mut(self.query.weight.rows()).enumerate() {
-            queries.chunks_exact_mut(heads.kv.head_dim).for_each(|head| turn(token, head));
+            queries
+                .chunks_exact_mut(heads.kv.head_dim)
+                .for_each(|head| turn(token, head));
         }
 
         let (mut keys, mut values, mut first_token) = (keys.as_mut_slice(), values.as_slice(), 0);

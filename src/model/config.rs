@@ -10,7 +10,11 @@ use read::optional;
 use rope::RopeConfig;
 use serde_json::{Map, Value};
 
-use super::{ConfigError, Family, kv::{KvDType, KvShape}, layout::BlockLayout};
+use super::{
+    ConfigError, Family,
+    kv::{KvDType, KvShape},
+    layout::BlockLayout,
+};
 
 /// The number type of weights and cached keys and values. Activations are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -15,8 +15,8 @@ mod track;
 
 use std::sync::Arc;
 
-pub use arena::PageCounts;
 pub(crate) use arena::Arena;
+pub use arena::PageCounts;
 pub(crate) use page::{HeadPage, PAGE_TOKENS, Page};
 pub(crate) use row::Row;
 use track::Track;

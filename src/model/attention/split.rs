@@ -176,7 +176,10 @@ impl Local {
             // What a query does not see may be no number, and must not even be multiplied with nothing.
             for token in tokens.from..tokens.to {
                 let keys = unit.keys(token, first_key + i * PAGE_TOKENS, window);
-                let one = Concerned { from: token, to: token + 1 };
+                let one = Concerned {
+                    from: token,
+                    to: token + 1,
+                };
                 self.add_values(heads, page.values, (i * PAGE_TOKENS, keys), one);
             }
         }
@@ -189,7 +192,8 @@ impl Local {
         while i < pages.len() {
             let tokens = concerned(i);
             let n = (i..pages.len()).take_while(|i| concerned(*i) == tokens).count();
-            let panels: [Slice<'_>; PAGES_PER_BLOCK] = std::array::from_fn(|j| pages[(i + j).min(pages.len() - 1)].keys);
+            let panels: [Slice<'_>; PAGES_PER_BLOCK] =
+                std::array::from_fn(|j| pages[(i + j).min(pages.len() - 1)].keys);
             let (from, to) = (tokens.from * heads.group, tokens.to * heads.group);
             if from < to {
                 heads.kernels.multiply_panels(

@@ -76,7 +76,10 @@ impl Sequence {
         let (head_dim, n_heads) = (heads.kv.head_dim, heads.kv.n_kv_heads * heads.group);
         let rows = |data: &[f32], head: usize, token: usize, n: usize| -> Vec<f64> {
             let at = (token * n + head) * head_dim;
-            data[at..at + head_dim].iter().map(|number| f64::from(*number)).collect()
+            data[at..at + head_dim]
+                .iter()
+                .map(|number| f64::from(*number))
+                .collect()
         };
         let mut out = Vec::new();
         for (token, head) in (first_token..self.tokens).flat_map(|token| (0..n_heads).map(move |head| (token, head))) {
@@ -89,7 +92,8 @@ impl Sequence {
                 if let Some(cap) = scoring.softcap.map(f64::from) {
                     score = cap * (score / cap).tanh();
                 }
-                let bias = |alibi: &Alibi| f64::from(alibi.slopes[head].per_token * alibi.slopes[head].scale) * key as f64;
+                let bias =
+                    |alibi: &Alibi| f64::from(alibi.slopes[head].per_token * alibi.slopes[head].scale) * key as f64;
                 score + scoring.alibi.as_ref().map_or(0.0, bias)
             };
             let shares: Vec<f64> = (first..=token).map(|key| score(key).exp()).collect();
@@ -98,7 +102,9 @@ impl Sequence {
             let mut sum = vec![0.0; head_dim];
             for (share, key) in shares.iter().zip(first..) {
                 let value = rows(&self.values, head / heads.group, key, heads.kv.n_kv_heads);
-                sum.iter_mut().zip(value).for_each(|(sum, value)| *sum += share / total * value);
+                sum.iter_mut()
+                    .zip(value)
+                    .for_each(|(sum, value)| *sum += share / total * value);
             }
             out.extend(sum.iter().map(|sum| *sum as f32));
         }
@@ -144,18 +150,43 @@ fn scorings(n: usize) -> Vec<Scoring> {
     };
     vec![
         plainly(),
-        Scoring { softcap: Some(0.7), ..plainly() },
-        Scoring { window: Some(1), ..plainly() },
-        Scoring { window: Some(37), ..plainly() },
-        Scoring { alibi: Some(Alibi { slopes: (0..n).map(slope).collect() }), ..plainly() },
-        Scoring { sinks: Some((0..n).map(|head| head as f32 - 1.5).collect()), ..plainly() },
-        Scoring { window: Some(600), sinks: Some(vec![0.3; n]), softcap: Some(5.0), ..plainly() },
+        Scoring {
+            softcap: Some(0.7),
+            ..plainly()
+        },
+        Scoring {
+            window: Some(1),
+            ..plainly()
+        },
+        Scoring {
+            window: Some(37),
+            ..plainly()
+        },
+        Scoring {
+            alibi: Some(Alibi {
+                slopes: (0..n).map(slope).collect(),
+            }),
+            ..plainly()
+        },
+        Scoring {
+            sinks: Some((0..n).map(|head| head as f32 - 1.5).collect()),
+            ..plainly()
+        },
+        Scoring {
+            window: Some(600),
+            sinks: Some(vec![0.3; n]),
+            softcap: Some(5.0),
+            ..plainly()
+        },
     ]
 }
 
 #[test]
 fn every_way_of_scoring_gives_plain_attention_with_every_instruction_set() {
-    for (i, (group, head_dim, tokens)) in [(1, 6, 70), (4, 16, 33), (3, 20, 150), (8, 32, 17)].into_iter().enumerate() {
+    for (i, (group, head_dim, tokens)) in [(1, 6, 70), (4, 16, 33), (3, 20, 150), (8, 32, 17)]
+        .into_iter()
+        .enumerate()
+    {
         for kernels in Kernels::available() {
             let heads = heads(kernels, KvDType::F32, (group, head_dim));
             let sequence = Sequence::random(i as u64, &heads, tokens);
@@ -177,7 +208,11 @@ fn long_contexts_are_split_and_joined() {
     for scoring in scorings(4) {
         let expected = sequence.plain(&heads, &scoring, 1000);
         for first in [1000, 1023, 1024, 1059] {
-            let out = attend(&heads, &scoring, &mut [(row.clone(), first, sequence.queries(first..tokens))]);
+            let out = attend(
+                &heads,
+                &scoring,
+                &mut [(row.clone(), first, sequence.queries(first..tokens))],
+            );
             assert_close(&out, &expected[(first - 1000) * 64..], 1e-5);
         }
     }
@@ -279,7 +314,12 @@ fn scores_too_large_for_an_exponential_are_no_problem() {
     };
     let mut row = Row::new(2);
     let mut keys = [-1000.0, 0.0, 1000.0, 0.0];
-    row.write(&Arena::empty(heads.kv), 0, (&mut keys, &[1.0, 2.0, 3.0, 4.0]), |_, _| ());
+    row.write(
+        &Arena::empty(heads.kv),
+        0,
+        (&mut keys, &[1.0, 2.0, 3.0, 4.0]),
+        |_, _| (),
+    );
     let out = attend(&heads, &plainly(), &mut [(row, 1, &[1000.0, 0.0])]);
     assert_eq!(out, [3.0, 4.0]);
 }

@@ -42,7 +42,10 @@ impl<'a> Disjoint<'a> {
     /// # Panics
     /// If there is none or it was taken before.
     pub(crate) fn take(&self, i: usize) -> &'a mut [f32] {
-        assert!(!self.taken[i].swap(true, Ordering::Relaxed), "part {i} was taken before");
+        assert!(
+            !self.taken[i].swap(true, Ordering::Relaxed),
+            "part {i} was taken before"
+        );
         // SAFETY: there are `taken.len()` parts, `i` is one of them and nobody else has it or will get it.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(i * self.part_len), self.part_len) }
     }

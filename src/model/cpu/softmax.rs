@@ -173,7 +173,9 @@ fn largest(scores: &[f32; KEY_BLOCK], first: f32) -> f32 {
             *lane = if *score > *lane { *score } else { *lane };
         }
     }
-    lanes.into_iter().fold(first, |max, lane| if lane > max { lane } else { max })
+    lanes
+        .into_iter()
+        .fold(first, |max, lane| if lane > max { lane } else { max })
 }
 
 /// Replaces `scores` by `e^(score - base)`; their sum.

@@ -227,7 +227,9 @@ fn put<N: Number>((keys, values): (&mut [f32], &mut [f32]), slot: usize, key: &[
 /// Rounds `numbers` to whole multiples of the scale it returns, at most half of it off: the largest is 127 of them.
 /// One that is not finite makes the scale NaN, and so all of them.
 fn quantise(numbers: &[f32], mut put: impl FnMut(usize, i8)) -> f32 {
-    let largest = numbers.iter().fold(0.0_f32, |largest, number| largest.max(number.abs()));
+    let largest = numbers
+        .iter()
+        .fold(0.0_f32, |largest, number| largest.max(number.abs()));
     let finite = numbers.iter().all(|number| number.is_finite());
     let scale = if finite { largest / I8_MAX } else { f32::NAN };
     let per_scale = if scale > 0.0 { I8_MAX / largest } else { 0.0 };

@@ -51,7 +51,10 @@ pub(super) struct Known {
 impl Index {
     /// Pages that only the index has, and those that sessions use as well.
     pub(super) fn pages(&self) -> (usize, usize) {
-        let all = self.entries.values().flat_map(|entry| entry.pages.iter().chain(&entry.outputs));
+        let all = self
+            .entries
+            .values()
+            .flat_map(|entry| entry.pages.iter().chain(&entry.outputs));
         all.fold((0, 0), |(alone, shared), page| match Arc::strong_count(page) {
             1 => (alone + 1, shared),
             _ => (alone, shared + 1),
@@ -85,7 +88,11 @@ impl Arena {
     /// on, as many as are known of all.
     pub(super) fn recall(arena: &Arc<Self>, sequences: &[Vec<Key>]) -> Vec<Vec<Known>> {
         let mut state = arena.lock();
-        let known = |keys: &Vec<Key>| keys.iter().take_while(|key| state.index.entries.contains_key(*key)).count();
+        let known = |keys: &Vec<Key>| {
+            keys.iter()
+                .take_while(|key| state.index.entries.contains_key(*key))
+                .count()
+        };
         let n_pages = sequences.iter().map(known).min().unwrap_or(0);
         let mut recall = |key: &Key| {
             state.index.touch(key);
@@ -115,7 +122,9 @@ impl Arena {
         if from_heap || state.index.entries.contains_key(&key) {
             return;
         }
-        let Some(outputs) = state.keep(outputs, dtype) else { return };
+        let Some(outputs) = state.keep(outputs, dtype) else {
+            return;
+        };
         let index = &mut state.index;
         index.clock += 1;
         let entry = Entry {

@@ -3,7 +3,12 @@
 
 use bytemuck::cast_slice;
 
-use super::{Cache, Row, arena::Arena, page::PAGE_TOKENS, prefix::{Key, Known}};
+use super::{
+    Cache, Row,
+    arena::Arena,
+    page::PAGE_TOKENS,
+    prefix::{Key, Known},
+};
 use crate::model::{Hidden, WeightDType};
 
 /// Of one session.
@@ -75,7 +80,9 @@ impl Track {
     fn keys_from(&self, position: usize) -> Vec<Vec<Key>> {
         let sequences = self.sequences.iter();
         let pages = sequences.map(|sequence| sequence.hashes[position..].chunks_exact(PAGE_TOKENS));
-        pages.map(|pages| pages.map(|page| page[PAGE_TOKENS - 1]).collect()).collect()
+        pages
+            .map(|pages| pages.map(|page| page[PAGE_TOKENS - 1]).collect())
+            .collect()
     }
 }
 
@@ -122,7 +129,10 @@ impl Cache {
             return 0;
         }
         let Some(mark) = mark else {
-            track.sequences.iter_mut().for_each(|sequence| sequence.rewind(position, x.width));
+            track
+                .sequences
+                .iter_mut()
+                .for_each(|sequence| sequence.rewind(position, x.width));
             return 0;
         };
         if !track.follow(x, position, mark) {
@@ -156,7 +166,9 @@ impl Cache {
                 sequence.tail_start = step.position;
             }
             let len = x.tokens * x.width;
-            sequence.tail.extend_from_slice(&x.data[row_idx * len..(row_idx + 1) * len]);
+            sequence
+                .tail
+                .extend_from_slice(&x.data[row_idx * len..(row_idx + 1) * len]);
             let rows: Vec<&Row> = self.chain.iter().map(|rows| &rows[row_idx]).collect();
             sequence.offer(&self.arena, &rows, x.width, track.dtype);
         }
@@ -174,7 +186,10 @@ impl Cache {
 
 fn next_key(last: &Key, mark: u64, token: &[f32]) -> Key {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(last).update(&mark.to_le_bytes()).update(cast_slice(token));
+    hasher
+        .update(last)
+        .update(&mark.to_le_bytes())
+        .update(cast_slice(token));
     *hasher.finalize().as_bytes()
 }
 
@@ -195,7 +210,9 @@ fn drop_tokens(x: &mut Hidden, n: usize) {
 
 /// Puts `known`, tokens of every sequence, before those of `x`.
 fn put_in_front(x: &mut Hidden, known: &[Vec<f32>]) {
-    let Some(first) = known.first().filter(|first| !first.is_empty()) else { return };
+    let Some(first) = known.first().filter(|first| !first.is_empty()) else {
+        return;
+    };
     let len = x.tokens * x.width;
     let mut data = Vec::with_capacity(x.data.len() + known.len() * first.len());
     for (row_idx, known) in known.iter().enumerate() {
