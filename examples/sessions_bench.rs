@@ -8,30 +8,42 @@
 //! ```
 //!
 //! MODEL is a folder, a repository or `demo`. With ADDR (a node of the swarm, ending in /p2p/PEER_ID) the servers are
-//! whoever serves PREFIX there; otherwise this program starts one of its own, on loopback.
+//! whoever serves PREFIX there; otherwise this program starts one of its own, on loopback. With a time such as `600s`
+//! instead of STEPS, sessions come and go at random for so long: `scripts/soak.py --sessions` watches the server meanwhile.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use futures::future::try_join_all;
+use futures::{FutureExt, future::try_join_all};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use sepal::client::{self, Client};
 use sepal::dht::{self, Dht};
 use sepal::model::{Hidden, HubOptions, ModelSource};
-use sepal::p2p::{Config, Handler, Identity, Multiaddr, P2p, Router};
+use sepal::p2p::{Config, Identity, Multiaddr, P2p, Router};
 use sepal::server::{self, BlockChoice, LimitChoice, Server, Throughput};
 use sepal::swarm::signature;
 use sepal::task::Tasks;
 
 const PROMPT_TOKENS: usize = 8;
 const N_SESSIONS: [usize; 3] = [1, 4, 16];
+/// Sessions at a time while they come and go.
+const N_CHURNING: usize = 32;
+/// How often that is reported.
+const REPORT: Duration = Duration::from_secs(60);
+
+/// Whoever asks, and how wide the model is.
+struct Bench {
+    client: Client,
+    width: usize,
+}
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let model = args.next().context("which MODEL?")?;
     let source = ModelSource::resolve(&model, &HubOptions::from_variables(|name| std::env::var(name).ok()))?;
-    let steps: usize = args.next().map_or(Ok(200), |steps| steps.parse())?;
+    let how_long = args.next().unwrap_or_else(|| "200".to_owned());
     let (own, entry, prefix) = match (args.next(), args.next()) {
         (Some(addr), Some(prefix)) => (None, vec![addr.parse()?], prefix),
         _ => {
@@ -40,32 +52,15 @@ async fn main() -> anyhow::Result<()> {
         }
     };
     let tasks = Tasks::new();
-    let (p2p, dht) = node(&entry, Vec::new(), &tasks).await?;
+    let (p2p, dht) = node(&entry, &tasks).await?;
     dht.bootstrap().await?;
-    let client = Client::connect(client::Config::new(prefix), &source, (p2p, dht), &tasks).await?;
-    let width = source.config().hidden_size;
-    println!("sessions   tokens/s    p50 ms    p99 ms  slowest/fastest  tokens/batch");
-    for n_sessions in N_SESSIONS {
-        let before = own.as_ref().map(Server::stats);
-        let started = Instant::now();
-        let sessions = (0..n_sessions).map(|seed| run(&client, width, steps, seed));
-        let times: Vec<Vec<Duration>> = try_join_all(sessions).await?;
-        let rate = (n_sessions * (steps + PROMPT_TOKENS)) as f64 / started.elapsed().as_secs_f64();
-        let mut sums: Vec<Duration> = times.iter().map(|times| times.iter().sum()).collect();
-        sums.sort_unstable();
-        let fairness = sums[n_sessions - 1].as_secs_f64() / sums[0].as_secs_f64();
-        let mut all: Vec<Duration> = times.concat();
-        all.sort_unstable();
-        let at = |per_cent: usize| all[(all.len() - 1) * per_cent / 100].as_secs_f64() * 1e3;
-        let batch = own.as_ref().zip(before).map_or(f64::NAN, |(server, before)| {
-            let now = server.stats();
-            (now.block_tokens - before.block_tokens) as f64 / (now.block_runs - before.block_runs) as f64
-        });
-        println!(
-            "{n_sessions:8} {rate:10.1} {:9.2} {:9.2} {fairness:16.2} {batch:13.2}",
-            at(50),
-            at(99)
-        );
+    let bench = Bench {
+        client: Client::connect(client::Config::new(prefix), &source, (p2p, dht), &tasks).await?,
+        width: source.config().hidden_size,
+    };
+    match how_long.strip_suffix('s') {
+        Some(seconds) => bench.churn(Duration::from_secs(seconds.parse()?)).await?,
+        None => bench.table(how_long.parse()?, own.as_ref()).await?,
     }
     if let Some(server) = own {
         println!("on the compute thread: {:?}", server.stats());
@@ -75,25 +70,93 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One session: a short prompt, then one token after the other. Returns how long each of those took.
-async fn run(client: &Client, width: usize, steps: usize, seed: usize) -> anyhow::Result<Vec<Duration>> {
-    let x = |tokens: usize| {
-        let noise = (0..tokens * width).map(|i| ((i + 31 * seed) * 7919 % 2003) as f32 / 1001.5 - 1.0);
-        Hidden::new(noise.collect(), 1, tokens, width)
-    };
-    let mut session = client.session(PROMPT_TOKENS + steps);
-    session.step(x(PROMPT_TOKENS)?).await?;
-    let mut times = Vec::with_capacity(steps);
-    for _ in 0..steps {
-        let started = Instant::now();
-        session.step(x(1)?).await?;
-        times.push(started.elapsed());
+impl Bench {
+    /// The same number of steps for every number of sessions.
+    async fn table(&self, steps: usize, server: Option<&Server>) -> anyhow::Result<()> {
+        println!("sessions   tokens/s    p50 ms    p99 ms  slowest/fastest  tokens/batch");
+        for n_sessions in N_SESSIONS {
+            let (before, started) = (server.map(Server::stats), Instant::now());
+            let sessions = (0..n_sessions).map(|seed| self.run(steps, seed));
+            let times: Vec<Vec<Duration>> = try_join_all(sessions).await?;
+            let rate = (n_sessions * (steps + PROMPT_TOKENS)) as f64 / started.elapsed().as_secs_f64();
+            let evenness = slowest_to_fastest(times.iter().map(|times| times.iter().sum()));
+            let mut all: Vec<Duration> = times.concat();
+            all.sort_unstable();
+            let at = |per_cent: usize| all[(all.len() - 1) * per_cent / 100].as_secs_f64() * 1e3;
+            let batch = server.zip(before).map_or(f64::NAN, |(server, before)| {
+                let now = server.stats();
+                (now.block_tokens - before.block_tokens) as f64 / (now.block_runs - before.block_runs) as f64
+            });
+            let (p50, p99) = (at(50), at(99));
+            println!("{n_sessions:8} {rate:10.1} {p50:9.2} {p99:9.2} {evenness:16.2} {batch:13.2}");
+        }
+        Ok(())
     }
-    session.close().await;
-    Ok(times)
+
+    /// One session: a short prompt, then one token after the other. Returns how long each of those took.
+    async fn run(&self, steps: usize, seed: usize) -> anyhow::Result<Vec<Duration>> {
+        let mut session = self.client.session(PROMPT_TOKENS + steps);
+        session.step(self.noise(PROMPT_TOKENS, seed)?).await?;
+        let mut times = Vec::with_capacity(steps);
+        for _ in 0..steps {
+            let started = Instant::now();
+            session.step(self.noise(1, seed)?).await?;
+            times.push(started.elapsed());
+        }
+        session.close().await;
+        Ok(times)
+    }
+
+    /// Sessions of random lengths, of which some say goodbye, some disappear, and some disappear within a step.
+    async fn churn(&self, how_long: Duration) -> anyhow::Result<()> {
+        let end = Instant::now() + how_long;
+        println!("sessions      steps  slowest/fastest");
+        while Instant::now() < end {
+            let report = (Instant::now() + REPORT).min(end);
+            let slots = (0..N_CHURNING).map(|seed| self.come_and_go(seed, report));
+            let done: Vec<(usize, Duration)> = try_join_all(slots).await?.concat();
+            let steps: usize = done.iter().map(|(steps, _)| steps).sum();
+            let long = done.iter().filter(|(steps, _)| *steps >= 32);
+            let evenness = slowest_to_fastest(long.map(|(steps, time)| *time / *steps as u32));
+            println!("{:8} {steps:10} {evenness:16.2}", done.len());
+        }
+        Ok(())
+    }
+
+    /// One session after the other. Returns how many steps each took, and how long they took together.
+    async fn come_and_go(&self, seed: usize, end: Instant) -> anyhow::Result<Vec<(usize, Duration)>> {
+        let mut rng = StdRng::from_rng(&mut rand::rng());
+        let mut done = Vec::new();
+        while Instant::now() < end {
+            let (prompt, steps) = (rng.random_range(1..64), rng.random_range(1..128));
+            let mut session = self.client.session(prompt + steps + 1);
+            session.step(self.noise(prompt, seed)?).await?;
+            let started = Instant::now();
+            for _ in 0..steps {
+                session.step(self.noise(1, seed)?).await?;
+            }
+            done.push((steps, started.elapsed()));
+            match rng.random_range(0..3) {
+                0 => session.close().await,
+                1 => drop(session),
+                _ => drop(session.step(self.noise(1, seed)?).now_or_never()),
+            }
+        }
+        Ok(done)
+    }
+
+    fn noise(&self, tokens: usize, seed: usize) -> anyhow::Result<Hidden> {
+        let noise = (0..tokens * self.width).map(|i| ((i + 31 * seed) * 7919 % 2003) as f32 / 1001.5 - 1.0);
+        Ok(Hidden::new(noise.collect(), 1, tokens, self.width)?)
+    }
 }
 
-async fn node(entry: &[Multiaddr], handlers: Vec<Handler>, tasks: &Tasks) -> anyhow::Result<(P2p, Dht)> {
+fn slowest_to_fastest(times: impl Iterator<Item = Duration> + Clone) -> f64 {
+    let (slowest, fastest) = (times.clone().max(), times.min());
+    slowest.unwrap_or_default().as_secs_f64() / fastest.unwrap_or_default().as_secs_f64()
+}
+
+async fn node(entry: &[Multiaddr], tasks: &Tasks) -> anyhow::Result<(P2p, Dht)> {
     let identity = Identity::ephemeral();
     let config = Config {
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
@@ -108,15 +171,14 @@ async fn node(entry: &[Multiaddr], handlers: Vec<Handler>, tasks: &Tasks) -> any
         ..dht::Config::default()
     };
     let dht = Dht::spawn(p2p.clone(), config, tasks);
-    let router = Router::new(p2p.clone()).serve(dht.handlers());
-    router.serve(handlers).spawn(tasks);
+    Router::new(p2p.clone()).serve(dht.handlers()).spawn(tasks);
     Ok((p2p, dht))
 }
 
 /// A server of the whole model, alone in its swarm, and where it is.
 async fn serve(source: &ModelSource) -> anyhow::Result<(Server, Vec<Multiaddr>)> {
     let tasks = Tasks::new();
-    let (p2p, dht) = node(&[], Vec::new(), &tasks).await?;
+    let (p2p, dht) = node(&[], &tasks).await?;
     let n_blocks = source.config().n_blocks;
     let config = server::Config {
         throughput: Throughput::Fixed(1.0),
