@@ -2,8 +2,11 @@
 """Runs a swarm of many servers with many blocks on this machine and watches that it stays healthy and does not grow.
 
 Usage: scripts/soak.py [--servers 24] [--blocks 80] [--minutes 10] [--period 120]
-Needs: `cargo build --release`; nothing but Python's standard library. Prints one line a minute and a verdict; exits with 1
-if a server was missed by the health map, died, or the memory of the processes grew by more than a tenth after warming up.
+       scripts/soak.py --sessions [--blocks 8] [--minutes 10]
+Needs: `cargo build --release`, with `--sessions` also `--example sessions_bench`; nothing but Python's standard library.
+Prints one line a minute and a verdict; exits with 1 if a server was missed by the health map, died, or the memory of the
+processes grew by more than a tenth after warming up. With --sessions there is one server, and sessions that come and go on
+it at random.
 """
 import argparse
 import json
@@ -16,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BINARY = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "sepal"
@@ -117,10 +121,12 @@ def health(addr: str, prefix: str) -> tuple:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--servers", type=int, default=24)
-    parser.add_argument("--blocks", type=int, default=80)
+    parser.add_argument("--blocks", type=int, help="80, or 8 with --sessions")
+    parser.add_argument("--sessions", action="store_true", help="let sessions come and go on one server")
     parser.add_argument("--minutes", type=int, default=10)
     parser.add_argument("--period", type=int, default=120, help="seconds between announcements; 120 is what servers do")
     options = parser.parse_args()
+    options.blocks = options.blocks or (8 if options.sessions else 80)
     if not BINARY.exists():
         sys.exit(f"{BINARY} is missing: cargo build --release")
     with tempfile.TemporaryDirectory() as work:
@@ -130,11 +136,61 @@ def main() -> None:
         write_model(model, options.blocks)
         swarm = Swarm(work)
         try:
-            healthy = watch(swarm, model, options)
+            healthy = (watch_sessions if options.sessions else watch)(swarm, model, options)
         finally:
             for process in swarm.processes.values():
                 process.kill()
     sys.exit(0 if healthy else 1)
+
+
+def own_numbers(site: str) -> dict:
+    """What a server says of itself at /metrics, without the common prefix."""
+    with urllib.request.urlopen(site + "metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = (line.removeprefix("sepal_server_").split() for line in lines if line.startswith("sepal_server_"))
+    return {pair[0]: float(pair[1]) for pair in pairs}
+
+
+def watch_sessions(swarm: Swarm, model: pathlib.Path, options) -> bool:
+    """One server, and a program that opens and leaves sessions on it at random; both must stay as large as they are."""
+    any_port = ("--listen", "/ip4/127.0.0.1/tcp/0")
+    swarm.start("bootstrap", "bootstrap", *any_port)
+    addr = swarm.wait_line("bootstrap", "listening ")
+    swarm.start(
+        "server", "serve", str(model), "--dht-prefix", "soak", "--blocks", f"0:{options.blocks}", *any_port,
+        "--initial-peers", addr, "--throughput", "100", "--http", "127.0.0.1:0",
+    )
+    swarm.wait_line("server", "online ")
+    site = swarm.wait_line("server", "health map ")
+    out = open(swarm.folder / "sessions.out", "wb")
+    command = [BINARY.parent / "examples" / "sessions_bench", model, f"{60 * options.minutes}s", addr, "soak"]
+    sessions = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    print("minute  MiB of the server  steps/s  tokens/block run  step ms (p50, p99)  wait ms (p99)")
+    sizes, before, started = [], own_numbers(site), time.monotonic()
+    for minute in range(1, options.minutes + 1):
+        time.sleep(max(0.0, started + 60 * minute - time.monotonic()))
+        if swarm.dead():
+            sys.exit(f"died: {swarm.dead()}")
+        status = pathlib.Path(f"/proc/{swarm.processes['server'].pid}/status").read_text()
+        sizes.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
+        now = own_numbers(site)
+        new = {name: value - before.get(name, 0.0) for name, value in now.items()}
+        batch = new["block_tokens_total"] / max(1.0, new["block_runs_total"])
+        print(
+            f"{minute:6}  {sizes[-1]:17.1f}  {new['steps_total'] / 60:7.0f}  {batch:16.2f}  "
+            f"{1e3 * now['step_seconds_p50']:8.2f} {1e3 * now['step_seconds_p99']:9.2f}  "
+            f"{1e3 * now['wait_seconds_p99']:13.2f}",
+            flush=True,
+        )
+        before = now
+    churned_well = sessions.wait(timeout=120) == 0
+    print((swarm.folder / "sessions.out").read_text(), end="")
+    left = own_numbers(site)["queue_length"]
+    warm = sizes[min(WARM_UP_MINUTES, len(sizes)) - 1]
+    growth, ended_well = sizes[-1] / warm, swarm.stop()
+    print(f"memory at the end / after {WARM_UP_MINUTES} minutes: {growth:.3f}; steps left over: {left:.0f}; all sessions got "
+          f"their answers: {churned_well}; all ended with success: {ended_well}")
+    return churned_well and ended_well and left == 0 and growth <= MAX_GROWTH
 
 
 def watch(swarm: Swarm, model: pathlib.Path, options) -> bool:

@@ -29,7 +29,7 @@
 //! What holds everywhere:
 //!
 //! - Only the worker thread of a server computes, and it touches no socket. A client's embeddings, head and sampling stay
-//!   off the asynchronous threads as well.
+//!   off the asynchronous threads as well, unless they take less time than handing them over.
 //! - No lock is held across compute: a step carries its session's cache with it and brings it back.
 //! - Whatever comes from the network is bounded before it is stored: messages, queues, calls, sessions, records.
 //! - Tasks are started through [`task::Tasks`] and end with it; dropping a call's future cancels the call.

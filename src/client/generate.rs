@@ -11,6 +11,9 @@ use super::{
 };
 use crate::model::{Ends, Hidden, Sampler, SamplingParams};
 
+/// Numbers that are copied or multiplied at once: that takes less time than handing them to another thread and back.
+const INLINE_NUMBERS: usize = 1 << 18;
+
 /// What to generate.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
@@ -180,10 +183,11 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Embeddings of the tokens from `position` on. Not on an asynchronous thread: a long prompt is megabytes of copying.
+    /// Embeddings of the tokens from `position` on.
     async fn embed(&self, position: usize) -> Result<Hidden, ClientError> {
         let (ends, tokens) = (self.ends.clone(), self.tokens[position..].to_vec());
-        compute(move || ends.embed(&tokens))
+        let n_numbers = tokens.len() * ends.config().hidden_size;
+        compute(n_numbers, move || ends.embed(&tokens))
             .await?
             .map_err(ClientError::Compute)
     }
@@ -193,7 +197,8 @@ impl<'a> Run<'a> {
         let ends = self.ends.clone();
         let tokens = std::mem::take(&mut self.tokens);
         let mut sampler = self.sampler.take().ok_or(ClientError::Interrupted)?;
-        let (token, tokens, sampler) = compute(move || {
+        let n_numbers = ends.config().hidden_size * ends.config().vocab_size;
+        let (token, tokens, sampler) = compute(n_numbers, move || {
             let last = &output.data[output.data.len() - output.width..];
             let logits = ends.logits(last).map_err(ClientError::Compute);
             let token = logits.and_then(|logits| Ok(sampler.next(&logits, &tokens)?));
@@ -206,7 +211,14 @@ impl<'a> Run<'a> {
     }
 }
 
-async fn compute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ClientError> {
+/// Runs `work`, which is about so many numbers: not on an asynchronous thread if they are many.
+async fn compute<T: Send + 'static>(
+    n_numbers: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ClientError> {
+    if n_numbers <= INLINE_NUMBERS {
+        return Ok(work());
+    }
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| ClientError::Interrupted)
