@@ -28,6 +28,7 @@ mod family;
 mod feed_forward;
 mod files;
 mod generation;
+mod gguf;
 mod grad;
 mod hub;
 mod kv;
@@ -63,6 +64,9 @@ pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::Family;
 pub use files::{ModelFiles, ShardIndex};
 pub use generation::GenerationConfig;
+pub use gguf::GgufError;
+#[cfg(test)]
+pub(crate) use gguf::testing::{demo_gguf, sentence_piece_json};
 use hub::Lease;
 pub use hub::{Download, HubError, HubFault, HubOptions, Progress, Transfer, free_space};
 use kv::{Arena, KvShape};

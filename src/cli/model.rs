@@ -13,7 +13,8 @@ use crate::{
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(super) struct ModelArgs {
-    /// A folder, a Hugging Face repository such as org/name, or `demo` for the built-in model.
+    /// A folder or GGUF file, a Hugging Face repository such as org/name, or org/name:FILE.gguf for a GGUF file in one, or
+    /// `demo` for the built-in model.
     #[arg(value_name = "MODEL", required_unless_present = "converted_model")]
     model: Option<String>,
     /// The same, as Petals spells it.
@@ -91,7 +92,7 @@ impl ModelArgs {
             .context("interrupted")??;
         let prefix = match &self.dht_prefix {
             Some(prefix) => prefix.clone(),
-            None => models::dht_prefix(source.model_type(), source.repo_name().unwrap_or(folder_name(&name)))
+            None => models::dht_prefix(source.model_type(), &plain_name(&source, &name))
                 .with_context(|| format!("give --dht-prefix: {} models have no usual one", source.model_type()))?,
         };
         models::check_prefix(&prefix).context("--dht-prefix cannot be used")?;
@@ -136,9 +137,11 @@ fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// Petals refuses a folder without a prefix; its last component is what people would type.
-fn folder_name(path: &str) -> &str {
-    path.trim_end_matches('/').rsplit('/').next().unwrap_or(path)
+/// Petals refuses a folder without a prefix; its last component is what people would type. GGUF files say what they are.
+fn plain_name(source: &ModelSource, path: &str) -> String {
+    let last = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
+    let repository = source.repo_name().map(str::to_owned);
+    repository.or_else(|| source.title()).unwrap_or_else(|| last.to_owned())
 }
 
 #[cfg(test)]

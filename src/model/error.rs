@@ -8,6 +8,8 @@ use std::{
 
 use thiserror::Error;
 
+use super::GgufError;
+
 /// A `config.json` that cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -72,6 +74,15 @@ pub enum LoadError {
     NoWeights {
         /// The folder.
         folder: PathBuf,
+    },
+    /// A GGUF file is of no use.
+    #[error("{} cannot be used", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: GgufError,
     },
     /// Only weights that are programs.
     #[error(

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::{
     LoadError, ModelConfig,
+    gguf::Gguf,
     hub::{Lease, Local, Lock, Tensors, Want},
     layout::EndsLayout,
 };
@@ -45,6 +46,13 @@ pub(crate) enum Weights {
         folder: PathBuf,
         /// Which shard has which tensor.
         index: Arc<ShardIndex>,
+    },
+    /// In a GGUF file, with names of its own.
+    Gguf {
+        /// For error messages.
+        path: PathBuf,
+        /// Its header and content.
+        file: Arc<Gguf>,
     },
     /// In the program.
     Memory(Bytes),
@@ -87,6 +95,16 @@ impl ModelFiles {
             weights: Weights::Files(local.files),
             lease: Some(Arc::new(local.lease)),
             _reading: local.reading.map(Arc::new),
+        }
+    }
+
+    /// A GGUF file, and what keeps it in the cache if it is there.
+    pub(crate) fn from_gguf(config: Arc<ModelConfig>, (path, file): (PathBuf, Arc<Gguf>), lease: Option<Lease>) -> Self {
+        Self {
+            config,
+            weights: Weights::Gguf { path, file },
+            lease: lease.map(Arc::new),
+            _reading: None,
         }
     }
 

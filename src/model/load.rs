@@ -19,6 +19,7 @@ use safetensors::{
 use super::{
     LoadError, ModelFiles, WeightDType,
     files::{INDEX_FILE, Weights},
+    gguf::Gguf,
     layout::{LinearSpec, TensorSpec},
     linear::{Linear, Matrix},
     number::{Buffer, Frozen, Number},
@@ -99,6 +100,9 @@ impl<'a> TensorReader<'a> {
 
     /// Whether the checkpoint has a tensor of this name, as far as can be told.
     pub(crate) fn exists(&mut self, tensor: &str) -> bool {
+        if let Weights::Gguf { file, .. } = self.files.weights() {
+            return file.has(tensor);
+        }
         match (self.files.weights(), self.path_of(tensor)) {
             (Weights::Shards { .. }, found) => found.is_ok(),
             (_, Ok(path)) => {
@@ -111,6 +115,9 @@ impl<'a> TensorReader<'a> {
 
     fn numbers(&mut self, spec: &TensorSpec) -> Result<Frozen, LoadError> {
         let (tensor, dtype) = (spec.name.as_str(), self.dtype);
+        if let Weights::Gguf { path, file } = self.files.weights() {
+            return numbers_of_gguf(path, file, spec, dtype);
+        }
         let path = self.path_of(tensor)?;
         let file = self.open(&path, tensor)?;
         let Some(info) = file.metadata.info(tensor) else {
@@ -146,6 +153,7 @@ impl<'a> TensorReader<'a> {
         };
         match self.files.weights() {
             Weights::Memory(_) => Ok(PathBuf::from(BUILT_IN)),
+            Weights::Gguf { path, .. } => Ok(path.clone()),
             Weights::Shards { folder, index } => match index.file_of(tensor) {
                 Some(file) => Ok(folder.join(file)),
                 None => Err(missing(folder.join(INDEX_FILE))),
@@ -165,7 +173,7 @@ impl<'a> TensorReader<'a> {
         if !self.open.contains_key(path) {
             let content = match self.files.weights() {
                 Weights::Memory(content) => content.clone(),
-                Weights::Files(_) | Weights::Shards { .. } => map(path)?,
+                Weights::Files(_) | Weights::Shards { .. } | Weights::Gguf { .. } => map(path)?,
             };
             let (header, metadata) =
                 SafeTensors::read_metadata(&content).map_err(|source| damaged(path, tensor, source))?;
@@ -198,7 +206,11 @@ fn damaged(path: &Path, tensor: &str, source: SafeTensorError) -> LoadError {
     }
 }
 
-fn map(path: &Path) -> Result<Bytes, LoadError> {
+/// A file as memory.
+///
+/// # Errors
+/// It cannot be opened or mapped.
+pub(super) fn map(path: &Path) -> Result<Bytes, LoadError> {
     let error = |source| LoadError::Read {
         path: path.to_owned(),
         source,
@@ -210,6 +222,23 @@ fn map(path: &Path) -> Result<Bytes, LoadError> {
     )]
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(error)?;
     Ok(Bytes::from_owner(map))
+}
+
+fn numbers_of_gguf(path: &Path, file: &Gguf, spec: &TensorSpec, to: WeightDType) -> Result<Frozen, LoadError> {
+    let (path, tensor) = (path.to_owned(), spec.name.clone());
+    match file.tensor(&tensor) {
+        Err(source) => Err(LoadError::Gguf { path, source }),
+        Ok(None) => Err(LoadError::MissingTensor { path, tensor }),
+        Ok(Some((found, _, _))) if found != spec.shape => Err(LoadError::Shape {
+            path,
+            tensor,
+            expected: spec.shape.clone(),
+            found,
+        }),
+        Ok(Some((_, found, bytes))) => weight_dtype(found)
+            .map(|from| convert(from, rows_of(spec, from, &bytes), to))
+            .ok_or(LoadError::Dtype { path, tensor, found }),
+    }
 }
 
 /// `None` if it is not a type we read.

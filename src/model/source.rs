@@ -14,10 +14,12 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::{
-    ConfigError, GenerationConfig, LoadError, ModelConfig, ModelFiles, ShardIndex, builtin,
+    ConfigError, GenerationConfig, GgufError, LoadError, ModelConfig, ModelFiles, ShardIndex, builtin,
     error::PICKLE_FILES,
     files::{INDEX_FILE, SINGLE_FILE, group_of_ends, groups_of_span},
+    gguf::{Gguf, is_gguf},
     hub::{HubError, HubOptions, HubRepo, Tensors, Want},
+    load,
 };
 
 const CONFIG_FILE: &str = "config.json";
@@ -39,6 +41,7 @@ enum Place {
     BuiltIn,
     Folder(PathBuf),
     Hub(HubRepo),
+    Gguf { path: PathBuf, file: Arc<Gguf>, repo: Option<HubRepo> },
 }
 
 /// A model that cannot be found or read.
@@ -85,8 +88,9 @@ pub enum ResolveError {
 }
 
 impl ModelSource {
-    /// Finds the model that a user named: `demo` is the built-in one, an existing folder is that folder, everything
-    /// else a hub repository `OWNER/NAME`. A folder called `demo` is meant by `./demo`.
+    /// Finds the model that a user named: `demo` is the built-in one, an existing folder or GGUF file is that, everything
+    /// else a hub repository `OWNER/NAME`, or a GGUF file in one, `OWNER/NAME:FILE.gguf`, which is downloaded. A folder
+    /// called `demo` is meant by `./demo`.
     ///
     /// # Errors
     /// The model or its `config.json` cannot be found, downloaded or used.
@@ -94,7 +98,15 @@ impl ModelSource {
         let place = if name == builtin::NAME {
             Place::BuiltIn
         } else if Path::new(name).is_dir() {
-            Place::Folder(PathBuf::from(name))
+            match only_gguf(Path::new(name)) {
+                Some(path) => gguf_at(path, None)?,
+                None => Place::Folder(PathBuf::from(name)),
+            }
+        } else if is_gguf(Path::new(name)) && Path::new(name).is_file() {
+            gguf_at(PathBuf::from(name), None)?
+        } else if let Some((repo, file)) = name.split_once(':').filter(|(_, file)| is_gguf(Path::new(file))) {
+            let mut repo = HubRepo::open(repo, options)?;
+            gguf_at(repo.get(file)?, Some(repo))?
         } else if name.starts_with(['.', '/', '~', '\\']) {
             return Err(ResolveError::NoFolder { path: name.into() });
         } else {
@@ -112,8 +124,16 @@ impl ModelSource {
     pub fn repo_name(&self) -> Option<&str> {
         match &self.place {
             Place::BuiltIn => Some(builtin::REPO_NAME),
-            Place::Folder(_) => None,
+            Place::Folder(_) | Place::Gguf { .. } => None,
             Place::Hub(repo) => Some(repo.name()),
+        }
+    }
+
+    /// What a model without a repository of its own calls itself, as GGUF files may.
+    pub fn title(&self) -> Option<String> {
+        match &self.place {
+            Place::Gguf { file, .. } => file.title(),
+            Place::BuiltIn | Place::Folder(_) | Place::Hub(_) => None,
         }
     }
 
@@ -143,6 +163,7 @@ impl ModelSource {
         let path = match &self.place {
             Place::BuiltIn => return Ok(Cow::Borrowed(builtin::TOKENIZER)),
             Place::Folder(folder) => folder.join(TOKENIZER_FILE),
+            Place::Gguf { path, file, repo } => return self.tokenizer_of_gguf(path, file, repo.as_ref()),
             Place::Hub(repo) => match repo.clone().get(TOKENIZER_FILE) {
                 Err(HubError::NotFound { .. }) => return Err(missing()),
                 found => found?,
@@ -152,6 +173,23 @@ impl ModelSource {
             Err(source) if source.kind() == io::ErrorKind::NotFound => Err(missing()),
             Err(source) => Err(ResolveError::Read { path, source }),
             Ok(bytes) => Ok(Cow::Owned(bytes)),
+        }
+    }
+
+    /// Beside the file or in its repository, or else what the file itself has.
+    fn tokenizer_of_gguf(
+        &self,
+        path: &Path,
+        file: &Gguf,
+        repo: Option<&HubRepo>,
+    ) -> Result<Cow<'static, [u8]>, ResolveError> {
+        let beside = match repo {
+            Some(repo) => repo.clone().get_optional(TOKENIZER_FILE)?,
+            None => Some(path.with_file_name(TOKENIZER_FILE)).filter(|path| path.is_file()),
+        };
+        match beside {
+            Some(beside) => Ok(Cow::Owned(read(&beside)?)),
+            None => Ok(Cow::Owned(file.tokenizer_json().map_err(unusable_gguf(path))?)),
         }
     }
 
@@ -175,6 +213,11 @@ impl ModelSource {
         let repo = match &self.place {
             Place::BuiltIn => return Ok(ModelFiles::from_bytes(builtin::CONFIG, builtin::weights())?),
             Place::Folder(folder) => return Ok(ModelFiles::from_folder(folder)?),
+            Place::Gguf { path, file, repo } => {
+                let whole = |repo: &HubRepo| repo.lease(path);
+                let (config, file) = (self.config.clone(), (path.clone(), file.clone()));
+                return Ok(ModelFiles::from_gguf(config, file, repo.as_ref().and_then(whole)));
+            }
             Place::Hub(repo) => repo,
         };
         let mut repo = repo.clone();
@@ -196,7 +239,7 @@ impl ModelSource {
     /// The files cannot be found, or what is there cannot be used.
     pub fn missing_files(&self, span: Range<u32>) -> Result<Vec<String>, ResolveError> {
         match &self.place {
-            Place::BuiltIn => Ok(Vec::new()),
+            Place::BuiltIn | Place::Gguf { .. } => Ok(Vec::new()),
             Place::Folder(folder) => {
                 let index = folder.join(INDEX_FILE);
                 let mut files = if index.is_file() {
@@ -263,6 +306,7 @@ impl ModelSource {
                 let generation = repo.get_optional(GENERATION_CONFIG_FILE)?;
                 (read(&config)?, generation.as_deref().map(read).transpose()?)
             }
+            Place::Gguf { path, file, .. } => (file.config_json().map_err(unusable_gguf(path))?, None),
         };
         let unusable = |file| {
             move |source| ResolveError::Config {
@@ -283,6 +327,32 @@ impl ModelSource {
             config: Arc::new(config),
             generation: Arc::new(generation),
         })
+    }
+}
+
+/// The one GGUF file of a folder that has no other model.
+fn only_gguf(folder: &Path) -> Option<PathBuf> {
+    if folder.join(CONFIG_FILE).exists() {
+        return None;
+    }
+    let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
+    let mut files = files.filter(|path| is_gguf(path));
+    files.next().filter(|_| files.next().is_none())
+}
+
+fn gguf_at(path: PathBuf, repo: Option<HubRepo>) -> Result<Place, ResolveError> {
+    let file = Gguf::read(load::map(&path)?).map_err(unusable_gguf(&path))?;
+    Ok(Place::Gguf {
+        path,
+        file: Arc::new(file),
+        repo,
+    })
+}
+
+fn unusable_gguf(path: &Path) -> impl FnOnce(GgufError) -> LoadError {
+    move |source| LoadError::Gguf {
+        path: path.to_owned(),
+        source,
     }
 }
 

@@ -177,8 +177,12 @@ fn a_file_that_is_no_tokenizer_is_refused() {
 
 /// Greedy answer of the built-in model, with all its blocks in place of a swarm.
 fn answer(question: &str, dtype: WeightDType) -> String {
+    answer_of("demo", question, dtype)
+}
+
+fn answer_of(model: &str, question: &str, dtype: WeightDType) -> String {
     let offline = HubOptions::from_variables(|_| None);
-    let source = ModelSource::resolve("demo", &offline).unwrap();
+    let source = ModelSource::resolve(model, &offline).unwrap();
     let n_blocks = source.config().n_blocks;
     let blocks = Blocks::load(&source.files_for_span(0..n_blocks).unwrap(), 0..n_blocks, dtype).unwrap();
     let ends = Ends::load(&source.files_for_ends().unwrap(), dtype).unwrap();
@@ -220,4 +224,34 @@ fn the_built_in_model_answers_in_every_precision() {
         answer("What is the capital of France?", WeightDType::F32),
         "\nThe capital of France is Paris."
     );
+}
+
+#[test]
+fn a_gguf_file_answers_as_the_model_it_is_made_of_and_brings_its_tokenizer() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("demo.gguf");
+    std::fs::write(&path, crate::model::demo_gguf()).unwrap();
+    let name = path.to_str().unwrap();
+    let question = "What is 2+2?";
+    assert_eq!(answer_of(name, question, WeightDType::Bf16), answer(question, WeightDType::Bf16));
+    let offline = HubOptions::from_variables(|_| None);
+    let json = |model| ModelSource::resolve(model, &offline).unwrap().tokenizer_json().unwrap();
+    let [found, expected] = [name, "demo"].map(|model| TextCodec::from_json(&json(model)).unwrap());
+    for text in ["What is 12+345?", "  two  spaces\n\nand lines", "naïve 日本 <eos> 🙂", ""] {
+        let ids = expected.encode(text).unwrap();
+        assert_eq!(found.encode(text).unwrap(), ids, "{text}");
+        assert_eq!(found.decode(&ids).unwrap(), expected.decode(&ids).unwrap());
+    }
+}
+
+#[test]
+fn pieces_of_a_gguf_file_are_put_together_by_their_scores() {
+    let tokens = ["<unk>", "<s>", "</s>", "<0x21>", "\u{2581}", "a", "b", "ab", "\u{2581}a", "\u{2581}ab", "ba"];
+    let scores = [0.0, 0.0, 0.0, 0.0, -10.0, -11.0, -12.0, -2.0, -1.0, -3.0, -0.5];
+    let json = crate::model::sentence_piece_json(&tokens, &scores);
+    let codec = TextCodec::from_json(&json).unwrap();
+    // "ba" is the best piece, then a space before "a", which is put together with a "b" that is left.
+    assert_eq!(codec.encode("ab aba").unwrap(), [1, 9, 8, 10]);
+    assert_eq!(codec.encode("!").unwrap(), [1, 4, 3]);
+    assert_eq!(codec.decode(&[1, 9, 8, 10, 3]).unwrap(), "ab aba!");
 }

@@ -110,6 +110,13 @@ impl HubRepo {
         }
     }
 
+    /// Keeps a file of the repository that is here; `None` if the cache cannot be written, and so nothing be deleted.
+    pub(crate) fn lease(&self, path: &Path) -> Option<Lease> {
+        let content = fs::read_link(path).unwrap_or_else(|_| path.to_owned());
+        let lock = self.folder.blob_lock(content.file_name()?.to_str()?);
+        Some(Lease(vec![Lock::try_shared(&lock).ok()??]))
+    }
+
     /// The files with wants that [`HubRepo::weights`] would download, each once.
     pub(crate) fn missing(&self, wants: &[Want]) -> Vec<String> {
         let files: BTreeSet<String> = self.look(wants).1.into_iter().map(|want| want.file).collect();

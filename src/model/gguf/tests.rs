@@ -1,0 +1,201 @@
+//! Files that give the same outputs as the checkpoint they are made of, and files that give none.
+
+use std::{collections::BTreeMap, fs};
+
+use candle_core::{Device, Tensor, quantized::QTensor, quantized::gguf_file};
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::{
+    testing::{Metadata, Tensors, gguf_of, metadata_of, text},
+    *,
+};
+use crate::model::{
+    Blocks, Ends, LoadError, ModelSource, ResolveError, WeightDType,
+    hub::testing::{FakeHub, REPO, options},
+    testing::{random_hidden, random_tensors, rng, small_config, write_model},
+};
+
+/// Every number of columns is whole blocks of every kind.
+fn config() -> serde_json::Value {
+    small_config(json!({
+        "hidden_size": 256, "intermediate_size": 512, "rope_theta": 5000.0, "tie_word_embeddings": true,
+        "vocab_size": 16, "num_attention_heads": 8, "num_key_value_heads": 2,
+    }))
+}
+
+fn tensors(config: &serde_json::Value) -> Tensors {
+    let mut tensors = random_tensors(config, 3);
+    let hidden = config["hidden_size"].as_u64().unwrap() as usize;
+    let embeddings = (0..16 * hidden).map(|i| (i % 31) as f32 / 31.0 - 0.5).collect();
+    tensors.insert("model.embed_tokens.weight".to_owned(), (vec![16, hidden], embeddings));
+    tensors.insert("model.norm.weight".to_owned(), (vec![hidden], vec![1.5; hidden]));
+    tensors
+}
+
+/// What is left of the matrices after they were written as `kind`.
+fn rounded(tensors: &Tensors, kind: GgmlDType) -> Tensors {
+    let round = |shape: &[usize], numbers: &[f32]| {
+        let tensor = Tensor::from_slice(numbers, shape, &Device::Cpu).unwrap();
+        let rounded = QTensor::quantize(&tensor, kind).unwrap().dequantize(&Device::Cpu).unwrap();
+        rounded.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let rounded = tensors.iter().map(|(name, (shape, numbers))| {
+        let numbers = if shape.len() == 1 { numbers.clone() } else { round(shape, numbers) };
+        (name.clone(), (shape.clone(), numbers))
+    });
+    rounded.collect()
+}
+
+/// What comes out of all blocks and the head.
+fn outputs(source: &ModelSource) -> Vec<f32> {
+    let n_blocks = source.config().n_blocks;
+    let blocks = Blocks::load(&source.files_for_span(0..n_blocks).unwrap(), 0..n_blocks, WeightDType::F32).unwrap();
+    let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32).unwrap();
+    let mut x = random_hidden(&mut rng(7), 1, 5, source.config().hidden_size);
+    for block in 0..n_blocks {
+        blocks.forward(block, &mut x).unwrap();
+    }
+    let mut outputs = ends.logits(&x.data).unwrap();
+    outputs.extend(ends.embed(&[3, 15]).unwrap().data);
+    outputs
+}
+
+fn resolve(path: &Path) -> Result<ModelSource, ResolveError> {
+    ModelSource::resolve(path.to_str().unwrap(), &options())
+}
+
+fn written(folder: &TempDir, bytes: &[u8]) -> std::path::PathBuf {
+    let path = folder.path().join("model.gguf");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn every_kind_of_numbers_gives_the_outputs_of_the_same_numbers_in_safetensors() {
+    let (config, folder) = (config(), TempDir::new().unwrap());
+    let tensors = tensors(&config);
+    for kind in [
+        GgmlDType::F32,
+        GgmlDType::F16,
+        GgmlDType::BF16,
+        GgmlDType::Q8_0,
+        GgmlDType::Q4_0,
+        GgmlDType::Q4K,
+        GgmlDType::Q6K,
+    ] {
+        let path = written(&folder, &gguf_of(&config, &tensors, kind, &metadata_of(&config)));
+        let source = resolve(&path).unwrap();
+        let same = write_model(&config, &rounded(&tensors, kind));
+        let expected = resolve(same.path()).unwrap();
+        let (found, wanted) = (source.config(), expected.config());
+        assert_eq!((found.family, &found.norm, &found.attention), (wanted.family, &wanted.norm, &wanted.attention));
+        assert_eq!(found.ends, wanted.ends);
+        assert_eq!(outputs(&source), outputs(&expected), "{kind:?}");
+    }
+    assert_eq!(resolve(&folder.path().join("model.gguf")).unwrap().title().unwrap(), "Tiny-Llama--test");
+    assert!(resolve(folder.path()).is_ok(), "a folder with one such file is that file");
+}
+
+#[test]
+fn a_file_in_a_repository_is_downloaded_and_used() {
+    let (config, cache) = (config(), TempDir::new().unwrap());
+    let file = gguf_of(&config, &tensors(&config), GgmlDType::Q8_0, &metadata_of(&config));
+    let hub = FakeHub::with_large_files(&[("sub/model-Q8_0.gguf", &file), ("tokenizer.json", b"{}")]);
+    let name = format!("{REPO}:sub/model-Q8_0.gguf");
+    let source = ModelSource::resolve(&name, &hub.options(cache.path())).unwrap();
+    assert!(!outputs(&source).is_empty());
+    assert_eq!(&*source.tokenizer_json().unwrap(), b"{}");
+    let missing = ModelSource::resolve(&format!("{REPO}:other.gguf"), &hub.options(cache.path()));
+    assert!(matches!(missing, Err(ResolveError::Hub(_))));
+}
+
+#[test]
+fn the_rotation_of_llama_3_is_recognised_by_its_factors() {
+    let config = small_config(json!({
+        "hidden_size": 256, "num_attention_heads": 4, "rope_theta": 500_000.0, "vocab_size": 16,
+        "tie_word_embeddings": true,
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 8192},
+    }));
+    let expected = crate::model::ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
+    // As the converter computes them, in f64.
+    let factors: Vec<f32> = (0..32)
+        .map(|i| {
+            let wavelength = std::f64::consts::TAU * 500_000f64.powf(f64::from(i) / 32.0);
+            let factor = match 8192.0 / wavelength {
+                periods if periods > 4.0 => 1.0,
+                periods if periods < 1.0 => 8.0,
+                periods => {
+                    let smooth = (periods - 1.0) / 3.0;
+                    1.0 / ((1.0 - smooth) / 8.0 + smooth)
+                }
+            };
+            factor as f32
+        })
+        .collect();
+    let mut all = tensors(&config);
+    all.insert("rope_freqs.weight".to_owned(), (vec![32], factors.clone()));
+    let folder = TempDir::new().unwrap();
+    let path = written(&folder, &gguf_of(&config, &all, GgmlDType::F32, &metadata_of(&config)));
+    let source = resolve(&path).unwrap();
+    assert_eq!(source.config().attention, expected.attention);
+
+    let odd = factors.iter().map(|factor| factor * factor).collect();
+    all.insert("rope_freqs.weight".to_owned(), (vec![32], odd));
+    let path = written(&folder, &gguf_of(&config, &all, GgmlDType::F32, &metadata_of(&config)));
+    assert!(resolve(&path).is_err());
+}
+
+#[test]
+fn truncated_and_garbled_files_are_refused_at_every_length() {
+    let config = small_config(json!({"vocab_size": 16, "tie_word_embeddings": true}));
+    let whole = gguf_of(&config, &tensors(&config), GgmlDType::F32, &metadata_of(&config));
+    let header = 2500;
+    let read = |bytes: &[u8]| Gguf::read(Bytes::copy_from_slice(bytes));
+    for len in (0..header).step_by(7) {
+        let Ok(file) = read(&whole[..len]) else { continue };
+        assert!(file.config_json().is_err() || file.tensor("model.norm.weight").is_err(), "{len}");
+    }
+    let cut = read(&whole[..whole.len() - 5000]).unwrap();
+    let names: Vec<String> = tensors(&config).into_keys().collect();
+    assert!(names.iter().any(|name| cut.tensor(name).is_err()));
+    // No change of a byte makes it panic or take memory that the file has not.
+    for at in 0..header {
+        for value in [0, 255] {
+            let mut garbled = whole.clone();
+            garbled[at] = value;
+            if let Ok(file) = read(&garbled) {
+                let _ = (file.config_json(), file.tokenizer_json());
+                names.iter().for_each(|name| drop(file.tensor(name)));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_named() {
+    let config = config();
+    let folder = TempDir::new().unwrap();
+    let error = |metadata: &Metadata| {
+        let path = written(&folder, &gguf_of(&config, &tensors(&config), GgmlDType::F32, metadata));
+        let error = resolve(&path).and_then(|source| source.tokenizer_json().map(|_| ())).unwrap_err();
+        let ResolveError::Load(LoadError::Gguf { source, .. }) = error else {
+            panic!("{error}")
+        };
+        source.to_string()
+    };
+    let with = |key: &str, value: gguf_file::Value| {
+        let mut metadata: BTreeMap<String, gguf_file::Value> = metadata_of(&config).into_iter().collect();
+        metadata.insert(key.to_owned(), value);
+        error(&metadata.into_iter().collect())
+    };
+    assert!(with("general.architecture", text("mamba")).contains("\"mamba\""));
+    assert!(with("split.count", gguf_file::Value::U16(3)).contains("llama-gguf-split"));
+    assert!(with("tokenizer.ggml.model", text("rwkv")).contains("tokenizer.ggml.tokens"));
+    let metadata: Metadata = metadata_of(&config);
+    let without = metadata.into_iter().filter(|(key, _)| key != "llama.block_count").collect();
+    assert!(error(&without).contains("llama.block_count"));
+    assert!(matches!(Gguf::read(Bytes::from_static(b"GGML....")), Err(GgufError::NotGguf)));
+    assert_eq!(header::kind_name(23), "IQ4_XS");
+}
