@@ -99,7 +99,11 @@ impl ModelFiles {
     }
 
     /// A GGUF file, and what keeps it in the cache if it is there.
-    pub(crate) fn from_gguf(config: Arc<ModelConfig>, (path, file): (PathBuf, Arc<Gguf>), lease: Option<Lease>) -> Self {
+    pub(crate) fn from_gguf(
+        config: Arc<ModelConfig>,
+        (path, file): (PathBuf, Arc<Gguf>),
+        lease: Option<Lease>,
+    ) -> Self {
         Self {
             config,
             weights: Weights::Gguf { path, file },

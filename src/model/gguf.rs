@@ -42,7 +42,10 @@ pub enum GgufError {
         count: u64,
     },
     /// A model of a kind we have no blocks for.
-    #[error("its architecture \"{architecture}\" is not supported (supported: {})", config::SUPPORTED)]
+    #[error(
+        "its architecture \"{architecture}\" is not supported (supported: {})",
+        config::SUPPORTED
+    )]
     Architecture {
         /// As the file says.
         architecture: String,
@@ -57,13 +60,17 @@ pub enum GgufError {
     #[error("its rope_freqs are not those of Llama 3")]
     RopeFactors,
     /// A tokenizer that we cannot build.
-    #[error("its tokenizer is of kind \"{kind}\", which is not supported: put the model's tokenizer.json beside the file")]
+    #[error(
+        "its tokenizer is of kind \"{kind}\", which is not supported: put the model's tokenizer.json beside the file"
+    )]
     Tokenizer {
         /// `tokenizer.ggml.model` or `tokenizer.ggml.pre`.
         kind: String,
     },
     /// Numbers in a format that is not read.
-    #[error("tensor {tensor} is of type {kind}, which is not read: use a file with Q8_0, Q6_K, Q5_K, Q4_K, Q4_0 or floating-point tensors")]
+    #[error(
+        "tensor {tensor} is of type {kind}, which is not read: use a file with Q8_0, Q6_K, Q5_K, Q4_K, Q4_0 or floating-point tensors"
+    )]
     Kind {
         /// As in the file.
         tensor: String,
@@ -125,14 +132,22 @@ impl Gguf {
     /// What its makers call the model, as part of a name; `None` if they do not.
     pub(crate) fn title(&self) -> Option<String> {
         let name = self.header.text("general.name")?;
-        let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+        let plain = |c: char| {
+            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                c
+            } else {
+                '-'
+            }
+        };
         let title: String = name.chars().map(plain).collect();
         Some(title.trim_matches('-').to_owned()).filter(|title| !title.is_empty())
     }
 
     /// Whether there is a tensor that transformers calls `name`.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.names.place(name).is_some_and(|place| self.header.tensors.contains_key(&place.tensor))
+        self.names
+            .place(name)
+            .is_some_and(|place| self.header.tensors.contains_key(&place.tensor))
     }
 
     /// The shape of the tensor that transformers calls `name`, its type, and its numbers, row after row; in the file where

@@ -41,7 +41,11 @@ enum Place {
     BuiltIn,
     Folder(PathBuf),
     Hub(HubRepo),
-    Gguf { path: PathBuf, file: Arc<Gguf>, repo: Option<HubRepo> },
+    Gguf {
+        path: PathBuf,
+        file: Arc<Gguf>,
+        repo: Option<HubRepo>,
+    },
 }
 
 /// A model that cannot be found or read.

@@ -233,11 +233,19 @@ fn a_gguf_file_answers_as_the_model_it_is_made_of_and_brings_its_tokenizer() {
     std::fs::write(&path, crate::model::demo_gguf()).unwrap();
     let name = path.to_str().unwrap();
     let question = "What is 2+2?";
-    assert_eq!(answer_of(name, question, WeightDType::Bf16), answer(question, WeightDType::Bf16));
+    assert_eq!(
+        answer_of(name, question, WeightDType::Bf16),
+        answer(question, WeightDType::Bf16)
+    );
     let offline = HubOptions::from_variables(|_| None);
     let json = |model| ModelSource::resolve(model, &offline).unwrap().tokenizer_json().unwrap();
     let [found, expected] = [name, "demo"].map(|model| TextCodec::from_json(&json(model)).unwrap());
-    for text in ["What is 12+345?", "  two  spaces\n\nand lines", "naïve 日本 <eos> 🙂", ""] {
+    for text in [
+        "What is 12+345?",
+        "  two  spaces\n\nand lines",
+        "naïve 日本 <eos> 🙂",
+        "",
+    ] {
         let ids = expected.encode(text).unwrap();
         assert_eq!(found.encode(text).unwrap(), ids, "{text}");
         assert_eq!(found.decode(&ids).unwrap(), expected.decode(&ids).unwrap());
@@ -246,7 +254,19 @@ fn a_gguf_file_answers_as_the_model_it_is_made_of_and_brings_its_tokenizer() {
 
 #[test]
 fn pieces_of_a_gguf_file_are_put_together_by_their_scores() {
-    let tokens = ["<unk>", "<s>", "</s>", "<0x21>", "\u{2581}", "a", "b", "ab", "\u{2581}a", "\u{2581}ab", "ba"];
+    let tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<0x21>",
+        "\u{2581}",
+        "a",
+        "b",
+        "ab",
+        "\u{2581}a",
+        "\u{2581}ab",
+        "ba",
+    ];
     let scores = [0.0, 0.0, 0.0, 0.0, -10.0, -11.0, -12.0, -2.0, -1.0, -3.0, -0.5];
     let json = crate::model::sentence_piece_json(&tokens, &scores);
     let codec = TextCodec::from_json(&json).unwrap();

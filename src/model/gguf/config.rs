@@ -56,7 +56,10 @@ pub(super) fn json(gguf: &Gguf) -> Result<Json, GgufError> {
     let heads = keys.required("attention.head_count")?;
     let hidden = keys.required("embedding_length")?;
     let head_dim = keys.integer("attention.key_length").unwrap_or(hidden / heads.max(1));
-    let vocab = header.tensors.get("token_embd.weight").and_then(|info| info.shape.first());
+    let vocab = header
+        .tensors
+        .get("token_embd.weight")
+        .and_then(|info| info.shape.first());
     let mut config = json!({
         "model_type": model_type,
         "hidden_size": hidden,
@@ -101,7 +104,9 @@ fn extend(config: &mut Json, keys: &Keys<'_>, (model_type, head_dim, hidden_per_
     if let Some(window) = keys.integer("attention.sliding_window").filter(|window| *window > 0) {
         config["sliding_window"] = window.into();
     }
-    let rotated = keys.integer("rope.dimension_count").filter(|rotated| *rotated != head_dim);
+    let rotated = keys
+        .integer("rope.dimension_count")
+        .filter(|rotated| *rotated != head_dim);
     if let Some(rotated) = rotated {
         config["partial_rotary_factor"] = (rotated as f64 / head_dim as f64).into();
     }
@@ -161,7 +166,10 @@ fn rope_scaling(gguf: &Gguf, keys: &Keys<'_>, head_dim: u64) -> Result<Json, Ggu
 
 fn plain_floats(gguf: &Gguf, tensor: &str) -> Option<Vec<f64>> {
     let info = gguf.header.tensors.get(tensor).filter(|info| info.kind == 0)?;
-    let bytes = gguf.header.bytes(info, candle_core::quantized::GgmlDType::F32, &gguf.content).ok()?;
+    let bytes = gguf
+        .header
+        .bytes(info, candle_core::quantized::GgmlDType::F32, &gguf.content)
+        .ok()?;
     let floats = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>);
     Some(floats.map(f64::from).collect())
 }

@@ -127,11 +127,19 @@ impl Header {
     /// The bytes of a tensor whose numbers are written as `kind`.
     pub(super) fn bytes(&self, info: &Info, kind: GgmlDType, content: &Bytes) -> Result<Bytes, GgufError> {
         let row = info.shape.last().copied().unwrap_or(0);
-        let numbers = info.shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
+        let numbers = info
+            .shape
+            .iter()
+            .try_fold(1usize, |product, dim| product.checked_mul(*dim));
         let numbers = numbers.filter(|_| row.is_multiple_of(kind.block_size()));
         let len = numbers.and_then(|numbers| (numbers / kind.block_size()).checked_mul(kind.type_size()));
-        let start = self.data_start.checked_add(info.offset).and_then(|start| usize::try_from(start).ok());
-        let range = start.zip(len).and_then(|(start, len)| Some(start..start.checked_add(len)?));
+        let start = self
+            .data_start
+            .checked_add(info.offset)
+            .and_then(|start| usize::try_from(start).ok());
+        let range = start
+            .zip(len)
+            .and_then(|(start, len)| Some(start..start.checked_add(len)?));
         match range.filter(|range| range.end <= content.len()) {
             Some(range) => Ok(content.slice(range)),
             None => Err(GgufError::Damaged("a tensor is not inside")),
@@ -232,7 +240,11 @@ impl<'a> Reader<'a> {
                 if depth >= MAX_DEPTH || len > (self.content.len() - self.at) as u64 {
                     return Err(GgufError::Damaged("an array is longer than the file"));
                 }
-                Value::Array((0..len).map(|_| self.value(kind, depth + 1)).collect::<Result<_, _>>()?)
+                Value::Array(
+                    (0..len)
+                        .map(|_| self.value(kind, depth + 1))
+                        .collect::<Result<_, _>>()?,
+                )
             }
             10 => Value::Integer(i64::try_from(self.u64()?).unwrap_or(i64::MAX)),
             11 => Value::Integer(i64::from_le_bytes(self.array()?)),

@@ -80,7 +80,9 @@ impl Names {
 
     /// `None` for names that no model of ours has.
     pub(super) fn place(&self, name: &str) -> Option<Place> {
-        let (stem, kind) = name.rsplit_once('.').filter(|(_, kind)| ["weight", "bias"].contains(kind))?;
+        let (stem, kind) = name
+            .rsplit_once('.')
+            .filter(|(_, kind)| ["weight", "bias"].contains(kind))?;
         let found = |tensor: String| Place {
             tensor,
             expert: None,

@@ -140,12 +140,22 @@ fn demo_tokenizer() -> Metadata {
         .map(|(token, id)| (id.as_u64().unwrap(), token.as_str()))
         .collect();
     tokens.sort_unstable();
-    let merges = tokenizer["model"]["merges"].as_array().unwrap().iter().map(|merge| match merge {
-        Json::String(merge) => text(merge),
-        pair => text(&format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())),
-    });
+    let merges = tokenizer["model"]["merges"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|merge| match merge {
+            Json::String(merge) => text(merge),
+            pair => text(&format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap())),
+        });
     let special = tokenizer["added_tokens"].as_array().unwrap();
-    let kind = |id: &u64| if special.iter().any(|token| token["id"] == json!(id)) { 3 } else { 1 };
+    let kind = |id: &u64| {
+        if special.iter().any(|token| token["id"] == json!(id)) {
+            3
+        } else {
+            1
+        }
+    };
     let kinds = tokens.iter().map(|(id, _)| gguf_file::Value::I32(kind(id)));
     let array = gguf_file::Value::Array;
     [
@@ -168,7 +178,10 @@ pub(crate) fn sentence_piece_json(tokens: &[&str], scores: &[f32]) -> Vec<u8> {
     let metadata: Metadata = [
         ("model", text("llama")),
         ("tokens", array(tokens.iter().map(|token| text(token)).collect())),
-        ("scores", array(scores.iter().map(|score| gguf_file::Value::F32(*score)).collect())),
+        (
+            "scores",
+            array(scores.iter().map(|score| gguf_file::Value::F32(*score)).collect()),
+        ),
         ("token_type", array((0..tokens.len()).map(kind).collect())),
         ("bos_token_id", gguf_file::Value::U32(1)),
     ]

@@ -37,11 +37,18 @@ fn tensors(config: &serde_json::Value) -> Tensors {
 fn rounded(tensors: &Tensors, kind: GgmlDType) -> Tensors {
     let round = |shape: &[usize], numbers: &[f32]| {
         let tensor = Tensor::from_slice(numbers, shape, &Device::Cpu).unwrap();
-        let rounded = QTensor::quantize(&tensor, kind).unwrap().dequantize(&Device::Cpu).unwrap();
+        let rounded = QTensor::quantize(&tensor, kind)
+            .unwrap()
+            .dequantize(&Device::Cpu)
+            .unwrap();
         rounded.flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };
     let rounded = tensors.iter().map(|(name, (shape, numbers))| {
-        let numbers = if shape.len() == 1 { numbers.clone() } else { round(shape, numbers) };
+        let numbers = if shape.len() == 1 {
+            numbers.clone()
+        } else {
+            round(shape, numbers)
+        };
         (name.clone(), (shape.clone(), numbers))
     });
     rounded.collect()
@@ -50,7 +57,12 @@ fn rounded(tensors: &Tensors, kind: GgmlDType) -> Tensors {
 /// What comes out of all blocks and the head.
 fn outputs(source: &ModelSource) -> Vec<f32> {
     let n_blocks = source.config().n_blocks;
-    let blocks = Blocks::load(&source.files_for_span(0..n_blocks).unwrap(), 0..n_blocks, WeightDType::F32).unwrap();
+    let blocks = Blocks::load(
+        &source.files_for_span(0..n_blocks).unwrap(),
+        0..n_blocks,
+        WeightDType::F32,
+    )
+    .unwrap();
     let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32).unwrap();
     let mut x = random_hidden(&mut rng(7), 1, 5, source.config().hidden_size);
     for block in 0..n_blocks {
@@ -89,12 +101,21 @@ fn every_kind_of_numbers_gives_the_outputs_of_the_same_numbers_in_safetensors() 
         let same = write_model(&config, &rounded(&tensors, kind));
         let expected = resolve(same.path()).unwrap();
         let (found, wanted) = (source.config(), expected.config());
-        assert_eq!((found.family, &found.norm, &found.attention), (wanted.family, &wanted.norm, &wanted.attention));
+        assert_eq!(
+            (found.family, &found.norm, &found.attention),
+            (wanted.family, &wanted.norm, &wanted.attention)
+        );
         assert_eq!(found.ends, wanted.ends);
         assert_eq!(outputs(&source), outputs(&expected), "{kind:?}");
     }
-    assert_eq!(resolve(&folder.path().join("model.gguf")).unwrap().title().unwrap(), "Tiny-Llama--test");
-    assert!(resolve(folder.path()).is_ok(), "a folder with one such file is that file");
+    assert_eq!(
+        resolve(&folder.path().join("model.gguf")).unwrap().title().unwrap(),
+        "Tiny-Llama--test"
+    );
+    assert!(
+        resolve(folder.path()).is_ok(),
+        "a folder with one such file is that file"
+    );
 }
 
 #[test]
@@ -155,7 +176,10 @@ fn truncated_and_garbled_files_are_refused_at_every_length() {
     let read = |bytes: &[u8]| Gguf::read(Bytes::copy_from_slice(bytes));
     for len in (0..header).step_by(7) {
         let Ok(file) = read(&whole[..len]) else { continue };
-        assert!(file.config_json().is_err() || file.tensor("model.norm.weight").is_err(), "{len}");
+        assert!(
+            file.config_json().is_err() || file.tensor("model.norm.weight").is_err(),
+            "{len}"
+        );
     }
     let cut = read(&whole[..whole.len() - 5000]).unwrap();
     let names: Vec<String> = tensors(&config).into_keys().collect();
@@ -179,7 +203,9 @@ fn what_cannot_be_used_is_named() {
     let folder = TempDir::new().unwrap();
     let error = |metadata: &Metadata| {
         let path = written(&folder, &gguf_of(&config, &tensors(&config), GgmlDType::F32, metadata));
-        let error = resolve(&path).and_then(|source| source.tokenizer_json().map(|_| ())).unwrap_err();
+        let error = resolve(&path)
+            .and_then(|source| source.tokenizer_json().map(|_| ()))
+            .unwrap_err();
         let ResolveError::Load(LoadError::Gguf { source, .. }) = error else {
             panic!("{error}")
         };
@@ -194,8 +220,14 @@ fn what_cannot_be_used_is_named() {
     assert!(with("split.count", gguf_file::Value::U16(3)).contains("llama-gguf-split"));
     assert!(with("tokenizer.ggml.model", text("rwkv")).contains("tokenizer.ggml.tokens"));
     let metadata: Metadata = metadata_of(&config);
-    let without = metadata.into_iter().filter(|(key, _)| key != "llama.block_count").collect();
+    let without = metadata
+        .into_iter()
+        .filter(|(key, _)| key != "llama.block_count")
+        .collect();
     assert!(error(&without).contains("llama.block_count"));
-    assert!(matches!(Gguf::read(Bytes::from_static(b"GGML....")), Err(GgufError::NotGguf)));
+    assert!(matches!(
+        Gguf::read(Bytes::from_static(b"GGML....")),
+        Err(GgufError::NotGguf)
+    ));
     assert_eq!(header::kind_name(23), "IQ4_XS");
 }

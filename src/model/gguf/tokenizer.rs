@@ -16,7 +16,8 @@ const USER_DEFINED: f64 = 4.0;
 
 /// How texts are cut before byte-level BPE (the tokenizer.json of Llama 3 and of Qwen 2).
 const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_WORDS: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// What stands for a space in SentencePiece's pieces.
 const SPACE: &str = "\u{2581}";
@@ -60,7 +61,10 @@ fn byte_level(header: &Header, tokens: &[&str]) -> Result<(Json, bool), GgufErro
         "gpt-2" | "default" => (bytes(true), false),
         "smollm" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
-            (json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]}), false)
+            (
+                json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]}),
+                false,
+            )
         }
         other => {
             return Err(GgufError::Tokenizer { kind: other.to_owned() });
@@ -131,7 +135,9 @@ fn merges_by_score(tokens: &[&str], scores: &[f64]) -> Vec<[String; 2]> {
         let by_score = b.0.total_cmp(&a.0);
         by_score.then_with(|| (length(b.1), length(b.2)).cmp(&(length(a.1), length(a.2))))
     });
-    let texts = merges.into_iter().map(|(_, left, right)| [left.to_owned(), right.to_owned()]);
+    let texts = merges
+        .into_iter()
+        .map(|(_, left, right)| [left.to_owned(), right.to_owned()]);
     texts.collect()
 }
 
