@@ -35,6 +35,7 @@ mod kv;
 mod layout;
 mod linear;
 mod load;
+mod lora;
 mod norm;
 mod number;
 mod quant;
@@ -64,6 +65,7 @@ pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::Family;
 pub use files::{ModelFiles, ShardIndex};
 pub use generation::GenerationConfig;
+use grad::Through;
 pub use gguf::GgufError;
 #[cfg(test)]
 pub(crate) use gguf::testing::{demo_gguf, sentence_piece_json};
@@ -71,7 +73,9 @@ use hub::Lease;
 pub use hub::{Download, HubError, HubFault, HubOptions, Progress, Transfer, free_space};
 use kv::{Arena, KvShape};
 pub use kv::{Cache, KvDType};
+use layout::BlockLayout;
 use load::TensorReader;
+pub use lora::{Adapter, AdapterError, AdapterId};
 pub use quant::WeightFormat;
 pub use sample::{SampleError, Sampler, SamplingParams};
 pub use source::{ModelSource, ResolveError};
@@ -95,6 +99,8 @@ pub struct Blocks {
     dtype: WeightDType,
     shared: Shared,
     blocks: Vec<Block>,
+    /// The names of the adapters, by [`AdapterId`].
+    adapters: Vec<String>,
     max_chunk_bytes: usize,
     /// An activation that makes a block panic.
     #[cfg(test)]
@@ -135,6 +141,7 @@ impl Blocks {
             dtype,
             shared,
             blocks: blocks?,
+            adapters: Vec::new(),
             max_chunk_bytes: DEFAULT_MAX_CHUNK_BYTES,
             #[cfg(test)]
             poison: None,
@@ -154,6 +161,36 @@ impl Blocks {
     pub(crate) fn with_poison(mut self, poison: f32) -> Self {
         self.poison = Some(poison);
         self
+    }
+
+    /// Adds adapters that sequences may ask for by name.
+    ///
+    /// # Errors
+    /// The first adapter that does not fit, or has the name of another.
+    pub fn with_adapters(mut self, adapters: &[Adapter]) -> Result<Self, AdapterError> {
+        for adapter in adapters {
+            let name = adapter.name().to_owned();
+            if self.adapters.contains(&name) {
+                return Err(AdapterError::Twice { name });
+            }
+            for (block_idx, block) in self.span.clone().zip(&mut self.blocks) {
+                // The names that differ between checkpoints of a family are not those that adapters have.
+                let layout = BlockLayout::new(&self.config, block_idx, &|_| false);
+                block.adapters.push(adapter.block(&layout, block_idx)?);
+            }
+            self.adapters.push(name);
+        }
+        Ok(self)
+    }
+
+    /// The adapter of this name; `None` if there is none.
+    pub fn adapter(&self, name: &str) -> Option<AdapterId> {
+        self.adapters.iter().position(|known| known == name).map(AdapterId)
+    }
+
+    /// The names of all adapters.
+    pub fn adapters(&self) -> &[String] {
+        &self.adapters
     }
 
     /// Which blocks of the model these are.
@@ -215,22 +252,41 @@ impl Blocks {
     /// # Errors
     /// As [`Blocks::step`].
     pub fn forward(&self, block: u32, x: &mut Hidden) -> Result<(), ComputeError> {
+        self.forward_with(block, None, x)
+    }
+
+    /// [`Blocks::forward`] with an adapter, if it is one.
+    ///
+    /// # Errors
+    /// As [`Blocks::step`].
+    pub fn forward_with(
+        &self,
+        block: u32,
+        adapter: Option<AdapterId>,
+        x: &mut Hidden,
+    ) -> Result<(), ComputeError> {
         self.block(block)?;
         self.check(x)?;
         if x.data.is_empty() {
             // There may be any number of sequences without tokens.
             return Ok(());
         }
-        let mut cache = self.new_cache(1, x.batch, x.tokens);
+        let mut cache = self.new_cache(1, x.batch, x.tokens).with_adapter(adapter);
         self.step(block, &mut cache, 0, x, 0)
     }
 
-    /// The gradient by the block's input `x_in` (positions from 0) that belongs to the gradient `grad_out` by its
-    /// output. All are `[batch, tokens, hidden]`.
+    /// The gradient by the input `x_in` (positions from 0) of `block` with `adapter` that belongs to the gradient
+    /// `grad_out` by its output. All are `[batch, tokens, hidden]`.
     ///
     /// # Errors
-    /// As [`Blocks::step`], and [`ComputeError::Autograd`].
-    pub fn backward(&self, block: u32, x_in: &Hidden, grad_out: &Hidden) -> Result<Hidden, ComputeError> {
+    /// As [`Blocks::step`].
+    pub fn backward(
+        &self,
+        block: u32,
+        adapter: Option<AdapterId>,
+        x_in: &Hidden,
+        grad_out: &Hidden,
+    ) -> Result<Hidden, ComputeError> {
         let block = self.block(block)?;
         self.check(x_in)?;
         grad_out.check_size()?;
@@ -244,7 +300,11 @@ impl Blocks {
         if x_in.data.is_empty() {
             return Ok(x_in.clone());
         }
-        grad::backward(block, &self.config, x_in, grad_out).map_err(ComputeError::Autograd)
+        let through = Through {
+            kernels: self.shared.heads.kernels,
+            adapter: adapter.and_then(|AdapterId(idx)| block.adapters.get(idx)),
+        };
+        Ok(grad::backward(block, through, &self.config, x_in, grad_out))
     }
 
     fn block(&self, block: u32) -> Result<&Block, ComputeError> {

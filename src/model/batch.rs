@@ -67,6 +67,7 @@ impl Part<'_> {
     fn segments(&mut self) -> Result<impl Iterator<Item = Segment<'_>>, ComputeError> {
         let (position, tokens) = (self.position + self.tokens.start, self.tokens.len());
         let sequence_len = self.position + self.x.tokens;
+        let adapter = self.cache.adapter();
         let rows = self
             .cache
             .rows_for_step(self.chain_idx, self.x.batch, position, tokens)?;
@@ -75,6 +76,7 @@ impl Part<'_> {
             position,
             tokens,
             sequence_len,
+            adapter,
         }))
     }
 }
@@ -184,6 +186,7 @@ impl Blocks {
                         position: segment.position + from - first,
                         tokens: to - from,
                         sequence_len: segment.sequence_len,
+                        adapter: segment.adapter,
                     });
                 }
                 first += segment.tokens;

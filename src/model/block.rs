@@ -12,6 +12,7 @@ use super::{
     layout::{BlockLayout, NormSpec},
     linear::Linear,
     load::TensorReader,
+    lora::{AdapterId, BlockAdapter, Target, Updates},
     norm::Norm,
     rope::{Angles, Rope},
 };
@@ -35,6 +36,8 @@ pub(crate) struct Block {
     pub(crate) mlp_norm: Option<Norm>,
     pub(crate) feed_forward: FeedForward,
     pub(crate) mlp_post_norm: Option<Norm>,
+    /// By [`AdapterId`].
+    pub(crate) adapters: Vec<BlockAdapter>,
 }
 
 /// What all blocks of a model share.
@@ -54,6 +57,8 @@ pub(crate) struct Segment<'a> {
     pub(crate) tokens: usize,
     /// Tokens of the sequence after the whole step, of which this may be a part.
     pub(crate) sequence_len: usize,
+    /// What its sequence goes through besides the frozen weights.
+    pub(crate) adapter: Option<AdapterId>,
 }
 
 impl Block {
@@ -89,6 +94,7 @@ impl Block {
             scoring: scoring(config, block_idx, sinks),
             output,
             feed_forward,
+            adapters: Vec::new(),
         })
     }
 
@@ -102,37 +108,41 @@ impl Block {
         scratch: &mut attention::Scratch,
     ) {
         let kernels = shared.heads.kernels;
+        let updates = Updates::new(&self.adapters, segments);
         let mut normed = self.attention_norm.apply(x);
-        let attended = self
-            .output
-            .apply(kernels, &self.attend(shared, &normed, segments, scratch));
+        let heads = self.attend(shared, &updates, &normed, (segments, scratch));
+        let mut attended = self.output.apply(kernels, &heads);
+        updates.add(Target::Output, kernels, &heads, &mut attended);
         if !self.residual.is_parallel() {
             add(x, &normed_by(self.attention_post_norm.as_ref(), attended));
             if let Some(norm) = &self.mlp_norm {
                 normed = norm.apply(x);
             }
-            let fed = self.feed_forward.run(kernels, &normed);
+            let fed = self.feed_forward.run(kernels, &updates, &normed);
             add(x, &normed_by(self.mlp_post_norm.as_ref(), fed));
         } else {
             if let Some(norm) = &self.mlp_norm {
                 normed = norm.apply(x);
             }
             add(x, &attended);
-            add(x, &self.feed_forward.run(kernels, &normed));
+            add(x, &self.feed_forward.run(kernels, &updates, &normed));
         }
     }
 
     fn attend(
         &self,
         shared: &Shared,
+        updates: &Updates<'_>,
         x: &[f32],
-        segments: &mut [Segment<'_>],
-        scratch: &mut attention::Scratch,
+        (segments, scratch): (&mut [Segment<'_>], &mut attention::Scratch),
     ) -> Vec<f32> {
         let heads = shared.heads;
         let mut queries = self.query.apply(heads.kernels, x);
         let mut keys = self.key.apply(heads.kernels, x);
-        let values = self.value.apply(heads.kernels, x);
+        let mut values = self.value.apply(heads.kernels, x);
+        updates.add(Target::Query, heads.kernels, x, &mut queries);
+        updates.add(Target::Key, heads.kernels, x, &mut keys);
+        updates.add(Target::Value, heads.kernels, x, &mut values);
 
         if let Some([query_norm, key_norm]) = &self.qk_norm {
             queries = query_norm.apply(&queries);

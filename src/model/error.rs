@@ -183,7 +183,7 @@ impl LoadError {
     }
 }
 
-/// A step that cannot be computed. All but [`ComputeError::Autograd`] are the caller's mistakes.
+/// A step that cannot be computed: a mistake of the caller's.
 #[derive(Debug, Error)]
 pub enum ComputeError {
     /// The block is not loaded.
@@ -291,7 +291,4 @@ pub enum ComputeError {
         /// What was given.
         rows: Vec<usize>,
     },
-    /// Candle failed to differentiate.
-    #[error("the gradient could not be computed")]
-    Autograd(#[source] candle_core::Error),
 }

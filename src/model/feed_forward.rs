@@ -9,6 +9,7 @@ use super::{
     cpu::{Kernels, exp},
     layout::{BlockLayout, MlpSpec},
     linear::{Linear, WORTH_THREADS},
+    lora::{Target, Updates},
     load::TensorReader,
 };
 
@@ -67,10 +68,10 @@ impl FeedForward {
         }
     }
 
-    /// `x` is `[tokens, hidden]`; returns the same shape.
-    pub(crate) fn run(&self, kernels: Kernels, x: &[f32]) -> Vec<f32> {
+    /// `x` is `[tokens, hidden]`; returns the same shape. Adapters change no experts.
+    pub(crate) fn run(&self, kernels: Kernels, updates: &Updates<'_>, x: &[f32]) -> Vec<f32> {
         match self {
-            Self::Dense(mlp) => mlp.run(kernels, x),
+            Self::Dense(mlp) => mlp.run(kernels, updates, x),
             Self::Experts(experts) => experts.run(kernels, x),
         }
     }
@@ -91,12 +92,14 @@ impl FeedForward {
 }
 
 impl Mlp {
-    fn run(&self, kernels: Kernels, x: &[f32]) -> Vec<f32> {
+    fn run(&self, kernels: Kernels, updates: &Updates<'_>, x: &[f32]) -> Vec<f32> {
         let mut inner;
         match &self.gate {
             Some(gate) => {
                 inner = gate.apply(kernels, x);
-                let up = self.up.apply(kernels, x);
+                let mut up = self.up.apply(kernels, x);
+                updates.add(Target::Gate, kernels, x, &mut inner);
+                updates.add(Target::Up, kernels, x, &mut up);
                 if inner.len() < WORTH_THREADS {
                     self.activation.apply_gated(&mut inner, &up);
                 } else {
@@ -106,6 +109,7 @@ impl Mlp {
             }
             None => {
                 inner = self.up.apply(kernels, x);
+                updates.add(Target::Up, kernels, x, &mut inner);
                 if inner.len() < WORTH_THREADS {
                     self.activation.apply(&mut inner);
                 } else {
@@ -115,7 +119,9 @@ impl Mlp {
                 }
             }
         }
-        self.down.apply(kernels, &inner)
+        let mut out = self.down.apply(kernels, &inner);
+        updates.add(Target::Down, kernels, &inner, &mut out);
+        out
     }
 }
 
@@ -129,7 +135,7 @@ pub(crate) struct Choice {
 impl Experts {
     /// Each expert runs once, for all of its tokens; what the experts of a token give is added in the order of their
     /// numbers.
-    fn run(&self, kernels: Kernels, x: &[f32]) -> Vec<f32> {
+    pub(crate) fn run(&self, kernels: Kernels, x: &[f32]) -> Vec<f32> {
         let width = self.router.weight.cols();
         let mut out = vec![0.0; x.len()];
         let scores = self.router.apply(kernels, x);
@@ -141,7 +147,7 @@ impl Experts {
             .filter(|(_, choices)| !choices.is_empty());
         for (expert, choices) in chosen {
             let rows = choices.iter().map(|choice| &x[choice.token * width..][..width]);
-            let fed = expert.run(kernels, &rows.collect::<Vec<_>>().concat());
+            let fed = expert.run(kernels, &Updates::default(), &rows.collect::<Vec<_>>().concat());
             for (choice, fed) in choices.iter().zip(fed.chunks_exact(width)) {
                 let out = &mut out[choice.token * width..][..width];
                 out.iter_mut()

@@ -21,7 +21,7 @@ pub(crate) use page::{HeadPage, PAGE_TOKENS, Page};
 pub(crate) use row::Row;
 use track::Track;
 
-use super::{ComputeError, ModelConfig, WeightDType, cpu::LANES};
+use super::{AdapterId, ComputeError, ModelConfig, WeightDType, cpu::LANES};
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,8 @@ pub struct Cache {
     arena: Arc<Arena>,
     batch: usize,
     max_length: usize,
+    /// What the session goes through besides the frozen weights: its keys and values are of no use to others.
+    adapter: Option<AdapterId>,
     /// `[chain][batch]`
     chain: Vec<Vec<Row>>,
     /// `None` if the session shares nothing with others.
@@ -109,15 +111,31 @@ impl Cache {
             batch,
             max_length,
             chain: vec![vec![Row::new(max_length); batch]; chain_len],
+            adapter: None,
             track: None,
         }
     }
 
-    /// From now on what this session computes is known to others with the same `identity`, and it takes over what they
+    /// From now on what this session computes is known to others with the same `identity` and adapter, and it takes over what they
     /// computed. `dtype` is what outputs are rounded to before anybody gets them.
     pub(crate) fn share_prefixes(&mut self, identity: &[u8], dtype: WeightDType) {
-        let seed = *blake3::hash(identity).as_bytes();
-        self.track = Some(Track::new(seed, dtype, self.batch));
+        let mut seed = blake3::Hasher::new();
+        seed.update(identity);
+        if let Some(AdapterId(adapter)) = self.adapter {
+            seed.update(&adapter.to_le_bytes());
+        }
+        self.track = Some(Track::new(*seed.finalize().as_bytes(), dtype, self.batch));
+    }
+
+    /// The cache of a session that wants an adapter. To be said before anything is shared.
+    #[must_use]
+    pub fn with_adapter(mut self, adapter: Option<AdapterId>) -> Self {
+        self.adapter = adapter;
+        self
+    }
+
+    pub(crate) fn adapter(&self) -> Option<AdapterId> {
+        self.adapter
     }
 
     /// Makes row `i` a continuation of what was row `rows[i]`, in every block of the chain (Petals' `hypo_ids`).

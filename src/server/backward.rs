@@ -6,7 +6,7 @@
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{error::RequestError, request::Prompts};
-use crate::model::{Blocks, Hidden};
+use crate::model::{AdapterId, Blocks, Hidden};
 
 /// What a pass over a chain ends with.
 #[derive(Debug)]
@@ -28,6 +28,7 @@ pub(crate) struct PromptGradients {
 #[derive(Debug)]
 pub(crate) struct Backward {
     prompts: Option<Prompts>,
+    adapter: Option<AdapterId>,
     /// What went into the first blocks of the chain, prompts included: more and more of them on the way there, fewer
     /// and fewer on the way back.
     inputs: Vec<Hidden>,
@@ -38,13 +39,19 @@ pub(crate) struct Backward {
 }
 
 impl Backward {
-    /// The pass over a chain whose input is `x`.
-    pub(crate) fn new(mut x: Hidden, prompts: Option<Prompts>, turn: OwnedSemaphorePermit) -> Self {
+    /// The pass over a chain whose input is `x`, every block with `adapter`.
+    pub(crate) fn new(
+        mut x: Hidden,
+        prompts: Option<Prompts>,
+        adapter: Option<AdapterId>,
+        turn: OwnedSemaphorePermit,
+    ) -> Self {
         if let Some(prompts) = &prompts {
             prompts.add_to(0, &mut x);
         }
         Self {
             prompts,
+            adapter,
             inputs: vec![x],
             prompt_gradients: Vec::new(),
             _turn: turn,
@@ -76,13 +83,13 @@ impl Backward {
         let index = Self::index(stage, chain.len());
         if stage + 1 < chain.len() {
             let mut x = self.inputs[index].clone();
-            blocks.forward(chain[index], &mut x)?;
+            blocks.forward_with(chain[index], self.adapter, &mut x)?;
             if let Some(prompts) = &self.prompts {
                 prompts.add_to(index + 1, &mut x);
             }
             self.inputs.push(x);
         } else if let Some(x) = self.inputs.pop() {
-            *gradient = blocks.backward(chain[index], &x, gradient)?;
+            *gradient = blocks.backward(chain[index], self.adapter, &x, gradient)?;
             if let Some(prompts) = &self.prompts {
                 self.prompt_gradients.push(prompts.gradient(gradient));
             }

@@ -2,7 +2,7 @@
 //! get in between, and one block's keys and values are all that it keeps.
 
 use super::{error::RequestError, worker::Work};
-use crate::model::{Blocks, Cache, Hidden, Part, Scratch};
+use crate::model::{AdapterId, Blocks, Cache, Hidden, Part, Scratch};
 
 /// A forward pass, somewhere on its way.
 #[derive(Debug)]
@@ -17,9 +17,9 @@ pub(crate) struct Forward {
 }
 
 impl Forward {
-    /// The pass over `work`, which has tokens.
-    pub(crate) fn new(blocks: &Blocks, work: Work) -> Self {
-        let cache = blocks.new_cache(1, work.x.batch, work.x.tokens);
+    /// The pass over `work`, which has tokens, every block with `adapter`.
+    pub(crate) fn new(blocks: &Blocks, work: Work, adapter: Option<AdapterId>) -> Self {
+        let cache = blocks.new_cache(1, work.x.batch, work.x.tokens).with_adapter(adapter);
         let mut forward = Self {
             work,
             next: 0,

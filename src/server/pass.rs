@@ -21,12 +21,12 @@ use super::{
     convert::convert,
     current::Current,
     error::RequestError,
-    request::{self, Prompts, check_adapter, check_points, ordered},
+    request::{self, Prompts, check_points, find_adapter, ordered},
     serving::Serving,
     worker::Work,
 };
 use crate::{
-    model::Hidden,
+    model::{AdapterId, Hidden},
     p2p::{StreamReceiver, StreamSender},
 };
 
@@ -159,7 +159,7 @@ async fn run(
     let (serving, chain) = current.find(&request.uid)?;
     let metadata = StepMetadata::decode(&request.metadata)?;
     check_points(&metadata, direction.method())?;
-    check_adapter(&metadata)?;
+    let adapter = find_adapter(&metadata, &serving.blocks)?;
     let wish = metadata.output_compression.clone();
     let (width, n_blocks) = (serving.blocks.config().hidden_size, chain.len());
     let n_bytes = request.tensors.iter().map(|tensor| tensor.buffer.len()).sum();
@@ -177,7 +177,7 @@ async fn run(
     let compressions = output_compressions(&serving, direction, wish.as_deref(), n_outputs)?;
     let limit = serving.limits.request_timeout;
     let outputs =
-        timeout(limit, compute(&serving, chain, inputs))
+        timeout(limit, compute(&serving, chain, adapter, inputs))
             .await
             .unwrap_or(Err(RequestError::RequestTimeout {
                 seconds: limit.as_secs_f64(),
@@ -201,10 +201,15 @@ fn inputs(
     Ok(Inputs { x, gradient, prompts })
 }
 
-async fn compute(serving: &Serving, chain: Arc<[u32]>, inputs: Inputs) -> Result<PassOutput, RequestError> {
+async fn compute(
+    serving: &Serving,
+    chain: Arc<[u32]>,
+    adapter: Option<AdapterId>,
+    inputs: Inputs,
+) -> Result<PassOutput, RequestError> {
     let Inputs { x, gradient, prompts } = inputs;
     let Some(gradient) = gradient else {
-        let x = serving.worker.forward(Work { chain, x, prompts }).await?;
+        let x = serving.worker.forward(Work { chain, x, prompts }, adapter).await?;
         return Ok(PassOutput { x, prompts: None });
     };
     let turn = serving.backward_turn.clone().acquire_owned().await;
@@ -214,7 +219,8 @@ async fn compute(serving: &Serving, chain: Arc<[u32]>, inputs: Inputs) -> Result
         x: gradient,
         prompts: None,
     };
-    serving.worker.backward(work, Backward::new(x, prompts, turn)).await
+    let pass = Backward::new(x, prompts, adapter, turn);
+    serving.worker.backward(work, pass).await
 }
 
 fn encode(

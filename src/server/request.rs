@@ -11,7 +11,7 @@ use sepal_protocol::{
 };
 
 use super::error::RequestError;
-use crate::model::Hidden;
+use crate::model::{AdapterId, Blocks, Hidden};
 
 /// Longest chain in one request, in blocks. Chains may repeat blocks, so the span does not bound them; no model has
 /// nearly as many.
@@ -78,14 +78,17 @@ pub(crate) fn check_points(metadata: &StepMetadata, method: &'static str) -> Res
     }
 }
 
-/// Adapters must be none: we hold none.
+/// The adapter that a request wants.
 ///
 /// # Errors
-/// Names the adapter.
-pub(crate) fn check_adapter(metadata: &StepMetadata) -> Result<(), RequestError> {
-    match metadata.active_adapter.as_deref() {
-        None | Some("") => Ok(()),
-        Some(name) => Err(RequestError::UnknownAdapter { name: name.to_string() }),
+/// Names the adapter, if there is none of that name.
+pub(crate) fn find_adapter(metadata: &StepMetadata, blocks: &Blocks) -> Result<Option<AdapterId>, RequestError> {
+    let Some(name) = metadata.active_adapter.as_deref().filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    match blocks.adapter(name) {
+        Some(adapter) => Ok(Some(adapter)),
+        None => Err(RequestError::UnknownAdapter { name: name.to_owned() }),
     }
 }
 

@@ -155,12 +155,12 @@ impl Session {
                 max: serving.limits.max_batch_size,
             });
         }
-        request::check_adapter(&metadata)?;
+        let adapter = request::find_adapter(&metadata, &serving.blocks)?;
         let pushes = match metadata.session_id {
             Some(id) => Some(serving.sessions.register(id)?),
             None => None,
         };
-        let cache = serving.blocks.new_cache(chain.len(), batch, max_length);
+        let cache = serving.blocks.new_cache(chain.len(), batch, max_length).with_adapter(adapter);
         debug!(?chain, batch, max_length, bytes, "session opens");
         Ok(Self {
             chain: chain.clone(),

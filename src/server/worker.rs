@@ -27,7 +27,7 @@ use super::{
     stats::Counters,
     training::Training,
 };
-use crate::model::{Blocks, Cache, Hidden, Part, Scratch, emptied};
+use crate::model::{AdapterId, Blocks, Cache, Hidden, Part, Scratch, emptied};
 
 /// How long after a short step its session is still expected to send the next one.
 const STILL_THERE: Duration = Duration::from_secs(1);
@@ -94,6 +94,8 @@ enum Kind {
     },
     Forward {
         work: Work,
+        /// What to go through besides the frozen weights. Of steps, the cache knows.
+        adapter: Option<AdapterId>,
         reply: Reply<Hidden>,
     },
     Backward {
@@ -143,9 +145,9 @@ impl Worker {
     ///
     /// # Cancel safety
     /// Dropping the future drops the job before its next block.
-    pub(crate) async fn forward(&self, work: Work) -> Result<Hidden, RequestError> {
+    pub(crate) async fn forward(&self, work: Work, adapter: Option<AdapterId>) -> Result<Hidden, RequestError> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Kind::Forward { work, reply })?;
+        self.submit(Kind::Forward { work, adapter, reply })?;
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
@@ -239,9 +241,9 @@ impl Compute {
                         self.steps.push(step);
                     }
                 }
-                Kind::Forward { work, reply } if work.x.data.is_empty() => drop(reply.send(Ok(work.x))),
-                Kind::Forward { work, reply } => {
-                    let pass = Box::new(Forward::new(&self.blocks, work));
+                Kind::Forward { work, reply, .. } if work.x.data.is_empty() => drop(reply.send(Ok(work.x))),
+                Kind::Forward { work, adapter, reply } => {
+                    let pass = Box::new(Forward::new(&self.blocks, work, adapter));
                     self.training.push_back(Training::Forward { pass, reply });
                 }
                 Kind::Backward { work, pass, reply } => self.training.push_back(Training::Backward {

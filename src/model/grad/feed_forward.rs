@@ -1,0 +1,172 @@
+//! Feed-forward parts backwards: one, or a mixture of experts with the router that weighs them. Which experts a token
+//! goes through is taken as given, as autograd does.
+
+use super::{Through, add};
+use crate::model::{
+    config::parts::{Activation, Routing},
+    cpu::exp,
+    feed_forward::{Choice, Experts, FeedForward, Mlp},
+    lora::Target,
+};
+
+/// Tokens whose inner activations exist at a time.
+const TOKENS_AT_A_TIME: usize = 1024;
+
+impl FeedForward {
+    /// `x` is `[tokens, hidden]`; returns the same shape.
+    pub(super) fn forward(&self, through: Through<'_>, x: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Dense(mlp) => mlp.forward(through, x),
+            Self::Experts(experts) => experts.run(through.kernels, x),
+        }
+    }
+
+    /// The gradient by `x`, from that by the output; all are `[tokens, hidden]`.
+    pub(super) fn back(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Dense(mlp) => mlp.back(through, x, by_out),
+            Self::Experts(experts) => experts.back(through, x, by_out),
+        }
+    }
+}
+
+impl Mlp {
+    fn forward(&self, through: Through<'_>, x: &[f32]) -> Vec<f32> {
+        let mut inner = through.apply(Target::Up, &self.up, x);
+        match &self.gate {
+            None => self.activation.apply(&mut inner),
+            Some(gate) => {
+                let mut gated = through.apply(Target::Gate, gate, x);
+                self.activation.apply_gated(&mut gated, &inner);
+                inner = gated;
+            }
+        }
+        through.apply(Target::Down, &self.down, &inner)
+    }
+
+    fn back(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
+        let len = TOKENS_AT_A_TIME * self.up.weight.cols();
+        let parts = x.chunks(len).zip(by_out.chunks(len));
+        parts.flat_map(|(x, by_out)| self.back_some(through, x, by_out)).collect()
+    }
+
+    fn back_some(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
+        let mut up = through.apply(Target::Up, &self.up, x);
+        let mut by_inner = through.back(Target::Down, &self.down, by_out);
+        let Some(gate) = &self.gate else {
+            for (by_inner, up) in by_inner.iter_mut().zip(&up) {
+                *by_inner *= self.activation.slope(*up);
+            }
+            return through.back(Target::Up, &self.up, &by_inner);
+        };
+        // In place: `by_inner` becomes the gradient by the gate, `up` that by itself.
+        let gate_out = through.apply(Target::Gate, gate, x);
+        let mut activated = gate_out.clone();
+        self.activation.apply(&mut activated);
+        let parts = gate_out.iter().zip(&activated);
+        for ((by_inner, up), (gate, activated)) in by_inner.iter_mut().zip(&mut up).zip(parts) {
+            let (factor, slope) = self.activation.factor(*up);
+            let by_up = *by_inner * activated * slope;
+            *by_inner *= self.activation.slope(*gate) * factor;
+            *up = by_up;
+        }
+        let mut by_x = through.back(Target::Gate, gate, &by_inner);
+        add(&mut by_x, &through.back(Target::Up, &self.up, &up));
+        by_x
+    }
+}
+
+impl Experts {
+    fn back(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
+        let width = self.router.weight.cols();
+        let scores = self.router.apply(through.kernels, x);
+        let mut by_x = vec![0.0; x.len()];
+        // By the weight of each expert for each token, where it was chosen.
+        let mut by_weight = vec![None; scores.len()];
+        for (expert, choices) in self.choose(&scores).iter().enumerate() {
+            if choices.is_empty() {
+                continue;
+            }
+            let mlp = &self.experts[expert];
+            let taken = |from: &[f32]| -> Vec<f32> {
+                let row = |choice: &Choice| from[choice.token * width..][..width].to_vec();
+                choices.iter().flat_map(row).collect()
+            };
+            let (inputs, mut by_fed) = (taken(x), taken(by_out));
+            let fed = mlp.forward(through, &inputs);
+            let rows = by_fed.chunks_exact_mut(width).zip(fed.chunks_exact(width));
+            for (choice, (by_fed, fed)) in choices.iter().zip(rows) {
+                let product: f32 = by_fed.iter().zip(fed).map(|(by_fed, fed)| by_fed * fed).sum();
+                by_weight[choice.token * self.experts.len() + expert] = Some((choice.weight, product));
+                by_fed.iter_mut().for_each(|by_fed| *by_fed *= choice.weight);
+            }
+            let by_inputs = mlp.back(through, &inputs, &by_fed);
+            for (choice, by_input) in choices.iter().zip(by_inputs.chunks_exact(width)) {
+                add(&mut by_x[choice.token * width..][..width], by_input);
+            }
+        }
+        let by_scores = self.back_weights(&scores, &by_weight);
+        add(&mut by_x, &through.back_frozen(&self.router, &by_scores));
+        by_x
+    }
+
+    /// The gradient by the router's scores, from weights and the gradients by them. A weight is a share of a softmax, so
+    /// its change with the score of expert `j` is `weight · (is j - share of j)`.
+    fn back_weights(&self, scores: &[f32], by_weight: &[Option<(f32, f32)>]) -> Vec<f32> {
+        let n_experts = self.experts.len();
+        let mut by_scores = vec![0.0; scores.len()];
+        let rows = scores.chunks_exact(n_experts).zip(by_weight.chunks_exact(n_experts));
+        for (by_scores, (scores, by_weight)) in by_scores.chunks_exact_mut(n_experts).zip(rows) {
+            let mean: f32 = by_weight.iter().flatten().map(|(weight, by)| weight * by).sum();
+            let highest = scores.iter().copied().fold(f32::MIN, f32::max);
+            let total: f32 = scores.iter().map(|score| exp(score - highest)).sum();
+            for ((by_score, score), chosen) in by_scores.iter_mut().zip(scores).zip(by_weight) {
+                *by_score = match (chosen, self.config.routing) {
+                    (Some((weight, by)), _) => weight * (by - mean),
+                    (None, Routing::SoftmaxAll) => -exp(score - highest) / total * mean,
+                    (None, Routing::SoftmaxChosen) => 0.0,
+                };
+            }
+        }
+        by_scores
+    }
+}
+
+impl Activation {
+    /// Its derivative at `x`.
+    fn slope(self, x: f32) -> f32 {
+        let sigmoid = |x: f32| 1.0 / (1.0 + exp(-x));
+        match self {
+            Self::Silu => sigmoid(x) * (1.0 + x * (1.0 - sigmoid(x))),
+            Self::Gelu => {
+                // x · share(x) is the function itself, and the density of the normal distribution the share's slope.
+                let mut value = [x];
+                self.apply(&mut value);
+                let share = if x == 0.0 { 0.5 } else { value[0] / x };
+                share + x * exp(-0.5 * x * x) * (0.5 * std::f32::consts::FRAC_1_SQRT_2 * std::f32::consts::FRAC_2_SQRT_PI)
+            }
+            Self::GeluTanh => {
+                let (linear, cubic) = (0.797_884_6, 0.044_715);
+                let tanh = (linear * (x + cubic * x * x * x)).tanh();
+                0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * linear * (1.0 + 3.0 * cubic * x * x)
+            }
+            Self::Relu => f32::from(u8::from(x > 0.0)),
+            Self::ClampedSwiglu { limit } if x > limit => 0.0,
+            Self::ClampedSwiglu { .. } => {
+                let sigmoid = sigmoid(1.702 * x);
+                sigmoid * (1.0 + 1.702 * x * (1.0 - sigmoid))
+            }
+        }
+    }
+
+    /// What the activated gate is multiplied by, and that factor's derivative.
+    fn factor(self, up: f32) -> (f32, f32) {
+        match self {
+            Self::ClampedSwiglu { limit } => {
+                let inside = up.abs() <= limit;
+                (up.clamp(-limit, limit) + 1.0, f32::from(u8::from(inside)))
+            }
+            _ => (up, 1.0),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! LoRA adapters: small updates of some projections of a block, `y += scale · B(A x)`, that each sequence of a batch asks
+//! for or not. Reading them from files is `lora/load.rs`.
+
+mod error;
+mod load;
+
+use std::ops::Range;
+
+pub use error::AdapterError;
+pub use load::Adapter;
+
+use super::{
+    block::Segment,
+    cpu::Kernels,
+    linear::{Linear, Matrix},
+    number::{Buffer, Frozen},
+};
+
+/// The projections that an adapter can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Query,
+    Key,
+    Value,
+    Output,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Target {
+    const COUNT: usize = 7;
+}
+
+/// One of the adapters that were loaded with some blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterId(pub(crate) usize);
+
+/// The update of one projection. Its matrices are f32, as peft computes with them.
+#[derive(Debug)]
+pub(crate) struct LowRank {
+    /// `[rank, cols]`
+    pub(crate) a: Linear,
+    /// `[rows, rank]`
+    pub(crate) b: Linear,
+    pub(crate) scale: f32,
+}
+
+impl LowRank {
+    /// Adds the update for `x`, `[tokens, cols]`, to `y`, `[tokens, rows]`.
+    pub(crate) fn add(&self, kernels: Kernels, x: &[f32], y: &mut [f32]) {
+        let update = self.b.apply(kernels, &self.a.apply(kernels, x));
+        for (y, update) in y.iter_mut().zip(&update) {
+            *y += self.scale * update;
+        }
+    }
+}
+
+/// A projection `[rows, cols]` of f32 weights, without a bias.
+pub(crate) fn f32_linear(rows: usize, cols: usize, numbers: Vec<f32>) -> Linear {
+    Linear {
+        weight: Matrix::new(rows, cols, Frozen::owned(Buffer::F32(numbers))),
+        bias: None,
+    }
+}
+
+/// What one adapter changes in one block: by [`Target`].
+#[derive(Debug, Default)]
+pub(crate) struct BlockAdapter {
+    updates: [Option<LowRank>; Target::COUNT],
+}
+
+impl BlockAdapter {
+    pub(crate) fn get(&self, target: Target) -> Option<&LowRank> {
+        self.updates[target as usize].as_ref()
+    }
+
+    fn set(&mut self, target: Target, update: LowRank) {
+        self.updates[target as usize] = Some(update);
+    }
+}
+
+/// Which tokens of a batch go through which adapter.
+#[derive(Debug, Default)]
+pub(crate) struct Updates<'a> {
+    tokens: Vec<(Range<usize>, &'a BlockAdapter)>,
+}
+
+impl<'a> Updates<'a> {
+    /// Those of `segments`, whose tokens lie one behind the other. Segments side by side that want the same are one.
+    pub(crate) fn new(adapters: &'a [BlockAdapter], segments: &[Segment<'_>]) -> Self {
+        let mut tokens: Vec<(Range<usize>, &BlockAdapter)> = Vec::new();
+        let mut first = 0;
+        for segment in segments {
+            let range = first..first + segment.tokens;
+            first = range.end;
+            let Some(adapter) = segment.adapter.and_then(|AdapterId(idx)| adapters.get(idx)) else {
+                continue;
+            };
+            match tokens.last_mut() {
+                Some((last, same)) if last.end == range.start && std::ptr::eq(*same, adapter) => last.end = range.end,
+                _ => tokens.push((range, adapter)),
+            }
+        }
+        Self { tokens }
+    }
+
+    /// Adds to `y`, the projections of all tokens, the updates of those that want any.
+    pub(crate) fn add(&self, target: Target, kernels: Kernels, x: &[f32], y: &mut [f32]) {
+        for (tokens, adapter) in &self.tokens {
+            let Some(update) = adapter.get(target) else { continue };
+            let (cols, rows) = (update.a.weight.cols(), update.b.weight.rows());
+            let x = &x[tokens.start * cols..tokens.end * cols];
+            update.add(kernels, x, &mut y[tokens.start * rows..tokens.end * rows]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! Adapters against peft (`scripts/make-lora-vectors.py`), and many of them in one batch.
+
+use std::fs;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::*;
+use crate::model::{
+    Blocks, Hidden, HubOptions, Part, Scratch, WeightDType,
+    testing::{assert_close, fixture, random_hidden, recorded, rng, vectors},
+};
+
+const NAMES: [&str; 2] = ["queries-and-values", "everything"];
+
+fn open(place: &str) -> Result<Adapter, AdapterError> {
+    let mut options = HubOptions::from_variables(|_| None);
+    options.offline = true;
+    Adapter::open(place, &options)
+}
+
+fn recorded_adapter(name: &str) -> Adapter {
+    open(vectors("sepal/lora").join(name).to_str().unwrap()).unwrap()
+}
+
+fn blocks() -> Blocks {
+    let (files, _) = fixture("tiny-llama");
+    let blocks = Blocks::load(&files, 0..4, WeightDType::F32).unwrap();
+    blocks.with_adapters(&NAMES.map(recorded_adapter)).unwrap()
+}
+
+fn reference() -> Value {
+    serde_json::from_str(&fs::read_to_string(vectors("sepal/lora/reference.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn blocks_with_adapters_and_their_gradients_equal_peft_within_1e_4() {
+    let (blocks, reference) = (blocks(), reference());
+    for name in NAMES {
+        let adapter = blocks.adapter(name);
+        assert!(adapter.is_some());
+        let expected = &reference["adapters"][name];
+        let (mut x, mut inputs) = (recorded(&reference["input"]), Vec::new());
+        for (block, expected) in (0..).zip(expected["blocks"].as_array().unwrap()) {
+            inputs.push(x.clone());
+            blocks.forward_with(block, adapter, &mut x).unwrap();
+            assert_close(&x.data, &recorded(expected).data, 1e-4);
+        }
+        let mut gradient = recorded(&reference["by_output"]);
+        for (block, input) in (0..4).zip(&inputs).rev() {
+            gradient = blocks.backward(block, adapter, input, &gradient).unwrap();
+        }
+        assert_close(&gradient.data, &recorded(&expected["gradient"]).data, 1e-4);
+    }
+}
+
+#[test]
+fn sequences_with_different_adapters_in_one_batch_get_what_they_get_alone() {
+    let blocks = blocks();
+    let wanted = [Some(0), None, Some(1), Some(1), Some(0)].map(|idx| idx.map(|idx: usize| blocks.adapter(NAMES[idx]).unwrap()));
+    let mut inputs: Vec<Hidden> = (0..5).map(|i| random_hidden(&mut rng(i), 1, 3 + i as usize, 64)).collect();
+    let alone: Vec<Hidden> = inputs
+        .iter()
+        .zip(wanted)
+        .map(|(x, adapter)| {
+            let mut x = x.clone();
+            blocks.forward_with(2, adapter, &mut x).unwrap();
+            x
+        })
+        .collect();
+    let mut caches: Vec<_> = wanted.iter().map(|adapter| blocks.new_cache(1, 1, 8).with_adapter(*adapter)).collect();
+    let mut parts: Vec<Part<'_>> = inputs
+        .iter_mut()
+        .zip(&mut caches)
+        .map(|(x, cache)| Part {
+            cache,
+            chain_idx: 0,
+            tokens: 0..x.tokens,
+            x,
+            position: 0,
+        })
+        .collect();
+    blocks.run_batch(2, &mut parts, &mut Scratch::default()).unwrap();
+    for (together, alone) in inputs.iter().zip(&alone) {
+        assert_close(&together.data, &alone.data, 1e-5);
+    }
+    let [with, without] = [0, 1].map(|i| {
+        let mut x = random_hidden(&mut rng(0), 1, 3, 64);
+        blocks.forward_with(2, wanted[i], &mut x).unwrap();
+        x
+    });
+    assert_ne!(with, without, "the adapters do something");
+}
+
+#[test]
+fn adapters_have_the_name_of_their_folder_or_the_one_they_are_given() {
+    let folder = vectors("sepal/lora/everything");
+    let folder = folder.to_str().unwrap();
+    assert_eq!(open(folder).unwrap().name(), "everything");
+    assert_eq!(open(&format!("mine/all={folder}")).unwrap().name(), "mine/all");
+    let (files, _) = fixture("tiny-llama");
+    let twice = [open(folder).unwrap(), open(folder).unwrap()];
+    let error = Blocks::load(&files, 0..1, WeightDType::F32).unwrap().with_adapters(&twice);
+    assert_eq!(error.unwrap_err().to_string(), "there are two adapters called everything");
+}
+
+/// A copy of a recorded adapter with another configuration.
+fn changed(change: impl Fn(&mut Value)) -> TempDir {
+    let source = vectors("sepal/lora/everything");
+    let folder = TempDir::new().unwrap();
+    let mut config: Value =
+        serde_json::from_str(&fs::read_to_string(source.join("adapter_config.json")).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+    fs::copy(
+        source.join("adapter_model.safetensors"),
+        folder.path().join("adapter_model.safetensors"),
+    )
+    .unwrap();
+    folder
+}
+
+#[test]
+fn what_an_adapter_does_and_we_cannot_is_said() {
+    let cases: [(&str, Value, &str); 4] = [
+        ("peft_type", "IA3".into(), "is of type IA3"),
+        ("use_dora", true.into(), "is a DoRA adapter"),
+        ("bias", "all".into(), "changes biases"),
+        ("layer_replication", serde_json::json!([[0, 4]]), "repeats blocks"),
+    ];
+    for (key, value, text) in cases {
+        let folder = changed(|config| config[key] = value.clone());
+        let place = format!("a={}", folder.path().display());
+        let error = open(&place).unwrap_err().to_string();
+        assert_eq!(error, format!("adapter a {text}, which is not supported"));
+    }
+    let (files, _) = fixture("tiny-llama31");
+    let other = Blocks::load(&files, 0..1, WeightDType::F32).unwrap();
+    let fits = other.with_adapters(&[recorded_adapter("everything")]);
+    assert!(fits.is_err() || files.config().hidden_size == 64);
+}
+
+#[test]
+fn the_scale_of_rank_stabilised_adapters_falls_with_the_root_of_the_rank() {
+    let folder = changed(|config| config["use_rslora"] = true.into());
+    let [plain, stable] = [
+        open(vectors("sepal/lora/everything").to_str().unwrap()),
+        open(folder.path().to_str().unwrap()),
+    ]
+    .map(|adapter| {
+        let (files, _) = fixture("tiny-llama");
+        let blocks = Blocks::load(&files, 0..1, WeightDType::F32).unwrap();
+        let blocks = blocks.with_adapters(&[adapter.unwrap()]).unwrap();
+        blocks.blocks[0].adapters[0].get(Target::Down).unwrap().scale
+    });
+    assert!((plain - 4.0 / 3.0).abs() < 1e-6 && (stable - 4.0 / 3.0_f32.sqrt()).abs() < 1e-6);
+}
