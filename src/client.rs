@@ -122,6 +122,7 @@ struct Shared {
     rtts: Mutex<Rtts>,
     bans: Mutex<Bans>,
     prefix: Arc<str>,
+    adapter: Option<Arc<str>>,
     n_blocks: u32,
     request_timeout: Duration,
     connect_timeout: Duration,
@@ -151,6 +152,7 @@ impl Client {
                 .map_err(|error| ClientError::Fetch(Box::new(error)))?;
             Ends::load(&files, dtype).map_err(|error| ClientError::Load(Box::new(error)))
         });
+        let adapter = config.filter.adapter.as_deref().map(Arc::from);
         let directory = Directory::filtered(dht.clone(), config.prefix.clone(), n_blocks, config.filter);
         let shared = Arc::new(Shared {
             p2p,
@@ -159,6 +161,7 @@ impl Client {
             rtts: Mutex::default(),
             bans: Mutex::default(),
             prefix: config.prefix.into(),
+            adapter,
             n_blocks,
             request_timeout: config.request_timeout,
             connect_timeout: config.connect_timeout,

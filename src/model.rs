@@ -188,11 +188,6 @@ impl Blocks {
         self.adapters.iter().position(|known| known == name).map(AdapterId)
     }
 
-    /// The names of all adapters.
-    pub fn adapters(&self) -> &[String] {
-        &self.adapters
-    }
-
     /// Which blocks of the model these are.
     pub fn span(&self) -> Range<u32> {
         self.span.clone()

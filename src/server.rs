@@ -49,7 +49,7 @@ pub use self::{
 };
 use crate::{
     dht::Dht,
-    model::{DEFAULT_MAX_CHUNK_BYTES, ModelSource, WeightDType},
+    model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, ModelSource, WeightDType},
     p2p::{Handler, P2p},
     swarm::{monitor::Monitor, standing::Access},
     task::Tasks,
@@ -70,6 +70,8 @@ pub struct Config {
     pub prefix: String,
     /// Which blocks to serve.
     pub blocks: BlockChoice,
+    /// LoRA adapters that requests may ask for.
+    pub adapters: Vec<Adapter>,
     /// Precision of weights, cache and replies; `None` takes the checkpoint's, bfloat16 for float32 ones.
     pub dtype: Option<WeightDType>,
     /// Announced speed.
@@ -157,6 +159,7 @@ impl Config {
         Self {
             prefix,
             blocks,
+            adapters: Vec::new(),
             dtype: None,
             throughput: Throughput::Auto,
             throughput_cache: None,

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     client::{self, Client, Generation, Params, TextCodec},
     model::SamplingParams,
+    swarm::directory::Filter,
 };
 
 #[derive(Debug, ClapArgs)]
@@ -45,6 +46,9 @@ pub(super) struct Args {
     /// Do not let servers send activations straight to each other.
     #[arg(long)]
     no_push: bool,
+    /// LoRA adapter to use; only servers that have it are.
+    #[arg(long, value_name = "NAME", alias = "active_adapter")]
+    adapter: Option<String>,
     /// Failed servers, and pauses for missing blocks, before giving up.
     #[arg(long, value_name = "N", default_value_t = 5, alias = "max_retries")]
     max_retries: usize,
@@ -147,6 +151,10 @@ async fn generate(
         backoff: client::Backoff {
             max_retries: args.max_retries,
             ..client::Backoff::default()
+        },
+        filter: Filter {
+            adapter: args.adapter.clone(),
+            ..Filter::default()
         },
         ..client::Config::new(model.prefix.clone())
     };

@@ -68,6 +68,21 @@ impl ModelArgs {
         }
     }
 
+    /// How to get files of this model, or others with the same token.
+    ///
+    /// # Errors
+    /// When there is no working folder that `--cache-dir` could be meant from.
+    pub(super) fn hub_options(&self) -> anyhow::Result<HubOptions> {
+        let from_environment = environment::hub_options(self.token.clone(), self.revision.clone());
+        let cache_dir = self.cache_dir.as_deref().map(std::path::absolute).transpose();
+        Ok(HubOptions {
+            cache: cache_dir.context("--cache-dir")?.unwrap_or(from_environment.cache),
+            max_disk_space: self.max_disk_space,
+            progress: Arc::new(Bars),
+            ..from_environment
+        })
+    }
+
     /// Finds the model and reads its configuration; weights are loaded later, by those who need them.
     ///
     /// # Errors
@@ -78,14 +93,7 @@ impl ModelArgs {
             .clone()
             .or_else(|| self.converted_model.clone())
             .unwrap_or_default();
-        let from_environment = environment::hub_options(self.token.clone(), self.revision.clone());
-        let cache_dir = self.cache_dir.as_deref().map(std::path::absolute).transpose();
-        let options = HubOptions {
-            cache: cache_dir.context("--cache-dir")?.unwrap_or(from_environment.cache),
-            max_disk_space: self.max_disk_space,
-            progress: Arc::new(Bars),
-            ..from_environment
-        };
+        let options = self.hub_options()?;
         let wanted = name.clone();
         let source = tokio::task::spawn_blocking(move || ModelSource::resolve(&wanted, &options))
             .await

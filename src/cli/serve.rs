@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     swarm::{Swarm, SwarmArgs},
 };
 use crate::{
-    model::{DEFAULT_MAX_CHUNK_BYTES, WeightDType},
+    model::{Adapter, AdapterError, DEFAULT_MAX_CHUNK_BYTES, WeightDType},
     server::{self, BlockChoice, LimitChoice, Server, Throughput},
 };
 
@@ -40,6 +40,9 @@ pub(super) struct Args {
     /// How many blocks to serve, wherever the swarm needs them most [default: as many as fit into free memory].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), alias = "num_blocks")]
     num_blocks: Option<u32>,
+    /// LoRA adapters that clients may ask for by name: Hugging Face repositories, folders, or NAME=FOLDER.
+    #[arg(long, value_name = "ADAPTER", num_args = 1..)]
+    adapters: Vec<String>,
     /// Name shown on health monitors; a link if it starts with http:// or https://.
     #[arg(long, value_name = "NAME", alias = "public_name")]
     public_name: Option<String>,
@@ -145,6 +148,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     tokio::pin!(stop);
     let model = args.model.resolve().await?;
     let mut config = args.server_config(&model)?;
+    config.adapters = args.adapters().await?;
     let swarm = if args.new_swarm {
         args.swarm.new_or_joined()?
     } else {
@@ -200,6 +204,14 @@ async fn start_and_stay(
 }
 
 impl Args {
+    /// Reads the adapters, from the hub where they are no folders.
+    async fn adapters(&self) -> anyhow::Result<Vec<Adapter>> {
+        let (places, options) = (self.adapters.clone(), self.model.hub_options()?);
+        let open = move || places.iter().map(|place| Adapter::open(place, &options)).collect();
+        let opened: Result<Vec<Adapter>, AdapterError> = tokio::task::spawn_blocking(open).await.context("interrupted")?;
+        Ok(opened?)
+    }
+
     fn server_config(&self, model: &Model) -> anyhow::Result<server::Config> {
         let n_blocks = model.source.config().n_blocks;
         let blocks = match (&self.blocks, self.num_blocks) {

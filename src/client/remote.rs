@@ -38,6 +38,7 @@ pub(crate) struct Remote {
     uid: String,
     max_length: usize,
     dtype: DType,
+    adapter: Option<Arc<str>>,
     connect_timeout: Duration,
     timeout: Duration,
     /// Tokens the server has in its cache for us.
@@ -60,6 +61,8 @@ pub(crate) struct Target {
     pub(crate) timeout: Duration,
     /// Dtype in which the server computes: what we send in another one it would only convert.
     pub(crate) dtype: DType,
+    /// LoRA adapter to go through.
+    pub(crate) adapter: Option<Arc<str>>,
 }
 
 impl Remote {
@@ -79,6 +82,7 @@ impl Remote {
             blocks: target.blocks,
             max_length: target.max_length,
             dtype: target.dtype,
+            adapter: target.adapter,
             connect_timeout: target.connect_timeout,
             timeout: target.timeout,
             position: 0,
@@ -163,6 +167,7 @@ impl Remote {
             next_servers,
             max_length: first.then(|| Value::from(self.max_length)),
             points: first.then(|| Value::from(0.0)),
+            active_adapter: self.adapter.as_deref().map(str::to_owned),
             ..StepMetadata::default()
         };
         let tensors = vec![x.encode(Compression::None)?, empty(DType::F32)?, empty(DType::I64)?];

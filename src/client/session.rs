@@ -211,6 +211,7 @@ impl Session {
             connect_timeout: self.shared.connect_timeout,
             timeout: self.shared.request_timeout,
             dtype: self.shared.wire_dtype(hop.peer),
+            adapter: self.shared.adapter.clone(),
         };
         Remote::open(&self.shared.p2p, target).await
     }

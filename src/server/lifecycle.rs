@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     dht::Dht,
-    model::{Blocks, ComputeError, LoadError, ModelConfig, ModelSource, ResolveError, WeightDType},
+    model::{AdapterError, Blocks, ComputeError, LoadError, ModelConfig, ModelSource, ResolveError, WeightDType},
     p2p::P2p,
     swarm::{
         announce::{AnnounceConfig, AnnounceError, Announcer},
@@ -76,6 +76,9 @@ pub enum StartError {
         #[source]
         source: LoadError,
     },
+    /// An adapter does not fit the model.
+    #[error("cannot use an adapter")]
+    Adapter(#[source] AdapterError),
     /// The throughput could not be measured because a block failed.
     #[error("the first block fails when it is run; give --throughput N to serve without measuring")]
     Measure(#[source] ComputeError),
@@ -268,6 +271,7 @@ impl Lifecycle {
         let cache_file = self.config.throughput_cache.clone();
         let key = self.throughput_key(dtype);
         let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
+        let adapters = self.config.adapters.clone();
         let loading = tokio::task::spawn_blocking(move || {
             let (start, end) = (blocks.start, blocks.end);
             let files = source
@@ -275,7 +279,9 @@ impl Lifecycle {
                 .map_err(|source| StartError::Fetch { start, end, source })?;
             let loaded = Blocks::load(&files, blocks, dtype)
                 .map_err(|source| StartError::Load { start, end, source })?
-                .with_max_chunk_bytes(max_chunk_bytes);
+                .with_max_chunk_bytes(max_chunk_bytes)
+                .with_adapters(&adapters)
+                .map_err(StartError::Adapter)?;
             let cache = cache_file.as_deref().map(|file| (file, key.as_str()));
             let rates = throughput::rates(choice, &loaded, cache).map_err(StartError::Measure)?;
             Ok((Arc::new(loaded), rates))
@@ -348,6 +354,7 @@ impl Lifecycle {
             inference_rps: rates.and_then(|rates| rates.inference_rps),
             torch_dtype: Some(self.dtype().as_torch_str().to_string()),
             quant_type: Some("none".to_string()),
+            adapters: self.config.adapters.iter().map(|adapter| adapter.name().to_owned()).collect(),
             ..ServerInfo::new(ServerState::Joining, throughput)
         };
         Record {

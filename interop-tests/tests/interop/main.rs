@@ -26,3 +26,5 @@ mod records;
 mod servers;
 #[cfg(test)]
 mod standing;
+#[cfg(test)]
+mod training;

@@ -122,6 +122,7 @@ fn attend(heads: &Heads, scoring: &Scoring, parts: &mut [(Row, usize, &[f32])]) 
             position: *position,
             tokens: queries.len() / width,
             sequence_len: *position + queries.len() / width,
+            adapter: None,
         })
         .collect();
     let mut out = Vec::new();

@@ -88,7 +88,8 @@ const PARTS: [Part; 15] = [
     ("GELU without a gate", |block| block.feed_forward = FeedForward::Dense(mlp(7, Activation::Gelu, false))),
     ("gated tanh GELU", |block| block.feed_forward = FeedForward::Dense(mlp(8, Activation::GeluTanh, true))),
     ("clamped SwiGLU", |block| {
-        block.feed_forward = FeedForward::Dense(mlp(9, Activation::ClampedSwiglu { limit: 0.6 }, true));
+        // Few numbers are near the limit, where a difference is no derivative.
+        block.feed_forward = FeedForward::Dense(mlp(9, Activation::ClampedSwiglu { limit: 2.5 }, true));
     }),
     ("a share of each of all experts", |block| block.feed_forward = experts(Routing::SoftmaxAll)),
     ("shares of the chosen experts", |block| block.feed_forward = experts(Routing::SoftmaxChosen)),

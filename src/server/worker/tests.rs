@@ -122,7 +122,7 @@ async fn everybody_gets_what_they_get_alone(dtype: WeightDType, seed: u64) {
     let plays = scripts
         .iter()
         .map(|script| script.play(&worker, &blocks, StdRng::from_rng(&mut rng)));
-    let (together, forward) = tokio::join!(join_all(plays), worker.forward(forward));
+    let (together, forward) = tokio::join!(join_all(plays), worker.forward(forward, None));
     worker.stop();
     for (script, together) in scripts.iter().zip(&together) {
         let worker = start(&blocks);
@@ -189,7 +189,7 @@ async fn a_panic_ends_the_session_that_it_hit_and_no_other() {
         x: poisoned,
         prompts: None,
     };
-    assert!(matches!(worker.forward(work).await, Err(RequestError::Crashed)));
+    assert!(matches!(worker.forward(work, None).await, Err(RequestError::Crashed)));
     worker.stop();
 }
 
@@ -205,7 +205,7 @@ async fn neither_a_prompt_nor_training_starves_while_others_never_pause() {
     };
     let mut long = Session::new(&worker, &blocks, &[0, 1, 2, 3], 1, 700).await;
     let prompt = random(&mut rng, 1, 700);
-    let both = async { tokio::join!(long.step(prompt, None), worker.forward(work)) };
+    let both = async { tokio::join!(long.step(prompt, None), worker.forward(work, None)) };
     let streams = join_all((0..4).map(|_| stream_of(&worker, &blocks, &one)));
     tokio::select! {
         _ = streams => unreachable!("a stream never ends"),
