@@ -65,10 +65,10 @@ pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::Family;
 pub use files::{ModelFiles, ShardIndex};
 pub use generation::GenerationConfig;
-use grad::Through;
 pub use gguf::GgufError;
 #[cfg(test)]
 pub(crate) use gguf::testing::{demo_gguf, sentence_piece_json};
+use grad::Through;
 use hub::Lease;
 pub use hub::{Download, HubError, HubFault, HubOptions, Progress, Transfer, free_space};
 use kv::{Arena, KvShape};
@@ -254,12 +254,7 @@ impl Blocks {
     ///
     /// # Errors
     /// As [`Blocks::step`].
-    pub fn forward_with(
-        &self,
-        block: u32,
-        adapter: Option<AdapterId>,
-        x: &mut Hidden,
-    ) -> Result<(), ComputeError> {
+    pub fn forward_with(&self, block: u32, adapter: Option<AdapterId>, x: &mut Hidden) -> Result<(), ComputeError> {
         self.block(block)?;
         self.check(x)?;
         if x.data.is_empty() {

@@ -24,6 +24,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Crates that only one layer may name, so that replacing one touches one folder.
 const FENCES: &[(&str, &[&str])] = &[
     ("libp2p", &["p2p"]),
+    ("candle_core", &["model"]),
     ("safetensors", &["model"]),
     ("ureq", &["model", "swarm"]),
     ("gemm", &["model"]),

@@ -208,7 +208,8 @@ impl Args {
     async fn adapters(&self) -> anyhow::Result<Vec<Adapter>> {
         let (places, options) = (self.adapters.clone(), self.model.hub_options()?);
         let open = move || places.iter().map(|place| Adapter::open(place, &options)).collect();
-        let opened: Result<Vec<Adapter>, AdapterError> = tokio::task::spawn_blocking(open).await.context("interrupted")?;
+        let opened: Result<Vec<Adapter>, AdapterError> =
+            tokio::task::spawn_blocking(open).await.context("interrupted")?;
         Ok(opened?)
     }
 

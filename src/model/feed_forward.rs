@@ -9,8 +9,8 @@ use super::{
     cpu::{Kernels, exp},
     layout::{BlockLayout, MlpSpec},
     linear::{Linear, WORTH_THREADS},
-    lora::{Target, Updates},
     load::TensorReader,
+    lora::{Target, Updates},
 };
 
 /// Numbers that a thread is given at a time.

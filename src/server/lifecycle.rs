@@ -354,7 +354,12 @@ impl Lifecycle {
             inference_rps: rates.and_then(|rates| rates.inference_rps),
             torch_dtype: Some(self.dtype().as_torch_str().to_string()),
             quant_type: Some("none".to_string()),
-            adapters: self.config.adapters.iter().map(|adapter| adapter.name().to_owned()).collect(),
+            adapters: self
+                .config
+                .adapters
+                .iter()
+                .map(|adapter| adapter.name().to_owned())
+                .collect(),
             ..ServerInfo::new(ServerState::Joining, throughput)
         };
         Record {

@@ -176,12 +176,11 @@ async fn run(
     };
     let compressions = output_compressions(&serving, direction, wish.as_deref(), n_outputs)?;
     let limit = serving.limits.request_timeout;
-    let outputs =
-        timeout(limit, compute(&serving, chain, adapter, inputs))
-            .await
-            .unwrap_or(Err(RequestError::RequestTimeout {
-                seconds: limit.as_secs_f64(),
-            }))?;
+    let outputs = timeout(limit, compute(&serving, chain, adapter, inputs))
+        .await
+        .unwrap_or(Err(RequestError::RequestTimeout {
+            seconds: limit.as_secs_f64(),
+        }))?;
     let n_bytes = size_of_val(&*outputs.x.data);
     convert(n_bytes, move || encode(&serving, &outputs, &compressions)).await
 }

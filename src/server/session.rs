@@ -160,7 +160,10 @@ impl Session {
             Some(id) => Some(serving.sessions.register(id)?),
             None => None,
         };
-        let cache = serving.blocks.new_cache(chain.len(), batch, max_length).with_adapter(adapter);
+        let cache = serving
+            .blocks
+            .new_cache(chain.len(), batch, max_length)
+            .with_adapter(adapter);
         debug!(?chain, batch, max_length, bytes, "session opens");
         Ok(Self {
             chain: chain.clone(),

@@ -59,7 +59,13 @@ impl Alibi {
     /// What is added to the scaled product of a query of `head` and the key at `position`.
     pub(crate) fn bias(&self, head: usize, position: usize) -> f32 {
         let slope = &self.slopes[head];
-        let round = |x: f32| if slope.rounded { half::bf16::from_f32(x).to_f32() } else { x };
+        let round = |x: f32| {
+            if slope.rounded {
+                half::bf16::from_f32(x).to_f32()
+            } else {
+                x
+            }
+        };
         round(slope.per_token * round(position as f32)) * slope.scale
     }
 }

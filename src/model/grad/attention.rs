@@ -154,7 +154,10 @@ impl Unit<'_> {
 
     /// Adds the gradients by queries, keys and values.
     fn back(&self, scoring: &Scoring, by_output: &[f32], [by_queries, by_keys, by_values]: [&mut [f32]; 3]) {
-        let (keys, values) = (transposed(self.keys, self.head_dim), transposed(self.values, self.head_dim));
+        let (keys, values) = (
+            transposed(self.keys, self.head_dim),
+            transposed(self.values, self.head_dim),
+        );
         for (head, range) in self.parts() {
             let at = self.range(head, &range);
             let Shares { data, slopes, n_keys } = self.shares(scoring, &keys, head, &range);
@@ -169,7 +172,12 @@ impl Unit<'_> {
                     *by = share * (*by - mean) * slope;
                 }
             }
-            add_product(&mut by_queries[at.clone()], &by_scores, self.keys, [n_keys, self.head_dim]);
+            add_product(
+                &mut by_queries[at.clone()],
+                &by_scores,
+                self.keys,
+                [n_keys, self.head_dim],
+            );
             add_outer(by_keys, &by_scores, &self.queries[at], [n_keys, self.head_dim]);
         }
     }
@@ -194,7 +202,12 @@ impl Unit<'_> {
         let n_keys = queries.end;
         let mut data = vec![0.0; queries.len() * n_keys];
         let mut slopes = vec![scoring.scale; data.len()];
-        multiply(&mut data, &self.queries[self.range(head, queries)], keys, [self.tokens, n_keys]);
+        multiply(
+            &mut data,
+            &self.queries[self.range(head, queries)],
+            keys,
+            [self.tokens, n_keys],
+        );
         let rows = data.chunks_exact_mut(n_keys).zip(slopes.chunks_exact_mut(n_keys));
         for (position, (scores, slopes)) in queries.clone().zip(rows) {
             let first_seen = scoring.window.map_or(0, |window| (position + 1).saturating_sub(window));
@@ -239,7 +252,11 @@ impl Pass<'_> {
             for (head, token) in (0..n_heads).flat_map(|head| (0..tokens).map(move |token| (head, token))) {
                 let by_token = ((sequence * tokens + token) * n_heads + head) * head_dim;
                 let by_head = ((sequence * n_heads + head) * tokens + token) * head_dim;
-                let (from, to) = if to_tokens { (by_head, by_token) } else { (by_token, by_head) };
+                let (from, to) = if to_tokens {
+                    (by_head, by_token)
+                } else {
+                    (by_token, by_head)
+                };
                 out[to..to + head_dim].copy_from_slice(&numbers[from..from + head_dim]);
             }
         }

@@ -47,7 +47,9 @@ impl Mlp {
     fn back(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
         let len = TOKENS_AT_A_TIME * self.up.weight.cols();
         let parts = x.chunks(len).zip(by_out.chunks(len));
-        parts.flat_map(|(x, by_out)| self.back_some(through, x, by_out)).collect()
+        parts
+            .flat_map(|(x, by_out)| self.back_some(through, x, by_out))
+            .collect()
     }
 
     fn back_some(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
@@ -143,7 +145,8 @@ impl Activation {
                 let mut value = [x];
                 self.apply(&mut value);
                 let share = if x == 0.0 { 0.5 } else { value[0] / x };
-                share + x * exp(-0.5 * x * x) * (0.5 * std::f32::consts::FRAC_1_SQRT_2 * std::f32::consts::FRAC_2_SQRT_PI)
+                share
+                    + x * exp(-0.5 * x * x) * (0.5 * std::f32::consts::FRAC_1_SQRT_2 * std::f32::consts::FRAC_2_SQRT_PI)
             }
             Self::GeluTanh => {
                 let (linear, cubic) = (0.797_884_6, 0.044_715);

@@ -55,7 +55,9 @@ fn experts(routing: Routing) -> FeedForward {
             router_bias: false,
         },
         router: linear(31, n_experts, WIDTH),
-        experts: (0..4).map(|expert| mlp(40 + 3 * expert, Activation::Silu, true)).collect(),
+        experts: (0..4)
+            .map(|expert| mlp(40 + 3 * expert, Activation::Silu, true))
+            .collect(),
     })
 }
 
@@ -74,7 +76,9 @@ const PARTS: [Part; 15] = [
         block.residual = Residual::Parallel;
         block.mlp_norm = None;
     }),
-    ("both parts of two norms", |block| block.residual = Residual::ParallelTwoNorms),
+    ("both parts of two norms", |block| {
+        block.residual = Residual::ParallelTwoNorms
+    }),
     ("normed queries and keys", |block| {
         block.qk_norm = Some([norm(5, HEAD_DIM, false), norm(6, HEAD_DIM, false)]);
     }),
@@ -85,14 +89,22 @@ const PARTS: [Part; 15] = [
         block.scoring.alibi = Some(Alibi::new(4, AlibiKind::Exact, block.scoring.scale));
     }),
     ("sinks", |block| block.scoring.sinks = Some(vec![0.5, -1.0, 2.0, 0.0])),
-    ("GELU without a gate", |block| block.feed_forward = FeedForward::Dense(mlp(7, Activation::Gelu, false))),
-    ("gated tanh GELU", |block| block.feed_forward = FeedForward::Dense(mlp(8, Activation::GeluTanh, true))),
+    ("GELU without a gate", |block| {
+        block.feed_forward = FeedForward::Dense(mlp(7, Activation::Gelu, false))
+    }),
+    ("gated tanh GELU", |block| {
+        block.feed_forward = FeedForward::Dense(mlp(8, Activation::GeluTanh, true))
+    }),
     ("clamped SwiGLU", |block| {
         // Few numbers are near the limit, where a difference is no derivative.
         block.feed_forward = FeedForward::Dense(mlp(9, Activation::ClampedSwiglu { limit: 2.5 }, true));
     }),
-    ("a share of each of all experts", |block| block.feed_forward = experts(Routing::SoftmaxAll)),
-    ("shares of the chosen experts", |block| block.feed_forward = experts(Routing::SoftmaxChosen)),
+    ("a share of each of all experts", |block| {
+        block.feed_forward = experts(Routing::SoftmaxAll)
+    }),
+    ("shares of the chosen experts", |block| {
+        block.feed_forward = experts(Routing::SoftmaxChosen)
+    }),
 ];
 
 fn blocks_with(part: fn(&mut Block), config: Value, seed: u64) -> Blocks {
@@ -166,7 +178,10 @@ fn every_shape_of_block_gives_the_same_with_a_cache_and_without() {
 #[test]
 fn the_gradient_of_every_part_is_what_the_kernels_change_by() {
     for (name, part) in PARTS {
-        for config in [json!({}), json!({"attention_bias": true, "mlp_bias": true, "num_key_value_heads": 1})] {
+        for config in [
+            json!({}),
+            json!({"attention_bias": true, "mlp_bias": true, "num_key_value_heads": 1}),
+        ] {
             let blocks = blocks_with(part, config, 20);
             let mut rng = rng(21);
             let (x, by_out) = (
@@ -185,7 +200,10 @@ fn the_gradient_of_every_part_is_what_the_kernels_change_by() {
                 let slope = (moved(2e-3) - moved(-2e-3)) / 4e-3;
                 let found = dot(&gradient.data, &direction);
                 let difference = (slope - found).abs();
-                assert!(difference < 1e-2 * (1.0 + slope.abs()), "{name}: {found} instead of {slope}");
+                assert!(
+                    difference < 1e-2 * (1.0 + slope.abs()),
+                    "{name}: {found} instead of {slope}"
+                );
             }
         }
     }
@@ -211,7 +229,9 @@ fn long_sequences_are_differentiated_in_parts_with_the_same_result() {
 #[test]
 fn weights_of_any_type_are_differentiated() {
     let x = random_hidden(&mut rng(24), 1, 5, WIDTH);
-    let expected = random_blocks(json!({}), 25, WeightDType::F32).backward(1, None, &x, &x).unwrap();
+    let expected = random_blocks(json!({}), 25, WeightDType::F32)
+        .backward(1, None, &x, &x)
+        .unwrap();
     for dtype in [WeightDType::Bf16, WeightDType::F16] {
         let blocks = random_blocks(json!({}), 25, dtype);
         assert_close(&blocks.backward(1, None, &x, &x).unwrap().data, &expected.data, 0.1);

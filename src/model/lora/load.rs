@@ -140,7 +140,11 @@ impl Adapter {
         if config.alpha_pattern.as_ref().is_some_and(|pattern| !pattern.is_empty()) {
             return Err(self.unsupported("has an alpha_pattern".to_owned()));
         }
-        if config.layer_replication.as_ref().is_some_and(|layers| !layers.is_null()) {
+        if config
+            .layer_replication
+            .as_ref()
+            .is_some_and(|layers| !layers.is_null())
+        {
             return Err(self.unsupported("repeats blocks".to_owned()));
         }
         self.tensors().map(drop)
@@ -188,9 +192,10 @@ impl Adapter {
     fn targets(&self, module: &str) -> bool {
         let child = module.rsplit('.').next().unwrap_or(module);
         match &self.config.target_modules {
-            Some(Value::Array(names)) => names
-                .iter()
-                .any(|name| name.as_str().is_some_and(|name| name == child || module.ends_with(name))),
+            Some(Value::Array(names)) => names.iter().any(|name| {
+                name.as_str()
+                    .is_some_and(|name| name == child || module.ends_with(name))
+            }),
             _ => true,
         }
     }
@@ -219,8 +224,14 @@ impl Adapter {
         }
         // Where several projections are parts of one matrix, its update is cut as the matrix is.
         let runs = spec.weight.rows.runs();
-        let b: Vec<f32> = runs.flat_map(|(first, n)| b[first * rank..(first + n) * rank].to_vec()).collect();
-        let divisor = if self.config.use_rslora { (rank as f32).sqrt() } else { rank as f32 };
+        let b: Vec<f32> = runs
+            .flat_map(|(first, n)| b[first * rank..(first + n) * rank].to_vec())
+            .collect();
+        let divisor = if self.config.use_rslora {
+            (rank as f32).sqrt()
+        } else {
+            rank as f32
+        };
         Ok(LowRank {
             a: f32_linear(rank, cols, a),
             b: f32_linear(spec.weight.rows.count, rank, b),
@@ -247,8 +258,8 @@ impl Adapter {
                 found: tensor.shape().to_vec(),
             });
         };
-        let numbers = numbers(&tensor)
-            .ok_or_else(|| self.unsupported(format!("has weights of type {:?}", tensor.dtype())))?;
+        let numbers =
+            numbers(&tensor).ok_or_else(|| self.unsupported(format!("has weights of type {:?}", tensor.dtype())))?;
         Ok(([rows, cols], numbers))
     }
 
@@ -294,8 +305,16 @@ fn numbers(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
     let data = tensor.data();
     match tensor.dtype() {
         Dtype::F32 => Some(data.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()),
-        Dtype::F16 => Some(data.chunks_exact(2).map(|x| bytemuck::pod_read_unaligned::<f16>(x).to_f32()).collect()),
-        Dtype::BF16 => Some(data.chunks_exact(2).map(|x| bytemuck::pod_read_unaligned::<bf16>(x).to_f32()).collect()),
+        Dtype::F16 => Some(
+            data.chunks_exact(2)
+                .map(|x| bytemuck::pod_read_unaligned::<f16>(x).to_f32())
+                .collect(),
+        ),
+        Dtype::BF16 => Some(
+            data.chunks_exact(2)
+                .map(|x| bytemuck::pod_read_unaligned::<bf16>(x).to_f32())
+                .collect(),
+        ),
         _ => None,
     }
 }
@@ -346,7 +365,9 @@ mod tests {
             a: Some(a.to_owned()),
             b: Some(b.to_owned()),
         };
-        let update = adapter.low_rank(&adapter.tensors().unwrap(), "query_key_value", &pair, &spec).unwrap();
+        let update = adapter
+            .low_rank(&adapter.tensors().unwrap(), "query_key_value", &pair, &spec)
+            .unwrap();
         assert_eq!(update.a.weight.as_slice().to_f32_vec(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
         assert_eq!(update.b.weight.as_slice().to_f32_vec(), [2.0, 3.0, 8.0, 9.0]);
         assert!((update.scale - 4.0).abs() < 1e-6);

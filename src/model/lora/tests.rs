@@ -61,8 +61,11 @@ fn blocks_with_adapters_and_their_gradients_equal_peft_within_1e_4() {
 #[test]
 fn sequences_with_different_adapters_in_one_batch_get_what_they_get_alone() {
     let blocks = blocks();
-    let wanted = [Some(0), None, Some(1), Some(1), Some(0)].map(|idx| idx.map(|idx: usize| blocks.adapter(NAMES[idx]).unwrap()));
-    let mut inputs: Vec<Hidden> = (0..5).map(|i| random_hidden(&mut rng(i), 1, 3 + i as usize, 64)).collect();
+    let wanted =
+        [Some(0), None, Some(1), Some(1), Some(0)].map(|idx| idx.map(|idx: usize| blocks.adapter(NAMES[idx]).unwrap()));
+    let mut inputs: Vec<Hidden> = (0..5)
+        .map(|i| random_hidden(&mut rng(i), 1, 3 + i as usize, 64))
+        .collect();
     let alone: Vec<Hidden> = inputs
         .iter()
         .zip(wanted)
@@ -72,7 +75,10 @@ fn sequences_with_different_adapters_in_one_batch_get_what_they_get_alone() {
             x
         })
         .collect();
-    let mut caches: Vec<_> = wanted.iter().map(|adapter| blocks.new_cache(1, 1, 8).with_adapter(*adapter)).collect();
+    let mut caches: Vec<_> = wanted
+        .iter()
+        .map(|adapter| blocks.new_cache(1, 1, 8).with_adapter(*adapter))
+        .collect();
     let mut parts: Vec<Part<'_>> = inputs
         .iter_mut()
         .zip(&mut caches)
@@ -104,8 +110,13 @@ fn adapters_have_the_name_of_their_folder_or_the_one_they_are_given() {
     assert_eq!(open(&format!("mine/all={folder}")).unwrap().name(), "mine/all");
     let (files, _) = fixture("tiny-llama");
     let twice = [open(folder).unwrap(), open(folder).unwrap()];
-    let error = Blocks::load(&files, 0..1, WeightDType::F32).unwrap().with_adapters(&twice);
-    assert_eq!(error.unwrap_err().to_string(), "there are two adapters called everything");
+    let error = Blocks::load(&files, 0..1, WeightDType::F32)
+        .unwrap()
+        .with_adapters(&twice);
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "there are two adapters called everything"
+    );
 }
 
 /// A copy of a recorded adapter with another configuration.
