@@ -38,6 +38,15 @@ pub enum ConfigError {
         /// Name of the field.
         field: &'static str,
     },
+    /// The checkpoint holds packed numbers of a kind that is not read.
+    #[error(
+        "config.json: the weights are quantised with \"{method}\", which is not read: use the repository of the model with \
+         its weights as they were before, or a GGUF file of it"
+    )]
+    Quantization {
+        /// `quant_method` of `quantization_config`.
+        method: String,
+    },
     /// A field has a value that no such model can have.
     #[error("config.json: {field} {problem}")]
     Value {
@@ -82,7 +91,7 @@ pub enum LoadError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: GgufError,
+        source: Box<GgufError>,
     },
     /// Only weights that are programs.
     #[error(

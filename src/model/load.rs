@@ -227,7 +227,10 @@ pub(super) fn map(path: &Path) -> Result<Bytes, LoadError> {
 fn numbers_of_gguf(path: &Path, file: &Gguf, spec: &TensorSpec, to: WeightDType) -> Result<Frozen, LoadError> {
     let (path, tensor) = (path.to_owned(), spec.name.clone());
     match file.tensor(&tensor) {
-        Err(source) => Err(LoadError::Gguf { path, source }),
+        Err(source) => Err(LoadError::Gguf {
+            path,
+            source: Box::new(source),
+        }),
         Ok(None) => Err(LoadError::MissingTensor { path, tensor }),
         Ok(Some((found, _, _))) if found != spec.shape => Err(LoadError::Shape {
             path,

@@ -104,7 +104,7 @@ pub enum HubError {
         file: String,
         /// Why.
         #[source]
-        source: Fault,
+        source: Box<Fault>,
     },
     /// The hub contradicts itself, every time.
     #[error("{endpoint} does not deliver {file} of {repo} as it describes it: the file is damaged there")]
@@ -117,7 +117,7 @@ pub enum HubError {
         file: String,
         /// Why.
         #[source]
-        source: Fault,
+        source: Box<Fault>,
     },
     /// Another process has been using the cache for very long.
     #[error("another process has been busy with {} for an hour: wait for it, or end it and try again", what.display())]
@@ -222,13 +222,13 @@ impl Request<'_> {
                 endpoint,
                 repo,
                 file,
-                source,
+                source: Box::new(source),
             },
             source => HubError::Unreachable {
                 endpoint,
                 repo,
                 file,
-                source,
+                source: Box::new(source),
             },
         }
     }

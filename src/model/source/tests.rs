@@ -208,3 +208,17 @@ fn pickled_weights_are_refused_with_the_reason() {
         Err(ResolveError::Load(LoadError::PickleOnly { .. }))
     ));
 }
+
+#[test]
+fn packed_weights_of_another_kind_are_refused_by_its_name() {
+    let folder = TempDir::new().unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(tiny_llama().join("config.json")).unwrap()).unwrap();
+    config["quantization_config"] = json!({"quant_method": "gptq", "bits": 4});
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let error = ModelSource::resolve(&folder.path().display().to_string(), &nowhere()).unwrap_err();
+    let ResolveError::Config { source, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(source.to_string().contains("\"gptq\""), "{source}");
+}
