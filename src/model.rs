@@ -41,6 +41,7 @@ mod number;
 mod quant;
 mod rope;
 mod sample;
+mod sharing;
 mod source;
 mod tensor;
 
@@ -72,12 +73,13 @@ use grad::Through;
 use hub::Lease;
 pub use hub::{Download, HubError, HubFault, HubOptions, Progress, Transfer, free_space};
 use kv::{Arena, KvShape};
-pub use kv::{Cache, KvDType};
+pub use kv::{Cache, CacheCounts, KvDType};
 use layout::BlockLayout;
 use load::TensorReader;
 pub use lora::{Adapter, AdapterError, AdapterId};
 pub use quant::WeightFormat;
 pub use sample::{SampleError, Sampler, SamplingParams};
+pub use sharing::CacheOptions;
 pub use source::{ModelSource, ResolveError};
 pub use tensor::Hidden;
 
@@ -102,6 +104,7 @@ pub struct Blocks {
     /// The names of the adapters, by [`AdapterId`].
     adapters: Vec<String>,
     max_chunk_bytes: usize,
+    share_prefixes: bool,
     /// An activation that makes a block panic.
     #[cfg(test)]
     poison: Option<f32>,
@@ -143,6 +146,7 @@ impl Blocks {
             blocks: blocks?,
             adapters: Vec::new(),
             max_chunk_bytes: DEFAULT_MAX_CHUNK_BYTES,
+            share_prefixes: false,
             #[cfg(test)]
             poison: None,
             _lease: files.lease(),
@@ -203,7 +207,8 @@ impl Blocks {
         self.dtype
     }
 
-    /// Bytes that one token of one sequence takes in the cache of one block: key and value.
+    /// Bytes that one token of one sequence is counted with in the cache of one block: key and value in the type of
+    /// the weights, however they are kept.
     pub fn cache_bytes_per_token(&self) -> usize {
         self.config.cache_bytes_per_token(self.dtype.into())
     }

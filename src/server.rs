@@ -49,7 +49,7 @@ pub use self::{
 };
 use crate::{
     dht::Dht,
-    model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, ModelSource, WeightDType},
+    model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, KvDType, ModelSource, WeightDType},
     p2p::{Handler, P2p},
     swarm::{monitor::Monitor, standing::Access},
     task::Tasks,
@@ -118,6 +118,10 @@ pub enum BlockChoice {
 pub struct LimitChoice {
     /// Attention cache per block, in tokens.
     pub attn_cache_tokens: Option<usize>,
+    /// How keys and values are kept; as the weights if `None`.
+    pub kv_dtype: Option<KvDType>,
+    /// Whether a session takes over what another computed from the same inputs.
+    pub share_prefixes: bool,
     /// Longest session, in tokens.
     pub inference_max_length: Option<usize>,
     /// Most tokens in one request.
@@ -141,6 +145,8 @@ impl Default for LimitChoice {
     fn default() -> Self {
         Self {
             attn_cache_tokens: None,
+            kv_dtype: None,
+            share_prefixes: true,
             inference_max_length: None,
             max_batch_size: None,
             max_chunk_size_bytes: DEFAULT_MAX_CHUNK_BYTES,

@@ -15,7 +15,7 @@ use super::{
     swarm::{Swarm, SwarmArgs},
 };
 use crate::{
-    model::{Adapter, AdapterError, DEFAULT_MAX_CHUNK_BYTES, WeightDType},
+    model::{Adapter, AdapterError, DEFAULT_MAX_CHUNK_BYTES, KvDType, WeightDType},
     server::{self, BlockChoice, LimitChoice, Server, Throughput},
 };
 
@@ -72,6 +72,12 @@ struct LimitArgs {
     /// Attention cache per block, in tokens [default: 16384 with grouped heads, else 4096].
     #[arg(long, value_name = "TOKENS", alias = "attn_cache_tokens")]
     attn_cache_tokens: Option<usize>,
+    /// Precision of cached keys and values; auto takes that of the weights.
+    #[arg(long, value_enum, default_value_t = CacheDtype::Auto, alias = "kv_dtype")]
+    kv_dtype: CacheDtype,
+    /// Compute every session's tokens anew, even if others sent the same.
+    #[arg(long, alias = "no_prefix_cache")]
+    no_prefix_cache: bool,
     /// Longest session, in tokens [default: 8192 with grouped heads, else 2048].
     #[arg(long, value_name = "TOKENS", alias = "inference_max_length")]
     inference_max_length: Option<usize>,
@@ -127,6 +133,15 @@ enum Dtype {
     Float32,
     Bfloat16,
     Float16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CacheDtype {
+    Auto,
+    Float32,
+    Bfloat16,
+    Float16,
+    Int8,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -259,6 +274,8 @@ impl LimitArgs {
     fn chosen(&self) -> LimitChoice {
         LimitChoice {
             attn_cache_tokens: self.attn_cache_tokens,
+            kv_dtype: self.kv_dtype.chosen(),
+            share_prefixes: !self.no_prefix_cache,
             inference_max_length: self.inference_max_length,
             max_batch_size: self.max_batch_size,
             max_chunk_size_bytes: self.max_chunk_size_bytes,
@@ -278,6 +295,18 @@ impl Dtype {
             Self::Float32 => Some(WeightDType::F32),
             Self::Bfloat16 => Some(WeightDType::Bf16),
             Self::Float16 => Some(WeightDType::F16),
+        }
+    }
+}
+
+impl CacheDtype {
+    fn chosen(self) -> Option<KvDType> {
+        match self {
+            Self::Auto => None,
+            Self::Float32 => Some(KvDType::F32),
+            Self::Bfloat16 => Some(KvDType::Bf16),
+            Self::Float16 => Some(KvDType::F16),
+            Self::Int8 => Some(KvDType::Int8),
         }
     }
 }

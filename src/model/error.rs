@@ -60,6 +60,12 @@ pub enum ConfigError {
 /// A checkpoint that cannot be loaded. Each variant names the file and, where one is concerned, the tensor.
 #[derive(Debug, Error)]
 pub enum LoadError {
+    /// The cache is allocated as a whole.
+    #[error("there is no memory for an attention cache of {bytes} bytes; --attn-cache-tokens makes it smaller")]
+    CacheMemory {
+        /// Its size.
+        bytes: u64,
+    },
     /// The operating system refused.
     #[error("cannot read {}", path.display())]
     Read {

@@ -16,8 +16,8 @@ mod track;
 use std::sync::Arc;
 
 pub(crate) use arena::Arena;
-pub use arena::PageCounts;
-pub(crate) use page::{HeadPage, PAGE_TOKENS, Page};
+pub use arena::CacheCounts;
+pub(crate) use page::{HeadPage, PAGE_TOKENS};
 pub(crate) use row::Row;
 use track::Track;
 

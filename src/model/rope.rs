@@ -26,6 +26,17 @@ impl Rope {
         self.config.rotary_dim
     }
 
+    /// Whether angles are others than those of shorter sequences if a sequence has `sequence_len` tokens.
+    pub(crate) fn depends_on(&self, sequence_len: usize) -> bool {
+        match &self.config.scaling {
+            RopeScaling::Dynamic { .. } => sequence_len > self.config.max_positions,
+            RopeScaling::LongRope {
+                original_max_positions, ..
+            } => sequence_len > *original_max_positions,
+            _ => false,
+        }
+    }
+
     /// Radians per token for a sequence of `sequence_len` tokens. Only `Dynamic` and `LongRope` depend on the length, and
     /// keys that were cached when the sequence was shorter keep their angles, as in transformers.
     fn frequencies(&self, sequence_len: usize) -> Cow<'_, [f32]> {

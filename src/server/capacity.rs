@@ -2,7 +2,7 @@
 
 use sysinfo::System;
 
-use crate::model::{ModelConfig, WeightDType};
+use crate::model::{KvDType, ModelConfig, WeightDType};
 
 /// Share of the free memory that a server takes by itself; the rest stays for the system, the network and scratch space.
 const MEMORY_SHARE: f64 = 0.8;
@@ -56,13 +56,17 @@ pub(crate) fn cache_bytes(config: &ModelConfig, dtype: WeightDType, tokens: usiz
 }
 
 /// As many blocks as fit into the memory that is free now, with their cache: at least one, at most all.
-pub(crate) fn blocks_that_fit(config: &ModelConfig, dtype: WeightDType, cache_tokens: usize) -> u32 {
+pub(crate) fn blocks_that_fit(
+    config: &ModelConfig,
+    (weights, cache): (WeightDType, KvDType),
+    cache_tokens: usize,
+) -> u32 {
     let mut system = System::new();
     system.refresh_memory();
     let budget = (system.available_memory() as f64 * MEMORY_SHARE) as u64;
     fit(
         budget,
-        block_bytes(config, dtype) + config.cache_bytes_per_token(dtype.into()) as u64 * cache_tokens as u64,
+        block_bytes(config, weights) + config.cache_bytes_per_token(cache) as u64 * cache_tokens as u64,
         config.n_blocks,
     )
 }

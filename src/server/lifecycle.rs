@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     dht::Dht,
-    model::{AdapterError, Blocks, ComputeError, LoadError, ModelConfig, ModelSource, ResolveError, WeightDType},
+    model::{AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource, ResolveError, WeightDType},
     p2p::P2p,
     swarm::{
         announce::{AnnounceConfig, AnnounceError, Announcer},
@@ -154,6 +154,21 @@ impl Lifecycle {
         &self.hosted
     }
 
+    fn kv_dtype(&self) -> KvDType {
+        self.config.limits.kv_dtype.unwrap_or(self.dtype().into())
+    }
+
+    /// Memory for as many tokens as sessions can reserve, as [`Serving::session_bytes`] counts them.
+    fn cache_options(&self, n_blocks: usize) -> CacheOptions {
+        let (config, dtype) = (self.source.config(), self.dtype());
+        let bytes = capacity::cache_bytes(config, dtype, self.attn_cache_tokens(config), n_blocks);
+        CacheOptions {
+            dtype: Some(self.kv_dtype()),
+            block_tokens: bytes / config.cache_bytes_per_token(dtype.into()).max(1) as u64,
+            share_prefixes: self.config.limits.share_prefixes,
+        }
+    }
+
     fn dtype(&self) -> WeightDType {
         self.config.dtype.unwrap_or_else(|| self.source.config().auto_dtype())
     }
@@ -249,7 +264,10 @@ impl Lifecycle {
         let count = match &self.config.blocks {
             BlockChoice::Fixed(span) => return span.clone(),
             BlockChoice::Count(count) => *count,
-            BlockChoice::AsManyAsFit => capacity::blocks_that_fit(config, self.dtype(), self.attn_cache_tokens(config)),
+            BlockChoice::AsManyAsFit => {
+                let dtypes = (self.dtype(), self.kv_dtype());
+                capacity::blocks_that_fit(config, dtypes, self.attn_cache_tokens(config))
+            }
         };
         // Servers that start together would all see the same gap; a random wait lets the later ones see the earlier.
         let wait = rand::rng().random_range(0.0..=2.0) * self.config.choose_after.as_secs_f64();
@@ -272,12 +290,14 @@ impl Lifecycle {
         let key = self.throughput_key(dtype);
         let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
         let adapters = self.config.adapters.clone();
+        let cache_options = self.cache_options(span.len());
         let loading = tokio::task::spawn_blocking(move || {
             let (start, end) = (blocks.start, blocks.end);
             let files = source
                 .files_for_span(blocks.clone())
                 .map_err(|source| StartError::Fetch { start, end, source })?;
             let loaded = Blocks::load(&files, blocks, dtype)
+                .and_then(|blocks| blocks.with_cache(cache_options))
                 .map_err(|source| StartError::Load { start, end, source })?
                 .with_max_chunk_bytes(max_chunk_bytes)
                 .with_adapters(&adapters)

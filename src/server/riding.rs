@@ -11,7 +11,7 @@ use super::{
     stats::Counters,
     worker::{Step, StepOutput},
 };
-use crate::model::Part;
+use crate::model::{Blocks, Part};
 
 /// A step that is being computed.
 #[derive(Debug)]
@@ -31,13 +31,20 @@ pub(crate) struct Riding {
 }
 
 impl Riding {
-    /// Makes a step ready: the rows of its cache change places before its first block.
+    /// Makes a step ready: the rows of its cache change places before its first block, and what is known of its tokens
+    /// is not computed.
     pub(crate) fn new(
         mut step: Step,
         reply: oneshot::Sender<Result<StepOutput, RequestError>>,
         submitted: Instant,
+        blocks: &Blocks,
     ) -> Self {
-        let reordered = step.rows.take().map_or(Ok(()), |rows| step.cache.cache.reorder(&rows));
+        let cache = &mut step.cache.cache;
+        let reordered = step.rows.take().map_or(Ok(()), |rows| cache.reorder(&rows));
+        if reordered.is_ok() {
+            let work = &mut step.work;
+            step.position += blocks.begin_step(cache, &mut work.x, step.position, work.prompts.is_some());
+        }
         Self {
             step,
             reply,
@@ -158,10 +165,11 @@ impl Riding {
     }
 
     /// Answers. Sending fails only when the caller left, and then nobody is there to be told.
-    pub(crate) fn finish(self, counters: &Counters) {
+    pub(crate) fn finish(mut self, counters: &Counters) {
         if let Some(error) = self.error {
             return drop(self.reply.send(Err(error)));
         }
+        self.step.cache.cache.end_step(&mut self.step.work.x);
         let now = Instant::now();
         counters.waits.add(self.started.unwrap_or(now) - self.submitted);
         counters.step_times.add(now - self.submitted);

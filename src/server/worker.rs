@@ -234,7 +234,7 @@ impl Compute {
         for Job { submitted, kind } in self.arrived.drain(..) {
             match kind {
                 Kind::Step { step, reply } => {
-                    let step = Riding::new(step, reply, submitted);
+                    let step = Riding::new(step, reply, submitted, &self.blocks);
                     if step.is_over() {
                         step.finish(&self.counters);
                     } else {

@@ -32,9 +32,9 @@ pub(super) struct State {
     pub(super) index: Index,
 }
 
-/// How the pages of an arena are used.
+/// How the memory of all caches of a span is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PageCounts {
+pub struct CacheCounts {
     /// Pages the arena was made with.
     pub total: usize,
     /// Pages nobody has.
@@ -110,13 +110,13 @@ impl Arena {
     }
 
     /// How the pages are used at this moment.
-    pub(crate) fn counts(&self) -> PageCounts {
+    pub(crate) fn counts(&self) -> CacheCounts {
         let state = self.lock();
         let overflow = self.overflow.load(Ordering::Relaxed);
         let (kept, shared_with_index) = state.index.pages();
         let free = state.free.len();
         let used = self.n_pages - free - kept + overflow;
-        PageCounts {
+        CacheCounts {
             total: self.n_pages,
             free,
             kept,

@@ -1,25 +1,265 @@
-//! Pages: how many there are, who shares them, when they go.
+//! Pages: how many there are, who shares them, when they go, and what of them is known to others.
+
+use rand::Rng;
 
 use super::*;
+use crate::model::{Hidden, testing::rng};
 
 const SHAPE: KvShape = KvShape {
     dtype: KvDType::Bf16,
     n_kv_heads: 2,
-    head_dim: 4,
+    head_dim: 20,
 };
 
-fn write(cache: &mut Cache, row: usize, position: usize, tokens: usize) {
-    let numbers = vec![1.0; tokens * 8];
+const WIDTH: usize = SHAPE.n_kv_heads * SHAPE.head_dim;
+
+/// Numbers of the hidden state of the model that these caches are for.
+const HIDDEN: usize = 6;
+
+fn arena(n_pages: usize) -> Arc<Arena> {
+    Arena::new(SHAPE, n_pages).unwrap()
+}
+
+/// Caches tokens that are recognised by a number each, a small whole one.
+fn write(cache: &mut Cache, row: usize, position: usize, tokens: &[f32]) {
     let arena = cache.arena.clone();
-    cache.chain[0][row].write(&arena, position, (&mut numbers.clone(), &numbers), |_, _| ());
+    for entry in &mut cache.chain {
+        let numbers: Vec<f32> = tokens.iter().flat_map(|token| vec![*token; WIDTH]).collect();
+        entry[row].write(&arena, position, (&mut numbers.clone(), &numbers), |_, _| ());
+    }
+}
+
+/// What [`write`] wrote, of keys and values of every head.
+fn read(row: &Row) -> Vec<f32> {
+    let token = |position: usize| {
+        let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
+        let page = row.head(SHAPE, 1, page);
+        let (keys, values) = (page.keys.to_f32_vec(), page.values.to_f32_vec());
+        let key = keys[slot];
+        assert!((0..SHAPE.head_dim).all(|dim| keys[dim * 16 + slot] == key));
+        assert!((0..16).all(|dim| values[slot * 16 + dim] == key));
+        assert!((0..4).all(|dim| values[256 + slot * 16 + dim] == key));
+        key
+    };
+    (0..row.tokens()).map(token).collect()
 }
 
 #[test]
 fn a_token_costs_a_key_and_a_value_of_every_head() {
-    assert_eq!(SHAPE.bytes_per_token(), 2 * 2 * 4 * 2);
+    assert_eq!(SHAPE.bytes_per_token(), 2 * 2 * 20 * 2);
     let small = KvShape {
         dtype: KvDType::Int8,
         ..SHAPE
     };
-    assert_eq!(small.bytes_per_token(), 2 * 2 * (4 + 4));
+    assert_eq!(small.bytes_per_token(), 2 * 2 * (20 + 4));
+}
+
+#[test]
+fn sessions_take_pages_as_they_grow_and_give_back_what_they_rewind() {
+    let arena = arena(10);
+    let mut cache = Cache::new(&arena, 2, 1, 60);
+    assert_eq!(arena.counts().free, 10);
+    write(&mut cache, 0, 0, &[1.0; 3]);
+    assert_eq!(arena.counts().free, 8);
+    write(&mut cache, 0, 3, &[1.0; 57]);
+    assert_eq!(arena.counts().free, 2);
+    write(&mut cache, 0, 10, &[1.0]);
+    assert_eq!(arena.counts().free, 8);
+    drop(cache);
+    assert_eq!((arena.counts().free, arena.counts().overflow), (10, 0));
+}
+
+#[test]
+fn pages_beyond_the_arena_come_from_the_heap_and_go_back_to_it() {
+    let arena = arena(1);
+    let mut cache = Cache::new(&arena, 1, 1, 40);
+    write(&mut cache, 0, 0, &[1.0; 40]);
+    assert_eq!((arena.counts().free, arena.counts().overflow), (0, 2));
+    drop(cache);
+    assert_eq!((arena.counts().free, arena.counts().overflow), (1, 0));
+}
+
+#[test]
+fn what_is_no_number_does_not_stay_in_a_page() {
+    let arena = arena(1);
+    let mut cache = Cache::new(&arena, 1, 1, 16);
+    write(&mut cache, 0, 0, &[f32::NAN]);
+    assert!(!cache.chain[0][0].head(SHAPE, 0, 0).finite);
+    drop(cache);
+    let mut cache = Cache::new(&arena, 1, 1, 16);
+    write(&mut cache, 0, 0, &[1.0]);
+    let page = cache.chain[0][0].head(SHAPE, 0, 0);
+    assert!(page.finite && page.values.to_f32_vec().iter().all(|number| number.is_finite()));
+}
+
+#[test]
+fn any_mix_of_writes_rewinds_reorders_and_ends_leaves_every_row_its_own_tokens_and_no_page_behind() {
+    let arena = arena(30);
+    let mut rng = rng(3);
+    let mut sessions: Vec<(Cache, Vec<Vec<f32>>)> = Vec::new();
+    for _ in 0..1500 {
+        if sessions.len() < 3 {
+            sessions.push((Cache::new(&arena, 2, 3, 70), vec![Vec::new(); 3]));
+        }
+        let idx = rng.random_range(0..sessions.len());
+        let (cache, expected) = &mut sessions[idx];
+        match rng.random_range(0..20) {
+            0 => drop(sessions.swap_remove(idx)),
+            1..5 => {
+                let rows: Vec<usize> = (0..3).map(|_| rng.random_range(0..3)).collect();
+                cache.reorder(&rows).unwrap();
+                *expected = rows.iter().map(|row| expected[*row].clone()).collect();
+            }
+            _ => {
+                let row = rng.random_range(0..3);
+                let position = rng.random_range(expected[row].len() / 2..=expected[row].len());
+                let n = rng.random_range(1..30).min(70 - position);
+                let tokens: Vec<f32> = (0..n).map(|_| f32::from(rng.random_range(0..200_u8))).collect();
+                if n > 0 {
+                    write(cache, row, position, &tokens);
+                    expected[row].truncate(position);
+                    expected[row].extend(tokens);
+                }
+            }
+        }
+        for (cache, expected) in &sessions {
+            for (row, expected) in cache.chain.iter().flat_map(|rows| rows.iter().zip(expected)) {
+                assert_eq!(&read(row), expected);
+            }
+        }
+    }
+    sessions.clear();
+    let counts = arena.counts();
+    assert_eq!((counts.free, counts.overflow, counts.shared), (30, 0, 0));
+}
+
+/// A session of one row that shares prefixes; its "model" makes of each token the sum of all up to it.
+struct Session {
+    cache: Cache,
+    sum: Vec<f32>,
+    computed: usize,
+}
+
+impl Session {
+    fn new(arena: &Arc<Arena>, identity: &[u8]) -> Self {
+        let mut cache = Cache::new(arena, 2, 1, 200);
+        cache.share_prefixes(identity, WeightDType::F32);
+        Self {
+            cache,
+            sum: Vec::new(),
+            computed: 0,
+        }
+    }
+
+    /// Outputs of `tokens` at `position`.
+    fn step(&mut self, position: usize, tokens: &[f32], mark: Option<u64>) -> Vec<f32> {
+        self.sum.truncate(position);
+        let data = tokens.iter().flat_map(|token| [*token; HIDDEN]).collect();
+        let mut x = Hidden::new(data, 1, tokens.len(), HIDDEN).unwrap();
+        let known = self.cache.begin(&mut x, position, mark);
+        let rest: Vec<f32> = tokens[known..].to_vec();
+        assert_eq!(x.tokens, rest.len());
+        self.computed += rest.len();
+        if !rest.is_empty() {
+            write(&mut self.cache, 0, position + known, &rest);
+        }
+        for token in tokens {
+            self.sum.push(self.sum.last().unwrap_or(&0.0) + token);
+        }
+        let computed = &self.sum[position + known..];
+        x.data = computed.iter().flat_map(|sum| [*sum; HIDDEN]).collect();
+        self.cache.end_step(&mut x);
+        assert_eq!(x.tokens, tokens.len());
+        x.data.chunks_exact(HIDDEN).map(|token| token[0]).collect()
+    }
+
+    fn expected(&self, position: usize) -> &[f32] {
+        &self.sum[position..]
+    }
+}
+
+fn prompt(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i * 7 % 31) as f32).collect()
+}
+
+#[test]
+fn a_session_that_begins_as_another_computes_only_what_is_new() {
+    let arena = arena(60);
+    let mut first = Session::new(&arena, b"chain");
+    for (position, token) in prompt(70).iter().enumerate() {
+        first.step(position, &[*token], Some(0));
+    }
+    let mut second = Session::new(&arena, b"chain");
+    let longer = [prompt(70), vec![5.0; 20]].concat();
+    assert_eq!(second.step(0, &longer, Some(0)), second.expected(0));
+    assert_eq!(second.computed, 90 - 64);
+    assert_eq!(read(&second.cache.chain[1][0]), longer);
+    // Four pages of two blocks have three users, and a fifth, that the second session filled, has two.
+    assert_eq!(arena.counts().shared, 2 * (4 * 2 + 1));
+
+    // What the second computed is known as well; to the end of a page, or not at all.
+    let mut third = Session::new(&arena, b"chain");
+    assert_eq!(third.step(0, &longer[..80], Some(0)), third.expected(0));
+    assert_eq!((third.computed, arena.counts().reused_tokens), (0, 64 + 80));
+    third.step(80, &[9.0], Some(0));
+    assert_eq!(read(&third.cache.chain[0][0]), [&longer[..80], &[9.0]].concat());
+
+    drop((first, second, third));
+    let counts = arena.counts();
+    assert_eq!((counts.free + counts.kept, counts.overflow, counts.shared), (60, 0, 0));
+}
+
+#[test]
+fn other_chains_other_inputs_prompts_and_marks_are_not_taken_for_the_same() {
+    let arena = arena(200);
+    let mut first = Session::new(&arena, b"chain");
+    first.step(0, &prompt(40), Some(0));
+    let computed = |identity: &[u8], tokens: &[f32], mark| {
+        let mut session = Session::new(&arena, identity);
+        assert_eq!(session.step(0, tokens, mark), session.expected(0));
+        session.computed
+    };
+    assert_eq!(computed(b"chain", &prompt(40), Some(0)), 8);
+    assert_eq!(computed(b"other", &prompt(40), Some(0)), 40);
+    assert_eq!(computed(b"chain", &prompt(40), Some(41)), 40);
+    let mut changed = prompt(40);
+    changed[20] += 1.0;
+    assert_eq!(computed(b"chain", &changed, Some(0)), 24);
+    // With deep prompts nothing is taken and nothing is made known.
+    let with_prompts: Vec<f32> = prompt(40).iter().map(|token| token + 3.0).collect();
+    assert_eq!(computed(b"chain", &with_prompts, None), 40);
+    assert_eq!(computed(b"chain", &with_prompts, Some(0)), 40);
+}
+
+#[test]
+fn rewinding_into_a_shared_page_copies_it_and_what_follows_is_known_by_what_it_is() {
+    let arena = arena(100);
+    let mut first = Session::new(&arena, b"");
+    first.step(0, &prompt(48), Some(0));
+    let mut second = Session::new(&arena, b"");
+    second.step(0, &prompt(48), Some(0));
+    assert_eq!(second.step(20, &[50.0; 30], Some(0)), second.expected(20));
+    assert_eq!(read(&first.cache.chain[0][0]), prompt(48));
+    let rewritten = [&prompt(48)[..20], &[50.0; 30]].concat();
+    assert_eq!(read(&second.cache.chain[0][0]), rewritten);
+    let mut third = Session::new(&arena, b"");
+    assert_eq!(third.step(0, &rewritten, Some(0)), third.expected(0));
+    // The outputs of the page's first tokens were not kept, so it could not be made known, nor be got past.
+    assert_eq!(third.computed, 50 - 16);
+}
+
+#[test]
+fn sessions_get_every_page_that_only_known_prefixes_have() {
+    let arena = arena(24);
+    for start in 0..4 {
+        let mut session = Session::new(&arena, b"");
+        session.step(0, &prompt(48 + start)[start..], Some(0));
+    }
+    assert!(arena.counts().kept > 0);
+    let mut cache = Cache::new(&arena, 2, 1, 192);
+    write(&mut cache, 0, 0, &prompt(192));
+    let counts = arena.counts();
+    assert_eq!((counts.free, counts.kept, counts.known, counts.overflow), (0, 0, 0, 0));
+    drop(cache);
+    assert_eq!(arena.counts().free, 24);
 }

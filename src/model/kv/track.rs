@@ -157,8 +157,8 @@ impl Cache {
     }
 
     /// Ends the step: makes what it filled known, and puts the outputs that were known before it in front of `x`, the
-    /// outputs that were computed. Nothing happens without [`Cache::begin`].
-    pub(crate) fn finish(&mut self, x: &mut Hidden) {
+    /// outputs that were computed. Nothing happens unless it was begun with `Blocks::begin_step`.
+    pub fn end_step(&mut self, x: &mut Hidden) {
         let Some(track) = &mut self.track else { return };
         let Some(step) = track.step.take() else { return };
         for (row_idx, sequence) in track.sequences.iter_mut().enumerate() {
