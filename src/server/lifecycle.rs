@@ -32,7 +32,10 @@ use super::{
 };
 use crate::{
     dht::Dht,
-    model::{AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource, ResolveError, WeightDType},
+    model::{
+        AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource, ResolveError,
+        WeightDType,
+    },
     p2p::P2p,
     swarm::{
         announce::{AnnounceConfig, AnnounceError, Announcer},
