@@ -63,7 +63,7 @@ pub use config::{
 use cpu::Kernels;
 pub use ends::Ends;
 pub use error::{ComputeError, ConfigError, LoadError};
-pub use family::Family;
+pub use family::{Family, Support};
 pub use files::{ModelFiles, ShardIndex};
 pub use generation::GenerationConfig;
 pub use gguf::GgufError;

@@ -100,8 +100,7 @@ impl ModelArgs {
             .context("interrupted")??;
         let prefix = match &self.dht_prefix {
             Some(prefix) => prefix.clone(),
-            None => models::dht_prefix(source.model_type(), &plain_name(&source, &name))
-                .with_context(|| format!("give --dht-prefix: {} models have no usual one", source.model_type()))?,
+            None => models::dht_prefix(source.model_type(), &plain_name(&source, &name)),
         };
         models::check_prefix(&prefix).context("--dht-prefix cannot be used")?;
         let given = [("--dht-prefix", &self.dht_prefix), ("--revision", &self.revision)];

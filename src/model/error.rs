@@ -21,8 +21,8 @@ pub enum ConfigError {
     UnknownModelType {
         /// As written in the file, empty if absent.
         model_type: String,
-        /// The families there are.
-        supported: &'static str,
+        /// The types there are.
+        supported: String,
     },
     /// A rotary scaling we do not know.
     #[error("rope_scaling type \"{rope_type}\" is not supported (supported: {supported})")]

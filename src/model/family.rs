@@ -1,73 +1,143 @@
 //! The model families: which parts the blocks of a `model_type` have and what its checkpoints call their tensors. One
 //! file each; what the parts do is the same code for all (`model/block.rs`).
 
-pub(crate) mod llama;
+mod bloom;
+mod falcon;
+mod gemma;
+mod gpt_oss;
+mod llama;
+mod mistral;
+mod phi;
+mod qwen;
+mod support;
 
 use serde_json::{Map, Value};
+pub use support::Support;
 
 use super::{ConfigError, ModelConfig};
 
-/// A family of models that share the shape of their block.
+/// A family of models that share the shape of their block and the names of their tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Llama 1 to 3.x and everything saved with their architecture.
     Llama,
+    /// Mistral: Llama with a window.
+    Mistral,
+    /// Mixtral: Mistral with experts.
+    Mixtral,
+    /// Qwen 2 and 2.5: biases of queries, keys and values.
+    Qwen2,
+    /// Qwen 3: norms of heads.
+    Qwen3,
+    /// Qwen 3 with experts.
+    Qwen3Moe,
+    /// Gemma 2: soft caps, windows in every second block.
+    Gemma2,
+    /// Gemma 3, its text part.
+    Gemma3,
+    /// Phi-1.5 and Phi-2.
+    Phi2,
+    /// Phi-3, 3.5 and 4.
+    Phi3,
+    /// Falcon, all kinds.
+    Falcon,
+    /// BLOOM and BLOOMZ.
+    Bloom,
+    /// GPT-OSS.
+    GptOss,
 }
 
-/// For error texts.
-const SUPPORTED: &str = "llama";
-
 impl Family {
+    /// All of them, in the order of the table in the README.
+    pub const ALL: [Self; 13] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Mixtral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Qwen3Moe,
+        Self::Gemma2,
+        Self::Gemma3,
+        Self::Phi2,
+        Self::Phi3,
+        Self::Falcon,
+        Self::Bloom,
+        Self::GptOss,
+    ];
+
     /// The family of a `model_type`.
     ///
     /// # Errors
     /// [`ConfigError::UnknownModelType`] names what is supported.
     pub fn of_model_type(model_type: &str) -> Result<Self, ConfigError> {
-        match model_type {
-            "llama" => Ok(Self::Llama),
-            other => Err(ConfigError::UnknownModelType {
-                model_type: other.to_owned(),
-                supported: SUPPORTED,
-            }),
-        }
+        let types = |family: &Self| family.support().model_types;
+        let family = Self::ALL.into_iter().find(|family| types(family).contains(&model_type));
+        family.ok_or_else(|| ConfigError::UnknownModelType {
+            model_type: model_type.to_owned(),
+            supported: Self::ALL.iter().flat_map(types).copied().collect::<Vec<_>>().join(", "),
+        })
     }
 
     pub(crate) fn read_config(self, raw: &Map<String, Value>) -> Result<ModelConfig, ConfigError> {
         match self {
             Self::Llama => llama::read_config(raw),
+            Self::Mistral => mistral::read_mistral(raw),
+            Self::Mixtral => mistral::read_mixtral(raw),
+            Self::Qwen2 => qwen::read_qwen2(raw),
+            Self::Qwen3 => qwen::read_qwen3(raw),
+            Self::Qwen3Moe => qwen::read_qwen3_moe(raw),
+            Self::Gemma2 => gemma::read_gemma2(raw),
+            Self::Gemma3 => gemma::read_gemma3(raw),
+            Self::Phi2 => phi::read_phi2(raw),
+            Self::Phi3 => phi::read_phi3(raw),
+            Self::Falcon => falcon::read_config(raw),
+            Self::Bloom => bloom::read_config(raw),
+            Self::GptOss => gpt_oss::read_config(raw),
         }
     }
 
     /// What the names of the tensors of block `block` may start with, dot included; the usual one first.
     pub(crate) fn block_prefixes(self, block: u32) -> Vec<String> {
+        let folder = match self {
+            Self::Falcon | Self::Bloom => "h",
+            _ => "layers",
+        };
         let roots = self.roots().iter();
-        roots.map(|root| format!("{root}{}{block}.", self.blocks())).collect()
+        roots.map(|root| format!("{root}{folder}.{block}.")).collect()
     }
 
     /// What the names of all tensors but the head's may start with; the usual one first.
     pub(crate) fn roots(self) -> &'static [&'static str] {
         match self {
-            Self::Llama => llama::ROOTS,
+            Self::Gemma3 => gemma::ROOTS,
+            Self::Falcon => falcon::ROOTS,
+            Self::Bloom => bloom::ROOTS,
+            _ => llama::ROOTS,
         }
     }
 
-    /// Between the root and the number of a block.
-    fn blocks(self) -> &'static str {
+    pub(crate) fn block_names(self, config: &ModelConfig) -> BlockNames {
         match self {
-            Self::Llama => "layers.",
-        }
-    }
-
-    pub(crate) fn block_names(self, _config: &ModelConfig) -> BlockNames {
-        match self {
-            Self::Llama => llama::BLOCK,
+            Self::Llama | Self::Mistral | Self::Qwen2 => llama::BLOCK,
+            Self::Mixtral => mistral::MIXTRAL_BLOCK,
+            Self::Qwen3 => qwen::QWEN3_BLOCK,
+            Self::Qwen3Moe => qwen::QWEN3_MOE_BLOCK,
+            Self::Gemma2 | Self::Gemma3 => gemma::BLOCK,
+            Self::Phi2 => phi::PHI2_BLOCK,
+            Self::Phi3 => phi::PHI3_BLOCK,
+            Self::Falcon => falcon::block_names(config),
+            Self::Bloom => falcon::BLOOM_BLOCK,
+            Self::GptOss => gpt_oss::BLOCK,
         }
     }
 
     /// The names of the tensors outside the blocks, which a client needs.
     pub(crate) fn end_names(self) -> EndNames {
         match self {
-            Self::Llama => llama::ENDS,
+            Self::Phi2 => phi::PHI2_ENDS,
+            Self::Falcon => falcon::ENDS,
+            Self::Bloom => bloom::ENDS,
+            _ => llama::ENDS,
         }
     }
 }
@@ -117,9 +187,17 @@ pub(crate) enum FeedForwardNames {
     },
 }
 
+/// The matrices of experts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ExpertNames {
+    Plain(PlainExperts),
+    /// Gate and up by turns, and down; each for all experts, in MXFP4.
+    Mxfp4([&'static str; 2]),
+}
+
 /// Experts, one tensor each (`FOLDER.NUMBER.gate.weight`) or all in one (`FOLDER.gate_up`).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ExpertNames {
+pub(crate) struct PlainExperts {
     /// Dot included.
     pub(crate) folder: &'static str,
     pub(crate) gate: &'static str,
@@ -142,3 +220,6 @@ pub(crate) struct EndNames {
     /// `[vocab_size, hidden_size]`, absent from the checkpoint when tied. It has no root.
     pub(crate) head: &'static str,
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ mod error;
 mod fetch;
 mod http;
 mod lock;
+mod names;
 mod options;
 mod pieces;
 mod progress;
@@ -61,10 +62,12 @@ impl HubRepo {
     /// # Errors
     /// The name, the revision or the endpoint is malformed.
     pub(crate) fn open(name: &str, options: &HubOptions) -> Result<Self, HubError> {
+        let name = names::original(name);
         if !is_repo_name(name) {
             return Err(HubError::Name { name: name.to_owned() });
         }
-        let revision = options.revision.clone().unwrap_or_else(|| DEFAULT_REVISION.to_owned());
+        let usual = names::pinned_revision(name).unwrap_or(DEFAULT_REVISION);
+        let revision = options.revision.clone().unwrap_or_else(|| usual.to_owned());
         if !is_revision(&revision) {
             return Err(HubError::Revision { revision });
         }

@@ -4,7 +4,7 @@
 use super::{
     ModelConfig,
     config::parts::{FeedForwardConfig, NormKind, Residual},
-    family::{BlockNames, ExpertNames, FeedForwardNames, QkvNames},
+    family::{BlockNames, ExpertNames, FeedForwardNames, PlainExperts, QkvNames},
 };
 
 /// A matrix or vector that we compute with, as rows of a tensor in a checkpoint.
@@ -12,13 +12,25 @@ use super::{
 pub(crate) struct TensorSpec {
     /// As in the checkpoint.
     pub(crate) name: String,
-    /// As in the checkpoint: `[rows]`, `[rows, cols]` or `[experts, rows, cols]`.
+    /// As in the checkpoint: `[rows]`, `[rows, cols]`, or with the number of experts before these.
     pub(crate) shape: Vec<usize>,
+    /// 1 for a vector.
+    pub(crate) cols: usize,
     pub(crate) rows: Rows,
+    pub(crate) packing: Packing,
 }
 
-/// Rows of a tensor whose dimensions but the last are taken as one; the numbers of a vector are its rows. Row `r` is
-/// stored row `start + (r / run) · stride + r % run`.
+/// How numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// One after the other, in the type that the file says.
+    Plain,
+    /// 4 bits each with a scale for every 32, in two tensors that are called `NAME_blocks` and `NAME_scales` (GPT-OSS).
+    /// `shape` is that of the numbers.
+    Mxfp4,
+}
+
+/// Rows of a tensor whose dimensions but that of the columns are taken as one. Row `r` is stored row `start + (r / run) · stride + r % run`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rows {
     pub(crate) start: usize,
@@ -52,12 +64,23 @@ impl Rows {
 }
 
 impl TensorSpec {
-    fn whole(name: String, shape: Vec<usize>) -> Self {
-        let rows = stored_rows(&shape);
+    fn vector(name: String, len: usize) -> Self {
         Self {
             name,
-            shape,
+            shape: vec![len],
+            cols: 1,
+            rows: Rows::range(0, len),
+            packing: Packing::Plain,
+        }
+    }
+
+    fn matrix(name: String, rows: usize, cols: usize) -> Self {
+        Self {
+            name,
+            shape: vec![rows, cols],
+            cols,
             rows: Rows::range(0, rows),
+            packing: Packing::Plain,
         }
     }
 
@@ -65,28 +88,10 @@ impl TensorSpec {
         Self { rows, ..self.clone() }
     }
 
-    /// Numbers of a row: 1 for a vector.
-    pub(crate) fn cols(&self) -> usize {
-        if self.shape.len() < 2 {
-            1
-        } else {
-            self.shape.last().copied().unwrap_or(1)
-        }
-    }
-
     /// Numbers that are taken.
     pub(crate) fn len(&self) -> usize {
-        self.rows.count * self.cols()
+        self.rows.count * self.cols
     }
-}
-
-fn stored_rows(shape: &[usize]) -> usize {
-    let dimensions = if shape.len() < 2 {
-        shape
-    } else {
-        &shape[..shape.len() - 1]
-    };
-    dimensions.iter().product()
 }
 
 /// A matrix and perhaps a bias.
@@ -228,7 +233,6 @@ impl Namer<'_> {
         let query_width = config.n_heads * config.head_dim;
         let [query, key, value] = self.qkv(&names.qkv);
         let (router, mlps) = self.feed_forward(&names.feed_forward);
-        let shape_of_sinks = vec![config.n_heads];
         BlockLayout {
             attention_norm: self.norm(names.attention_norm, config.hidden_size),
             query,
@@ -239,7 +243,7 @@ impl Namer<'_> {
                 .then(|| names.qk_norm.map(|name| self.norm(name, config.head_dim))),
             sinks: attention
                 .sinks
-                .then(|| TensorSpec::whole(format!("{}{}", self.prefix, names.sinks), shape_of_sinks)),
+                .then(|| TensorSpec::vector(format!("{}{}", self.prefix, names.sinks), config.n_heads)),
             output: self.linear(names.output, attention.output_bias, config.hidden_size, query_width),
             attention_post_norm: post_norms.then(|| self.norm(names.attention_post_norm, config.hidden_size)),
             mlp_norm: (config.residual != Residual::Parallel).then(|| self.norm(names.mlp_norm, config.hidden_size)),
@@ -250,7 +254,7 @@ impl Namer<'_> {
     }
 
     fn norm(&self, name: &str, width: usize) -> NormSpec {
-        let tensor = |kind| TensorSpec::whole(format!("{}{name}.{kind}", self.prefix), vec![width]);
+        let tensor = |kind| TensorSpec::vector(format!("{}{name}.{kind}", self.prefix), width);
         NormSpec {
             weight: tensor("weight"),
             bias: (self.config.norm.kind == NormKind::LayerNorm).then(|| tensor("bias")),
@@ -258,10 +262,10 @@ impl Namer<'_> {
     }
 
     fn linear(&self, name: &str, bias: bool, rows: usize, cols: usize) -> LinearSpec {
-        let tensor = |kind, shape| TensorSpec::whole(format!("{}{name}.{kind}", self.prefix), shape);
+        let name = format!("{}{name}", self.prefix);
         LinearSpec {
-            weight: tensor("weight", vec![rows, cols]),
-            bias: bias.then(|| tensor("bias", vec![rows])),
+            weight: TensorSpec::matrix(format!("{name}.weight"), rows, cols),
+            bias: bias.then(|| TensorSpec::vector(format!("{name}.bias"), rows)),
         }
     }
 
@@ -323,18 +327,21 @@ impl Namer<'_> {
                 let (n_experts, router_bias) =
                     experts.map_or((1, false), |experts| (experts.n_experts, experts.router_bias));
                 let router = self.linear(router, router_bias, n_experts, hidden);
-                let mlps = (0..n_experts).map(|expert| self.expert(names, expert, n_experts));
+                let mlps = (0..n_experts).map(|expert| match names {
+                    ExpertNames::Plain(names) => self.expert(names, expert, n_experts),
+                    ExpertNames::Mxfp4(names) => self.packed_expert(*names, expert, n_experts),
+                });
                 (Some(router), mlps.collect())
             }
         }
     }
 
-    /// Checkpoints of newer versions hold the matrices of all experts in one tensor.
-    fn expert(&self, names: &ExpertNames, expert: usize, n_experts: usize) -> MlpSpec {
+    /// One tensor for each matrix, or one for the matrices of all experts.
+    fn expert(&self, names: &PlainExperts, expert: usize, n_experts: usize) -> MlpSpec {
         let (inner, hidden) = (self.config.intermediate_size, self.config.hidden_size);
-        let [gate_up, down] = names.fused;
         let folder = names.folder;
-        if !(self.exists)(&format!("{}{folder}{gate_up}", self.prefix)) {
+        let [gate_up, down] = names.fused.map(|name| format!("{}{folder}{name}", self.prefix));
+        if !(self.exists)(&gate_up) {
             let linear = |name: &str, rows, cols| self.linear(&format!("{folder}{expert}.{name}"), false, rows, cols);
             return MlpSpec {
                 gate: Some(linear(names.gate, inner, hidden)),
@@ -342,19 +349,47 @@ impl Namer<'_> {
                 down: linear(names.down, hidden, inner),
             };
         }
-        let fused = |name: &str, rows: usize, cols: usize, part: Rows| LinearSpec {
+        let of_all = |name, rows, cols| LinearSpec {
             weight: TensorSpec {
-                name: format!("{}{folder}{name}", self.prefix),
                 shape: vec![n_experts, rows, cols],
-                rows: part,
+                ..TensorSpec::matrix(name, rows, cols)
             },
             bias: None,
         };
-        let first = expert * 2 * inner;
+        let (gate_up, first) = (of_all(gate_up, 2 * inner, hidden), expert * 2 * inner);
         MlpSpec {
-            gate: Some(fused(gate_up, 2 * inner, hidden, Rows::range(first, inner))),
-            up: fused(gate_up, 2 * inner, hidden, Rows::range(first + inner, inner)),
-            down: fused(down, hidden, inner, Rows::range(expert * hidden, hidden)),
+            gate: Some(gate_up.rows(Rows::range(first, inner))),
+            up: gate_up.rows(Rows::range(first + inner, inner)),
+            down: of_all(down, hidden, inner).rows(Rows::range(expert * hidden, hidden)),
+        }
+    }
+
+    /// MXFP4, the rows of gate and up by turns, biases in tensors of their own.
+    fn packed_expert(&self, names: [&str; 2], expert: usize, n_experts: usize) -> MlpSpec {
+        let (inner, hidden) = (self.config.intermediate_size, self.config.hidden_size);
+        let [gate_up, down] = names.map(|name| format!("{}{name}", self.prefix));
+        let of_all = |name: &str, rows, cols| LinearSpec {
+            bias: Some(TensorSpec {
+                shape: vec![n_experts, rows],
+                ..TensorSpec::vector(format!("{name}_bias"), rows)
+            }),
+            weight: TensorSpec {
+                shape: vec![n_experts, rows, cols],
+                packing: Packing::Mxfp4,
+                ..TensorSpec::matrix(name.to_owned(), rows, cols)
+            },
+        };
+        let gate_up = of_all(&gate_up, 2 * inner, hidden);
+        let every_second = |first: usize| Rows {
+            start: expert * 2 * inner + first,
+            run: 1,
+            stride: 2,
+            count: inner,
+        };
+        MlpSpec {
+            gate: Some(gate_up.rows(every_second(0))),
+            up: gate_up.rows(every_second(1)),
+            down: of_all(&down, hidden, inner).rows(Rows::range(expert * hidden, hidden)),
         }
     }
 }

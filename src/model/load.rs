@@ -1,6 +1,8 @@
 //! Tensors out of safetensors files: mapped into memory, checked, and used in place where type and alignment permit.
 //! The map is the one place outside the kernels where `unsafe` is needed. Nothing is downloaded here.
 
+mod mxfp4;
+
 use std::{
     collections::HashMap,
     fs::File,
@@ -20,7 +22,7 @@ use super::{
     LoadError, ModelFiles, WeightDType,
     files::{INDEX_FILE, Weights},
     gguf::Gguf,
-    layout::{LinearSpec, TensorSpec},
+    layout::{LinearSpec, Packing, TensorSpec},
     linear::{Linear, Matrix},
     number::{Buffer, Frozen, Number},
 };
@@ -44,6 +46,23 @@ struct OpenFile {
     metadata: Metadata,
 }
 
+/// A tensor as the file has it.
+struct Stored {
+    dtype: Dtype,
+    bytes: Bytes,
+    path: PathBuf,
+}
+
+impl Stored {
+    fn refused(&self, tensor: &str) -> LoadError {
+        LoadError::Dtype {
+            path: self.path.clone(),
+            tensor: tensor.to_owned(),
+            found: self.dtype,
+        }
+    }
+}
+
 impl<'a> TensorReader<'a> {
     /// Weights will be of type `dtype`, whatever the file has.
     pub(crate) fn new(files: &'a ModelFiles, dtype: WeightDType) -> Self {
@@ -60,7 +79,7 @@ impl<'a> TensorReader<'a> {
     /// Whatever is wrong with the file or the tensor, naming both.
     pub(crate) fn matrix(&mut self, spec: &TensorSpec) -> Result<Matrix, LoadError> {
         let numbers = self.numbers(spec)?;
-        Ok(Matrix::new(spec.rows.count, spec.cols(), numbers))
+        Ok(Matrix::new(spec.rows.count, spec.cols, numbers))
     }
 
     /// A vector, rounded to the weights' type (as a model cast to that type has it) and widened.
@@ -89,7 +108,7 @@ impl<'a> TensorReader<'a> {
     pub(crate) fn linear_f32(&mut self, spec: &LinearSpec) -> Result<Linear, LoadError> {
         let numbers = Frozen::owned(Buffer::F32(self.vector(&spec.weight)?));
         Ok(Linear {
-            weight: Matrix::new(spec.weight.rows.count, spec.weight.cols(), numbers),
+            weight: Matrix::new(spec.weight.rows.count, spec.weight.cols, numbers),
             bias: self.bias(spec)?,
         })
     }
@@ -114,9 +133,38 @@ impl<'a> TensorReader<'a> {
     }
 
     fn numbers(&mut self, spec: &TensorSpec) -> Result<Frozen, LoadError> {
-        let (tensor, dtype) = (spec.name.as_str(), self.dtype);
+        let dtype = self.dtype;
+        match spec.packing {
+            Packing::Plain => {
+                let stored = self.stored(&spec.name, &spec.shape)?;
+                let from = weight_dtype(stored.dtype).ok_or_else(|| stored.refused(&spec.name))?;
+                let bytes = rows_of(spec, spec.cols * from.size(), &stored.bytes);
+                Ok(convert(from, bytes, dtype))
+            }
+            Packing::Mxfp4 => {
+                let [blocks, scales] = mxfp4::shapes(&spec.shape);
+                let blocks = self.packed(&format!("{}_blocks", spec.name), &blocks)?;
+                let scales = self.packed(&format!("{}_scales", spec.name), &scales)?;
+                let blocks = rows_of(spec, spec.cols / 2, &blocks);
+                let scales = rows_of(spec, spec.cols / mxfp4::BLOCK, &scales);
+                Ok(Frozen::owned(mxfp4::unpack(&blocks, &scales, dtype)))
+            }
+        }
+    }
+
+    /// A tensor of bytes.
+    fn packed(&mut self, tensor: &str, shape: &[usize]) -> Result<Bytes, LoadError> {
+        let stored = self.stored(tensor, shape)?;
+        if stored.dtype == Dtype::U8 {
+            Ok(stored.bytes)
+        } else {
+            Err(stored.refused(tensor))
+        }
+    }
+
+    fn stored(&mut self, tensor: &str, shape: &[usize]) -> Result<Stored, LoadError> {
         if let Weights::Gguf { path, file } = self.files.weights() {
-            return numbers_of_gguf(path, file, spec, dtype);
+            return stored_in_gguf(path, file, tensor, shape);
         }
         let path = self.path_of(tensor)?;
         let file = self.open(&path, tensor)?;
@@ -126,24 +174,22 @@ impl<'a> TensorReader<'a> {
                 tensor: tensor.to_owned(),
             });
         };
-        if info.shape != spec.shape {
+        if info.shape != shape {
             return Err(LoadError::Shape {
                 path,
                 tensor: tensor.to_owned(),
-                expected: spec.shape.clone(),
+                expected: shape.to_vec(),
                 found: info.shape.clone(),
             });
         }
-        let Some(bytes) = file.bytes_of(info) else {
-            return Err(damaged(&path, tensor, SafeTensorError::MetadataIncompleteBuffer));
-        };
-        weight_dtype(info.dtype)
-            .map(|from| convert(from, rows_of(spec, from, &bytes), dtype))
-            .ok_or_else(|| LoadError::Dtype {
+        match file.bytes_of(info) {
+            Some(bytes) => Ok(Stored {
+                dtype: info.dtype,
+                bytes,
                 path,
-                tensor: tensor.to_owned(),
-                found: info.dtype,
-            })
+            }),
+            None => Err(damaged(&path, tensor, SafeTensorError::MetadataIncompleteBuffer)),
+        }
     }
 
     fn path_of(&mut self, tensor: &str) -> Result<PathBuf, LoadError> {
@@ -224,23 +270,21 @@ pub(super) fn map(path: &Path) -> Result<Bytes, LoadError> {
     Ok(Bytes::from_owner(map))
 }
 
-fn numbers_of_gguf(path: &Path, file: &Gguf, spec: &TensorSpec, to: WeightDType) -> Result<Frozen, LoadError> {
-    let (path, tensor) = (path.to_owned(), spec.name.clone());
+fn stored_in_gguf(path: &Path, file: &Gguf, tensor: &str, shape: &[usize]) -> Result<Stored, LoadError> {
+    let (path, tensor) = (path.to_owned(), tensor.to_owned());
     match file.tensor(&tensor) {
         Err(source) => Err(LoadError::Gguf {
             path,
             source: Box::new(source),
         }),
         Ok(None) => Err(LoadError::MissingTensor { path, tensor }),
-        Ok(Some((found, _, _))) if found != spec.shape => Err(LoadError::Shape {
+        Ok(Some((found, _, _))) if found != shape => Err(LoadError::Shape {
             path,
             tensor,
-            expected: spec.shape.clone(),
+            expected: shape.to_vec(),
             found,
         }),
-        Ok(Some((_, found, bytes))) => weight_dtype(found)
-            .map(|from| convert(from, rows_of(spec, from, &bytes), to))
-            .ok_or(LoadError::Dtype { path, tensor, found }),
+        Ok(Some((_, dtype, bytes))) => Ok(Stored { dtype, bytes, path }),
     }
 }
 
@@ -255,17 +299,19 @@ fn weight_dtype(dtype: Dtype) -> Option<WeightDType> {
 }
 
 /// The rows that are asked for, in place if they lie together.
-fn rows_of(spec: &TensorSpec, dtype: WeightDType, tensor: &Bytes) -> Bytes {
-    let row_bytes = spec.cols() * dtype.size();
-    let byte_range = |(first, len): (usize, usize)| first * row_bytes..(first + len) * row_bytes;
-    let mut runs = spec.rows.runs().map(byte_range);
+fn rows_of(spec: &TensorSpec, row_bytes: usize, tensor: &Bytes) -> Bytes {
+    let mut runs = spec
+        .rows
+        .runs()
+        .map(|(first, len)| first * row_bytes..(first + len) * row_bytes);
     match (runs.next(), runs.next()) {
         (None, _) => Bytes::new(),
         (Some(only), None) => tensor.slice(only),
-        (Some(_), Some(_)) => {
-            let runs = spec.rows.runs().map(byte_range);
+        (Some(first), Some(second)) => {
             let mut gathered = Vec::with_capacity(spec.rows.count * row_bytes);
-            runs.for_each(|run| gathered.extend_from_slice(&tensor[run]));
+            for run in [first, second].into_iter().chain(runs) {
+                gathered.extend_from_slice(&tensor[run]);
+            }
             gathered.into()
         }
     }

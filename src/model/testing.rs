@@ -13,9 +13,14 @@ pub(super) fn vectors(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors")).join(path)
 }
 
-/// A fixture model and what transformers computes with it.
+/// A fixture model recorded from Petals and what transformers computes with it.
 pub(super) fn fixture(name: &str) -> (ModelFiles, Value) {
-    let folder = vectors("petals").join(name);
+    fixture_at(&format!("petals/{name}"))
+}
+
+/// The fixture model in a folder of the vectors, and what transformers computes with it.
+pub(super) fn fixture_at(path: &str) -> (ModelFiles, Value) {
+    let folder = vectors(path);
     let reference = fs::read_to_string(folder.join("reference.json")).unwrap();
     (
         ModelFiles::from_folder(&folder).unwrap(),
@@ -92,7 +97,7 @@ pub(super) fn random_tensors(config: &Value, seed: u64) -> BTreeMap<String, (Vec
     for block in 0..config.n_blocks {
         let layout = BlockLayout::new(&config, block, &|_| false);
         for tensor in layout.tensors() {
-            let (cols, len) = (tensor.cols(), tensor.shape.iter().product());
+            let (cols, len) = (tensor.cols, tensor.shape.iter().product());
             let (offset, scale) = match tensor.name.contains("norm") {
                 true => (1.0, 0.3),
                 false if cols == 1 => (0.0, 1.0),
@@ -128,4 +133,49 @@ pub(super) fn random_blocks(changes: Value, seed: u64, dtype: WeightDType) -> Bl
     let files = ModelFiles::from_folder(folder.path()).unwrap();
     let n_blocks = files.config().n_blocks;
     Blocks::load(&files, 0..n_blocks, dtype).unwrap()
+}
+
+/// `x` through `block`, `n` tokens at a time, in a cache of its own.
+pub(super) fn stepwise(blocks: &Blocks, block: u32, x: &Hidden, n: usize) -> Vec<f32> {
+    let mut cache = blocks.new_cache(1, x.batch, x.tokens);
+    let mut by_step = Vec::new();
+    for start in (0..x.tokens).step_by(n) {
+        let mut part = tokens(x, start..(start + n).min(x.tokens));
+        blocks.step(block, &mut cache, 0, &mut part, start).unwrap();
+        by_step.push(part);
+    }
+    let sequences = (0..x.batch).flat_map(|row| by_step.iter().flat_map(move |part| sequence(part, row).data));
+    sequences.collect()
+}
+
+pub(super) fn whole(blocks: &Blocks, block: u32, x: &Hidden) -> Hidden {
+    let mut out = x.clone();
+    blocks.forward(block, &mut out).unwrap();
+    out
+}
+
+pub(super) fn ids(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+/// Greedy continuation of `prompt`, with all blocks in place of a swarm.
+pub(super) fn generate(files: &ModelFiles, prompt: &[u32], n: usize, dtype: WeightDType) -> Vec<u32> {
+    let config = files.config();
+    let ends = Ends::load(files, dtype).unwrap();
+    let blocks = Blocks::load(files, 0..config.n_blocks, dtype).unwrap();
+    let mut cache = blocks.new_cache(config.n_blocks as usize, 1, prompt.len() + n);
+    let mut sampler = Sampler::new(SamplingParams::default()).unwrap();
+    let (mut history, mut position) = (prompt.to_vec(), 0);
+    while history.len() < prompt.len() + n {
+        let mut x = ends.embed(&history[position..]).unwrap();
+        for block in 0..config.n_blocks {
+            blocks
+                .step(block, &mut cache, block as usize, &mut x, position)
+                .unwrap();
+        }
+        position = history.len();
+        let logits = ends.logits(&x.data[x.data.len() - x.width..]).unwrap();
+        history.push(sampler.next(&logits, &history).unwrap());
+    }
+    history.split_off(prompt.len())
 }

@@ -25,25 +25,6 @@ fn states(reference: &Value, dtype: &str) -> Vec<Hidden> {
     std::iter::once(recorded(input)).chain(outputs).collect()
 }
 
-/// `x` through `block`, `n` tokens at a time, in a cache of its own.
-fn stepwise(blocks: &Blocks, block: u32, x: &Hidden, n: usize) -> Vec<f32> {
-    let mut cache = blocks.new_cache(1, x.batch, x.tokens);
-    let mut by_step = Vec::new();
-    for start in (0..x.tokens).step_by(n) {
-        let mut part = tokens(x, start..(start + n).min(x.tokens));
-        blocks.step(block, &mut cache, 0, &mut part, start).unwrap();
-        by_step.push(part);
-    }
-    let sequences = (0..x.batch).flat_map(|row| by_step.iter().flat_map(move |part| sequence(part, row).data));
-    sequences.collect()
-}
-
-pub(super) fn whole(blocks: &Blocks, block: u32, x: &Hidden) -> Hidden {
-    let mut out = x.clone();
-    blocks.forward(block, &mut out).unwrap();
-    out
-}
-
 #[test]
 fn float32_blocks_equal_transformers_within_1e_4() {
     for name in LLAMAS {

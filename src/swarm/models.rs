@@ -24,27 +24,18 @@ pub enum BadPrefix {
 }
 
 /// The prefix under which servers of the model `repo` (a hub repository, not a folder) find each other, by the rules of
-/// the model families in `petals/models/*/config.py`. `model_type` is the one in the model's configuration. None for
-/// families that Petals gives no name; the user has to choose a prefix then.
-pub fn dht_prefix(model_type: &str, repo: &str) -> Option<String> {
+/// the model families in `petals/models/*/config.py`; families that Petals does not have follow the rule of Llama.
+/// `model_type` is the one in the model's configuration.
+pub fn dht_prefix(model_type: &str, repo: &str) -> String {
     let last = repo.rsplit('/').next().unwrap_or(repo);
     let name = match model_type {
-        "llama" if last.ends_with("-hf") => last.to_string(),
-        "llama" => format!("{last}-hf"),
         "falcon" => last.to_string(),
         "mixtral" => repo.to_string(),
-        "bloom" => format!("{}-petals", original_bloom(repo)),
-        _ => return None,
+        "bloom" => format!("{repo}-petals"),
+        _ if last.ends_with("-hf") => last.to_string(),
+        _ => format!("{last}-hf"),
     };
-    Some(name.replace('.', "-"))
-}
-
-/// Converted copies of BLOOM (`bigscience/bloom-petals`) are served under the name of the original.
-fn original_bloom(repo: &str) -> &str {
-    match repo.strip_suffix("-petals") {
-        Some(original) if repo.starts_with("bigscience/") => original,
-        _ => repo,
-    }
+    name.replace('.', "-")
 }
 
 /// Checks a prefix that a user chose.
@@ -85,16 +76,12 @@ mod tests {
         let mut n_cases = 0;
         for case in hub {
             let prefix = dht_prefix(case["family"].as_str().unwrap(), case["repo"].as_str().unwrap());
-            assert_eq!(prefix.as_deref(), case["dht_prefix"].as_str(), "{}", case["repo"]);
-            check_prefix(&prefix.unwrap()).unwrap();
+            assert_eq!(Some(prefix.as_str()), case["dht_prefix"].as_str(), "{}", case["repo"]);
+            check_prefix(&prefix).unwrap();
             n_cases += 1;
         }
         assert_eq!(n_cases, 20);
-        assert_eq!(
-            dht_prefix("bloom", "bigscience/bloom-petals").unwrap(),
-            "bigscience/bloom-petals"
-        );
-        assert_eq!(dht_prefix("gpt2", "gpt2"), None);
+        assert_eq!(dht_prefix("qwen3", "Qwen/Qwen3-0.6B"), "Qwen3-0-6B-hf");
     }
 
     #[test]

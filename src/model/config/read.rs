@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::parts::Activation;
+use super::parts::{Activation, SlidingWindow};
 use crate::model::ConfigError;
 
 /// A field that may be absent or null.
@@ -45,4 +45,53 @@ pub(crate) fn activation(raw: &Map<String, Value>, field: &'static str) -> Resul
             problem: "is not silu, gelu, gelu_new, gelu_pytorch_tanh or relu",
         }),
     }
+}
+
+/// `raw` with the fields it leaves out; null is left as it is, since it may mean that there is no such part.
+pub(crate) fn with_defaults(raw: &Map<String, Value>, defaults: &[(&str, Value)]) -> Map<String, Value> {
+    let mut filled = raw.clone();
+    for (field, value) in defaults {
+        filled.entry(*field).or_insert_with(|| value.clone());
+    }
+    filled
+}
+
+/// `raw` with a family's own names of fields (first of each pair) replaced by the usual ones.
+pub(crate) fn renamed(raw: &Map<String, Value>, names: &[(&str, &str)]) -> Map<String, Value> {
+    let mut renamed = raw.clone();
+    for (own, usual) in names {
+        if let Some(value) = renamed.remove(*own) {
+            renamed.insert((*usual).to_owned(), value);
+        }
+    }
+    renamed
+}
+
+/// `sliding_window`, if there is one, in the blocks that `layer_types` names, or without that in those that `usual` does.
+pub(crate) fn sliding_blocks(
+    raw: &Map<String, Value>,
+    n_blocks: u32,
+    usual: impl Fn(u32) -> bool,
+) -> Result<Option<SlidingWindow>, ConfigError> {
+    let Some(tokens) = optional(raw, "sliding_window")? else {
+        return Ok(None);
+    };
+    let types: Option<Vec<String>> = optional(raw, "layer_types")?;
+    let blocks: Vec<bool> = match types {
+        None => (0..n_blocks).map(usual).collect(),
+        Some(types) if types.len() == n_blocks as usize => {
+            types.iter().map(|name| name == "sliding_attention").collect()
+        }
+        Some(_) => {
+            return Err(ConfigError::Value {
+                field: "layer_types",
+                problem: "is not one for each block",
+            });
+        }
+    };
+    Ok(Some(SlidingWindow {
+        tokens,
+        blocks,
+        rope: None,
+    }))
 }

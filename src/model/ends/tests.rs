@@ -5,36 +5,9 @@ use std::{collections::BTreeMap, fs};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{
-    Blocks, Sampler, SamplingParams,
-    testing::{assert_close, fixture, random, recorded, recorded_numbers, rng, small_config, write_model},
+use crate::model::testing::{
+    assert_close, fixture, generate, ids, random, recorded, recorded_numbers, rng, small_config, write_model,
 };
-
-fn ids(value: &Value) -> Vec<u32> {
-    serde_json::from_value(value.clone()).unwrap()
-}
-
-/// Greedy continuation of `prompt`, with all blocks in place of a swarm.
-fn generate(files: &ModelFiles, prompt: &[u32], n: usize, dtype: WeightDType) -> Vec<u32> {
-    let config = files.config();
-    let ends = Ends::load(files, dtype).unwrap();
-    let blocks = Blocks::load(files, 0..config.n_blocks, dtype).unwrap();
-    let mut cache = blocks.new_cache(config.n_blocks as usize, 1, prompt.len() + n);
-    let mut sampler = Sampler::new(SamplingParams::default()).unwrap();
-    let (mut history, mut position) = (prompt.to_vec(), 0);
-    while history.len() < prompt.len() + n {
-        let mut x = ends.embed(&history[position..]).unwrap();
-        for block in 0..config.n_blocks {
-            blocks
-                .step(block, &mut cache, block as usize, &mut x, position)
-                .unwrap();
-        }
-        position = history.len();
-        let logits = ends.logits(&x.data[x.data.len() - x.width..]).unwrap();
-        history.push(sampler.next(&logits, &history).unwrap());
-    }
-    history.split_off(prompt.len())
-}
 
 #[test]
 fn sixteen_greedy_tokens_are_those_of_transformers() {

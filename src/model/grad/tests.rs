@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{super::tests::whole, *};
+use super::{super::testing::whole, *};
 use crate::model::{
     Blocks, WeightDType,
     attention::Alibi,

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::model::{
     Blocks,
-    layout::Rows,
+    layout::{Packing, Rows},
     number::Slice,
     testing::{fixture, random_hidden, random_tensors, rng, safetensors_of, small_config, write_model},
 };
@@ -19,6 +19,8 @@ fn query() -> TensorSpec {
     TensorSpec {
         name: QUERY.to_owned(),
         shape: vec![24, 24],
+        cols: 24,
+        packing: Packing::Plain,
         rows: Rows::range(0, 24),
     }
 }

@@ -330,7 +330,7 @@ fn read(path: &Path) -> Result<Vec<u8>, AdapterError> {
 mod tests {
     use super::*;
     use crate::model::{
-        layout::{Rows, TensorSpec},
+        layout::{Packing, Rows, TensorSpec},
         testing::safetensors_of,
     };
 
@@ -351,6 +351,8 @@ mod tests {
             weight: TensorSpec {
                 name: "h.0.query_key_value.weight".to_owned(),
                 shape: vec![6, 3],
+                cols: 3,
+                packing: Packing::Plain,
                 // The keys, where each head has a query, a key and a value of one row.
                 rows: Rows {
                     start: 1,

@@ -70,7 +70,7 @@ pub(crate) fn shell_word(word: &str) -> Option<String> {
 pub(crate) fn is_usual_prefix(name: &str, prefix: &str) -> bool {
     ["llama", "falcon", "mixtral", "bloom"]
         .into_iter()
-        .any(|family| models::dht_prefix(family, name).as_deref() == Some(prefix))
+        .any(|family| models::dht_prefix(family, name) == prefix)
 }
 
 /// Who holds most blocks: names of servers that are online and hold at least ten. Of the rule of health.petals.dev the
