@@ -19,7 +19,7 @@ use futures::{FutureExt, future::try_join_all};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sepal::client::{self, Client};
 use sepal::dht::{self, Dht};
-use sepal::model::{Hidden, HubOptions, ModelSource};
+use sepal::model::{Engine, Hidden, HubOptions, ModelSource};
 use sepal::p2p::{Config, Identity, Multiaddr, P2p, Router};
 use sepal::server::{self, BlockChoice, LimitChoice, Server, Throughput};
 use sepal::swarm::signature;
@@ -186,6 +186,7 @@ async fn serve(source: &ModelSource) -> anyhow::Result<(Server, Vec<Multiaddr>)>
             "bench".to_owned(),
             BlockChoice::Fixed(0..n_blocks),
             LimitChoice::default(),
+            Engine::new(None)?,
         )
     };
     let server = Server::new(config, source.clone(), (p2p.clone(), dht), &tasks);

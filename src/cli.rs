@@ -4,6 +4,7 @@
 //! Results go to stdout as stable lines that scripts may read, logs go to stderr.
 
 mod bootstrap;
+mod compute;
 mod demo;
 mod doctor;
 mod environment;

@@ -33,7 +33,7 @@ pub use self::{
 };
 use crate::{
     dht::Dht,
-    model::{Ends, ModelSource, WeightDType},
+    model::{Ends, Engine, LoadError, ModelSource, WeightDType},
     p2p::{P2p, PeerId},
     swarm::{
         Snapshot,
@@ -150,7 +150,10 @@ impl Client {
             let files = files
                 .files_for_ends()
                 .map_err(|error| ClientError::Fetch(Box::new(error)))?;
-            Ends::load(&files, dtype).map_err(|error| ClientError::Load(Box::new(error)))
+            Engine::new(None)
+                .map_err(LoadError::Threads)
+                .and_then(|engine| Ends::load(&files, dtype, &engine))
+                .map_err(|error| ClientError::Load(Box::new(error)))
         });
         let adapter = config.filter.adapter.as_deref().map(Arc::from);
         let directory = Directory::filtered(dht.clone(), config.prefix.clone(), n_blocks, config.filter);

@@ -60,6 +60,7 @@ pub use config::{
     },
     rope::{RopeConfig, RopeScaling},
 };
+pub use cpu::Engine;
 use cpu::Kernels;
 pub use ends::Ends;
 pub use error::{ComputeError, ConfigError, LoadError};
@@ -92,8 +93,8 @@ pub fn cpu_kernels() -> (&'static str, bool) {
     (kernels.name(), kernels.are_fast())
 }
 
-/// A loaded contiguous span of a model's blocks. All methods compute on the calling thread and on rayon's pool; none
-/// of them waits for anything else.
+/// A loaded contiguous span of a model's blocks. All methods compute on the calling thread and on those of the
+/// engine; none of them waits for anything else.
 #[derive(Debug)]
 pub struct Blocks {
     config: Arc<ModelConfig>,
@@ -112,11 +113,11 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// Loads the blocks of `span`. Weights that are stored as `dtype` stay in the mapped file.
+    /// Loads the blocks of `span` and packs their weights, as `dtype`, for the kernels of `engine`, which will run them.
     ///
     /// # Errors
     /// An empty span or one outside the model; the first file or tensor that is not as the configuration says.
-    pub fn load(files: &ModelFiles, span: Range<u32>, dtype: WeightDType) -> Result<Self, LoadError> {
+    pub fn load(files: &ModelFiles, span: Range<u32>, dtype: WeightDType, engine: &Engine) -> Result<Self, LoadError> {
         let config = files.shared_config();
         if span.is_empty() || span.end > config.n_blocks {
             return Err(LoadError::Span {
@@ -124,19 +125,19 @@ impl Blocks {
                 n_blocks: config.n_blocks,
             });
         }
-        let mut reader = TensorReader::new(files, dtype);
+        let mut reader = TensorReader::new(files, dtype, engine);
         let blocks: Result<Vec<Block>, LoadError> = span
             .clone()
             .map(|block_idx| Block::load(&mut reader, &config, block_idx))
             .collect();
         let heads = Heads {
-            kernels: Kernels::detect(),
+            engine: engine.clone(),
             kv: KvShape::new(&config, dtype.into()),
             group: config.group_size(),
         };
         let shared = Shared {
-            heads,
             arena: Arena::empty(heads.kv),
+            heads,
         };
         Ok(Self {
             config,
@@ -180,7 +181,9 @@ impl Blocks {
             for (block_idx, block) in self.span.clone().zip(&mut self.blocks) {
                 // The names that differ between checkpoints of a family are not those that adapters have.
                 let layout = BlockLayout::new(&self.config, block_idx, &|_| false);
-                block.adapters.push(adapter.block(&layout, block_idx)?);
+                block
+                    .adapters
+                    .push(adapter.block(&layout, block_idx, &self.shared.heads.engine)?);
             }
             self.adapters.push(name);
         }
@@ -296,7 +299,7 @@ impl Blocks {
             return Ok(x_in.clone());
         }
         let through = Through {
-            kernels: self.shared.heads.kernels,
+            engine: &self.shared.heads.engine,
             adapter: adapter.and_then(|AdapterId(idx)| block.adapters.get(idx)),
         };
         Ok(grad::backward(block, through, &self.config, x_in, grad_out))

@@ -49,7 +49,7 @@ pub use self::{
 };
 use crate::{
     dht::Dht,
-    model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, KvDType, ModelSource, WeightDType},
+    model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, Engine, KvDType, ModelSource, WeightDType},
     p2p::{Handler, P2p},
     swarm::{monitor::Monitor, standing::Access},
     task::Tasks,
@@ -74,6 +74,8 @@ pub struct Config {
     pub adapters: Vec<Adapter>,
     /// Precision of weights, cache and replies; `None` takes the checkpoint's, bfloat16 for float32 ones.
     pub dtype: Option<WeightDType>,
+    /// What blocks are computed with.
+    pub engine: Engine,
     /// Announced speed.
     pub throughput: Throughput,
     /// File that remembers measured speeds; `None` measures at every start.
@@ -161,12 +163,13 @@ impl Default for LimitChoice {
 
 impl Config {
     /// The defaults for a choice of blocks.
-    pub fn new(prefix: String, blocks: BlockChoice, limits: LimitChoice) -> Self {
+    pub fn new(prefix: String, blocks: BlockChoice, limits: LimitChoice, engine: Engine) -> Self {
         Self {
             prefix,
             blocks,
             adapters: Vec::new(),
             dtype: None,
+            engine,
             throughput: Throughput::Auto,
             throughput_cache: None,
             compression: Compression::None,

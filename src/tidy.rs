@@ -28,7 +28,6 @@ const FENCES: &[(&str, &[&str])] = &[
     ("safetensors", &["model"]),
     ("ureq", &["model", "swarm"]),
     ("gemm", &["model"]),
-    ("rayon", &["model"]),
     ("memmap2", &["model"]),
     ("blake3", &["model"]),
     ("core_affinity", &["model"]),

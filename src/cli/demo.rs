@@ -7,13 +7,14 @@ use anyhow::Context;
 use clap::Args as ClapArgs;
 
 use super::{
+    compute::ComputeArgs,
     model::{Model, ModelArgs},
     node::{self, Node},
     output, signals,
 };
 use crate::{
     client::{self, Client, Generation, Params, TextCodec},
-    model::SamplingParams,
+    model::{Engine, SamplingParams},
     p2p::{self, Identity, Multiaddr, PeerId},
     server::{self, BlockChoice, LimitChoice, Server},
 };
@@ -29,6 +30,8 @@ pub(super) struct Args {
     /// Most new tokens.
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_new_tokens: usize,
+    #[command(flatten)]
+    compute: ComputeArgs,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
@@ -51,10 +54,12 @@ async fn tell(args: Args) -> anyhow::Result<()> {
     bootstrap.router().spawn(&bootstrap.tasks);
     let entry = bootstrap.p2p.addrs();
 
+    // One machine, so the servers share its threads.
+    let engine = args.compute.start()?;
     let mut servers = Vec::new();
     for index in 0..N_SERVERS {
         let blocks = n_blocks * index / N_SERVERS..n_blocks * (index + 1) / N_SERVERS;
-        servers.push(start_server(&model, (index, blocks), &entry).await?);
+        servers.push(start_server(&model, (index, blocks), &entry, &engine).await?);
     }
     let node = start_node("client", true, &entry).await?;
     node.join().await?;
@@ -96,12 +101,18 @@ async fn start_server(
     model: &Model,
     (index, blocks): (u32, std::ops::Range<u32>),
     entry: &[Multiaddr],
+    engine: &Engine,
 ) -> anyhow::Result<(Node, Server)> {
     let name = format!("server {}", index + 1);
     let node = start_node(&name, false, entry).await?;
     let config = server::Config {
         public_name: Some(name.clone()),
-        ..server::Config::new(model.prefix.clone(), BlockChoice::Fixed(blocks), LimitChoice::default())
+        ..server::Config::new(
+            model.prefix.clone(),
+            BlockChoice::Fixed(blocks),
+            LimitChoice::default(),
+            engine.clone(),
+        )
     };
     let server = node.server(config, model);
     node.join().await?;

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 
 use super::{
+    compute::ComputeArgs,
     environment,
     map::{self, MapArgs},
     model::{Model, ModelArgs},
@@ -58,6 +59,8 @@ pub(super) struct Args {
     /// Do not let others reach this server through relays when they cannot dial it.
     #[arg(long, alias = "no_auto_relay")]
     no_auto_relay: bool,
+    #[command(flatten)]
+    compute: ComputeArgs,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
@@ -265,7 +268,12 @@ impl Args {
             expiration: self.announcing.expiration,
             balance_quality: self.announcing.balance_quality,
             mean_balance_check_period: self.announcing.mean_balance_check_period,
-            ..server::Config::new(model.prefix.clone(), blocks, self.limits.chosen())
+            ..server::Config::new(
+                model.prefix.clone(),
+                blocks,
+                self.limits.chosen(),
+                self.compute.start()?,
+            )
         })
     }
 }

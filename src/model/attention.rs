@@ -9,13 +9,10 @@ mod plan;
 mod scoring;
 mod split;
 
-use rayon::prelude::*;
-
 use super::{
     block::Segment,
-    cpu::{Disjoint, Kernels},
+    cpu::{Disjoint, Engine, WORTH_THREADS},
     kv::KvShape,
-    linear::WORTH_THREADS,
 };
 pub(crate) use plan::Scratch;
 use plan::Unit;
@@ -23,9 +20,9 @@ pub(crate) use scoring::{Alibi, Scoring};
 use split::{Local, Part};
 
 /// The heads of a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Heads {
-    pub(crate) kernels: Kernels,
+    pub(crate) engine: Engine,
     pub(crate) kv: KvShape,
     /// Query heads per key head.
     pub(crate) group: usize,
@@ -41,6 +38,15 @@ struct Call<'a, 's> {
 }
 
 impl Heads {
+    fn for_each(&self, units: &[Unit], task: &(dyn Fn(&Unit) + Sync)) {
+        let work: usize = units.iter().map(|unit| unit.work).sum();
+        if work < WORTH_THREADS {
+            units.iter().for_each(task);
+        } else {
+            self.engine.pool.run(units.len(), &|i| task(&units[i]));
+        }
+    }
+
     /// `queries` is `[tokens, n_heads, head_dim]` of all `segments` one after the other, whose keys are cached; so is
     /// `out` afterwards.
     pub(crate) fn attend(
@@ -68,13 +74,13 @@ impl Heads {
         {
             let out = Disjoint::new(out, width, taken_out);
             let partials = Disjoint::new(partials, Part::len(self.kv), taken_partials);
-            for_each(units, &|unit| {
+            self.for_each(units, &|unit| {
                 Local::with(|local| call.run(unit, (&out, &partials), local))
             });
         }
         if !merges.is_empty() {
             let out = Disjoint::new(out, width, taken_out);
-            for_each(merges, &|unit| {
+            self.for_each(merges, &|unit| {
                 Local::with(|local| call.merge(unit, (&out, partials), local))
             });
         }
@@ -111,15 +117,6 @@ impl Call<'_, '_> {
             local.merge_stored(i % n_rows, part);
         }
         local.finish(self, unit, out);
-    }
-}
-
-fn for_each(units: &[Unit], task: &(dyn Fn(&Unit) + Sync)) {
-    let work: usize = units.iter().map(|unit| unit.work).sum();
-    if units.len() == 1 || work < WORTH_THREADS {
-        units.iter().for_each(task);
-    } else {
-        units.par_iter().for_each(task);
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     feed_forward::FeedForward,
     kv::{Arena, Row},
     layout::{BlockLayout, NormSpec},
-    linear::Linear,
+    linear::{Linear, apply_each},
     load::TensorReader,
     lora::{AdapterId, BlockAdapter, Target, Updates},
     norm::Norm,
@@ -107,25 +107,25 @@ impl Block {
         segments: &mut [Segment<'_>],
         scratch: &mut attention::Scratch,
     ) {
-        let kernels = shared.heads.kernels;
+        let engine = &shared.heads.engine;
         let updates = Updates::new(&self.adapters, segments);
         let mut normed = self.attention_norm.apply(x);
         let heads = self.attend(shared, &updates, &normed, (segments, scratch));
-        let mut attended = self.output.apply(kernels, &heads);
-        updates.add(Target::Output, kernels, &heads, &mut attended);
+        let mut attended = self.output.applied(engine, &heads);
+        updates.add(Target::Output, engine, &heads, &mut attended);
         if !self.residual.is_parallel() {
             add(x, &normed_by(self.attention_post_norm.as_ref(), attended));
             if let Some(norm) = &self.mlp_norm {
                 normed = norm.apply(x);
             }
-            let fed = self.feed_forward.run(kernels, &updates, &normed);
+            let fed = self.feed_forward.run(engine, &updates, &normed);
             add(x, &normed_by(self.mlp_post_norm.as_ref(), fed));
         } else {
             if let Some(norm) = &self.mlp_norm {
                 normed = norm.apply(x);
             }
             add(x, &attended);
-            add(x, &self.feed_forward.run(kernels, &updates, &normed));
+            add(x, &self.feed_forward.run(engine, &updates, &normed));
         }
     }
 
@@ -136,13 +136,14 @@ impl Block {
         x: &[f32],
         (segments, scratch): (&mut [Segment<'_>], &mut attention::Scratch),
     ) -> Vec<f32> {
-        let heads = shared.heads;
-        let mut queries = self.query.apply(heads.kernels, x);
-        let mut keys = self.key.apply(heads.kernels, x);
-        let mut values = self.value.apply(heads.kernels, x);
-        updates.add(Target::Query, heads.kernels, x, &mut queries);
-        updates.add(Target::Key, heads.kernels, x, &mut keys);
-        updates.add(Target::Value, heads.kernels, x, &mut values);
+        let heads = &shared.heads;
+        let engine = &heads.engine;
+        let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let projections = [&self.query, &self.key, &self.value];
+        apply_each(engine, projections, x, [&mut queries, &mut keys, &mut values]);
+        updates.add(Target::Query, engine, x, &mut queries);
+        updates.add(Target::Key, engine, x, &mut keys);
+        updates.add(Target::Value, engine, x, &mut values);
 
         if let Some([query_norm, key_norm]) = &self.qk_norm {
             queries = query_norm.apply(&queries);

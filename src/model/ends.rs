@@ -5,47 +5,48 @@ use std::{cell::RefCell, sync::Arc};
 use super::{
     ComputeError, Hidden, LoadError, ModelConfig, ModelFiles, WeightDType,
     activation::tanh,
-    cpu::Kernels,
+    cpu::Engine,
     hub::Lease,
     layout::{EndsLayout, NormSpec},
-    linear::Linear,
+    linear::{Linear, Matrix},
     load::TensorReader,
     norm::Norm,
+    number::Frozen,
 };
 
-/// Embeddings, final norm and head. Only their tensors are mapped.
+/// Embeddings, final norm and head. Only their tensors are mapped; the head is packed for the kernels, also where it is
+/// the embeddings.
 #[derive(Debug)]
 pub struct Ends {
     config: Arc<ModelConfig>,
-    kernels: Kernels,
-    embeddings: Linear,
+    engine: Engine,
+    embeddings: Frozen,
     /// Rounded as a model cast to the weights' type has it.
     embedding_scale: Option<f32>,
     embedding_norm: Option<Norm>,
     final_norm: Norm,
-    /// `None`: the embeddings are the head as well.
-    head: Option<Linear>,
+    head: Linear,
     _lease: Option<Arc<Lease>>,
 }
 
 impl Ends {
-    /// Loads the tensors. Those that are stored as `dtype` stay in the mapped file.
+    /// Loads the tensors, to compute with `engine`. Embeddings that are stored as `dtype` stay in the mapped file.
     ///
     /// # Errors
     /// The first file or tensor that is missing or not as the configuration says.
-    pub fn load(files: &ModelFiles, dtype: WeightDType) -> Result<Self, LoadError> {
+    pub fn load(files: &ModelFiles, dtype: WeightDType, engine: &Engine) -> Result<Self, LoadError> {
         let config = files.shared_config();
-        let reader = RefCell::new(TensorReader::new(files, dtype));
+        let reader = RefCell::new(TensorReader::new(files, dtype, engine));
         let layout = EndsLayout::new(&config, &|tensor| reader.borrow_mut().exists(tensor));
         let mut reader = reader.into_inner();
-        let embeddings = Linear {
-            weight: reader.matrix(&layout.embeddings)?,
-            bias: None,
+        let embeddings = reader.table(&layout.embeddings)?;
+        let head = match &layout.head {
+            Some(head) => reader.linear(head)?,
+            None => tied(reader.matrix(&layout.embeddings)?),
         };
-        let head = layout.head.as_ref().map(|head| reader.linear(head)).transpose()?;
         let mut norm = |spec: &NormSpec| Norm::load(&mut reader, config.norm, spec);
         Ok(Self {
-            kernels: Kernels::detect(),
+            engine: engine.clone(),
             embeddings,
             embedding_scale: config.ends.embedding_scale.map(|scale| dtype.round(scale)),
             embedding_norm: layout.embedding_norm.as_ref().map(&mut norm).transpose()?,
@@ -67,7 +68,7 @@ impl Ends {
     /// [`ComputeError::Token`].
     pub fn embed(&self, tokens: &[u32]) -> Result<Hidden, ComputeError> {
         let width = self.config.hidden_size;
-        let rows = self.embeddings.weight.as_slice();
+        let rows = self.embeddings.as_slice();
         let mut data = vec![0.0; tokens.len() * width];
         for (&token, out) in tokens.iter().zip(data.chunks_exact_mut(width)) {
             let idx = token as usize;
@@ -104,14 +105,21 @@ impl Ends {
         if x.is_empty() {
             return Ok(Vec::new());
         }
-        let head = self.head.as_ref().unwrap_or(&self.embeddings);
-        let mut logits = head.apply(self.kernels, &self.final_norm.apply(x));
+        let mut logits = Vec::new();
+        self.head.apply(&self.engine, &self.final_norm.apply(x), &mut logits);
         if let Some(softcap) = self.config.ends.logit_softcap {
             logits
                 .iter_mut()
                 .for_each(|logit| *logit = softcap * tanh(*logit / softcap));
         }
         Ok(logits)
+    }
+}
+
+fn tied(embeddings: Matrix) -> Linear {
+    Linear {
+        weight: embeddings,
+        bias: None,
     }
 }
 

@@ -84,6 +84,18 @@ pub enum LoadError {
         #[source]
         source: ConfigError,
     },
+    /// The system gives no threads to compute with.
+    #[error("cannot start the threads that compute")]
+    Threads(#[source] std::io::Error),
+    /// There is not enough memory for a tensor.
+    #[error("no memory for {bytes} bytes of weights")]
+    Memory {
+        /// How much was asked for.
+        bytes: usize,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The folder has no weights we read.
     #[error("{} has neither model.safetensors nor model.safetensors.index.json nor a .gguf file", folder.display())]
     NoWeights {

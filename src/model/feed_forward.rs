@@ -1,20 +1,15 @@
 //! The feed-forward part of a block: one, or a mixture of experts of which each token goes through a few. What comes out
 //! for a token depends on no other token.
 
-use rayon::prelude::*;
-
 use super::{
     LoadError, ModelConfig,
     config::parts::{Activation, ExpertsConfig, Routing},
-    cpu::{Kernels, exp},
+    cpu::{Engine, exp},
     layout::{BlockLayout, MlpSpec},
-    linear::{Linear, WORTH_THREADS},
+    linear::{Linear, apply_gated},
     load::TensorReader,
     lora::{Target, Updates},
 };
-
-/// Numbers that a thread is given at a time.
-const SHARE: usize = 1 << 14;
 
 /// After attention.
 #[derive(Debug)]
@@ -69,10 +64,10 @@ impl FeedForward {
     }
 
     /// `x` is `[tokens, hidden]`; returns the same shape. Adapters change no experts.
-    pub(crate) fn run(&self, kernels: Kernels, updates: &Updates<'_>, x: &[f32]) -> Vec<f32> {
+    pub(crate) fn run(&self, engine: &Engine, updates: &Updates<'_>, x: &[f32]) -> Vec<f32> {
         match self {
-            Self::Dense(mlp) => mlp.run(kernels, updates, x),
-            Self::Experts(experts) => experts.run(kernels, x),
+            Self::Dense(mlp) => mlp.run(engine, updates, x),
+            Self::Experts(experts) => experts.run(engine, x),
         }
     }
 
@@ -92,36 +87,42 @@ impl FeedForward {
 }
 
 impl Mlp {
-    fn run(&self, kernels: Kernels, updates: &Updates<'_>, x: &[f32]) -> Vec<f32> {
-        let mut inner;
-        match &self.gate {
-            Some(gate) => {
-                inner = gate.apply(kernels, x);
-                let mut up = self.up.apply(kernels, x);
-                updates.add(Target::Gate, kernels, x, &mut inner);
-                updates.add(Target::Up, kernels, x, &mut up);
-                if inner.len() < WORTH_THREADS {
-                    self.activation.apply_gated(&mut inner, &up);
-                } else {
-                    let shares = inner.par_chunks_mut(SHARE).zip(up.par_chunks(SHARE));
-                    shares.for_each(|(gate, up)| self.activation.apply_gated(gate, up));
-                }
-            }
-            None => {
-                inner = self.up.apply(kernels, x);
-                updates.add(Target::Up, kernels, x, &mut inner);
-                if inner.len() < WORTH_THREADS {
-                    self.activation.apply(&mut inner);
-                } else {
-                    inner
-                        .par_chunks_mut(SHARE)
-                        .for_each(|share| self.activation.apply(share));
-                }
-            }
-        }
-        let mut out = self.down.apply(kernels, &inner);
-        updates.add(Target::Down, kernels, &inner, &mut out);
+    fn run(&self, engine: &Engine, updates: &Updates<'_>, x: &[f32]) -> Vec<f32> {
+        let inner = if updates.change(&[Target::Gate, Target::Up]) {
+            self.inner_with(engine, updates, x)
+        } else {
+            self.inner(engine, x)
+        };
+        let mut out = self.down.applied(engine, &inner);
+        updates.add(Target::Down, engine, &inner, &mut out);
         out
+    }
+
+    /// Before the last projection.
+    fn inner(&self, engine: &Engine, x: &[f32]) -> Vec<f32> {
+        let activation = self.activation;
+        let mut inner = Vec::new();
+        match &self.gate {
+            Some(gate) => apply_gated(engine, [gate, &self.up], x, &mut inner, &|gate, up| {
+                activation.apply_gated(gate, up);
+            }),
+            None => self.up.apply_then(engine, x, &mut inner, &|x| activation.apply(x)),
+        }
+        inner
+    }
+
+    /// The same where something is added before the activation.
+    fn inner_with(&self, engine: &Engine, updates: &Updates<'_>, x: &[f32]) -> Vec<f32> {
+        let mut up = self.up.applied(engine, x);
+        updates.add(Target::Up, engine, x, &mut up);
+        let Some(gate) = &self.gate else {
+            self.activation.apply(&mut up);
+            return up;
+        };
+        let mut inner = gate.applied(engine, x);
+        updates.add(Target::Gate, engine, x, &mut inner);
+        self.activation.apply_gated(&mut inner, &up);
+        inner
     }
 }
 
@@ -135,10 +136,10 @@ pub(crate) struct Choice {
 impl Experts {
     /// Each expert runs once, for all of its tokens; what the experts of a token give is added in the order of their
     /// numbers.
-    pub(crate) fn run(&self, kernels: Kernels, x: &[f32]) -> Vec<f32> {
+    pub(crate) fn run(&self, engine: &Engine, x: &[f32]) -> Vec<f32> {
         let width = self.router.weight.cols();
         let mut out = vec![0.0; x.len()];
-        let scores = self.router.apply(kernels, x);
+        let scores = self.router.applied(engine, x);
         let choices = self.choose(&scores);
         let chosen = self
             .experts
@@ -147,7 +148,7 @@ impl Experts {
             .filter(|(_, choices)| !choices.is_empty());
         for (expert, choices) in chosen {
             let rows = choices.iter().map(|choice| &x[choice.token * width..][..width]);
-            let fed = expert.run(kernels, &Updates::default(), &rows.collect::<Vec<_>>().concat());
+            let fed = expert.run(engine, &Updates::default(), &rows.collect::<Vec<_>>().concat());
             for (choice, fed) in choices.iter().zip(fed.chunks_exact(width)) {
                 let out = &mut out[choice.token * width..][..width];
                 out.iter_mut()

@@ -1,44 +1,58 @@
-//! y = x · Wᵀ + b for a handful of tokens (limited by memory: our kernels) or many (limited by arithmetic: widened
-//! panel by panel for `gemm`), shared out over threads by rows of W.
+//! y = x · Wᵀ + b for any number of tokens, and the parallel regions of a block that are made of it. A token's y are the
+//! same bits whatever other tokens it is computed with.
 
-use rayon::prelude::*;
+use std::{cell::RefCell, ops::Range};
 
 use super::{
-    cpu::{Kernels, Operand, matmul},
-    number::{Frozen, Slice},
+    LoadError, WeightDType,
+    cpu::{Dense, Engine, Interleaved, Kernels, LANES, Output, Tile, compute_tiles},
 };
 
-/// Up to here our kernels win: `gemm` first packs the weights, which only many tokens pay for (measured crossover: 64
-/// to 100 tokens).
-const FEW_TOKENS: usize = 64;
+/// Up to here a weight is widened in registers as it comes from memory; more tokens than this are worth an
+/// interleaved copy of x and a widened one of each part of the weights.
+const FEW_TOKENS: usize = 16;
 
-/// Multiplications below which waking other threads costs more than it saves (some 20 µs of one core).
-pub(crate) const WORTH_THREADS: usize = 1 << 18;
+/// Tokens that are multiplied with a part of the weights while it is in a cache; a multiple of what the kernel
+/// interleaves.
+const MANY_TOKENS: usize = 384;
 
-/// Rows of weights given to a thread at a time; a multiple of the kernel's four.
-const MIN_ROWS: usize = 32;
+/// Panels of a tile, few tokens and many: one group for the kernel, and what leaves x in a second-level cache.
+const FEW_PANELS: usize = 4;
+const MANY_PANELS: usize = 8;
 
-/// f32 numbers of a widened panel: 4 MiB, so that it stays in the cache between being written and multiplied.
-const PANEL: usize = 1 << 20;
-
-/// Weights `[rows, cols]`, row after row.
-#[derive(Clone, Debug)]
+/// Weights `[rows, cols]`, packed for the kernels.
+#[derive(Debug)]
 pub(crate) struct Matrix {
     rows: usize,
     cols: usize,
-    numbers: Frozen,
+    packed: Packed,
+}
+
+#[derive(Debug)]
+enum Packed {
+    Dense(Dense),
 }
 
 impl Matrix {
-    /// # Panics
-    /// If `numbers` are not `rows · cols`.
-    pub(crate) fn new(rows: usize, cols: usize, numbers: Frozen) -> Self {
-        assert_eq!(
-            numbers.as_slice().len(),
-            rows * cols,
-            "a matrix of another size than its numbers"
-        );
-        Self { rows, cols, numbers }
+    /// Packs what `source` writes: it is given a range of rows and room for them, `[rows, cols]`, by several threads.
+    ///
+    /// # Errors
+    /// [`LoadError::Memory`].
+    pub(crate) fn pack(
+        dtype: WeightDType,
+        [rows, cols]: [usize; 2],
+        source: &(dyn Fn(Range<usize>, &mut [f32]) + Sync),
+        engine: &Engine,
+    ) -> Result<Self, LoadError> {
+        let packed = Dense::pack(dtype, [rows, cols], source, engine).map_err(|source| LoadError::Memory {
+            bytes: rows * cols * dtype.size(),
+            source,
+        })?;
+        Ok(Self {
+            rows,
+            cols,
+            packed: Packed::Dense(packed),
+        })
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -49,110 +63,232 @@ impl Matrix {
         self.cols
     }
 
-    pub(crate) fn as_slice(&self) -> Slice<'_> {
-        self.numbers.as_slice()
+    /// The weights row after row.
+    pub(crate) fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        for (row, out) in out.chunks_exact_mut(self.cols).enumerate() {
+            match &self.packed {
+                Packed::Dense(panels) => panels.widen_row(row, out),
+            }
+        }
+        out
     }
 
-    fn row_range(&self, first: usize, rows: usize) -> Slice<'_> {
-        self.as_slice().range(first * self.cols..(first + rows) * self.cols)
+    /// Few numbers, row after row.
+    ///
+    /// # Panics
+    /// If they are not `rows · cols`, or there is no memory for them.
+    pub(crate) fn of_f32([rows, cols]: [usize; 2], numbers: &[f32], engine: &Engine) -> Self {
+        assert_eq!(numbers.len(), rows * cols, "a matrix of another size than its numbers");
+        let source = |rows: Range<usize>, out: &mut [f32]| {
+            out.copy_from_slice(&numbers[rows.start * cols..rows.end * cols]);
+        };
+        Self::pack(WeightDType::F32, [rows, cols], &source, engine).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// `[cols, rows]` in f32.
+    ///
+    /// # Panics
+    /// If there is no memory for it.
+    pub(crate) fn transposed(&self, engine: &Engine) -> Self {
+        let source = |columns: Range<usize>, out: &mut [f32]| {
+            for (column, out) in columns.zip(out.chunks_exact_mut(self.rows)) {
+                match &self.packed {
+                    Packed::Dense(panels) => panels.widen_column(column, out),
+                }
+            }
+        };
+        let shape = [self.cols, self.rows];
+        Self::pack(WeightDType::F32, shape, &source, engine).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Products of the rows of some panels with all of `x`: `out` is `[tokens, 16 · panels]`.
+    fn multiply(
+        &self,
+        kernels: Kernels,
+        panels: Range<usize>,
+        x: &Activations<'_>,
+        widened: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
+        match &self.packed {
+            Packed::Dense(dense) => match x.interleaved {
+                Some(x) => dense.multiply_many(kernels, panels, x, widened, out),
+                None => dense.multiply(kernels, panels, x.rows, out),
+            },
+        }
     }
 }
 
+/// The same x in each form that a matrix of the region takes.
+struct Activations<'a> {
+    /// `[tokens, cols]`
+    rows: &'a [f32],
+    interleaved: Option<&'a Interleaved>,
+}
+
 /// A matrix and perhaps a bias of `rows` numbers.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Linear {
     pub(crate) weight: Matrix,
     pub(crate) bias: Option<Vec<f32>>,
 }
 
 impl Linear {
-    /// `x` is `[tokens, cols]`; returns `[tokens, rows]`.
+    /// `x` is `[tokens, cols]`; `out` becomes `[tokens, rows]`.
     ///
     /// # Panics
     /// If `x` is not whole vectors.
-    pub(crate) fn apply(&self, kernels: Kernels, x: &[f32]) -> Vec<f32> {
-        let tokens = x.len() / self.weight.cols;
-        assert_eq!(x.len(), tokens * self.weight.cols, "activations are not whole vectors");
-        let mut out = if tokens <= FEW_TOKENS {
-            self.apply_to_few(kernels, x, tokens)
-        } else {
-            self.apply_to_many(x, tokens)
-        };
+    pub(crate) fn apply(&self, engine: &Engine, x: &[f32], out: &mut Vec<f32>) {
+        apply_each(engine, [self], x, [out]);
+    }
+
+    /// As [`Linear::apply`], in memory of its own.
+    ///
+    /// # Panics
+    /// If `x` is not whole vectors.
+    pub(crate) fn applied(&self, engine: &Engine, x: &[f32]) -> Vec<f32> {
+        let mut out = Vec::new();
+        self.apply(engine, x, &mut out);
+        out
+    }
+
+    /// As [`Linear::apply`], then `finish` of every part of what came out.
+    ///
+    /// # Panics
+    /// If `x` is not whole vectors.
+    pub(crate) fn apply_then(
+        &self,
+        engine: &Engine,
+        x: &[f32],
+        out: &mut Vec<f32>,
+        finish: &(dyn Fn(&mut [f32]) + Sync),
+    ) {
+        region(engine, [self], x, [out], &|x, tile| {
+            self.compute(engine.kernels, x, tile.panels, tile.widened, tile.out);
+            finish(tile.out);
+        });
+    }
+
+    fn compute(
+        &self,
+        kernels: Kernels,
+        x: &Activations<'_>,
+        panels: Range<usize>,
+        widened: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
+        self.weight.multiply(kernels, panels.clone(), x, widened, out);
         if let Some(bias) = &self.bias {
-            for row in out.chunks_exact_mut(bias.len()) {
-                for (out, bias) in row.iter_mut().zip(bias) {
-                    *out += bias;
-                }
+            let bias = &bias[panels.start * LANES..bias.len().min(panels.end * LANES)];
+            for out in out.chunks_exact_mut(panels.len() * LANES) {
+                out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
             }
         }
-        out
-    }
-
-    fn apply_to_few(&self, kernels: Kernels, x: &[f32], tokens: usize) -> Vec<f32> {
-        let Matrix { rows, cols, .. } = self.weight;
-        let mut by_row = vec![0.0; rows * tokens];
-        let multiply = |first: usize, out: &mut [f32]| {
-            let weights = self.weight.row_range(first, out.len() / tokens);
-            kernels.dot_rows(weights, cols, x, out);
-        };
-        if rows * cols * tokens < WORTH_THREADS {
-            multiply(0, &mut by_row);
-        } else {
-            let shares = rayon::current_num_threads() * 4;
-            let share = rows.div_ceil(shares).next_multiple_of(MIN_ROWS);
-            by_row
-                .par_chunks_mut(share * tokens)
-                .enumerate()
-                .for_each(|(i, out)| multiply(i * share, out));
-        }
-        if tokens == 1 {
-            by_row
-        } else {
-            transpose(&by_row, tokens)
-        }
-    }
-
-    fn apply_to_many(&self, x: &[f32], tokens: usize) -> Vec<f32> {
-        let Matrix { rows, cols, .. } = self.weight;
-        let mut out = vec![0.0; tokens * rows];
-        let parallel = rows * cols * tokens >= WORTH_THREADS;
-        let panel_rows = (PANEL / cols).clamp(1, rows);
-        let mut panel = Vec::new();
-        for first in (0..rows).step_by(panel_rows) {
-            let n = panel_rows.min(rows - first);
-            let weights = match self.weight.row_range(first, n) {
-                Slice::F32(weights) => weights,
-                narrow => {
-                    panel.resize(panel_rows * cols, 0.0);
-                    widen(narrow, &mut panel[..n * cols]);
-                    &panel[..n * cols]
-                }
-            };
-            matmul(
-                Operand::new(&mut out[first..], tokens, n, rows),
-                Operand::new(x, tokens, cols, cols),
-                Operand::new(weights, n, cols, cols).transposed(),
-                false,
-                parallel,
-            );
-        }
-        out
     }
 }
 
-fn widen(numbers: Slice<'_>, out: &mut [f32]) {
-    const SHARE: usize = 1 << 15;
-    out.par_chunks_mut(SHARE).enumerate().for_each(|(i, out)| {
-        let start = i * SHARE;
-        numbers.range(start..start + out.len()).widen_into(out);
+/// Several matrices times the same `x`, `[tokens, cols]`, in one parallel region: each of `outs` becomes
+/// `[tokens, rows]`.
+///
+/// # Panics
+/// If `x` is not whole vectors.
+pub(crate) fn apply_each<const N: usize>(engine: &Engine, linears: [&Linear; N], x: &[f32], outs: [&mut Vec<f32>; N]) {
+    region(engine, linears, x, outs, &|x, tile| {
+        linears[tile.output].compute(engine.kernels, x, tile.panels, tile.widened, tile.out);
     });
 }
 
-/// `[rows, tokens]` to `[tokens, rows]`.
-fn transpose(by_row: &[f32], tokens: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(by_row.len());
-    for token in 0..tokens {
-        out.extend(by_row.iter().skip(token).step_by(tokens));
-    }
-    out
+/// `out = combine(gate(x), up(x))`, in one parallel region. `combine` changes parts of the gate's output, and is given
+/// the same part of the other's.
+///
+/// # Panics
+/// If `x` is not whole vectors, or the two have different shapes.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "two matrices, what they multiply, and how and where they are put together"
+)]
+pub(crate) fn apply_gated(
+    engine: &Engine,
+    [gate, up]: [&Linear; 2],
+    x: &[f32],
+    out: &mut Vec<f32>,
+    combine: &(dyn Fn(&mut [f32], &[f32]) + Sync),
+) {
+    assert_eq!(gate.weight.rows, up.weight.rows, "gate and up of different shapes");
+    assert_eq!(gate.weight.cols, up.weight.cols, "gate and up of different shapes");
+    region(engine, [gate], x, [out], &|x, tile| {
+        gate.compute(engine.kernels, x, tile.panels.clone(), tile.widened, tile.out);
+        tile.spare.resize(tile.out.len(), 0.0);
+        up.compute(engine.kernels, x, tile.panels, tile.widened, tile.spare);
+        combine(tile.out, tile.spare);
+    });
 }
+
+thread_local! {
+    /// Of the thread that begins regions, used again by each.
+    static INTERLEAVED: RefCell<Interleaved> = RefCell::default();
+}
+
+/// The outputs of `linears` for `x`, tile by tile.
+fn region<const N: usize>(
+    engine: &Engine,
+    linears: [&Linear; N],
+    x: &[f32],
+    outs: [&mut Vec<f32>; N],
+    compute: &(dyn Fn(&Activations<'_>, Tile<'_>) + Sync),
+) {
+    let cols = linears[0].weight.cols;
+    let tokens = x.len() / cols;
+    for linear in linears {
+        assert_eq!(
+            x.len(),
+            tokens * linear.weight.cols,
+            "activations are not whole vectors"
+        );
+    }
+    let rows = linears.map(|linear| linear.weight.rows);
+    let mut lefts = {
+        let mut rows = rows.into_iter();
+        outs.map(|out| {
+            out.resize(tokens * rows.next().unwrap_or(0), 0.0);
+            out.as_mut_slice()
+        })
+    };
+    let mut interleaved = INTERLEAVED.take();
+    for x in x.chunks(tokens_at_a_time(tokens) * cols) {
+        let tokens = x.len() / cols;
+        let mut i = 0;
+        let outputs = lefts.each_mut().map(|left| {
+            let (data, after) = std::mem::take(left).split_at_mut(tokens * rows[i]);
+            *left = after;
+            i += 1;
+            Output {
+                rows: rows[i - 1],
+                data,
+            }
+        });
+        let few = tokens <= FEW_TOKENS;
+        if !few {
+            interleaved.set(engine, x, cols);
+        }
+        let activations = Activations {
+            rows: x,
+            interleaved: (!few).then_some(&interleaved),
+        };
+        let max_panels = if few { FEW_PANELS } else { MANY_PANELS };
+        compute_tiles(engine, outputs, [tokens, cols], max_panels, &|tile| {
+            compute(&activations, tile);
+        });
+    }
+    INTERLEAVED.set(interleaved);
+}
+
+/// `tokens` in equal parts of at most [`MANY_TOKENS`].
+fn tokens_at_a_time(tokens: usize) -> usize {
+    let parts = tokens.div_ceil(MANY_TOKENS).max(1);
+    tokens.div_ceil(parts).next_multiple_of(12).max(1)
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,13 +6,13 @@ mod mxfp4;
 use std::{
     collections::HashMap,
     fs::File,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
 use bytemuck::pod_read_unaligned;
 use bytes::Bytes;
 use half::{bf16, f16};
-use rayon::prelude::*;
 use safetensors::{
     Dtype, SafeTensorError, SafeTensors,
     tensor::{Metadata, TensorInfo},
@@ -20,11 +20,12 @@ use safetensors::{
 
 use super::{
     LoadError, ModelFiles, WeightDType,
+    cpu::Engine,
     files::{INDEX_FILE, Weights},
     gguf::Gguf,
     layout::{LinearSpec, Packing, TensorSpec},
     linear::{Linear, Matrix},
-    number::{Buffer, Frozen, Number},
+    number::{Buffer, Frozen, Number, Slice},
 };
 
 /// What error messages call the weights that are part of the program.
@@ -35,6 +36,7 @@ const BUILT_IN: &str = "the built-in model.safetensors";
 pub(crate) struct TensorReader<'a> {
     files: &'a ModelFiles,
     dtype: WeightDType,
+    engine: &'a Engine,
     open: HashMap<PathBuf, OpenFile>,
 }
 
@@ -65,21 +67,38 @@ impl Stored {
 
 impl<'a> TensorReader<'a> {
     /// Weights will be of type `dtype`, whatever the file has.
-    pub(crate) fn new(files: &'a ModelFiles, dtype: WeightDType) -> Self {
+    pub(crate) fn new(files: &'a ModelFiles, dtype: WeightDType, engine: &'a Engine) -> Self {
         Self {
             files,
             dtype,
+            engine,
             open: HashMap::new(),
         }
     }
 
-    /// A matrix, in place if possible.
+    /// A matrix, packed for the kernels.
     ///
     /// # Errors
     /// Whatever is wrong with the file or the tensor, naming both.
     pub(crate) fn matrix(&mut self, spec: &TensorSpec) -> Result<Matrix, LoadError> {
-        let numbers = self.numbers(spec)?;
-        Ok(Matrix::new(spec.rows.count, spec.cols, numbers))
+        let numbers = self.numbers(spec, None)?;
+        self.pack(self.dtype, spec, numbers.as_slice())
+    }
+
+    fn pack(&self, dtype: WeightDType, spec: &TensorSpec, numbers: Slice<'_>) -> Result<Matrix, LoadError> {
+        let (rows, cols) = (spec.rows.count, spec.cols);
+        let source = |rows: Range<usize>, out: &mut [f32]| {
+            numbers.range(rows.start * cols..rows.end * cols).widen_into(out);
+        };
+        Matrix::pack(dtype, [rows, cols], &source, self.engine)
+    }
+
+    /// A matrix of which single rows are read, in place if possible.
+    ///
+    /// # Errors
+    /// As [`TensorReader::matrix`].
+    pub(crate) fn table(&mut self, spec: &TensorSpec) -> Result<Frozen, LoadError> {
+        self.numbers(spec, Some(self.dtype))
     }
 
     /// A vector, rounded to the weights' type (as a model cast to that type has it) and widened.
@@ -87,7 +106,7 @@ impl<'a> TensorReader<'a> {
     /// # Errors
     /// As [`TensorReader::matrix`].
     pub(crate) fn vector(&mut self, spec: &TensorSpec) -> Result<Vec<f32>, LoadError> {
-        Ok(self.numbers(spec)?.as_slice().to_f32_vec())
+        Ok(self.numbers(spec, Some(self.dtype))?.as_slice().to_f32_vec())
     }
 
     /// A projection.
@@ -106,9 +125,9 @@ impl<'a> TensorReader<'a> {
     /// # Errors
     /// As [`TensorReader::matrix`].
     pub(crate) fn linear_f32(&mut self, spec: &LinearSpec) -> Result<Linear, LoadError> {
-        let numbers = Frozen::owned(Buffer::F32(self.vector(&spec.weight)?));
+        let numbers = self.vector(&spec.weight)?;
         Ok(Linear {
-            weight: Matrix::new(spec.weight.rows.count, spec.weight.cols, numbers),
+            weight: self.pack(WeightDType::F32, &spec.weight, Slice::F32(&numbers))?,
             bias: self.bias(spec)?,
         })
     }
@@ -132,14 +151,14 @@ impl<'a> TensorReader<'a> {
         }
     }
 
-    fn numbers(&mut self, spec: &TensorSpec) -> Result<Frozen, LoadError> {
-        let dtype = self.dtype;
+    /// As type `dtype`, or as one that holds what the file has.
+    fn numbers(&mut self, spec: &TensorSpec, dtype: Option<WeightDType>) -> Result<Frozen, LoadError> {
         match spec.packing {
             Packing::Plain => {
                 let stored = self.stored(&spec.name, &spec.shape)?;
                 let from = weight_dtype(stored.dtype).ok_or_else(|| stored.refused(&spec.name))?;
                 let bytes = rows_of(spec, spec.cols * from.size(), &stored.bytes);
-                Ok(convert(from, bytes, dtype))
+                Ok(convert(from, bytes, dtype.unwrap_or(from)))
             }
             Packing::Mxfp4 => {
                 let [blocks, scales] = mxfp4::shapes(&spec.shape);
@@ -147,6 +166,7 @@ impl<'a> TensorReader<'a> {
                 let scales = self.packed(&format!("{}_scales", spec.name), &scales)?;
                 let blocks = rows_of(spec, spec.cols / 2, &blocks);
                 let scales = rows_of(spec, spec.cols / mxfp4::BLOCK, &scales);
+                let dtype = dtype.unwrap_or(WeightDType::Bf16);
                 Ok(Frozen::owned(mxfp4::unpack(&blocks, &scales, dtype)))
             }
         }
@@ -340,8 +360,7 @@ fn round_from<S: Number>(bytes: &[u8], to: WeightDType) -> Buffer {
 
 fn round<S: Number, D: Number>(bytes: &[u8]) -> Vec<D> {
     bytes
-        .par_chunks_exact(size_of::<S>())
-        .with_min_len(1 << 16)
+        .chunks_exact(size_of::<S>())
         .map(|item| D::from_f32(pod_read_unaligned::<S>(item).to_f32()))
         .collect()
 }

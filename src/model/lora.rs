@@ -11,9 +11,8 @@ pub use load::Adapter;
 
 use super::{
     block::Segment,
-    cpu::Kernels,
+    cpu::Engine,
     linear::{Linear, Matrix},
-    number::{Buffer, Frozen},
 };
 
 /// The projections that an adapter can change.
@@ -48,8 +47,8 @@ pub(crate) struct LowRank {
 
 impl LowRank {
     /// Adds the update for `x`, `[tokens, cols]`, to `y`, `[tokens, rows]`.
-    pub(crate) fn add(&self, kernels: Kernels, x: &[f32], y: &mut [f32]) {
-        let update = self.b.apply(kernels, &self.a.apply(kernels, x));
+    pub(crate) fn add(&self, engine: &Engine, x: &[f32], y: &mut [f32]) {
+        let update = self.b.applied(engine, &self.a.applied(engine, x));
         for (y, update) in y.iter_mut().zip(&update) {
             *y += self.scale * update;
         }
@@ -57,9 +56,9 @@ impl LowRank {
 }
 
 /// A projection `[rows, cols]` of f32 weights, without a bias.
-pub(crate) fn f32_linear(rows: usize, cols: usize, numbers: Vec<f32>) -> Linear {
+pub(crate) fn f32_linear(shape: [usize; 2], numbers: &[f32], engine: &Engine) -> Linear {
     Linear {
-        weight: Matrix::new(rows, cols, Frozen::owned(Buffer::F32(numbers))),
+        weight: Matrix::of_f32(shape, numbers, engine),
         bias: None,
     }
 }
@@ -105,13 +104,19 @@ impl<'a> Updates<'a> {
         Self { tokens }
     }
 
+    /// Whether any token wants an update of any of `targets`.
+    pub(crate) fn change(&self, targets: &[Target]) -> bool {
+        let wants = |adapter: &BlockAdapter| targets.iter().any(|target| adapter.get(*target).is_some());
+        self.tokens.iter().any(|(_, adapter)| wants(adapter))
+    }
+
     /// Adds to `y`, the projections of all tokens, the updates of those that want any.
-    pub(crate) fn add(&self, target: Target, kernels: Kernels, x: &[f32], y: &mut [f32]) {
+    pub(crate) fn add(&self, target: Target, engine: &Engine, x: &[f32], y: &mut [f32]) {
         for (tokens, adapter) in &self.tokens {
             let Some(update) = adapter.get(target) else { continue };
             let (cols, rows) = (update.a.weight.cols(), update.b.weight.rows());
             let x = &x[tokens.start * cols..tokens.end * cols];
-            update.add(kernels, x, &mut y[tokens.start * rows..tokens.end * rows]);
+            update.add(engine, x, &mut y[tokens.start * rows..tokens.end * rows]);
         }
     }
 }

@@ -89,6 +89,19 @@ impl<'a> Slice<'a> {
         }
     }
 
+    /// Number `i`.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) fn get(self, i: usize) -> f32 {
+        match self {
+            Self::F32(items) => items[i],
+            Self::Bf16(items) => Number::to_f32(items[i]),
+            Self::F16(items) => Number::to_f32(items[i]),
+            Self::I8(items) => items[i].into(),
+        }
+    }
+
     /// A part of it.
     ///
     /// # Panics

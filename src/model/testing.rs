@@ -1,6 +1,6 @@
 //! What the tests of this layer share: fixtures recorded from transformers, and random models written to a folder.
 
-use std::{collections::BTreeMap, fs, ops::Range, path::PathBuf};
+use std::{collections::BTreeMap, fs, num::NonZeroUsize, ops::Range, path::PathBuf};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use safetensors::{Dtype, tensor::TensorView};
@@ -38,6 +38,11 @@ pub(super) fn recorded_numbers(tensor: &Value) -> Vec<f32> {
     assert_eq!(tensor["dtype"], "float32");
     let bytes = hex::decode(tensor["hex_le"].as_str().unwrap()).unwrap();
     bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect()
+}
+
+/// Two threads, so that tests meet what only several do.
+pub(crate) fn engine() -> Engine {
+    Engine::new(NonZeroUsize::new(2)).unwrap()
 }
 
 pub(super) fn rng(seed: u64) -> StdRng {
@@ -132,7 +137,7 @@ pub(super) fn random_blocks(changes: Value, seed: u64, dtype: WeightDType) -> Bl
     let folder = write_model(&config, &random_tensors(&config, seed));
     let files = ModelFiles::from_folder(folder.path()).unwrap();
     let n_blocks = files.config().n_blocks;
-    Blocks::load(&files, 0..n_blocks, dtype).unwrap()
+    Blocks::load(&files, 0..n_blocks, dtype, &engine()).unwrap()
 }
 
 /// `x` through `block`, `n` tokens at a time, in a cache of its own.
@@ -161,8 +166,8 @@ pub(super) fn ids(value: &Value) -> Vec<u32> {
 /// Greedy continuation of `prompt`, with all blocks in place of a swarm.
 pub(super) fn generate(files: &ModelFiles, prompt: &[u32], n: usize, dtype: WeightDType) -> Vec<u32> {
     let config = files.config();
-    let ends = Ends::load(files, dtype).unwrap();
-    let blocks = Blocks::load(files, 0..config.n_blocks, dtype).unwrap();
+    let ends = Ends::load(files, dtype, &engine()).unwrap();
+    let blocks = Blocks::load(files, 0..config.n_blocks, dtype, &engine()).unwrap();
     let mut cache = blocks.new_cache(config.n_blocks as usize, 1, prompt.len() + n);
     let mut sampler = Sampler::new(SamplingParams::default()).unwrap();
     let (mut history, mut position) = (prompt.to_vec(), 0);

@@ -294,12 +294,13 @@ impl Lifecycle {
         let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
         let adapters = self.config.adapters.clone();
         let cache_options = self.cache_options(span.len());
+        let engine = self.config.engine.clone();
         let loading = tokio::task::spawn_blocking(move || {
             let (start, end) = (blocks.start, blocks.end);
             let files = source
                 .files_for_span(blocks.clone())
                 .map_err(|source| StartError::Fetch { start, end, source })?;
-            let loaded = Blocks::load(&files, blocks, dtype)
+            let loaded = Blocks::load(&files, blocks, dtype, &engine)
                 .and_then(|blocks| blocks.with_cache(cache_options))
                 .map_err(|source| StartError::Load { start, end, source })?
                 .with_max_chunk_bytes(max_chunk_bytes)
@@ -394,10 +395,10 @@ impl Lifecycle {
     /// What a measurement depends on: it is taken again when any of this changes.
     fn throughput_key(&self, dtype: WeightDType) -> String {
         let build = if cfg!(debug_assertions) { "debug" } else { "release" };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let (threads, instructions) = (self.config.engine.threads(), self.config.engine.instructions());
         let (model, dtype) = (self.source.name(), dtype.as_torch_str());
         format!(
-            "{model} {dtype} {threads} threads {} {build}",
+            "{model} {dtype} {threads} threads {instructions} {} {build}",
             env!("CARGO_PKG_VERSION")
         )
     }

@@ -4,7 +4,9 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use serde_json::json;
 
-use super::setup::{N_BLOCKS, Node, PREFIX, Swarm, WIDTH, assert_close, config, model, reference, soon, tokens};
+use super::setup::{
+    N_BLOCKS, Node, PREFIX, Swarm, WIDTH, assert_close, config, engine, model, reference, soon, tokens,
+};
 use crate::{
     client::{Backoff, Client, ClientError, Config, Generation, Params, TextCodec},
     model::{Blocks, Ends, Hidden, WeightDType},
@@ -107,9 +109,10 @@ impl Local {
             &source.files_for_span(0..N_BLOCKS).unwrap(),
             0..N_BLOCKS,
             WeightDType::F32,
+            &engine(),
         )
         .unwrap();
-        let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32).unwrap();
+        let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32, &engine()).unwrap();
         Self { blocks, ends }
     }
 

@@ -13,7 +13,7 @@ use crate::{
     task::Tasks,
 };
 
-pub(super) use crate::model::testing::assert_close;
+pub(super) use crate::model::testing::{assert_close, engine};
 
 /// The prefix under which the recorded servers announced the model.
 pub(super) const PREFIX: &str = "tiny-llama-hf";
@@ -226,6 +226,6 @@ pub(super) fn config(blocks: Range<u32>) -> Config {
         dtype: Some(WeightDType::F32),
         throughput: Throughput::Fixed(100.0),
         choose_after: Duration::ZERO,
-        ..Config::new(PREFIX.to_owned(), BlockChoice::Fixed(blocks), limits)
+        ..Config::new(PREFIX.to_owned(), BlockChoice::Fixed(blocks), limits, engine())
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::model::{Blocks, Ends, HubOptions, ModelSource, Sampler, WeightDType};
+use crate::model::{Blocks, Ends, HubOptions, ModelSource, Sampler, WeightDType, testing::engine};
 
 /// A tokenizer like Llama 2's: words after `▁`, every byte as a fallback, and a decoder that drops the first space.
 fn codec() -> TextCodec {
@@ -184,8 +184,14 @@ fn answer_of(model: &str, question: &str, dtype: WeightDType) -> String {
     let offline = HubOptions::from_variables(|_| None);
     let source = ModelSource::resolve(model, &offline).unwrap();
     let n_blocks = source.config().n_blocks;
-    let blocks = Blocks::load(&source.files_for_span(0..n_blocks).unwrap(), 0..n_blocks, dtype).unwrap();
-    let ends = Ends::load(&source.files_for_ends().unwrap(), dtype).unwrap();
+    let blocks = Blocks::load(
+        &source.files_for_span(0..n_blocks).unwrap(),
+        0..n_blocks,
+        dtype,
+        &engine(),
+    )
+    .unwrap();
+    let ends = Ends::load(&source.files_for_ends().unwrap(), dtype, &engine()).unwrap();
     let codec = TextCodec::from_json(&source.tokenizer_json().unwrap()).unwrap();
     let mut sampler = Sampler::new(source.generation_config().sampling()).unwrap();
     let mut history = codec.encode(question).unwrap();

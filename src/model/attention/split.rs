@@ -166,7 +166,7 @@ impl Local {
             total: &mut self.split.total,
             out: &mut self.split.out,
         };
-        heads.kernels.softmax_block(&view, &mut self.scores, sums);
+        heads.engine.kernels.softmax_block(&view, &mut self.scores, sums);
         for (i, page) in pages.iter().enumerate() {
             let tokens = concerned(i);
             if page.finite {
@@ -196,7 +196,7 @@ impl Local {
                 std::array::from_fn(|j| pages[(i + j).min(pages.len() - 1)].keys);
             let (from, to) = (tokens.from * heads.group, tokens.to * heads.group);
             if from < to {
-                heads.kernels.multiply_panels(
+                heads.engine.kernels.multiply_panels(
                     &panels[..n],
                     Rows {
                         data: &self.queries[from * head_dim..],
@@ -233,7 +233,7 @@ impl Local {
                 let panel = (first + i).min(n_panels - 1) * panel_len;
                 values.range(panel + keys.start * LANES..panel + keys.end * LANES)
             });
-            heads.kernels.multiply_panels(
+            heads.engine.kernels.multiply_panels(
                 &panels[..VALUE_PANELS.min(n_panels - first)],
                 Rows {
                     data: &self.scores[from * KEY_BLOCK + at + keys.start..],

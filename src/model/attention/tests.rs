@@ -7,9 +7,9 @@ use rand::Rng;
 use super::*;
 use crate::model::{
     config::parts::AlibiKind,
-    cpu::Slope,
+    cpu::{Kernels, Slope},
     kv::{Arena, KvDType, Row},
-    testing::{assert_close, random, rng},
+    testing::{assert_close, engine, random, rng},
 };
 
 /// One sequence whose keys and values are known.
@@ -132,7 +132,7 @@ fn attend(heads: &Heads, scoring: &Scoring, parts: &mut [(Row, usize, &[f32])]) 
 
 fn heads(kernels: Kernels, dtype: KvDType, (group, head_dim): (usize, usize)) -> Heads {
     Heads {
-        kernels,
+        engine: Engine { kernels, ..engine() },
         kv: shape(dtype, head_dim),
         group,
     }
@@ -305,7 +305,7 @@ fn smaller_types_of_cache_cost_no_more_than_their_rounding() {
 #[test]
 fn scores_too_large_for_an_exponential_are_no_problem() {
     let heads = Heads {
-        kernels: Kernels::detect(),
+        engine: engine(),
         kv: KvShape {
             dtype: KvDType::F32,
             n_kv_heads: 1,

@@ -17,7 +17,7 @@ pub(super) use lanes::{Element16, Lanes16};
 
 use half::{bf16, f16};
 
-use super::{Kernels, Level, Slice};
+use super::{Kernels, Slice};
 
 /// Rows of a panel, and outputs of a register (or of registers that are used like one).
 pub(crate) const LANES: usize = 16;
@@ -38,6 +38,59 @@ pub(crate) struct RowsMut<'a> {
     pub(crate) data: &'a mut [f32],
     pub(crate) stride: usize,
 }
+
+/// The kernel compiled for one instruction set: what [`dispatch`] calls.
+macro_rules! entries {
+    ($lanes:ty $(, #[$feature:meta])?) => {
+        /// # Safety
+        /// The CPU has the instructions of this file, and as [`super::multiply`].
+        $(#[$feature])?
+        pub(in crate::model::cpu) unsafe fn multiply<E: super::Element16>(product: super::Product<'_, E>, stride: usize) {
+            // SAFETY: the caller's promise, here and below.
+            unsafe { super::multiply::<$lanes, E>(product, stride) }
+        }
+
+        /// # Safety
+        /// The CPU has the instructions of this file, and as [`super::multiply_interleaved`].
+        $(#[$feature])?
+        pub(in crate::model::cpu) unsafe fn multiply_interleaved(product: super::Product<'_, f32>, total_depth: usize) {
+            unsafe { super::multiply_interleaved::<$lanes>(product, total_depth) }
+        }
+
+        /// # Safety
+        /// The CPU has the instructions of this file, and as [`super::interleave`].
+        $(#[$feature])?
+        pub(in crate::model::cpu) unsafe fn interleave(x: super::Rows<'_>, tokens: usize, depth: usize, out: *mut f32) {
+            unsafe { super::interleave::<$lanes>(x.data.as_ptr(), x.stride, tokens, depth, out) }
+        }
+
+        /// # Safety
+        /// The CPU has the instructions of this file, and as [`super::widen`].
+        $(#[$feature])?
+        pub(in crate::model::cpu) unsafe fn widen<E: super::Element16>(from: &[E], to: &mut [f32]) {
+            unsafe { super::widen::<$lanes, E>(from, to) }
+        }
+    };
+}
+use entries;
+
+/// Calls a function of the file of the level. To be called where its promises hold: `Kernels::available` saw that the CPU
+/// has the level.
+macro_rules! dispatch {
+    ($kernels:expr, $function:ident($($argument:expr),*)) => {{
+        use $crate::model::cpu::{Level, panels};
+        match $kernels.level {
+            Level::Portable => panels::portable::$function($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => panels::avx2::$function($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => panels::avx512::$function($($argument),*),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => panels::neon::$function($($argument),*),
+        }
+    }};
+}
+pub(super) use dispatch;
 
 impl Kernels {
     /// Panels times vectors: `out[m][16 p + lane] (+)= Σ_k panels[p][k][lane] · x[m][k]`, k ascending, every output one
@@ -65,23 +118,23 @@ impl Kernels {
         let shape = Product {
             panels: &[],
             depth,
+            first_k: 0,
             tokens,
             x: x.data.as_ptr(),
-            input: Input::Rows(x.stride),
             out: out.data.as_mut_ptr(),
             out_stride: out.stride,
             add,
         };
         match first {
-            Slice::F32(_) => self.multiply_of::<f32>(panels, shape),
-            Slice::Bf16(_) => self.multiply_of::<bf16>(panels, shape),
-            Slice::F16(_) => self.multiply_of::<f16>(panels, shape),
-            Slice::I8(_) => self.multiply_of::<i8>(panels, shape),
+            Slice::F32(_) => self.multiply_of::<f32>(panels, shape, x.stride),
+            Slice::Bf16(_) => self.multiply_of::<bf16>(panels, shape, x.stride),
+            Slice::F16(_) => self.multiply_of::<f16>(panels, shape, x.stride),
+            Slice::I8(_) => self.multiply_of::<i8>(panels, shape, x.stride),
         }
     }
 
     /// `shape` with `panels` in place of its own; the lengths of all else are checked.
-    fn multiply_of<E: Element16>(self, panels: &[Slice<'_>], shape: Product<'_, ()>) {
+    fn multiply_of<E: Element16>(self, panels: &[Slice<'_>], shape: Product<'_, ()>, x_stride: usize) {
         for (group_idx, group) in panels.chunks(PANEL_GROUP).enumerate() {
             let mut at = [std::ptr::null(); PANEL_GROUP];
             for (at, panel) in at.iter_mut().zip(group) {
@@ -91,29 +144,34 @@ impl Kernels {
             let out = shape.out.wrapping_add(group_idx * PANEL_GROUP * LANES);
             // SAFETY: the caller checked x and out, the loop checked the panels.
             unsafe {
-                self.run(Product {
+                let product = Product {
                     out,
                     ..shape.with_panels(&at[..group.len()])
-                })
-            };
+                };
+                dispatch!(self, multiply(product, x_stride));
+            }
         }
     }
 
-    /// # Safety
-    /// As [`multiply`], except that the CPU is known to have the level.
-    pub(super) unsafe fn run<E: Element16>(self, product: Product<'_, E>) {
-        // SAFETY: `Kernels::available` saw the features; the rest is the caller's promise.
+    /// The numbers of a panel, or of a part of one, as f32: written to `to` unless they are f32 already.
+    ///
+    /// # Panics
+    /// If `from` is no multiple of 16 numbers, or `to` has another length.
+    pub(super) fn widen<'a>(self, from: Slice<'a>, to: &'a mut [f32]) -> &'a [f32] {
+        assert!(
+            from.len().is_multiple_of(LANES) && from.len() == to.len(),
+            "not a whole panel"
+        );
+        // SAFETY: the lengths were checked.
         unsafe {
-            match self.level {
-                Level::Portable => portable::run(product),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => avx2::run(product),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => avx512::run(product),
-                #[cfg(target_arch = "aarch64")]
-                Level::Neon => neon::run(product),
+            match from {
+                Slice::F32(from) => return from,
+                Slice::Bf16(from) => dispatch!(self, widen(from, to)),
+                Slice::F16(from) => dispatch!(self, widen(from, to)),
+                Slice::I8(from) => dispatch!(self, widen(from, to)),
             }
         }
+        to
     }
 }
 
@@ -122,23 +180,14 @@ pub(super) fn fits(n: usize, len: usize, stride: usize, available: usize) -> boo
     n == 0 || ((n - 1) * stride).checked_add(len).is_some_and(|end| end <= available)
 }
 
-/// Where the x of a product are.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Input {
-    /// `[token][k]`, tokens this many numbers apart.
-    Rows(usize),
-    /// `[k][token]`
-    Interleaved,
-}
-
 /// One product, lengths checked. `out[m][16 p + lane] (+)= Σ_k panels[p][k][lane] · x[m][k]`
 pub(super) struct Product<'a, E> {
     pub(super) panels: &'a [*const E],
-    /// k runs to here.
     pub(super) depth: usize,
+    /// Where k begins in interleaved x; in rows `x` is already there.
+    pub(super) first_k: usize,
     pub(super) tokens: usize,
     pub(super) x: *const f32,
-    pub(super) input: Input,
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
     /// Whether the sums start from what `out` has.
@@ -158,9 +207,9 @@ impl<E> Product<'_, E> {
         Product {
             panels,
             depth: self.depth,
+            first_k: self.first_k,
             tokens: self.tokens,
             x: self.x,
-            input: self.input,
             out: self.out,
             out_stride: self.out_stride,
             add: self.add,
@@ -168,56 +217,127 @@ impl<E> Product<'_, E> {
     }
 }
 
-/// How many tokens the next tile takes when `left` are left: a size there is a loop for.
-pub(super) const fn token_group<L: Lanes16>(left: usize) -> usize {
-    let sizes = [12, 8, 6, 4, 3, 2, 1];
+/// The most tokens of a tile at any level; a multiple of the most of each.
+pub(super) const MAX_TOKEN_GROUP: usize = 12;
+
+/// Sizes of tiles, in tokens.
+const TOKEN_GROUPS: [usize; 6] = [MAX_TOKEN_GROUP, 8, 6, 4, 2, 1];
+
+/// How many tokens the next tile takes when `left` are left.
+#[inline(always)]
+const fn token_group<L: Lanes16>(left: usize) -> usize {
     let mut i = 0;
-    while sizes[i] > left || sizes[i] > L::SUMS {
+    while TOKEN_GROUPS[i] > left || TOKEN_GROUPS[i] > L::SUMS {
         i += 1;
     }
-    sizes[i]
+    TOKEN_GROUPS[i]
 }
 
 /// Panels of one [`Product`]: they stay in the cache while all tokens pass.
 pub(super) const PANEL_GROUP: usize = 4;
 
-/// The product in tiles that leave the sums in registers.
+/// The product in tiles that leave the sums in registers, of x in rows.
 ///
 /// # Safety
-/// The CPU has the instructions of `L`; panels have `16 · depth` numbers, `x` and `out` what `tokens` and strides say;
-/// with [`Input::Interleaved`] there are as many tokens as a [`token_group`].
+/// The CPU has the instructions of `L`; panels have `16 · depth` numbers, `x` and `out` what `tokens` and strides say.
 #[inline(always)]
-pub(super) unsafe fn multiply<L: Lanes16, E: Element16>(product: Product<'_, E>) {
+pub(super) unsafe fn multiply<L: Lanes16, E: Element16>(product: Product<'_, E>, stride: usize) {
     let mut first = 0;
     while first < product.tokens {
-        let tokens = token_group::<L>(product.tokens - first);
+        // More than 8 tokens would leave too few panels to a tile, and x has more rows than a cache has ways.
+        let tokens = token_group::<L>((product.tokens - first).min(8));
         // SAFETY: first + tokens <= product.tokens, and the caller's promise.
         unsafe {
             let part = Product {
-                x: match product.input {
-                    Input::Rows(stride) => product.x.add(first * stride),
-                    Input::Interleaved => product.x,
-                },
+                x: product.x.add(first * stride),
                 out: product.out.add(first * product.out_stride),
                 ..product
             };
             match tokens {
-                12 => by_panels::<L, E, 12>(part),
-                8 => by_panels::<L, E, 8>(part),
-                6 => by_panels::<L, E, 6>(part),
-                4 => by_panels::<L, E, 4>(part),
-                3 => by_panels::<L, E, 3>(part),
-                2 => by_panels::<L, E, 2>(part),
-                _ => by_panels::<L, E, 1>(part),
+                8 => by_panels::<L, E, 8>(part, stride, 1),
+                6 => by_panels::<L, E, 6>(part, stride, 1),
+                4 => by_panels::<L, E, 4>(part, stride, 1),
+                2 => by_panels::<L, E, 2>(part, stride, 1),
+                _ => by_panels::<L, E, 1>(part, stride, 1),
             }
         }
         first += tokens;
     }
 }
 
-/// `M` tokens with all panels of `product`, as many at a time as leave the sums in registers.
+/// The same of interleaved x, whose groups have `total_depth` k.
+///
+/// # Safety
+/// As [`multiply`].
 #[inline(always)]
-unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize>(product: Product<'_, E>) {
+pub(super) unsafe fn multiply_interleaved<L: Lanes16>(product: Product<'_, f32>, total_depth: usize) {
+    let mut first = 0;
+    while first < product.tokens {
+        let tokens = token_group::<L>(product.tokens - first);
+        // SAFETY: as in `multiply`.
+        unsafe {
+            let part = Product {
+                x: product.x.add(first * total_depth + product.first_k * tokens),
+                out: product.out.add(first * product.out_stride),
+                ..product
+            };
+            match tokens {
+                12 => by_panels::<L, f32, 12>(part, 1, 12),
+                8 => by_panels::<L, f32, 8>(part, 1, 8),
+                6 => by_panels::<L, f32, 6>(part, 1, 6),
+                4 => by_panels::<L, f32, 4>(part, 1, 4),
+                2 => by_panels::<L, f32, 2>(part, 1, 2),
+                _ => by_panels::<L, f32, 1>(part, 1, 1),
+            }
+        }
+        first += tokens;
+    }
+}
+
+/// `x` as [`multiply_interleaved`] takes it, `[token][k]` before, `stride` apart.
+///
+/// # Safety
+/// The CPU has the instructions of `L`; `x` has `tokens` rows of `depth` numbers, `out` room for as many.
+#[inline(always)]
+pub(super) unsafe fn interleave<L: Lanes16>(x: *const f32, stride: usize, tokens: usize, depth: usize, out: *mut f32) {
+    let mut first = 0;
+    while first < tokens {
+        let group = token_group::<L>(tokens - first);
+        // SAFETY: first + group <= tokens, k < depth.
+        unsafe {
+            let (x, out) = (x.add(first * stride), out.add(first * depth));
+            for k in 0..depth {
+                for m in 0..group {
+                    *out.add(k * group + m) = *x.add(m * stride + k);
+                }
+            }
+        }
+        first += group;
+    }
+}
+
+/// The numbers of `from` as f32.
+///
+/// # Safety
+/// The CPU has the instructions of `L`; `from` and `to` are equally many numbers, a multiple of 16.
+#[inline(always)]
+pub(super) unsafe fn widen<L: Lanes16, E: Element16>(from: &[E], to: &mut [f32]) {
+    let mut at = 0;
+    while at < from.len() {
+        // SAFETY: at + 16 <= len of both; what is prefetched need not exist.
+        unsafe {
+            let source = from.as_ptr().add(at);
+            L::prefetch(source.cast::<u8>().wrapping_add(PREFETCH_BYTES));
+            E::load::<L>(source).store(to.as_mut_ptr().add(at));
+        }
+        at += LANES;
+    }
+}
+
+/// `M` tokens with all panels of `product`, as many at a time as leave the sums in registers. Number k of token m of x
+/// is at `m · x_token + k · x_depth`.
+#[inline(always)]
+unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize>(product: Product<'_, E>, x_token: usize, x_depth: usize) {
     let mut done = 0;
     // SAFETY: the panels of a tile exist, and the caller's promise.
     unsafe {
@@ -226,36 +346,20 @@ unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize>(product: Product<'
             let at = product.panels.as_ptr().add(done);
             let out = product.out.add(done * LANES);
             if left >= 4 && 4 * M <= L::SUMS {
-                either_input::<L, E, 4, M>(at, out, &product);
+                tile::<L, E, 4, M>(at.cast::<[*const E; 4]>().read(), out, &product, x_token, x_depth);
                 done += 4;
             } else if left >= 2 && 2 * M <= L::SUMS {
-                either_input::<L, E, 2, M>(at, out, &product);
+                tile::<L, E, 2, M>(at.cast::<[*const E; 2]>().read(), out, &product, x_token, x_depth);
                 done += 2;
             } else {
-                either_input::<L, E, 1, M>(at, out, &product);
+                tile::<L, E, 1, M>([at.read()], out, &product, x_token, x_depth);
                 done += 1;
             }
         }
     }
 }
 
-#[inline(always)]
-unsafe fn either_input<L: Lanes16, E: Element16, const P: usize, const M: usize>(
-    panels: *const *const E,
-    out: *mut f32,
-    product: &Product<'_, E>,
-) {
-    // SAFETY: `P` panels are there.
-    unsafe {
-        let panels = panels.cast::<[*const E; P]>().read();
-        match product.input {
-            Input::Rows(stride) => tile::<L, E, P, M>(panels, out, product, stride, 1),
-            Input::Interleaved => tile::<L, E, P, M>(panels, out, product, 1, M),
-        }
-    }
-}
-
-/// `P` panels with `M` tokens. Number k of token m of x is at `m · x_token + k · x_depth`.
+/// `P` panels with `M` tokens.
 #[inline(always)]
 unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
     panels: [*const E; P],

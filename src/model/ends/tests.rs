@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::testing::{
-    assert_close, fixture, generate, ids, random, recorded, recorded_numbers, rng, small_config, write_model,
+    assert_close, engine, fixture, generate, ids, random, recorded, recorded_numbers, rng, small_config, write_model,
 };
 
 #[test]
@@ -27,7 +27,7 @@ fn greedy_tokens_of_a_model_with_scaled_rotation_are_those_of_transformers() {
 fn embeddings_are_the_rows_of_the_matrix() {
     let (files, reference) = fixture("tiny-llama");
     for (dtype, name) in [(WeightDType::F32, "float32"), (WeightDType::Bf16, "bfloat16")] {
-        let found = Ends::load(&files, dtype)
+        let found = Ends::load(&files, dtype, &engine())
             .unwrap()
             .embed(&ids(&reference["input_ids"]))
             .unwrap();
@@ -38,7 +38,7 @@ fn embeddings_are_the_rows_of_the_matrix() {
 #[test]
 fn logits_equal_transformers_within_1e_4() {
     let (files, reference) = fixture("tiny-llama");
-    let ends = Ends::load(&files, WeightDType::F32).unwrap();
+    let ends = Ends::load(&files, WeightDType::F32, &engine()).unwrap();
     let last_block = reference["float32"]["blocks"].as_array().unwrap().last().unwrap();
     let found = ends.logits(&recorded(last_block).data).unwrap();
     assert_close(&found, &recorded_numbers(&reference["float32"]["final_logits"]), 1e-4);
@@ -69,11 +69,18 @@ fn a_tied_head_is_the_embedding_matrix_even_if_another_is_stored() {
     let x = vec![0.5; 24];
     let logits = |tied| {
         let (_folder, files) = ends_of(json!({"tie_word_embeddings": tied}), &tensors);
-        Ends::load(&files, WeightDType::F32).unwrap().logits(&x).unwrap()
+        Ends::load(&files, WeightDType::F32, &engine())
+            .unwrap()
+            .logits(&x)
+            .unwrap()
     };
     let (_folder, files) = ends_of(json!({"tie_word_embeddings": true}), &tensors[..2]);
     assert_eq!(
-        Ends::load(&files, WeightDType::F32).unwrap().logits(&x).unwrap().len(),
+        Ends::load(&files, WeightDType::F32, &engine())
+            .unwrap()
+            .logits(&x)
+            .unwrap()
+            .len(),
         8
     );
     assert_ne!(logits(true), logits(false));
@@ -86,7 +93,7 @@ fn an_untied_head_that_is_missing_is_named() {
         ("model.norm.weight", vec![24]),
     ];
     let (_folder, files) = ends_of(json!({"tie_word_embeddings": false}), &tensors);
-    match Ends::load(&files, WeightDType::F32) {
+    match Ends::load(&files, WeightDType::F32, &engine()) {
         Err(LoadError::MissingTensor { tensor, .. }) => assert_eq!(tensor, "lm_head.weight"),
         other => panic!("{other:?}"),
     }
@@ -95,7 +102,7 @@ fn an_untied_head_that_is_missing_is_named() {
 #[test]
 fn tokens_outside_the_vocabulary_and_odd_activations_are_refused() {
     let (files, _) = fixture("tiny-llama");
-    let ends = Ends::load(&files, WeightDType::F32).unwrap();
+    let ends = Ends::load(&files, WeightDType::F32, &engine()).unwrap();
     assert!(matches!(
         ends.embed(&[3, 256]),
         Err(ComputeError::Token {
@@ -125,5 +132,5 @@ fn shards_without_the_ends_need_not_be_there() {
         "model.layers.0.input_layernorm.weight": "blocks.safetensors"}});
     fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
     let files = ModelFiles::from_folder(folder.path()).unwrap();
-    assert!(Ends::load(&files, WeightDType::F32).is_ok());
+    assert!(Ends::load(&files, WeightDType::F32, &engine()).is_ok());
 }

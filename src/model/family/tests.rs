@@ -10,7 +10,7 @@ use super::*;
 use crate::model::{
     Blocks, Hidden, ModelFiles, WeightDType,
     layout::BlockLayout,
-    testing::{assert_close, fixture_at, generate, ids, recorded, stepwise, vectors, whole, write_model},
+    testing::{assert_close, engine, fixture_at, generate, ids, recorded, stepwise, vectors, whole, write_model},
 };
 
 /// The fixtures of this table that are whole models with recorded states of all blocks.
@@ -29,7 +29,7 @@ fn states(reference: &Value) -> Vec<Hidden> {
 }
 
 fn blocks(files: &ModelFiles, dtype: WeightDType) -> Blocks {
-    Blocks::load(files, 0..files.config().n_blocks, dtype).unwrap()
+    Blocks::load(files, 0..files.config().n_blocks, dtype, &engine()).unwrap()
 }
 
 #[test]

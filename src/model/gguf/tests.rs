@@ -13,7 +13,7 @@ use super::{
 use crate::model::{
     Blocks, Ends, LoadError, ModelSource, ResolveError, WeightDType,
     hub::testing::{FakeHub, REPO, options},
-    testing::{random_hidden, random_tensors, rng, small_config, write_model},
+    testing::{engine, random_hidden, random_tensors, rng, small_config, write_model},
 };
 
 /// Every number of columns is whole blocks of every kind.
@@ -61,9 +61,10 @@ fn outputs(source: &ModelSource) -> Vec<f32> {
         &source.files_for_span(0..n_blocks).unwrap(),
         0..n_blocks,
         WeightDType::F32,
+        &engine(),
     )
     .unwrap();
-    let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32).unwrap();
+    let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32, &engine()).unwrap();
     let mut x = random_hidden(&mut rng(7), 1, 5, source.config().hidden_size);
     for block in 0..n_blocks {
         blocks.forward(block, &mut x).unwrap();

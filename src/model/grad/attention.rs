@@ -3,12 +3,10 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::{Pass, add, through};
 use crate::model::{
     attention::Scoring,
-    cpu::exp,
+    cpu::{Disjoint, exp},
     lora::Target,
     rope::{Angles, Rope},
 };
@@ -80,8 +78,12 @@ impl<'a> Attention<'a> {
     pub(super) fn output(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.queries.len()];
         let scoring = &self.pass.block.scoring;
-        let units = out.par_chunks_mut(self.group_len()).enumerate();
-        units.for_each(|(unit_idx, out)| self.unit(unit_idx).forward(scoring, out));
+        let mut taken = Vec::new();
+        let n_units = out.len() / self.group_len();
+        let parts = Disjoint::new(&mut out, self.group_len(), &mut taken);
+        self.pass.through.engine.pool.run(n_units, &|unit_idx| {
+            self.unit(unit_idx).forward(scoring, parts.take(unit_idx));
+        });
         self.pass.by_token(&out)
     }
 
@@ -95,16 +97,17 @@ impl<'a> Attention<'a> {
             vec![0.0; self.values.len()],
         );
         let len = pass.tokens * pass.config.head_dim;
-        let outputs = by_output.par_chunks(self.group_len());
-        let units = by_queries.par_chunks_mut(self.group_len());
-        let units = units.zip(by_keys.par_chunks_mut(len).zip(by_values.par_chunks_mut(len)));
-        units
-            .zip(outputs)
-            .enumerate()
-            .for_each(|(unit_idx, ((by_queries, (by_keys, by_values)), by_output))| {
-                let unit = self.unit(unit_idx);
-                unit.back(&block.scoring, by_output, [by_queries, by_keys, by_values]);
-            });
+        let mut taken = [const { Vec::new() }; 3];
+        let [a, b, c] = taken.each_mut();
+        let query_parts = Disjoint::new(&mut by_queries, self.group_len(), a);
+        let key_parts = Disjoint::new(&mut by_keys, len, b);
+        let value_parts = Disjoint::new(&mut by_values, len, c);
+        let n_units = by_output.len() / self.group_len();
+        pass.through.engine.pool.run(n_units, &|unit_idx| {
+            let by_output = &by_output[unit_idx * self.group_len()..][..self.group_len()];
+            let gradients = [&query_parts, &key_parts, &value_parts].map(|parts| parts.take(unit_idx));
+            self.unit(unit_idx).back(&block.scoring, by_output, gradients);
+        });
         if let Some(angles) = &self.angles {
             for heads in [&mut by_queries, &mut by_keys] {
                 pass.each_token(heads, |token, head| rotate_back(angles, token, head));

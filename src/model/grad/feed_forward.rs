@@ -17,7 +17,7 @@ impl FeedForward {
     pub(super) fn forward(&self, through: Through<'_>, x: &[f32]) -> Vec<f32> {
         match self {
             Self::Dense(mlp) => mlp.forward(through, x),
-            Self::Experts(experts) => experts.run(through.kernels, x),
+            Self::Experts(experts) => experts.run(through.engine, x),
         }
     }
 
@@ -81,7 +81,7 @@ impl Mlp {
 impl Experts {
     fn back(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
         let width = self.router.weight.cols();
-        let scores = self.router.apply(through.kernels, x);
+        let scores = self.router.applied(through.engine, x);
         let mut by_x = vec![0.0; x.len()];
         // By the weight of each expert for each token, where it was chosen.
         let mut by_weight = vec![None; scores.len()];

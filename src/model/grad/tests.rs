@@ -11,7 +11,7 @@ use crate::model::{
     feed_forward::{Experts, FeedForward, Mlp},
     linear::Linear,
     lora::f32_linear,
-    testing::{assert_close, random, random_blocks, random_hidden, rng},
+    testing::{assert_close, engine, random, random_blocks, random_hidden, rng},
 };
 
 /// A part of some family, put into a block of Llama.
@@ -32,7 +32,8 @@ fn norm(seed: u64, width: usize, centred: bool) -> Norm {
 fn linear(seed: u64, rows: usize, cols: usize) -> Linear {
     let scale = 1.7 / (cols as f32).sqrt();
     let numbers = random(&mut rng(seed), rows * cols);
-    f32_linear(rows, cols, numbers.iter().map(|x| x * scale).collect())
+    let numbers: Vec<f32> = numbers.iter().map(|x| x * scale).collect();
+    f32_linear([rows, cols], &numbers, &engine())
 }
 
 fn mlp(seed: u64, activation: Activation, gated: bool) -> Mlp {
@@ -117,7 +118,7 @@ fn pass<'a>(blocks: &'a Blocks, x: &Hidden) -> Pass<'a> {
     Pass {
         block: &blocks.blocks[1],
         through: Through {
-            kernels: blocks.shared.heads.kernels,
+            engine: &blocks.shared.heads.engine,
             adapter: None,
         },
         config: &blocks.config,

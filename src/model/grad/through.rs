@@ -1,24 +1,24 @@
 //! Projections there and back: the frozen weights and, where the request wants one, its adapter.
 
 use crate::model::{
-    cpu::Kernels,
+    cpu::Engine,
     linear::Linear,
-    lora::{BlockAdapter, Target, f32_linear},
+    lora::{BlockAdapter, Target},
 };
 
 /// How projections are computed in one pass.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Through<'a> {
-    pub(crate) kernels: Kernels,
+    pub(crate) engine: &'a Engine,
     pub(crate) adapter: Option<&'a BlockAdapter>,
 }
 
 impl Through<'_> {
     /// `[tokens, cols]` to `[tokens, rows]`.
     pub(super) fn apply(&self, target: Target, linear: &Linear, x: &[f32]) -> Vec<f32> {
-        let mut out = linear.apply(self.kernels, x);
+        let mut out = linear.applied(self.engine, x);
         if let Some(update) = self.adapter.and_then(|adapter| adapter.get(target)) {
-            update.add(self.kernels, x, &mut out);
+            update.add(self.engine, x, &mut out);
         }
         out
     }
@@ -37,9 +37,8 @@ impl Through<'_> {
 
     /// Without the adapter. The one place where weights become f32; they are gone when it returns.
     pub(super) fn back_frozen(&self, linear: &Linear, by_out: &[f32]) -> Vec<f32> {
-        let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
-        let transposed = transposed(&linear.weight.as_slice().to_f32_vec(), rows, cols);
-        f32_linear(cols, rows, transposed).apply(self.kernels, by_out)
+        let weight = linear.weight.transposed(self.engine);
+        Linear { weight, bias: None }.applied(self.engine, by_out)
     }
 }
 

@@ -3,7 +3,6 @@
 //! every such number exactly.
 
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use crate::model::{
     WeightDType,
@@ -39,8 +38,8 @@ pub(super) fn unpack(blocks: &[u8], scales: &[u8], to: WeightDType) -> Buffer {
 }
 
 fn unpack_as<D: Number>(blocks: &[u8], scales: &[u8]) -> Vec<D> {
-    let blocks = blocks.par_chunks_exact(BLOCK / 2).zip(scales);
-    let numbers = blocks.flat_map_iter(|(codes, scale)| {
+    let blocks = blocks.chunks_exact(BLOCK / 2).zip(scales);
+    let numbers = blocks.flat_map(|(codes, scale)| {
         let scale = 2.0_f32.powi(i32::from(*scale) - BIAS);
         let nibbles = codes.iter().flat_map(|pair| [pair & 0x0f, pair >> 4]);
         nibbles.map(move |code| D::from_f32(CODES[usize::from(code)] * scale))

@@ -10,7 +10,7 @@ use crate::model::{
     Blocks,
     layout::{Packing, Rows},
     number::Slice,
-    testing::{fixture, random_hidden, random_tensors, rng, safetensors_of, small_config, write_model},
+    testing::{engine, fixture, random_hidden, random_tensors, rng, safetensors_of, small_config, write_model},
 };
 
 const QUERY: &str = "model.layers.1.self_attn.q_proj.weight";
@@ -28,7 +28,12 @@ fn query() -> TensorSpec {
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 fn load(folder: &TempDir) -> Result<Blocks, LoadError> {
-    Blocks::load(&ModelFiles::from_folder(folder.path())?, 0..2, WeightDType::F32)
+    Blocks::load(
+        &ModelFiles::from_folder(folder.path())?,
+        0..2,
+        WeightDType::F32,
+        &engine(),
+    )
 }
 
 /// The error of loading a good model that was changed.
@@ -107,7 +112,9 @@ fn a_folder_without_weights_says_what_is_read() {
 fn a_span_outside_the_model_is_refused() {
     let (files, _) = fixture("tiny-llama");
     for span in [0..5, 2..2, 4..5] {
-        let error = Blocks::load(&files, span, WeightDType::F32).unwrap_err().to_string();
+        let error = Blocks::load(&files, span, WeightDType::F32, &engine())
+            .unwrap_err()
+            .to_string();
         assert!(error.ends_with("the model has 4 blocks"), "{error}");
     }
 }
@@ -149,11 +156,13 @@ fn only_the_shards_of_the_span_are_needed_and_give_the_same_blocks() {
         parsed.files_for_span(files.config(), 0..2),
         ["a.safetensors", "b.safetensors"]
     );
-    let error = Blocks::load(&files, 0..1, WeightDType::F32).unwrap_err().to_string();
+    let error = Blocks::load(&files, 0..1, WeightDType::F32, &engine())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("a.safetensors"), "{error}");
     let mut x = random_hidden(&mut rng(1), 1, 3, 24);
     let mut expected = x.clone();
-    Blocks::load(&files, 1..2, WeightDType::F32)
+    Blocks::load(&files, 1..2, WeightDType::F32, &engine())
         .unwrap()
         .forward(1, &mut x)
         .unwrap();
@@ -184,6 +193,7 @@ fn weights_of_the_right_type_and_alignment_are_used_in_place_and_others_are_conv
     let config = small_config(json!({}));
     let bytes = safetensors_of(&random_tensors(&config, 1));
     let mut memory: Vec<u8> = Vec::new();
+    let engine = engine();
     for shift in [0, 4, 1] {
         memory.clear();
         memory.resize(shift, 0);
@@ -192,15 +202,17 @@ fn weights_of_the_right_type_and_alignment_are_used_in_place_and_others_are_conv
         let weights = &memory[shift..];
         let files = ModelFiles::from_bytes(config.to_string().as_bytes(), weights).unwrap();
         for dtype in [WeightDType::F32, WeightDType::Bf16] {
-            let matrix = TensorReader::new(&files, dtype).matrix(&query()).unwrap();
-            let in_place = match matrix.as_slice() {
+            let table = TensorReader::new(&files, dtype, &engine).table(&query()).unwrap();
+            let in_place = match table.as_slice() {
                 Slice::F32(numbers) => weights.as_ptr_range().contains(&numbers.as_ptr().cast()),
                 _ => false,
             };
             let is_aligned = (weights.as_ptr() as usize).is_multiple_of(4);
             assert_eq!(in_place, dtype == WeightDType::F32 && is_aligned);
         }
-        let a = TensorReader::new(&files, WeightDType::F32).matrix(&query()).unwrap();
-        assert_eq!(a.as_slice().to_f32_vec(), random_tensors(&config, 1)[QUERY].1);
+        let a = TensorReader::new(&files, WeightDType::F32, &engine)
+            .matrix(&query())
+            .unwrap();
+        assert_eq!(a.to_f32(), random_tensors(&config, 1)[QUERY].1);
     }
 }

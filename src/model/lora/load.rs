@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 use super::{AdapterError, BlockAdapter, LowRank, Target, f32_linear};
 use crate::model::{
-    HubOptions,
+    Engine, HubOptions,
     hub::HubRepo,
     layout::{BlockLayout, LinearSpec},
 };
@@ -154,7 +154,12 @@ impl Adapter {
     ///
     /// # Errors
     /// Tensors that do not fit the block, or that change something other than its projections.
-    pub(crate) fn block(&self, layout: &BlockLayout, block_idx: u32) -> Result<BlockAdapter, AdapterError> {
+    pub(crate) fn block(
+        &self,
+        layout: &BlockLayout,
+        block_idx: u32,
+        engine: &Engine,
+    ) -> Result<BlockAdapter, AdapterError> {
         let tensors = self.tensors()?;
         let mut modules: BTreeMap<&str, Pair> = BTreeMap::new();
         for key in tensors.names() {
@@ -176,7 +181,7 @@ impl Adapter {
                 let name = format!(".{}", spec.weight.name);
                 let inside = inside_block(&name, block_idx).and_then(|inside| inside.strip_suffix(".weight"));
                 if inside == Some(module) {
-                    block.set(target, self.low_rank(&tensors, module, &pair, spec)?);
+                    block.set(target, self.low_rank(&tensors, module, (&pair, spec), engine)?);
                     known = true;
                 }
             }
@@ -204,8 +209,8 @@ impl Adapter {
         &self,
         tensors: &SafeTensors<'_>,
         module: &str,
-        pair: &Pair,
-        spec: &LinearSpec,
+        (pair, spec): (&Pair, &LinearSpec),
+        engine: &Engine,
     ) -> Result<LowRank, AdapterError> {
         let [rows, cols] = spec.weight.shape[..] else {
             return Err(self.unsupported(format!("changes {module}")));
@@ -233,8 +238,8 @@ impl Adapter {
             rank as f32
         };
         Ok(LowRank {
-            a: f32_linear(rank, cols, a),
-            b: f32_linear(spec.weight.rows.count, rank, b),
+            a: f32_linear([rank, cols], &a, engine),
+            b: f32_linear([spec.weight.rows.count, rank], &b, engine),
             scale: self.config.lora_alpha / divisor,
         })
     }
@@ -331,7 +336,7 @@ mod tests {
     use super::*;
     use crate::model::{
         layout::{Packing, Rows, TensorSpec},
-        testing::safetensors_of,
+        testing::{engine, safetensors_of},
     };
 
     #[test]
@@ -368,10 +373,15 @@ mod tests {
             b: Some(b.to_owned()),
         };
         let update = adapter
-            .low_rank(&adapter.tensors().unwrap(), "query_key_value", &pair, &spec)
+            .low_rank(
+                &adapter.tensors().unwrap(),
+                "query_key_value",
+                (&pair, &spec),
+                &engine(),
+            )
             .unwrap();
-        assert_eq!(update.a.weight.as_slice().to_f32_vec(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
-        assert_eq!(update.b.weight.as_slice().to_f32_vec(), [2.0, 3.0, 8.0, 9.0]);
+        assert_eq!(update.a.weight.to_f32(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(update.b.weight.to_f32(), [2.0, 3.0, 8.0, 9.0]);
         assert!((update.scale - 4.0).abs() < 1e-6);
     }
 

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::model::{
     Blocks, Hidden, HubOptions, Part, Scratch, WeightDType,
-    testing::{assert_close, fixture, random_hidden, recorded, rng, vectors},
+    testing::{assert_close, engine, fixture, random_hidden, recorded, rng, vectors},
 };
 
 const NAMES: [&str; 2] = ["queries-and-values", "everything"];
@@ -25,7 +25,7 @@ fn recorded_adapter(name: &str) -> Adapter {
 
 fn blocks() -> Blocks {
     let (files, _) = fixture("tiny-llama");
-    let blocks = Blocks::load(&files, 0..4, WeightDType::F32).unwrap();
+    let blocks = Blocks::load(&files, 0..4, WeightDType::F32, &engine()).unwrap();
     blocks.with_adapters(&NAMES.map(recorded_adapter)).unwrap()
 }
 
@@ -110,7 +110,7 @@ fn adapters_have_the_name_of_their_folder_or_the_one_they_are_given() {
     assert_eq!(open(&format!("mine/all={folder}")).unwrap().name(), "mine/all");
     let (files, _) = fixture("tiny-llama");
     let twice = [open(folder).unwrap(), open(folder).unwrap()];
-    let error = Blocks::load(&files, 0..1, WeightDType::F32)
+    let error = Blocks::load(&files, 0..1, WeightDType::F32, &engine())
         .unwrap()
         .with_adapters(&twice);
     assert_eq!(
@@ -150,7 +150,7 @@ fn what_an_adapter_does_and_we_cannot_is_said() {
         assert_eq!(error, format!("adapter a {text}, which is not supported"));
     }
     let (files, _) = fixture("tiny-llama31");
-    let other = Blocks::load(&files, 0..1, WeightDType::F32).unwrap();
+    let other = Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap();
     let fits = other.with_adapters(&[recorded_adapter("everything")]);
     assert!(fits.is_err() || files.config().hidden_size == 64);
 }
@@ -164,7 +164,7 @@ fn the_scale_of_rank_stabilised_adapters_falls_with_the_root_of_the_rank() {
     ]
     .map(|adapter| {
         let (files, _) = fixture("tiny-llama");
-        let blocks = Blocks::load(&files, 0..1, WeightDType::F32).unwrap();
+        let blocks = Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap();
         let blocks = blocks.with_adapters(&[adapter.unwrap()]).unwrap();
         blocks.blocks[0].adapters[0].get(Target::Down).unwrap().scale
     });

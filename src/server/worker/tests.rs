@@ -8,7 +8,10 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::{
-    model::{ModelFiles, WeightDType, testing::assert_close},
+    model::{
+        ModelFiles, WeightDType,
+        testing::{assert_close, engine},
+    },
     server::memory::Memory,
 };
 
@@ -18,7 +21,11 @@ const POISON: f32 = 12345.0;
 fn blocks(dtype: WeightDType) -> Arc<Blocks> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/petals/tiny-llama");
     let files = ModelFiles::from_folder(folder.as_ref()).unwrap();
-    Arc::new(Blocks::load(&files, 0..4, dtype).unwrap().with_poison(POISON))
+    Arc::new(
+        Blocks::load(&files, 0..4, dtype, &engine())
+            .unwrap()
+            .with_poison(POISON),
+    )
 }
 
 fn start(blocks: &Arc<Blocks>) -> Worker {

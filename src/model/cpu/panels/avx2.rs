@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::{Element16, Lanes16, Product, multiply};
+use super::Lanes16;
 
 #[derive(Clone, Copy)]
 pub(in crate::model::cpu) struct Avx2(__m256, __m256);
@@ -82,10 +82,4 @@ impl Lanes16 for Avx2 {
     }
 }
 
-/// # Safety
-/// The CPU has AVX2, FMA and F16C, and as [`multiply`].
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::model::cpu) unsafe fn run<E: Element16>(product: Product<'_, E>) {
-    // SAFETY: the caller's promise.
-    unsafe { multiply::<Avx2, E>(product) }
-}
+super::entries!(Avx2, #[target_feature(enable = "avx2,fma,f16c")]);

@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::{Element16, Lanes16, Product, multiply};
+use super::Lanes16;
 
 #[derive(Clone, Copy)]
 pub(in crate::model::cpu) struct Avx512(__m512);
@@ -62,10 +62,4 @@ impl Lanes16 for Avx512 {
     }
 }
 
-/// # Safety
-/// The CPU has AVX-512F, and as [`multiply`].
-#[target_feature(enable = "avx512f")]
-pub(in crate::model::cpu) unsafe fn run<E: Element16>(product: Product<'_, E>) {
-    // SAFETY: the caller's promise.
-    unsafe { multiply::<Avx512, E>(product) }
-}
+super::entries!(Avx512, #[target_feature(enable = "avx512f")]);

@@ -10,7 +10,7 @@ use std::arch::{
 
 use half::{bf16, f16};
 
-use super::{Element16, Lanes16, Product, multiply};
+use super::Lanes16;
 
 #[derive(Clone, Copy)]
 pub(in crate::model::cpu) struct Neon([float32x4_t; 4]);
@@ -128,10 +128,4 @@ impl Lanes16 for Neon {
     }
 }
 
-/// # Safety
-/// As [`multiply`].
-#[target_feature(enable = "neon")]
-pub(in crate::model::cpu) unsafe fn run<E: Element16>(product: Product<'_, E>) {
-    // SAFETY: the caller's promise.
-    unsafe { multiply::<Neon, E>(product) }
-}
+super::entries!(Neon, #[target_feature(enable = "neon")]);

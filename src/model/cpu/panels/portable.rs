@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use super::{Element16, LANES, Lanes16, Product, multiply};
+use super::{LANES, Lanes16};
 use crate::model::number::Number;
 
 /// Whether a fused multiply-add is an instruction; if not it would be a call of a library, many times slower.
@@ -76,9 +76,4 @@ impl Lanes16 for Array {
     unsafe fn prefetch(_: *const u8) {}
 }
 
-/// # Safety
-/// As [`multiply`].
-pub(in crate::model::cpu) unsafe fn run<E: Element16>(product: Product<'_, E>) {
-    // SAFETY: the caller's promise.
-    unsafe { multiply::<Array, E>(product) }
-}
+super::entries!(Array);

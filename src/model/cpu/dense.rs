@@ -1,0 +1,246 @@
+//! Matrices of f32, bf16 or f16 in panels: how they are packed, and their products with few tokens (limited by memory:
+//! widened in registers, each weight read once) and with many (limited by arithmetic: in parts that stay in the caches).
+
+use std::{
+    io,
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use super::{
+    Engine, Kernels, LANES, Rows, RowsMut,
+    memory::Memory,
+    panels::{MAX_TOKEN_GROUP, PANEL_GROUP, Product, dispatch},
+    tiles::Start,
+};
+use crate::model::{WeightDType, number::Slice};
+
+/// k of a part: with two panels of f32 three quarters of a first-level cache of 32 KiB.
+const DEPTH: usize = 192;
+
+/// Panels that are widened together, and multiplied with all tokens while they are in the first-level cache.
+const WIDENED: usize = 2;
+
+/// Weights `[rows, cols]` in panels of 16 rows, the last one filled up with zeros.
+#[derive(Debug)]
+pub(crate) struct Dense {
+    dtype: WeightDType,
+    n_panels: usize,
+    cols: usize,
+    memory: Memory,
+}
+
+/// x of many tokens as the kernel takes it, in memory that is used again.
+#[derive(Debug, Default)]
+pub(crate) struct Interleaved {
+    data: Vec<f32>,
+    tokens: usize,
+    cols: usize,
+}
+
+impl Dense {
+    /// `source` writes some of the rows, `[rows, cols]`; it is asked for all of them, by several threads.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(crate) fn pack(
+        dtype: WeightDType,
+        [rows, cols]: [usize; 2],
+        source: &(dyn Fn(Range<usize>, &mut [f32]) + Sync),
+        engine: &Engine,
+    ) -> io::Result<Self> {
+        let n_panels = rows.div_ceil(LANES);
+        let panel = LANES * cols;
+        let mut memory = Memory::zeroed(n_panels * panel * dtype.size())?;
+        let range = |i: usize| i * LANES..rows.min((i + 1) * LANES);
+        match dtype {
+            WeightDType::F32 => {
+                let panels = memory
+                    .numbers_mut::<f32>(n_panels * panel)
+                    .chunks_exact_mut(panel.max(1));
+                pack_panels(engine, panels, |i, out| {
+                    read_panel(range(i), cols, source, |k, numbers| {
+                        out[k..k + numbers.len()].copy_from_slice(numbers)
+                    });
+                });
+            }
+            WeightDType::Bf16 => {
+                let panels = memory
+                    .numbers_mut::<bf16>(n_panels * panel)
+                    .chunks_exact_mut(panel.max(1));
+                pack_panels(engine, panels, |i, out| {
+                    read_panel(range(i), cols, source, |k, numbers| {
+                        out[k..k + numbers.len()].convert_from_f32_slice(numbers);
+                    });
+                });
+            }
+            WeightDType::F16 => {
+                let panels = memory
+                    .numbers_mut::<f16>(n_panels * panel)
+                    .chunks_exact_mut(panel.max(1));
+                pack_panels(engine, panels, |i, out| {
+                    read_panel(range(i), cols, source, |k, numbers| {
+                        out[k..k + numbers.len()].convert_from_f32_slice(numbers);
+                    });
+                });
+            }
+        }
+        Ok(Self {
+            dtype,
+            n_panels,
+            cols,
+            memory,
+        })
+    }
+
+    /// Panel `i`, `[cols][16]`.
+    fn panel(&self, i: usize) -> Slice<'_> {
+        let len = self.n_panels * LANES * self.cols;
+        let all = match self.dtype {
+            WeightDType::F32 => Slice::F32(self.memory.numbers(len)),
+            WeightDType::Bf16 => Slice::Bf16(self.memory.numbers(len)),
+            WeightDType::F16 => Slice::F16(self.memory.numbers(len)),
+        };
+        all.range(i * LANES * self.cols..(i + 1) * LANES * self.cols)
+    }
+
+    /// Writes a row, `cols` numbers.
+    pub(crate) fn widen_row(&self, row: usize, out: &mut [f32]) {
+        let panel = self.panel(row / LANES);
+        for (k, out) in out.iter_mut().enumerate() {
+            *out = panel.get(k * LANES + row % LANES);
+        }
+    }
+
+    /// Writes a column, as many numbers as there are rows.
+    pub(crate) fn widen_column(&self, column: usize, out: &mut [f32]) {
+        for (i, out) in out.chunks_mut(LANES).enumerate() {
+            let first = column * LANES;
+            self.panel(i).range(first..first + out.len()).widen_into(out);
+        }
+    }
+
+    /// Products of some of the panels with all of `x`, `[tokens, cols]`: `out` is `[tokens, 16 · panels]`.
+    pub(crate) fn multiply(&self, kernels: Kernels, panels: Range<usize>, x: &[f32], out: &mut [f32]) {
+        let width = panels.len() * LANES;
+        for first in panels.clone().step_by(PANEL_GROUP) {
+            let n = PANEL_GROUP.min(panels.end - first);
+            let mut group = [Slice::F32(&[]); PANEL_GROUP];
+            for (i, panel) in group[..n].iter_mut().enumerate() {
+                *panel = self.panel(first + i);
+            }
+            let out = RowsMut {
+                data: &mut out[(first - panels.start) * LANES..],
+                stride: width,
+            };
+            let x_rows = Rows {
+                data: x,
+                stride: self.cols,
+            };
+            kernels.multiply_panels(&group[..n], x_rows, out, x.len() / self.cols, false);
+        }
+    }
+
+    /// The same numbers, bit for bit, for many tokens. `widened` is memory that is used again.
+    pub(crate) fn multiply_many(
+        &self,
+        kernels: Kernels,
+        panels: Range<usize>,
+        x: &Interleaved,
+        widened: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
+        let width = panels.len() * LANES;
+        assert!(
+            x.cols == self.cols && out.len() == x.tokens * width,
+            "x or out of another shape"
+        );
+        widened.resize(WIDENED * DEPTH * LANES, 0.0);
+        for first_k in (0..self.cols).step_by(DEPTH) {
+            let depth = DEPTH.min(self.cols - first_k);
+            let part = first_k * LANES..(first_k + depth) * LANES;
+            for first in panels.clone().step_by(WIDENED) {
+                let n = WIDENED.min(panels.end - first);
+                let mut at = [std::ptr::null(); WIDENED];
+                for (i, widened) in widened.chunks_exact_mut(DEPTH * LANES).take(n).enumerate() {
+                    let panel = self.panel(first + i).range(part.clone());
+                    at[i] = kernels.widen(panel, &mut widened[..depth * LANES]).as_ptr();
+                }
+                let product = Product {
+                    panels: &at[..n],
+                    depth,
+                    first_k,
+                    tokens: x.tokens,
+                    x: x.data.as_ptr(),
+                    out: out[(first - panels.start) * LANES..].as_mut_ptr(),
+                    out_stride: width,
+                    add: first_k > 0,
+                };
+                // SAFETY: `widen` gave 16 · depth numbers of each panel; x has all k of all tokens (`interleave`), and
+                // out the width that was asserted.
+                unsafe { dispatch!(kernels, multiply_interleaved(product, x.cols)) };
+            }
+        }
+    }
+}
+
+impl Interleaved {
+    /// Takes `x`, `[tokens, cols]`, on all threads.
+    ///
+    /// # Panics
+    /// If `x` is not whole vectors.
+    pub(crate) fn set(&mut self, engine: &Engine, x: &[f32], cols: usize) {
+        let tokens = x.len() / cols;
+        assert_eq!(x.len(), tokens * cols, "activations are not whole vectors");
+        (self.tokens, self.cols) = (tokens, cols);
+        self.data.resize(x.len(), 0.0);
+        // Whole groups of the largest size, so that parts are grouped as the whole is.
+        let part = MAX_TOKEN_GROUP * cols;
+        let start = Start(self.data.as_mut_ptr());
+        engine.pool.run(x.len().div_ceil(part), &|i| {
+            let x = &x[i * part..x.len().min((i + 1) * part)];
+            let rows = Rows { data: x, stride: cols };
+            // SAFETY: part i of `data` is this task's alone, and as long as x.
+            unsafe {
+                let out = start.at(i * part);
+                dispatch!(engine.kernels, interleave(rows, x.len() / cols, cols, out));
+            }
+        });
+    }
+}
+
+/// `pack(i, panel i)` for all of them, on all threads.
+fn pack_panels<'a, T: Send + 'a>(
+    engine: &Engine,
+    panels: impl Iterator<Item = &'a mut [T]>,
+    pack: impl Fn(usize, &mut [T]) + Sync,
+) {
+    let panels: Vec<Mutex<&mut [T]>> = panels.map(Mutex::new).collect();
+    engine.pool.run(panels.len(), &|i| {
+        pack(i, &mut panels[i].lock().unwrap_or_else(PoisonError::into_inner));
+    });
+}
+
+/// Hands out the rows `range` as a panel, in parts `[k][16]` that begin at a number of the panel.
+fn read_panel(
+    range: Range<usize>,
+    cols: usize,
+    source: &(dyn Fn(Range<usize>, &mut [f32]) + Sync),
+    mut write: impl FnMut(usize, &[f32]),
+) {
+    const PART: usize = 32;
+    let mut rows = vec![0.0; range.len() * cols];
+    source(range, &mut rows);
+    let mut part = [0.0; PART * LANES];
+    for first in (0..cols).step_by(PART) {
+        let depth = PART.min(cols - first);
+        for (lane, row) in rows.chunks_exact(cols).enumerate() {
+            for (k, number) in row[first..first + depth].iter().enumerate() {
+                part[k * LANES + lane] = *number;
+            }
+        }
+        write(first * LANES, &part[..depth * LANES]);
+    }
+}
