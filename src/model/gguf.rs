@@ -11,18 +11,15 @@
 
 mod config;
 mod header;
+mod kinds;
 mod names;
 mod tokenizer;
 
-use std::{borrow::Cow, path::Path};
+use std::path::Path;
 
 use bytes::Bytes;
-use candle_core::{
-    Device,
-    quantized::{GgmlDType, QStorage},
-};
 pub(crate) use header::{Header, Value};
-use names::Place;
+use kinds::Kind;
 use safetensors::Dtype;
 use thiserror::Error;
 
@@ -69,22 +66,13 @@ pub enum GgufError {
     },
     /// Numbers in a format that is not read.
     #[error(
-        "tensor {tensor} is of type {kind}, which is not read: use a file with Q8_0, Q6_K, Q5_K, Q4_K, Q4_0 or floating-point tensors"
+        "tensor {tensor} is of type {kind}, which is not read: use a file with Q8_0, Q6_K, Q5_K, Q5_0, Q4_K, Q4_0 or floating-point tensors"
     )]
     Kind {
         /// As in the file.
         tensor: String,
         /// ggml's name for it.
         kind: String,
-    },
-    /// The decoder refuses.
-    #[error("tensor {tensor} cannot be decoded")]
-    Decode {
-        /// As in the file.
-        tensor: String,
-        /// Why.
-        #[source]
-        source: candle_core::Error,
     },
 }
 
@@ -162,9 +150,9 @@ impl Gguf {
         let Some(info) = self.header.tensors.get(&place.tensor) else {
             return Ok(None);
         };
-        let kind = header::kind(info.kind).ok_or_else(|| GgufError::Kind {
+        let kind = Kind::of_number(info.kind).ok_or_else(|| GgufError::Kind {
             tensor: place.tensor.clone(),
-            kind: header::kind_name(info.kind),
+            kind: kinds::name(info.kind),
         })?;
         let mut shape = info.shape.clone();
         let mut bytes = self.header.bytes(info, kind, &self.content)?;
@@ -177,13 +165,14 @@ impl Gguf {
             bytes = bytes.slice(expert * size..(expert + 1) * size);
             shape.remove(0);
         }
-        let numbers = shape.iter().product::<usize>();
-        let (dtype, mut bytes) = match kind {
-            GgmlDType::F32 => (Dtype::F32, bytes),
-            GgmlDType::F16 => (Dtype::F16, bytes),
-            GgmlDType::BF16 => (Dtype::BF16, bytes),
-            kind => (Dtype::F32, decode(&place, kind, &bytes, numbers)?),
+        let dtype = match kind {
+            Kind::F16 => Dtype::F16,
+            Kind::Bf16 => Dtype::BF16,
+            _ => Dtype::F32,
         };
+        if let Some(numbers) = kind.unpack(&bytes) {
+            bytes = bytemuck::cast_slice(&numbers).to_vec().into();
+        }
         if let Some(heads) = place.interleaved_heads {
             bytes = uninterleaved(&bytes, &shape, heads)?;
         }
@@ -194,25 +183,6 @@ impl Gguf {
         }
         Ok(Some((shape, dtype, bytes)))
     }
-}
-
-fn decode(place: &Place, kind: GgmlDType, bytes: &[u8], numbers: usize) -> Result<Bytes, GgufError> {
-    let decoded = || {
-        // What ggml calls a block begins with 16-bit numbers.
-        let aligned = if bytes.as_ptr().align_offset(4) == 0 {
-            Cow::Borrowed(bytes)
-        } else {
-            Cow::Owned(bytes.to_vec())
-        };
-        let storage = QStorage::from_data(aligned, &Device::Cpu, kind)?;
-        let tensor = candle_core::quantized::QTensor::new(storage, numbers)?;
-        tensor.dequantize(&Device::Cpu)?.to_vec1::<f32>()
-    };
-    let numbers = decoded().map_err(|source| GgufError::Decode {
-        tensor: place.tensor.clone(),
-        source,
-    })?;
-    Ok(Bytes::from(bytemuck::cast_slice(&numbers).to_vec()))
 }
 
 /// llama.cpp stores the rows of each head of llama's queries and keys such that the two numbers of a rotated pair are

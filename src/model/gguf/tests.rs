@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fs};
 
-use candle_core::{Device, Tensor, quantized::QTensor, quantized::gguf_file};
+use candle_core::{
+    Device, Tensor,
+    quantized::{GgmlDType, QTensor, gguf_file},
+};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -94,7 +97,9 @@ fn every_kind_of_numbers_gives_the_outputs_of_the_same_numbers_in_safetensors() 
         GgmlDType::BF16,
         GgmlDType::Q8_0,
         GgmlDType::Q4_0,
+        GgmlDType::Q5_0,
         GgmlDType::Q4K,
+        GgmlDType::Q5K,
         GgmlDType::Q6K,
     ] {
         let path = written(&folder, &gguf_of(&config, &tensors, kind, &metadata_of(&config)));
@@ -230,5 +235,5 @@ fn what_cannot_be_used_is_named() {
         Gguf::read(Bytes::from_static(b"GGML....")),
         Err(GgufError::NotGguf)
     ));
-    assert_eq!(header::kind_name(23), "IQ4_XS");
+    assert_eq!(kinds::name(23), "IQ4_XS");
 }
