@@ -60,8 +60,8 @@ pub use config::{
     },
     rope::{RopeConfig, RopeScaling},
 };
-pub use cpu::Engine;
 use cpu::Kernels;
+pub use cpu::{Engine, MachineLimits, measure_limits};
 pub use ends::Ends;
 pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::{Family, Support};

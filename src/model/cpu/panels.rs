@@ -39,6 +39,49 @@ pub(crate) struct RowsMut<'a> {
     pub(crate) stride: usize,
 }
 
+/// Chains of multiply-adds that keep a CPU's units busy.
+pub(super) const fn chains<L: Lanes16>() -> usize {
+    if L::SUMS > 12 { 12 } else { L::SUMS }
+}
+
+/// `steps` times as many multiply-adds as there are [`chains`], in registers only: as many as a CPU can do.
+///
+/// # Safety
+/// The CPU has the instructions of `L`.
+#[inline(always)]
+unsafe fn multiply_registers<L: Lanes16>(steps: usize) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match chains::<L>() {
+            12 => multiply_chains::<L, 12>(steps),
+            6 => multiply_chains::<L, 6>(steps),
+            _ => multiply_chains::<L, 2>(steps),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn multiply_chains<L: Lanes16, const N: usize>(steps: usize) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let factor = std::hint::black_box(0.999);
+        let weight = L::load_f32([std::hint::black_box(0.5); LANES].as_ptr());
+        let mut sums = [weight; N];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = sum.mul_add(factor, weight);
+            }
+        }
+        let mut out = [0.0; LANES];
+        let mut total = 0.0;
+        for sum in sums {
+            sum.store(out.as_mut_ptr());
+            total += out[0];
+        }
+        total
+    }
+}
+
 /// The kernel compiled for one instruction set: what [`dispatch`] calls.
 macro_rules! entries {
     ($lanes:ty $(, #[$feature:meta])?) => {
@@ -69,6 +112,17 @@ macro_rules! entries {
         $(#[$feature])?
         pub(in crate::model::cpu) unsafe fn widen<E: super::Element16>(from: &[E], to: &mut [f32]) {
             unsafe { super::widen::<$lanes, E>(from, to) }
+        }
+
+        /// # Safety
+        /// The CPU has the instructions of this file.
+        $(#[$feature])?
+        pub(in crate::model::cpu) unsafe fn multiply_registers(steps: usize) -> f32 {
+            unsafe { super::multiply_registers::<$lanes>(steps) }
+        }
+
+        pub(in crate::model::cpu) fn chains() -> usize {
+            super::chains::<$lanes>()
         }
     };
 }
@@ -151,6 +205,11 @@ impl Kernels {
                 dispatch!(self, multiply(product, x_stride));
             }
         }
+    }
+
+    /// Chains of multiply-adds that `multiply_registers` computes.
+    pub(super) fn chains(self) -> usize {
+        dispatch!(self, chains())
     }
 
     /// The numbers of a panel, or of a part of one, as f32: written to `to` unless they are f32 already.

@@ -1,0 +1,116 @@
+//! What the machine can do at best, measured: to see how near blocks come to it. Nothing is computed that anyone needs.
+
+use std::{hint::black_box, io, time::Instant};
+
+use super::{Engine, memory::Memory, panels::dispatch};
+
+/// Memory to read: more than caches hold.
+const BYTES: usize = 1 << 30;
+
+/// How many times a third-level cache it should be.
+const TIMES_CACHE: usize = 8;
+
+/// Each measurement is the best of so many.
+const REPETITIONS: usize = 5;
+
+/// Parts that threads read one after the other.
+const PARTS: usize = 64;
+
+/// Numbers that are added at a time.
+const WIDTH: usize = 16;
+
+/// Steps of multiply-adds of one task: some 10 ms.
+const STEPS: usize = 2_000_000;
+
+/// What all threads of an engine reach together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MachineLimits {
+    /// Bytes per second, read from memory.
+    pub read_bytes_per_second: f64,
+    /// Operations on f32 per second, a multiply-add counted as two.
+    pub flops_per_second: f64,
+}
+
+/// Measures for about a second, on all threads, and takes a GiB or eight third-level caches meanwhile.
+///
+/// # Errors
+/// When there is no memory.
+pub fn measure_limits(engine: &Engine) -> io::Result<MachineLimits> {
+    Ok(MachineLimits {
+        read_bytes_per_second: read(engine)?,
+        flops_per_second: multiply(engine),
+    })
+}
+
+fn read(engine: &Engine) -> io::Result<f64> {
+    let bytes = BYTES.max(TIMES_CACHE * third_level_cache().unwrap_or(0));
+    let part = bytes / size_of::<f32>() / PARTS;
+    let mut memory = Memory::zeroed(part * PARTS * size_of::<f32>())?;
+    // What was never written is one page of zeros, again and again.
+    memory.numbers_mut::<f32>(part * PARTS).fill(1.0);
+    let numbers = memory.numbers::<f32>(part * PARTS);
+    let seconds = best(|| {
+        engine.pool.run(PARTS, &|i| {
+            black_box(sum(&numbers[i * part..(i + 1) * part]));
+        });
+    });
+    Ok(size_of_val(numbers) as f64 / seconds)
+}
+
+/// Four streams at a time, as the kernels read.
+fn sum(numbers: &[f32]) -> f32 {
+    let quarter = numbers.len() / 4;
+    let (first, second) = numbers.split_at(2 * quarter);
+    let ((a, b), (c, d)) = (first.split_at(quarter), second.split_at(quarter));
+    let mut sums = [[0.0_f32; WIDTH]; 4];
+    let pairs = a.chunks_exact(WIDTH).zip(b.chunks_exact(WIDTH));
+    let others = c.chunks_exact(WIDTH).zip(d.chunks_exact(WIDTH));
+    for ((a, b), (c, d)) in pairs.zip(others) {
+        for (sums, numbers) in sums.iter_mut().zip([a, b, c, d]) {
+            sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
+        }
+    }
+    sums.as_flattened().iter().sum()
+}
+
+fn multiply(engine: &Engine) -> f64 {
+    let threads = engine.pool.threads();
+    let chains = engine.kernels.chains();
+    let seconds = best(|| {
+        engine.pool.run(threads, &|_| {
+            // SAFETY: it takes nothing but the level.
+            black_box(unsafe { dispatch!(engine.kernels, multiply_registers(STEPS)) });
+        });
+    });
+    (2 * WIDTH * chains * STEPS * threads) as f64 / seconds
+}
+
+/// Seconds that `run` takes when nothing disturbs it.
+fn best(run: impl Fn()) -> f64 {
+    let once = || {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE)
+    };
+    (0..REPETITIONS).map(|_| once()).fold(f64::INFINITY, f64::min)
+}
+
+/// Bytes; `None` where the system does not say.
+fn third_level_cache() -> Option<usize> {
+    let size = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size").ok()?;
+    size.trim()
+        .strip_suffix('K')?
+        .parse::<usize>()
+        .ok()
+        .map(|kib| kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_numbers_are_read() {
+        assert_eq!(sum(&[1.0; 4 * 7 * WIDTH]), (4 * 7 * WIDTH) as f32);
+    }
+}
