@@ -1,7 +1,14 @@
 //! The formats that weights are kept in, and what each costs in memory. How a format's blocks are made and laid out is
 //! in `quant/`, how they are multiplied in `cpu/quant/`.
 
+mod encode;
+mod ggml;
+mod packed;
+mod super_block;
+
 use super::WeightDType;
+pub use ggml::GgmlType;
+pub(crate) use packed::{QuantMatrix, encode_panel};
 
 /// Rows of a panel: weights are kept in groups of this many rows, column after column, and padded to whole panels.
 const PANEL_ROWS: usize = 16;
@@ -92,7 +99,7 @@ impl WeightFormat {
     }
 
     /// Columns that are packed together; a row is filled up with zeros to whole groups.
-    fn group(self) -> usize {
+    pub(crate) fn group(self) -> usize {
         match self {
             Self::F32 | Self::Bf16 | Self::F16 => 1,
             // Two blocks each, so that scales and weights are whole cache lines.
@@ -103,7 +110,7 @@ impl WeightFormat {
     }
 
     /// Bytes of a group of a panel: of [`WeightFormat::group`] columns of 16 rows.
-    fn group_bytes(self) -> usize {
+    pub(crate) fn group_bytes(self) -> usize {
         let weights = PANEL_ROWS * self.group();
         const F16: usize = 2;
         match self {
