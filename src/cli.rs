@@ -16,6 +16,7 @@ mod model;
 mod node;
 mod output;
 mod progress;
+mod quant;
 mod serve;
 mod signals;
 mod standing;

@@ -15,6 +15,7 @@
 //! kernels).
 //! Weights and caches are f32, bf16 or f16; activations are f32 everywhere.
 
+pub mod accuracy;
 mod activation;
 mod attention;
 mod batch;
@@ -78,7 +79,7 @@ pub use kv::{Cache, CacheCounts, KvDType};
 use layout::BlockLayout;
 use load::TensorReader;
 pub use lora::{Adapter, AdapterError, AdapterId};
-pub use quant::WeightFormat;
+pub use quant::{GgmlType, Precision, WeightFormat};
 pub use sample::{SampleError, Sampler, SamplingParams};
 pub use sharing::CacheOptions;
 pub use source::{ModelSource, ResolveError};
@@ -99,7 +100,7 @@ pub fn cpu_kernels() -> (&'static str, bool) {
 pub struct Blocks {
     config: Arc<ModelConfig>,
     span: Range<u32>,
-    dtype: WeightDType,
+    precision: Precision,
     shared: Shared,
     blocks: Vec<Block>,
     /// The names of the adapters, by [`AdapterId`].
@@ -113,11 +114,18 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// Loads the blocks of `span` and packs their weights, as `dtype`, for the kernels of `engine`, which will run them.
+    /// Loads the blocks of `span` and packs their weights for the kernels of `engine`, which will run them. With a
+    /// [`WeightDType`], weights and caches are of that type.
     ///
     /// # Errors
     /// An empty span or one outside the model; the first file or tensor that is not as the configuration says.
-    pub fn load(files: &ModelFiles, span: Range<u32>, dtype: WeightDType, engine: &Engine) -> Result<Self, LoadError> {
+    pub fn load(
+        files: &ModelFiles,
+        span: Range<u32>,
+        precision: impl Into<Precision>,
+        engine: &Engine,
+    ) -> Result<Self, LoadError> {
+        let precision = precision.into();
         let config = files.shared_config();
         if span.is_empty() || span.end > config.n_blocks {
             return Err(LoadError::Span {
@@ -125,14 +133,14 @@ impl Blocks {
                 n_blocks: config.n_blocks,
             });
         }
-        let mut reader = TensorReader::new(files, dtype, engine);
+        let mut reader = TensorReader::new(files, precision, engine);
         let blocks: Result<Vec<Block>, LoadError> = span
             .clone()
             .map(|block_idx| Block::load(&mut reader, &config, block_idx))
             .collect();
         let heads = Heads {
             engine: engine.clone(),
-            kv: KvShape::new(&config, dtype.into()),
+            kv: KvShape::new(&config, precision.dtype.into()),
             group: config.group_size(),
         };
         let shared = Shared {
@@ -142,7 +150,7 @@ impl Blocks {
         Ok(Self {
             config,
             span,
-            dtype,
+            precision,
             shared,
             blocks: blocks?,
             adapters: Vec::new(),
@@ -205,15 +213,15 @@ impl Blocks {
         &self.config
     }
 
-    /// The type of weights and caches.
+    /// The type of caches, and of weights that are not quantised.
     pub fn dtype(&self) -> WeightDType {
-        self.dtype
+        self.precision.dtype
     }
 
     /// Bytes that one token of one sequence is counted with in the cache of one block: key and value in the type of
     /// the weights, however they are kept.
     pub fn cache_bytes_per_token(&self) -> usize {
-        self.config.cache_bytes_per_token(self.dtype.into())
+        self.config.cache_bytes_per_token(self.precision.dtype.into())
     }
 
     /// An empty cache for `batch` sequences of up to `max_length` tokens through `chain_len` blocks. It takes memory

@@ -49,7 +49,7 @@ pub use self::{
 };
 use crate::{
     dht::Dht,
-    model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, Engine, KvDType, ModelSource, WeightDType},
+    model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, Engine, KvDType, ModelSource, WeightDType, WeightFormat},
     p2p::{Handler, P2p},
     swarm::{monitor::Monitor, standing::Access},
     task::Tasks,
@@ -74,6 +74,8 @@ pub struct Config {
     pub adapters: Vec<Adapter>,
     /// Precision of weights, cache and replies; `None` takes the checkpoint's, bfloat16 for float32 ones.
     pub dtype: Option<WeightDType>,
+    /// Format of the weight matrices; `None` keeps them in `dtype`.
+    pub quant: Option<WeightFormat>,
     /// What blocks are computed with.
     pub engine: Engine,
     /// Announced speed.
@@ -169,6 +171,7 @@ impl Config {
             blocks,
             adapters: Vec::new(),
             dtype: None,
+            quant: None,
             engine,
             throughput: Throughput::Auto,
             throughput_cache: None,

@@ -10,7 +10,9 @@ use super::{
     compute::ComputeArgs,
     model::{Model, ModelArgs},
     node::{self, Node},
-    output, signals,
+    output,
+    quant::QuantArgs,
+    signals,
 };
 use crate::{
     client::{self, Client, Generation, Params, TextCodec},
@@ -32,6 +34,8 @@ pub(super) struct Args {
     max_new_tokens: usize,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    quant: QuantArgs,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
@@ -59,7 +63,7 @@ async fn tell(args: Args) -> anyhow::Result<()> {
     let mut servers = Vec::new();
     for index in 0..N_SERVERS {
         let blocks = n_blocks * index / N_SERVERS..n_blocks * (index + 1) / N_SERVERS;
-        servers.push(start_server(&model, (index, blocks), &entry, &engine).await?);
+        servers.push(start_server(&model, (index, blocks), &entry, (&engine, args.quant)).await?);
     }
     let node = start_node("client", true, &entry).await?;
     node.join().await?;
@@ -101,12 +105,13 @@ async fn start_server(
     model: &Model,
     (index, blocks): (u32, std::ops::Range<u32>),
     entry: &[Multiaddr],
-    engine: &Engine,
+    (engine, quant): (&Engine, QuantArgs),
 ) -> anyhow::Result<(Node, Server)> {
     let name = format!("server {}", index + 1);
     let node = start_node(&name, false, entry).await?;
     let config = server::Config {
         public_name: Some(name.clone()),
+        quant: quant.chosen(),
         ..server::Config::new(
             model.prefix.clone(),
             BlockChoice::Fixed(blocks),

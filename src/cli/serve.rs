@@ -11,7 +11,9 @@ use super::{
     map::{self, MapArgs},
     model::{Model, ModelArgs},
     node::{self, ListenArgs},
-    output, signals,
+    output,
+    quant::QuantArgs,
+    signals,
     standing::{self, MonitorArgs, Standing, StandingArgs},
     swarm::{Swarm, SwarmArgs},
 };
@@ -50,6 +52,8 @@ pub(super) struct Args {
     /// Precision of weights, cache and replies; auto takes the checkpoint's, bfloat16 for float32 ones.
     #[arg(long, value_enum, default_value_t = Dtype::Auto, alias = "torch_dtype")]
     dtype: Dtype,
+    #[command(flatten)]
+    quant: QuantArgs,
     /// Announced speed in tokens per second; auto measures it once and remembers it.
     #[arg(long, value_name = "auto|N", value_parser = parse_throughput, default_value = "auto")]
     throughput: Throughput,
@@ -260,6 +264,7 @@ impl Args {
         }
         Ok(server::Config {
             dtype: self.dtype.chosen(),
+            quant: self.quant.chosen(),
             throughput: self.throughput,
             throughput_cache: Some(environment::cache_folder().join("throughput.json")),
             compression: self.compression.chosen(),

@@ -11,7 +11,7 @@ use rope::RopeConfig;
 use serde_json::{Map, Value};
 
 use super::{
-    ConfigError, Family,
+    ConfigError, Family, WeightFormat,
     kv::{KvDType, KvShape},
     layout::BlockLayout,
 };
@@ -129,6 +129,11 @@ impl ModelConfig {
     /// How many weights a block has: those that the loader would read.
     pub fn numbers_per_block(&self) -> u64 {
         BlockLayout::new(self, 0, &|_| false).n_numbers()
+    }
+
+    /// Bytes that a block takes in memory with its matrices in `format`.
+    pub fn block_bytes(&self, format: WeightFormat) -> u64 {
+        BlockLayout::new(self, 0, &|_| false).bytes(format)
     }
 
     /// Query heads per key/value head.

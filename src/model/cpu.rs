@@ -14,6 +14,7 @@ mod limits;
 mod memory;
 mod panels;
 mod pool;
+pub(crate) mod quant;
 mod softmax;
 mod tiles;
 
@@ -23,8 +24,10 @@ pub(crate) use dense::{Dense, Interleaved};
 pub(crate) use disjoint::Disjoint;
 pub(crate) use elementwise::{exp, rms_norm, silu_times};
 pub use limits::{MachineLimits, measure_limits};
+pub(crate) use memory::Memory;
 pub(crate) use panels::{LANES, Rows, RowsMut};
 pub(crate) use pool::Pool;
+use quant::QuantKernels;
 pub(crate) use softmax::{KEY_BLOCK, Slope, Sums, View};
 pub(crate) use tiles::{Output, Tile, WORTH_THREADS, compute_tiles};
 
@@ -50,6 +53,7 @@ pub(crate) enum Level {
 #[derive(Clone, Debug)]
 pub struct Engine {
     pub(crate) kernels: Kernels,
+    pub(crate) quant: QuantKernels,
     pub(crate) pool: Arc<Pool>,
 }
 
@@ -62,6 +66,7 @@ impl Engine {
         let threads = threads.map_or_else(cores::default_threads, NonZeroUsize::get);
         Ok(Self {
             kernels: Kernels::detect(),
+            quant: QuantKernels::detect(),
             pool: Pool::new(threads)?,
         })
     }
@@ -69,6 +74,11 @@ impl Engine {
     /// The instruction set in use, for people.
     pub fn instructions(&self) -> &'static str {
         self.kernels.name()
+    }
+
+    /// The instruction set that quantised weights are multiplied with, for people.
+    pub fn quant_instructions(&self) -> &'static str {
+        self.quant.name()
     }
 
     /// How many threads compute.

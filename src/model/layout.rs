@@ -2,7 +2,7 @@
 //! counting bytes all ask this one description. It reads nothing itself.
 
 use super::{
-    ModelConfig,
+    ModelConfig, WeightFormat,
     config::parts::{FeedForwardConfig, NormKind, Residual},
     family::{BlockNames, ExpertNames, FeedForwardNames, PlainExperts, QkvNames},
 };
@@ -172,6 +172,16 @@ impl BlockLayout {
         pairs
             .flat_map(|(weight, bias)| std::iter::once(weight).chain(bias))
             .chain(&self.sinks)
+    }
+
+    /// Bytes of a block whose matrices are kept in `format`; the rest of it is f32.
+    pub(crate) fn bytes(&self, format: WeightFormat) -> u64 {
+        let matrices = || self.linears().map(|linear| &linear.weight);
+        let packed: usize = matrices()
+            .map(|matrix| format.bytes(matrix.rows.count, matrix.cols))
+            .sum();
+        let in_matrices: u64 = matrices().map(|matrix| matrix.len() as u64).sum();
+        packed as u64 + (self.n_numbers() - in_matrices) * size_of::<f32>() as u64
     }
 
     /// How many numbers it has.

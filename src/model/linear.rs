@@ -4,8 +4,12 @@
 use std::{cell::RefCell, ops::Range};
 
 use super::{
-    LoadError, WeightDType,
-    cpu::{Dense, Engine, Interleaved, Kernels, LANES, Output, Tile, compute_tiles},
+    LoadError, WeightDType, WeightFormat,
+    cpu::{
+        Dense, Engine, Interleaved, Kernels, LANES, Output, Tile, compute_tiles,
+        quant::{Forms, QuantKernels, QuantTokens},
+    },
+    quant::QuantMatrix,
 };
 
 /// Up to here a weight is widened in registers as it comes from memory; more tokens than this are worth an
@@ -23,6 +27,7 @@ const MANY_PANELS: usize = 8;
 /// Weights `[rows, cols]`, packed for the kernels.
 #[derive(Debug)]
 pub(crate) struct Matrix {
+    format: WeightFormat,
     rows: usize,
     cols: usize,
     packed: Packed,
@@ -31,6 +36,7 @@ pub(crate) struct Matrix {
 #[derive(Debug)]
 enum Packed {
     Dense(Dense),
+    Quantised(QuantMatrix),
 }
 
 impl Matrix {
@@ -39,19 +45,25 @@ impl Matrix {
     /// # Errors
     /// [`LoadError::Memory`].
     pub(crate) fn pack(
-        dtype: WeightDType,
+        format: impl Into<WeightFormat>,
         [rows, cols]: [usize; 2],
         source: &(dyn Fn(Range<usize>, &mut [f32]) + Sync),
         engine: &Engine,
     ) -> Result<Self, LoadError> {
-        let packed = Dense::pack(dtype, [rows, cols], source, engine).map_err(|source| LoadError::Memory {
-            bytes: rows * cols * dtype.size(),
+        let (format, shape) = (format.into(), [rows, cols]);
+        let packed = match format.dtype() {
+            Some(dtype) => Dense::pack(dtype, shape, source, engine).map(Packed::Dense),
+            None => QuantMatrix::pack(format, shape, source, engine).map(Packed::Quantised),
+        };
+        let packed = packed.map_err(|source| LoadError::Memory {
+            bytes: format.bytes(rows, cols),
             source,
         })?;
         Ok(Self {
+            format,
             rows,
             cols,
-            packed: Packed::Dense(packed),
+            packed,
         })
     }
 
@@ -65,13 +77,16 @@ impl Matrix {
 
     /// The weights row after row.
     pub(crate) fn to_f32(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.rows * self.cols];
-        for (row, out) in out.chunks_exact_mut(self.cols).enumerate() {
-            match &self.packed {
-                Packed::Dense(panels) => panels.widen_row(row, out),
+        match &self.packed {
+            Packed::Dense(panels) => {
+                let mut out = vec![0.0; self.rows * self.cols];
+                for (row, out) in out.chunks_exact_mut(self.cols).enumerate() {
+                    panels.widen_row(row, out);
+                }
+                out
             }
+            Packed::Quantised(matrix) => matrix.to_f32(),
         }
-        out
     }
 
     /// Few numbers, row after row.
@@ -91,10 +106,19 @@ impl Matrix {
     /// # Panics
     /// If there is no memory for it.
     pub(crate) fn transposed(&self, engine: &Engine) -> Self {
+        // Single columns of blocks cannot be widened.
+        let rows = match &self.packed {
+            Packed::Dense(_) => Vec::new(),
+            Packed::Quantised(matrix) => matrix.to_f32(),
+        };
         let source = |columns: Range<usize>, out: &mut [f32]| {
             for (column, out) in columns.zip(out.chunks_exact_mut(self.rows)) {
                 match &self.packed {
                     Packed::Dense(panels) => panels.widen_column(column, out),
+                    Packed::Quantised(_) => {
+                        let column = rows.iter().skip(column).step_by(self.cols);
+                        out.iter_mut().zip(column).for_each(|(out, weight)| *out = *weight);
+                    }
                 }
             }
         };
@@ -116,6 +140,7 @@ impl Matrix {
                 Some(x) => dense.multiply_many(kernels, panels, x, widened, out),
                 None => dense.multiply(kernels, panels, x.rows, out),
             },
+            Packed::Quantised(matrix) => x.quant.multiply(matrix.panels(panels), x.quantised, out),
         }
     }
 }
@@ -125,6 +150,8 @@ struct Activations<'a> {
     /// `[tokens, cols]`
     rows: &'a [f32],
     interleaved: Option<&'a Interleaved>,
+    quant: QuantKernels,
+    quantised: &'a QuantTokens,
 }
 
 /// A matrix and perhaps a bias of `rows` numbers.
@@ -164,7 +191,7 @@ impl Linear {
         out: &mut Vec<f32>,
         finish: &(dyn Fn(&mut [f32]) + Sync),
     ) {
-        region(engine, [self], x, [out], &|x, tile| {
+        region(engine, ([self], &[self]), x, [out], &|x, tile| {
             self.compute(engine.kernels, x, tile.panels, tile.widened, tile.out);
             finish(tile.out);
         });
@@ -194,7 +221,7 @@ impl Linear {
 /// # Panics
 /// If `x` is not whole vectors.
 pub(crate) fn apply_each<const N: usize>(engine: &Engine, linears: [&Linear; N], x: &[f32], outs: [&mut Vec<f32>; N]) {
-    region(engine, linears, x, outs, &|x, tile| {
+    region(engine, (linears, &linears), x, outs, &|x, tile| {
         linears[tile.output].compute(engine.kernels, x, tile.panels, tile.widened, tile.out);
     });
 }
@@ -217,7 +244,7 @@ pub(crate) fn apply_gated(
 ) {
     assert_eq!(gate.weight.rows, up.weight.rows, "gate and up of different shapes");
     assert_eq!(gate.weight.cols, up.weight.cols, "gate and up of different shapes");
-    region(engine, [gate], x, [out], &|x, tile| {
+    region(engine, ([gate], &[gate, up]), x, [out], &|x, tile| {
         gate.compute(engine.kernels, x, tile.panels.clone(), tile.widened, tile.out);
         tile.spare.resize(tile.out.len(), 0.0);
         up.compute(engine.kernels, x, tile.panels, tile.widened, tile.spare);
@@ -228,12 +255,13 @@ pub(crate) fn apply_gated(
 thread_local! {
     /// Of the thread that begins regions, used again by each.
     static INTERLEAVED: RefCell<Interleaved> = RefCell::default();
+    static QUANTISED: RefCell<QuantTokens> = RefCell::default();
 }
 
-/// The outputs of `linears` for `x`, tile by tile.
+/// The outputs of `linears` for `x`, tile by tile. `all` are those that are multiplied on the way.
 fn region<const N: usize>(
     engine: &Engine,
-    linears: [&Linear; N],
+    (linears, all): ([&Linear; N], &[&Linear]),
     x: &[f32],
     outs: [&mut Vec<f32>; N],
     compute: &(dyn Fn(&Activations<'_>, Tile<'_>) + Sync),
@@ -255,7 +283,9 @@ fn region<const N: usize>(
             out.as_mut_slice()
         })
     };
-    let mut interleaved = INTERLEAVED.take();
+    let formats = || all.iter().map(|linear| linear.weight.format);
+    let (forms, dense) = (Forms::of(formats()), formats().any(|format| format.dtype().is_some()));
+    let (mut interleaved, mut quantised) = (INTERLEAVED.take(), QUANTISED.take());
     for x in x.chunks(tokens_at_a_time(tokens) * cols) {
         let tokens = x.len() / cols;
         let mut i = 0;
@@ -269,12 +299,18 @@ fn region<const N: usize>(
             }
         });
         let few = tokens <= FEW_TOKENS;
-        if !few {
+        if forms.any() {
+            quantised.set(engine, forms, x, cols);
+        }
+        let interleave = dense && !few;
+        if interleave {
             interleaved.set(engine, x, cols);
         }
         let activations = Activations {
             rows: x,
-            interleaved: (!few).then_some(&interleaved),
+            interleaved: interleave.then_some(&interleaved),
+            quant: engine.quant,
+            quantised: &quantised,
         };
         let max_panels = if few { FEW_PANELS } else { MANY_PANELS };
         compute_tiles(engine, outputs, [tokens, cols], max_panels, &|tile| {
@@ -282,6 +318,7 @@ fn region<const N: usize>(
         });
     }
     INTERLEAVED.set(interleaved);
+    QUANTISED.set(quantised);
 }
 
 /// `tokens` in equal parts of at most [`MANY_TOKENS`].

@@ -19,7 +19,7 @@ use safetensors::{
 };
 
 use super::{
-    LoadError, ModelFiles, WeightDType,
+    LoadError, ModelFiles, Precision, WeightDType, WeightFormat,
     cpu::Engine,
     files::{INDEX_FILE, Weights},
     gguf::Gguf,
@@ -35,7 +35,7 @@ const BUILT_IN: &str = "the built-in model.safetensors";
 #[derive(Debug)]
 pub(crate) struct TensorReader<'a> {
     files: &'a ModelFiles,
-    dtype: WeightDType,
+    precision: Precision,
     engine: &'a Engine,
     open: HashMap<PathBuf, OpenFile>,
 }
@@ -66,11 +66,11 @@ impl Stored {
 }
 
 impl<'a> TensorReader<'a> {
-    /// Weights will be of type `dtype`, whatever the file has.
-    pub(crate) fn new(files: &'a ModelFiles, dtype: WeightDType, engine: &'a Engine) -> Self {
+    /// Weights will be as `precision` says, whatever the file has.
+    pub(crate) fn new(files: &'a ModelFiles, precision: impl Into<Precision>, engine: &'a Engine) -> Self {
         Self {
             files,
-            dtype,
+            precision: precision.into(),
             engine,
             open: HashMap::new(),
         }
@@ -82,15 +82,15 @@ impl<'a> TensorReader<'a> {
     /// Whatever is wrong with the file or the tensor, naming both.
     pub(crate) fn matrix(&mut self, spec: &TensorSpec) -> Result<Matrix, LoadError> {
         let numbers = self.numbers(spec, None)?;
-        self.pack(self.dtype, spec, numbers.as_slice())
+        self.pack(self.precision.weights, spec, numbers.as_slice())
     }
 
-    fn pack(&self, dtype: WeightDType, spec: &TensorSpec, numbers: Slice<'_>) -> Result<Matrix, LoadError> {
+    fn pack(&self, format: WeightFormat, spec: &TensorSpec, numbers: Slice<'_>) -> Result<Matrix, LoadError> {
         let (rows, cols) = (spec.rows.count, spec.cols);
         let source = |rows: Range<usize>, out: &mut [f32]| {
             numbers.range(rows.start * cols..rows.end * cols).widen_into(out);
         };
-        Matrix::pack(dtype, [rows, cols], &source, self.engine)
+        Matrix::pack(format, [rows, cols], &source, self.engine)
     }
 
     /// A matrix of which single rows are read, in place if possible.
@@ -98,7 +98,7 @@ impl<'a> TensorReader<'a> {
     /// # Errors
     /// As [`TensorReader::matrix`].
     pub(crate) fn table(&mut self, spec: &TensorSpec) -> Result<Frozen, LoadError> {
-        self.numbers(spec, Some(self.dtype))
+        self.numbers(spec, Some(self.precision.dtype))
     }
 
     /// A vector, rounded to the weights' type (as a model cast to that type has it) and widened.
@@ -106,7 +106,7 @@ impl<'a> TensorReader<'a> {
     /// # Errors
     /// As [`TensorReader::matrix`].
     pub(crate) fn vector(&mut self, spec: &TensorSpec) -> Result<Vec<f32>, LoadError> {
-        Ok(self.numbers(spec, Some(self.dtype))?.as_slice().to_f32_vec())
+        Ok(self.numbers(spec, Some(self.precision.dtype))?.as_slice().to_f32_vec())
     }
 
     /// A projection.
@@ -127,7 +127,7 @@ impl<'a> TensorReader<'a> {
     pub(crate) fn linear_f32(&mut self, spec: &LinearSpec) -> Result<Linear, LoadError> {
         let numbers = self.vector(&spec.weight)?;
         Ok(Linear {
-            weight: self.pack(WeightDType::F32, &spec.weight, Slice::F32(&numbers))?,
+            weight: self.pack(WeightFormat::F32, &spec.weight, Slice::F32(&numbers))?,
             bias: self.bias(spec)?,
         })
     }

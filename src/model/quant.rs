@@ -124,6 +124,24 @@ impl WeightFormat {
     }
 }
 
+/// How blocks are loaded: weights in one format, everything else in a type of single numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Precision {
+    /// Of the weight matrices.
+    pub weights: WeightFormat,
+    /// Of caches, and of activations in replies.
+    pub dtype: WeightDType,
+}
+
+impl From<WeightDType> for Precision {
+    fn from(dtype: WeightDType) -> Self {
+        Self {
+            weights: dtype.into(),
+            dtype,
+        }
+    }
+}
+
 impl From<WeightDType> for WeightFormat {
     fn from(dtype: WeightDType) -> Self {
         match dtype {

@@ -23,7 +23,7 @@ impl Blocks {
     /// [`LoadError::CacheMemory`] if there is not enough.
     pub fn with_cache(mut self, options: CacheOptions) -> Result<Self, LoadError> {
         let kv = &mut self.shared.heads.kv;
-        kv.dtype = options.dtype.unwrap_or(self.dtype.into());
+        kv.dtype = options.dtype.unwrap_or(self.precision.dtype.into());
         let n_pages = options.block_tokens.div_ceil(PAGE_TOKENS as u64);
         let n_pages = usize::try_from(n_pages).unwrap_or(usize::MAX);
         self.shared.arena = Arena::new(*kv, n_pages).ok_or(LoadError::CacheMemory {
@@ -44,7 +44,7 @@ impl Blocks {
         if self.share_prefixes {
             let mut identity: Vec<u8> = chain.iter().flat_map(|block| block.to_le_bytes()).collect();
             identity.extend_from_slice(adapter.as_bytes());
-            cache.share_prefixes(&identity, self.dtype);
+            cache.share_prefixes(&identity, self.precision.dtype);
         }
     }
 

@@ -9,10 +9,13 @@ use super::{testing::*, *};
 
 const LLAMAS: [&str; 2] = ["tiny-llama", "tiny-llama31"];
 
-fn load(name: &str, dtype: WeightDType) -> (Blocks, Value) {
+fn load(name: &str, precision: impl Into<Precision>) -> (Blocks, Value) {
     let (files, reference) = fixture(name);
     let n_blocks = files.config().n_blocks;
-    (Blocks::load(&files, 0..n_blocks, dtype, &engine()).unwrap(), reference)
+    (
+        Blocks::load(&files, 0..n_blocks, precision, &engine()).unwrap(),
+        reference,
+    )
 }
 
 /// Input of block 0 and outputs of all blocks.
@@ -44,6 +47,46 @@ fn bfloat16_blocks_equal_transformers_within_what_bfloat16_can_tell() {
     let states = states(&reference, "bfloat16");
     for (block, pair) in (0..).zip(states.windows(2)) {
         assert_close(&whole(&blocks, block, &pair[0]).data, &pair[1].data, 0.06);
+    }
+}
+
+/// The largest difference of a block's output, over its root mean square. These matrices are random and 64 wide, so that
+/// nothing averages out: real models stay well below.
+#[test]
+fn quantised_blocks_stay_near_transformers() {
+    for (weights, tolerance) in [
+        (WeightFormat::Q8_0, 0.05),
+        (WeightFormat::Q4K, 0.5),
+        (WeightFormat::Nf4, 0.5),
+        (WeightFormat::Q4_0, 0.5),
+    ] {
+        let dtype = WeightDType::F32;
+        let (blocks, reference) = load("tiny-llama", Precision { weights, dtype });
+        let states = states(&reference, "float32");
+        for (block, pair) in (0..).zip(states.windows(2)) {
+            let error = accuracy::max_error(&pair[1].data, &whole(&blocks, block, &pair[0]).data);
+            assert!(error <= tolerance, "{}: {error}", weights.as_str());
+        }
+    }
+}
+
+#[test]
+fn quantised_blocks_give_the_same_bits_token_by_token_as_at_once() {
+    for weights in WeightFormat::ALL.into_iter().filter(|format| format.dtype().is_none()) {
+        let dtype = WeightDType::F32;
+        let (blocks, reference) = load("tiny-llama", Precision { weights, dtype });
+        let x = &states(&reference, "float32")[0];
+        let mut projected = Vec::new();
+        for n in [1, 2, 3, x.tokens] {
+            let linear = &blocks.blocks[0].query;
+            let parts = x.data.chunks(n * x.width).map(|x| linear.applied(&engine(), x));
+            projected.push(parts.flatten().collect::<Vec<f32>>());
+        }
+        assert!(
+            projected.iter().all(|found| *found == projected[0]),
+            "{}",
+            weights.as_str()
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 
 use sysinfo::System;
 
-use crate::model::{KvDType, ModelConfig, WeightDType};
+use crate::model::{KvDType, ModelConfig, WeightDType, WeightFormat};
 
 /// Share of the free memory that a server takes by itself; the rest stays for the system, the network and scratch space.
 const MEMORY_SHARE: f64 = 0.8;
@@ -58,7 +58,7 @@ pub(crate) fn cache_bytes(config: &ModelConfig, dtype: WeightDType, tokens: usiz
 /// As many blocks as fit into the memory that is free now, with their cache: at least one, at most all.
 pub(crate) fn blocks_that_fit(
     config: &ModelConfig,
-    (weights, cache): (WeightDType, KvDType),
+    (weights, cache): (WeightFormat, KvDType),
     cache_tokens: usize,
 ) -> u32 {
     let mut system = System::new();
@@ -66,7 +66,7 @@ pub(crate) fn blocks_that_fit(
     let budget = (system.available_memory() as f64 * MEMORY_SHARE) as u64;
     fit(
         budget,
-        block_bytes(config, weights) + config.cache_bytes_per_token(cache) as u64 * cache_tokens as u64,
+        config.block_bytes(weights) + config.cache_bytes_per_token(cache) as u64 * cache_tokens as u64,
         config.n_blocks,
     )
 }
@@ -79,12 +79,8 @@ fn fit(budget: u64, per_block: u64, n_blocks: u32) -> u32 {
 
 /// Bytes of the weights of all blocks as they are published, about: what a whole download of them takes.
 pub fn weight_bytes(config: &ModelConfig) -> u64 {
-    block_bytes(config, config.torch_dtype.unwrap_or(WeightDType::F32)) * u64::from(config.n_blocks)
-}
-
-/// Bytes of one block's weights.
-fn block_bytes(config: &ModelConfig, dtype: WeightDType) -> u64 {
-    config.numbers_per_block() * dtype.size() as u64
+    let dtype = config.torch_dtype.unwrap_or(WeightDType::F32);
+    config.numbers_per_block() * dtype.size() as u64 * u64::from(config.n_blocks)
 }
 
 #[cfg(test)]

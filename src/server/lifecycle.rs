@@ -33,8 +33,8 @@ use super::{
 use crate::{
     dht::Dht,
     model::{
-        AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource, ResolveError,
-        WeightDType,
+        AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource, Precision,
+        ResolveError, WeightDType,
     },
     p2p::P2p,
     swarm::{
@@ -176,6 +176,14 @@ impl Lifecycle {
         self.config.dtype.unwrap_or_else(|| self.source.config().auto_dtype())
     }
 
+    fn precision(&self) -> Precision {
+        let dtype = self.dtype();
+        Precision {
+            weights: self.config.quant.unwrap_or(dtype.into()),
+            dtype,
+        }
+    }
+
     /// Chooses, announces, loads, announces. If that fails, OFFLINE is announced and nothing is served.
     pub(super) async fn bring_up(&self) -> Result<Range<u32>, StartError> {
         let outcome = self.choose_and_serve().await;
@@ -191,6 +199,9 @@ impl Lifecycle {
             ?span,
             prefix = self.config.prefix,
             dtype = self.dtype().as_torch_str(),
+            weights = self.precision().weights.as_str(),
+            instructions = self.config.engine.instructions(),
+            quant_instructions = self.config.engine.quant_instructions(),
             "serving these blocks"
         );
         self.hosted.set_record(self.record(None));
@@ -268,7 +279,7 @@ impl Lifecycle {
             BlockChoice::Fixed(span) => return span.clone(),
             BlockChoice::Count(count) => *count,
             BlockChoice::AsManyAsFit => {
-                let dtypes = (self.dtype(), self.kv_dtype());
+                let dtypes = (self.precision().weights, self.kv_dtype());
                 capacity::blocks_that_fit(config, dtypes, self.attn_cache_tokens(config))
             }
         };
@@ -287,10 +298,10 @@ impl Lifecycle {
     }
 
     async fn load(&self, span: &Range<u32>) -> Result<(Serving, Rates), StartError> {
-        let (source, blocks, dtype) = (self.source.clone(), span.clone(), self.dtype());
+        let (source, blocks, precision) = (self.source.clone(), span.clone(), self.precision());
         let choice = self.config.throughput;
         let cache_file = self.config.throughput_cache.clone();
-        let key = self.throughput_key(dtype);
+        let key = self.throughput_key(precision);
         let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
         let adapters = self.config.adapters.clone();
         let cache_options = self.cache_options(span.len());
@@ -300,7 +311,7 @@ impl Lifecycle {
             let files = source
                 .files_for_span(blocks.clone())
                 .map_err(|source| StartError::Fetch { start, end, source })?;
-            let loaded = Blocks::load(&files, blocks, dtype, &engine)
+            let loaded = Blocks::load(&files, blocks, precision, &engine)
                 .and_then(|blocks| blocks.with_cache(cache_options))
                 .map_err(|source| StartError::Load { start, end, source })?
                 .with_max_chunk_bytes(max_chunk_bytes)
@@ -377,7 +388,7 @@ impl Lifecycle {
             forward_rps: rates.and_then(|rates| rates.forward_rps),
             inference_rps: rates.and_then(|rates| rates.inference_rps),
             torch_dtype: Some(self.dtype().as_torch_str().to_string()),
-            quant_type: Some("none".to_string()),
+            quant_type: Some(self.precision().weights.quant_type().to_string()),
             adapters: self
                 .config
                 .adapters
@@ -393,12 +404,13 @@ impl Lifecycle {
     }
 
     /// What a measurement depends on: it is taken again when any of this changes.
-    fn throughput_key(&self, dtype: WeightDType) -> String {
+    fn throughput_key(&self, precision: Precision) -> String {
         let build = if cfg!(debug_assertions) { "debug" } else { "release" };
         let (threads, instructions) = (self.config.engine.threads(), self.config.engine.instructions());
-        let (model, dtype) = (self.source.name(), dtype.as_torch_str());
+        let (model, dtype) = (self.source.name(), precision.dtype.as_torch_str());
+        let weights = precision.weights.as_str();
         format!(
-            "{model} {dtype} {threads} threads {instructions} {} {build}",
+            "{model} {dtype} {weights} {threads} threads {instructions} {} {build}",
             env!("CARGO_PKG_VERSION")
         )
     }

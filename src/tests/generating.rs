@@ -9,7 +9,8 @@ use super::setup::{
 };
 use crate::{
     client::{Backoff, Client, ClientError, Config, Generation, Params, TextCodec},
-    model::{Blocks, Ends, Hidden, WeightDType},
+    model::{Blocks, Ends, Hidden, Precision, WeightDType, WeightFormat},
+    server,
 };
 
 /// A client with a node of its own that does not wait long for what is not there.
@@ -96,6 +97,32 @@ async fn a_server_for_each_block_gives_the_tokens_of_transformers() {
     greedy(&[0..1, 1..2, 2..3, 3..4]).await;
 }
 
+#[tokio::test]
+async fn servers_with_quantised_weights_generate_what_one_machine_with_them_does() {
+    let prompt = reference().prompt;
+    for weights in [
+        WeightFormat::Q8_0,
+        WeightFormat::Q4_0,
+        WeightFormat::Q4K,
+        WeightFormat::Nf4,
+    ] {
+        let swarm = Swarm::start().await;
+        let mut servers = Vec::new();
+        for blocks in [0..3, 3..4] {
+            let quantised = server::Config {
+                quant: Some(weights),
+                ..config(blocks)
+            };
+            servers.push(swarm.serve_with(quantised).await);
+        }
+        let dtype = WeightDType::F32;
+        let expected = Local::with(Precision { weights, dtype }).greedy(&prompt, 12);
+        let (_node, client) = client(&swarm).await;
+        let found = generate(&client, &prompt, 12, &mut |_| {}).await.unwrap();
+        assert_eq!(found.token_ids, expected, "{}", weights.as_str());
+    }
+}
+
 /// What one machine with the whole model computes.
 struct Local {
     blocks: Blocks,
@@ -104,16 +131,26 @@ struct Local {
 
 impl Local {
     fn load() -> Self {
+        Self::with(WeightDType::F32)
+    }
+
+    fn with(precision: impl Into<Precision>) -> Self {
         let source = model();
-        let blocks = Blocks::load(
-            &source.files_for_span(0..N_BLOCKS).unwrap(),
-            0..N_BLOCKS,
-            WeightDType::F32,
-            &engine(),
-        )
-        .unwrap();
+        let files = source.files_for_span(0..N_BLOCKS).unwrap();
+        let blocks = Blocks::load(&files, 0..N_BLOCKS, precision, &engine()).unwrap();
         let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32, &engine()).unwrap();
         Self { blocks, ends }
+    }
+
+    fn greedy(&self, prompt: &[u32], n: usize) -> Vec<u32> {
+        let mut tokens = prompt.to_vec();
+        for _ in 0..n {
+            let x = self.forward(self.ends.embed(&tokens).unwrap());
+            let logits = self.ends.logits(&x.data[x.data.len() - WIDTH..]).unwrap();
+            let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+            tokens.push(best.unwrap() as u32);
+        }
+        tokens.split_off(prompt.len())
     }
 
     fn forward(&self, mut x: Hidden) -> Hidden {

@@ -3,7 +3,9 @@
 use serde_json::json;
 
 use super::*;
-use crate::model::{Blocks, Ends, HubOptions, ModelSource, Sampler, WeightDType, testing::engine};
+use crate::model::{
+    Blocks, Ends, HubOptions, ModelSource, Precision, Sampler, WeightDType, WeightFormat, testing::engine,
+};
 
 /// A tokenizer like Llama 2's: words after `▁`, every byte as a fallback, and a decoder that drops the first space.
 fn codec() -> TextCodec {
@@ -176,22 +178,23 @@ fn a_file_that_is_no_tokenizer_is_refused() {
 }
 
 /// Greedy answer of the built-in model, with all its blocks in place of a swarm.
-fn answer(question: &str, dtype: WeightDType) -> String {
-    answer_of("demo", question, dtype)
+fn answer(question: &str, precision: impl Into<Precision>) -> String {
+    answer_of("demo", question, precision)
 }
 
-fn answer_of(model: &str, question: &str, dtype: WeightDType) -> String {
+fn answer_of(model: &str, question: &str, precision: impl Into<Precision>) -> String {
+    let precision = precision.into();
     let offline = HubOptions::from_variables(|_| None);
     let source = ModelSource::resolve(model, &offline).unwrap();
     let n_blocks = source.config().n_blocks;
     let blocks = Blocks::load(
         &source.files_for_span(0..n_blocks).unwrap(),
         0..n_blocks,
-        dtype,
+        precision,
         &engine(),
     )
     .unwrap();
-    let ends = Ends::load(&source.files_for_ends().unwrap(), dtype, &engine()).unwrap();
+    let ends = Ends::load(&source.files_for_ends().unwrap(), precision.dtype, &engine()).unwrap();
     let codec = TextCodec::from_json(&source.tokenizer_json().unwrap()).unwrap();
     let mut sampler = Sampler::new(source.generation_config().sampling()).unwrap();
     let mut history = codec.encode(question).unwrap();
@@ -221,6 +224,11 @@ fn answer_of(model: &str, question: &str, dtype: WeightDType) -> String {
 fn the_built_in_model_answers_in_every_precision() {
     for dtype in [WeightDType::F32, WeightDType::Bf16, WeightDType::F16] {
         assert_eq!(answer("What is 2+2?", dtype), "\n2 + 2 = 4.");
+    }
+    for weights in WeightFormat::ALL.into_iter().filter(|format| format.dtype().is_none()) {
+        let dtype = WeightDType::F32;
+        let found = answer("What is 2+2?", Precision { weights, dtype });
+        assert_eq!(found, "\n2 + 2 = 4.", "{}", weights.as_str());
     }
     assert_eq!(
         answer("How much is seven plus five?", WeightDType::F32),

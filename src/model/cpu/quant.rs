@@ -13,12 +13,15 @@ mod neon;
 mod portable;
 mod tokens;
 
+use std::sync::{Mutex, PoisonError};
+
 use formats::Format;
 pub(crate) use formats::{Nf4, Q4_0, Q4K, Q8_0};
 use kernel::Work;
 use lanes::LANES;
-pub(crate) use tokens::{BLOCK, QuantBlock, blocks_per_token, round};
+pub(crate) use tokens::{QuantBlock, blocks_per_token, round};
 
+use super::Engine;
 use crate::model::quant::WeightFormat;
 
 /// An instruction set that there are integer kernels for.
@@ -45,6 +48,34 @@ pub(crate) struct QuantKernels {
     level: Level,
 }
 
+/// Tokens that are quantised by one thread at a time.
+const TOKENS_OF_A_TASK: usize = 16;
+
+/// The forms that tokens are wanted in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Forms {
+    /// 8 bit, for integer formats.
+    pub(crate) blocks: bool,
+    /// f32, for NF4.
+    pub(crate) floats: bool,
+}
+
+impl Forms {
+    /// What products with weights of all `formats` want.
+    pub(crate) fn of(formats: impl IntoIterator<Item = WeightFormat>) -> Self {
+        formats.into_iter().fold(Self::default(), |forms, format| match format {
+            WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16 => forms,
+            WeightFormat::Nf4 => Self { floats: true, ..forms },
+            WeightFormat::Q8_0 | WeightFormat::Q4_0 | WeightFormat::Q4K => Self { blocks: true, ..forms },
+        })
+    }
+
+    /// Whether any is.
+    pub(crate) fn any(self) -> bool {
+        self.blocks || self.floats
+    }
+}
+
 /// Panels of 16 quantised rows, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QuantPanels<'a> {
@@ -66,30 +97,38 @@ pub(crate) struct QuantTokens {
 }
 
 impl QuantTokens {
-    /// Takes `x`, `[tokens, cols]`, in the forms that `formats` want. Buffers are kept from call to call.
+    /// Takes `x`, `[tokens, cols]`, in the forms that the weights of a product want, on all threads if it is long.
     ///
     /// # Panics
     /// If `x` is not whole tokens.
-    pub(crate) fn set(&mut self, kernels: QuantKernels, formats: &[WeightFormat], x: &[f32], cols: usize) {
+    pub(crate) fn set(&mut self, engine: &Engine, forms: Forms, x: &[f32], cols: usize) {
         assert_eq!(x.len() % cols, 0, "activations are not whole vectors");
         (self.tokens, self.cols) = (x.len() / cols, cols);
-        self.blocks.clear();
+        let (padded, per_token) = (cols.next_multiple_of(WeightFormat::Nf4.group()), blocks_per_token(cols));
         self.floats.clear();
-        if formats.contains(&WeightFormat::Nf4) {
-            let padded = cols.next_multiple_of(WeightFormat::Nf4.group());
+        if forms.floats {
             self.floats.resize(self.tokens * padded, 0.0);
             for (x, out) in x.chunks_exact(cols).zip(self.floats.chunks_exact_mut(padded)) {
                 out[..cols].copy_from_slice(x);
             }
         }
-        if formats.iter().any(|format| *format != WeightFormat::Nf4) {
-            self.blocks
-                .resize(self.tokens * blocks_per_token(cols), QuantBlock::ZERO);
-            kernels.quantise(x, cols, &mut self.blocks);
+        let n_blocks = if forms.blocks { self.tokens * per_token } else { 0 };
+        self.blocks.resize(n_blocks, QuantBlock::ZERO);
+        if self.tokens <= TOKENS_OF_A_TASK || n_blocks == 0 {
+            return engine.quant.quantise(x, cols, &mut self.blocks);
         }
+        let xs = x.chunks(TOKENS_OF_A_TASK * cols);
+        let parts = xs.zip(self.blocks.chunks_mut(TOKENS_OF_A_TASK * per_token));
+        let parts: Vec<_> = parts.map(Mutex::new).collect();
+        engine.pool.run(parts.len(), &|i| {
+            let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
+            let (x, out) = &mut *part;
+            engine.quant.quantise(x, cols, out);
+        });
     }
 
-    pub(crate) fn tokens(&self) -> usize {
+    #[cfg(test)]
+    fn tokens(&self) -> usize {
         self.tokens
     }
 
@@ -150,17 +189,22 @@ impl QuantKernels {
         levels.into_iter().map(|level| Self { level }).collect()
     }
 
-    fn quantise(self, x: &[f32], cols: usize, out: &mut [QuantBlock]) {
+    /// Calls `task` compiled for the instructions of this level, as far as it is inlined: for loops that vectorise by
+    /// themselves.
+    #[inline(always)]
+    pub(crate) fn vectorise(self, task: impl FnOnce()) {
         match self.level {
-            Level::Portable => portable::quantise(x, cols, out),
             // SAFETY: `available` saw the features, here and below.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 | Level::AvxVnni => unsafe { avx2::quantise(x, cols, out) },
+            Level::Avx2 | Level::AvxVnni => unsafe { avx2::call(task) },
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => unsafe { avx512::quantise(x, cols, out) },
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon | Level::NeonDot => portable::quantise(x, cols, out),
+            Level::Avx512Vnni => unsafe { avx512::call(task) },
+            _ => task(),
         }
+    }
+
+    fn quantise(self, x: &[f32], cols: usize, out: &mut [QuantBlock]) {
+        self.vectorise(|| tokens::quantise(x, cols, out));
     }
 
     /// `out[token][row] = Σ_k weights[row][k] · x[token][k]` for all rows of `panels`, also those that only fill them up:

@@ -16,6 +16,7 @@ pub(crate) const MAX_GROUP: usize = 256;
 ///
 /// # Panics
 /// If the lengths are not those of a group of `format`, or it is not a format of blocks.
+#[inline(always)]
 pub(crate) fn encode(format: WeightFormat, columns: &[Column], out: &mut [u8]) {
     assert_eq!(columns.len(), format.group(), "not the columns of a group");
     assert_eq!(out.len(), format.group_bytes(), "not the bytes of a group");
@@ -62,7 +63,6 @@ pub(crate) fn decode(format: WeightFormat, group: &[u8], columns: &mut [Column])
     }
 }
 
-#[expect(clippy::panic, reason = "the caller mixed up formats")]
 fn not_of_blocks(format: WeightFormat) -> ! {
     panic!("{} has no blocks", format.as_str())
 }
@@ -95,6 +95,7 @@ pub(super) fn put_scale(group: &mut [u8], block: usize, row: usize, scale: f16) 
 }
 
 /// The largest magnitude is 127 (ggml's `quantize_row_q8_0`).
+#[inline(always)]
 fn encode_q8_0(columns: &[Column], out: &mut [u8]) {
     for (block, columns) in columns.chunks_exact(32).enumerate() {
         let largest = largest(columns).map(f32::abs);
@@ -112,6 +113,7 @@ fn encode_q8_0(columns: &[Column], out: &mut [u8]) {
 }
 
 /// The number of largest magnitude is -8, whichever its sign (ggml's `quantize_row_q4_0`).
+#[inline(always)]
 fn encode_q4_0(columns: &[Column], out: &mut [u8]) {
     out[Q4_0::CODES..].fill(0);
     for (block, columns) in columns.chunks_exact(32).enumerate() {
@@ -132,6 +134,7 @@ fn encode_q4_0(columns: &[Column], out: &mut [u8]) {
 /// The nearest of the codebook to each number over the largest magnitude of its block. Unlike bitsandbytes', blocks do
 /// not run on from row to row, and their scales are f16: its second quantisation of the scales to 8 bit subtracts a mean
 /// whose last bits depend on how a device sums up.
+#[inline(always)]
 fn encode_nf4(columns: &[Column], out: &mut [u8]) {
     out[Nf4::CODES..].fill(0);
     for (block, columns) in columns.chunks_exact(64).enumerate() {
@@ -154,6 +157,7 @@ fn encode_nf4(columns: &[Column], out: &mut [u8]) {
 }
 
 /// Of each row the number of largest magnitude; the first of them.
+#[inline(always)]
 fn largest(columns: &[Column]) -> Column {
     columns.iter().fold([0.0; 16], |mut largest: Column, column| {
         for (largest, value) in largest.iter_mut().zip(column) {
@@ -165,6 +169,7 @@ fn largest(columns: &[Column]) -> Column {
     })
 }
 
+#[inline(always)]
 pub(super) fn inverse(value: f32) -> f32 {
     if value == 0.0 { 0.0 } else { 1.0 / value }
 }

@@ -151,7 +151,7 @@ impl QuantMatrix {
             return None;
         }
         let exact = matches!(ggml, GgmlType::Q8_0 | GgmlType::Q4_0 | GgmlType::Q4K);
-        let mut matrix = Self::zeros(format, rows, cols);
+        let mut matrix = Self::zeros(format, rows, cols).ok()?;
         let mut widened = vec![0.0; if exact { 0 } else { 16 * cols }];
         for (panel, blocks) in matrix.panels_mut().zip(blocks.chunks(16 * row_bytes.max(1))) {
             if exact {

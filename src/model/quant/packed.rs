@@ -1,42 +1,65 @@
 //! A matrix in a quantised format: made from rows of f32 or from ggml's blocks, and widened again. There is one copy of
 //! the weights, in the panels that the kernels read.
 
-use std::{fmt, ops::Range};
+use std::{
+    fmt, io,
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
 
 use super::{
     WeightFormat,
     encode::{Column, MAX_GROUP, decode, encode},
 };
-use crate::model::cpu::quant::QuantPanels;
+use crate::model::cpu::{Engine, Memory, quant::QuantPanels};
 
 /// Rows of a panel.
 const PANEL: usize = super::PANEL_ROWS;
-
-/// Panels start at cache lines, so that no load of a line touches two.
-const ALIGNMENT: usize = 64;
 
 /// Weights `[rows, cols]` in panels of 16 rows.
 pub(crate) struct QuantMatrix {
     format: WeightFormat,
     rows: usize,
     cols: usize,
-    buffer: Vec<u8>,
-    /// Where the first panel begins in it.
-    start: usize,
+    memory: Memory,
 }
 
 impl QuantMatrix {
+    /// Quantises what `source` writes: it is given a range of rows and room for them, `[rows, cols]`, by several threads.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(crate) fn pack(
+        format: WeightFormat,
+        [rows, cols]: [usize; 2],
+        source: &(dyn Fn(Range<usize>, &mut [f32]) + Sync),
+        engine: &Engine,
+    ) -> io::Result<Self> {
+        let mut matrix = Self::zeros(format, rows, cols)?;
+        let panels: Vec<Mutex<&mut [u8]>> = matrix.panels_mut().map(Mutex::new).collect();
+        engine.pool.run(panels.len(), &|i| {
+            let range = i * PANEL..rows.min((i + 1) * PANEL);
+            let mut numbers = vec![0.0; range.len() * cols];
+            source(range, &mut numbers);
+            let mut panel = panels[i].lock().unwrap_or_else(PoisonError::into_inner);
+            engine
+                .quant
+                .vectorise(|| encode_panel(format, &numbers, cols, &mut panel));
+        });
+        Ok(matrix)
+    }
+
     /// Nothing but zeros, to be filled panel by panel.
-    pub(crate) fn zeros(format: WeightFormat, rows: usize, cols: usize) -> Self {
-        let buffer = vec![0_u8; format.bytes(rows, cols) + ALIGNMENT];
-        let start = buffer.as_ptr().align_offset(ALIGNMENT);
-        Self {
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(crate) fn zeros(format: WeightFormat, rows: usize, cols: usize) -> io::Result<Self> {
+        Ok(Self {
             format,
             rows,
             cols,
-            buffer,
-            start,
-        }
+            memory: Memory::zeroed(format.bytes(rows, cols))?,
+        })
     }
 
     pub(crate) fn format(&self) -> WeightFormat {
@@ -63,8 +86,17 @@ impl QuantMatrix {
     /// The panels one after the other, to be written to; panel p has rows 16 p to 16 p + 15.
     pub(crate) fn panels_mut(&mut self) -> std::slice::ChunksExactMut<'_, u8> {
         let panel = self.panel_bytes().max(1);
-        let (start, len) = (self.start, self.len());
-        self.buffer[start..start + len].chunks_exact_mut(panel)
+        let len = self.len();
+        self.memory.numbers_mut::<u8>(len).chunks_exact_mut(panel)
+    }
+
+    /// The weights as the kernels multiply by them, row after row.
+    pub(crate) fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        for (panel, out) in out.chunks_mut(PANEL * self.cols.max(1)).enumerate() {
+            self.widen_panel(panel, out);
+        }
+        out
     }
 
     /// For the kernels: the panels of `panels`.
@@ -75,7 +107,7 @@ impl QuantMatrix {
         let bytes = self.panel_bytes();
         QuantPanels {
             format: self.format,
-            bytes: &self.buffer[self.start + panels.start * bytes..self.start + panels.end * bytes],
+            bytes: &self.memory.numbers(self.len())[panels.start * bytes..panels.end * bytes],
             n: panels.len(),
             cols: self.cols,
         }
@@ -120,20 +152,11 @@ impl fmt::Debug for QuantMatrix {
     }
 }
 
-/// Clones are aligned like the original, which `Vec`'s own clone would not be.
-impl Clone for QuantMatrix {
-    fn clone(&self) -> Self {
-        let mut clone = Self::zeros(self.format, self.rows, self.cols);
-        let (start, len) = (clone.start, clone.len());
-        clone.buffer[start..start + len].copy_from_slice(&self.buffer[self.start..self.start + len]);
-        clone
-    }
-}
-
 /// Quantises up to 16 rows, `[rows, cols]`, into a panel.
 ///
 /// # Panics
 /// If the lengths do not fit together.
+#[inline(always)]
 pub(crate) fn encode_panel(format: WeightFormat, rows: &[f32], cols: usize, panel: &mut [u8]) {
     assert!(rows.len() <= PANEL * cols, "more rows than a panel has");
     let mut columns: [Column; MAX_GROUP] = [[0.0; 16]; MAX_GROUP];

@@ -20,6 +20,7 @@ struct Fit {
 }
 
 /// Quantises 256 columns of a panel.
+#[inline(always)]
 pub(super) fn encode(columns: &[Column], out: &mut [u8]) {
     let fits: Vec<Fit> = columns.chunks_exact(SUB).map(fit).collect();
     out[Q4K::CODES..].fill(0);
@@ -52,6 +53,7 @@ pub(super) fn encode(columns: &[Column], out: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 fn six_bits(value: f32) -> u8 {
     round(value).clamp(0, 63) as u8
 }
@@ -63,6 +65,7 @@ fn code(value: f32) -> f32 {
 }
 
 /// Least squares for the codes of each trial; kept is what leaves the least error, weighed by magnitude.
+#[inline(always)]
 fn fit(columns: &[Column]) -> Fit {
     let lowest = fold(columns, 0.0, f32::min);
     let highest = fold(columns, f32::MIN, f32::max);
@@ -88,6 +91,7 @@ fn fit(columns: &[Column]) -> Fit {
 }
 
 /// Large weights matter more: magnitude over the root of the mean square.
+#[inline(always)]
 fn weights(columns: &[Column]) -> [Column; SUB] {
     let squares = columns.iter().fold([0.0; 16], |mut sums: Column, column| {
         sums.iter_mut().zip(column).for_each(|(sum, x)| *sum += x * x);
@@ -97,6 +101,7 @@ fn weights(columns: &[Column]) -> [Column; SUB] {
     std::array::from_fn(|k| std::array::from_fn(|row| mean[row] + columns[k][row].abs()))
 }
 
+#[inline(always)]
 fn least_squares(columns: &[Column], weights: &[Column; SUB], per_code: Column, lowest: Column) -> Fit {
     let [mut w, mut x, mut l, mut ll, mut xl] = [[0.0; 16]; 5];
     for (column, weight) in columns.iter().zip(weights) {
@@ -129,6 +134,7 @@ fn least_squares(columns: &[Column], weights: &[Column; SUB], per_code: Column, 
     fit
 }
 
+#[inline(always)]
 fn error(columns: &[Column], weights: &[Column; SUB], per_code: Column, lowest: Column, fit: Fit) -> Column {
     let mut errors = [0.0; 16];
     for (column, weight) in columns.iter().zip(weights) {
@@ -141,6 +147,7 @@ fn error(columns: &[Column], weights: &[Column; SUB], per_code: Column, lowest: 
     errors
 }
 
+#[inline(always)]
 fn fold(columns: &[Column], start: f32, of: fn(f32, f32) -> f32) -> Column {
     columns.iter().fold([start; 16], |mut sums, column| {
         sums.iter_mut().zip(column).for_each(|(sum, x)| *sum = of(*sum, *x));

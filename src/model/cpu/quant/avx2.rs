@@ -13,7 +13,7 @@ use super::{
     formats::Format,
     kernel::{self, Work},
     lanes::Lanes,
-    tokens::{self, QuantBlock},
+    tokens::QuantBlock,
 };
 
 /// The same for each register of a panel. Not a closure: what is not inlined is compiled without the instructions.
@@ -221,6 +221,6 @@ pub(super) unsafe fn multiply_nf4(work: Work<f32>) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn quantise(x: &[f32], cols: usize, out: &mut [QuantBlock]) {
-    tokens::quantise(x, cols, out);
+pub(super) fn call(task: impl FnOnce()) {
+    task();
 }

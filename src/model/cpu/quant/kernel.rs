@@ -50,10 +50,12 @@ impl<X> Work<X> {
     }
 }
 
-/// The tokens of the next tile when `left` are, of 1, 2, 3, 4, 6 and 12: as few tiles as possible, none of them small.
+/// The tokens of the next tile when `left` are, of 1, 2, 3, 4, 6, 8 and 12: as few tiles as possible, none of them
+/// small. The two largest need panels that are `alone`.
 #[inline(always)]
-fn tile_tokens(left: usize, most: usize) -> usize {
+fn tile_tokens(left: usize, most: usize, alone: bool) -> usize {
     match left {
+        8 | 12 if most >= 6 && alone => left,
         0..=4 => left.min(most),
         _ if most < 6 => most,
         _ if left >= 12 => most,
@@ -63,41 +65,50 @@ fn tile_tokens(left: usize, most: usize) -> usize {
     }
 }
 
-/// Calls `$tile::<$($types,)* PANELS, TOKENS>(work, panel, token, ahead)` until every panel met every token. Panels stay
-/// in the cache while the tokens pass, and the second tile of tokens asks for the next panels.
+/// Calls `$tile::<$($types,)* PANELS, TOKENS>(work, panel, token)` until every panel met every token. Panels stay
+/// in the cache while the tokens pass.
 macro_rules! for_all_tiles {
     ($work:expr, $most_tokens:expr, $most_panels:expr, $tile:ident::<$($types:ty),*>) => {{
         let work = $work;
         let mut panel = 0;
         while panel < work.n_panels {
             let step = match (work.n_panels - panel).min($most_panels) {
+                // All sums of one panel fit into the registers, and it is unpacked only once.
+                _ if $most_tokens >= 6 && (work.tokens == 8 || work.tokens == 12) => 1,
                 3 => 2,
                 step => step,
             };
-            let (mut token, mut ahead) = (0, AHEAD);
+            let mut token = 0;
             while token < work.tokens {
                 macro_rules! tile {
                     ($m:literal) => {{
                         match step {
-                            1 => $tile::<$($types,)* 1, $m>(&work, panel, token, ahead),
-                            _ => $tile::<$($types,)* 2, $m>(&work, panel, token, ahead),
+                            1 => $tile::<$($types,)* 1, $m>(&work, panel, token),
+                            _ => $tile::<$($types,)* 2, $m>(&work, panel, token),
                         }
                         $m
                     }};
                 }
-                token += match tile_tokens(work.tokens - token, $most_tokens) {
+                token += match tile_tokens(work.tokens - token, $most_tokens, step == 1 && token == 0) {
                     12 if $most_tokens >= 12 => tile!(12),
+                    12 if $most_tokens >= 6 && step == 1 => {
+                        $tile::<$($types,)* 1, 12>(&work, panel, token);
+                        12
+                    }
+                    8 if $most_tokens >= 6 && step == 1 => {
+                        $tile::<$($types,)* 1, 8>(&work, panel, token);
+                        8
+                    }
                     6 if $most_tokens >= 6 => tile!(6),
                     4 if $most_tokens >= 4 => tile!(4),
                     3 if $most_tokens >= 3 => tile!(3),
                     2 => tile!(2),
                     _ if step == 4 => {
-                        $tile::<$($types,)* 4, 1>(&work, panel, token, ahead);
+                        $tile::<$($types,)* 4, 1>(&work, panel, token);
                         1
                     }
                     _ => tile!(1),
                 };
-                ahead = if ahead == AHEAD { step * work.panel_bytes } else { 0 };
             }
             panel += step;
         }
@@ -133,7 +144,6 @@ unsafe fn tile<L: Lanes, F: Format, const P: usize, const M: usize>(
     work: &Work<QuantBlock>,
     panel: usize,
     token: usize,
-    ahead: usize,
 ) {
     // SAFETY: the caller's promise: P panels from `panel` and M tokens from `token` exist, and a token has as many
     // blocks as a panel.
@@ -146,7 +156,7 @@ unsafe fn tile<L: Lanes, F: Format, const P: usize, const M: usize>(
         let mut x = work.x.add(token * work.x_stride);
         for _ in 0..work.groups {
             for block in 0..F::BLOCKS {
-                let dots = dots::<L, F, P, M>(groups.map(|group| (group, ahead)), block, x, work.x_stride);
+                let dots = dots::<L, F, P, M>(groups, block, x, work.x_stride);
                 for p in 0..P {
                     let scale = F::scale::<L>(groups[p], block);
                     let minimum = F::minimum::<L>(groups[p], block);
@@ -176,7 +186,7 @@ unsafe fn tile<L: Lanes, F: Format, const P: usize, const M: usize>(
 /// The exact products of one block of 32 columns.
 #[inline(always)]
 unsafe fn dots<L: Lanes, F: Format, const P: usize, const M: usize>(
-    groups: [(*const u8, usize); P],
+    groups: [*const u8; P],
     block: usize,
     x: *const QuantBlock,
     x_stride: usize,
@@ -194,9 +204,8 @@ unsafe fn dots<L: Lanes, F: Format, const P: usize, const M: usize>(
                 let mut low = [L::zero_codes(); P];
                 let mut high = low;
                 for p in 0..P {
-                    let (group, ahead) = groups[p];
-                    let at = group.add(F::CODES + (block * 4 + line) * LINE);
-                    L::prefetch(at.wrapping_add(ahead));
+                    let at = groups[p].add(F::CODES + (block * 4 + line) * LINE);
+                    L::prefetch(at.wrapping_add(AHEAD));
                     let both = L::load(at);
                     (low[p], high[p]) = (L::low(both), L::high(both));
                 }
@@ -224,9 +233,8 @@ unsafe fn dots<L: Lanes, F: Format, const P: usize, const M: usize>(
             for line in 0..8 {
                 let mut codes = [L::zero_codes(); P];
                 for p in 0..P {
-                    let (group, ahead) = groups[p];
-                    let at = group.add(F::CODES + (block * 8 + line) * LINE);
-                    L::prefetch(at.wrapping_add(ahead));
+                    let at = groups[p].add(F::CODES + (block * 8 + line) * LINE);
+                    L::prefetch(at.wrapping_add(AHEAD));
                     codes[p] = L::load(at);
                 }
                 for m in 0..M {
@@ -242,12 +250,7 @@ unsafe fn dots<L: Lanes, F: Format, const P: usize, const M: usize>(
 }
 
 #[inline(always)]
-unsafe fn nf4_tile<L: Lanes, const P: usize, const M: usize>(
-    work: &Work<f32>,
-    panel: usize,
-    token: usize,
-    ahead: usize,
-) {
+unsafe fn nf4_tile<L: Lanes, const P: usize, const M: usize>(work: &Work<f32>, panel: usize, token: usize) {
     // SAFETY: as `tile`; a token has as many numbers as a panel has columns.
     unsafe {
         let table = L::table(&Nf4::CODEBOOK);
@@ -261,7 +264,7 @@ unsafe fn nf4_tile<L: Lanes, const P: usize, const M: usize>(
                     for (p, codes) in codes.iter_mut().enumerate() {
                         let at = work.panel(panel + p).add(group * Nf4::GROUP_BYTES);
                         let at = at.add(Nf4::CODES + (block * 8 + line) * LINE);
-                        L::prefetch(at.wrapping_add(ahead));
+                        L::prefetch(at.wrapping_add(AHEAD));
                         *codes = L::load(at);
                     }
                     macro_rules! columns {

@@ -8,7 +8,7 @@ use super::{
     formats::Format,
     kernel::{self, Work},
     lanes::{LANES, Lanes},
-    tokens::{self, QuantBlock},
+    tokens::QuantBlock,
 };
 
 #[derive(Clone, Copy)]
@@ -154,8 +154,4 @@ pub(super) unsafe fn multiply<F: Format>(work: Work<QuantBlock>) {
 /// As [`kernel::multiply_nf4`].
 pub(super) unsafe fn multiply_nf4(work: Work<f32>) {
     unsafe { kernel::multiply_nf4::<Portable>(work) }
-}
-
-pub(super) fn quantise(x: &[f32], cols: usize, out: &mut [QuantBlock]) {
-    tokens::quantise(x, cols, out);
 }

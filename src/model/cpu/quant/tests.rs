@@ -1,8 +1,12 @@
 //! Every instruction set and format against plain loops over what the weights and activations became, and one tiling
 //! against another.
 
-use super::{BLOCK, QuantBlock, QuantKernels, QuantTokens, blocks_per_token, testing::numbers};
-use crate::model::quant::{QuantMatrix, WeightFormat, encode_panel};
+use super::{Forms, QuantBlock, QuantKernels, QuantTokens, blocks_per_token, testing::numbers, tokens::BLOCK};
+use crate::model::{
+    cpu::Engine,
+    quant::{QuantMatrix, WeightFormat, encode_panel},
+    testing::engine,
+};
 
 const FORMATS: [WeightFormat; 4] = [
     WeightFormat::Q8_0,
@@ -27,25 +31,24 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (40, 320, 26),
 ];
 
+fn with(kernels: QuantKernels) -> Engine {
+    Engine {
+        quant: kernels,
+        ..engine()
+    }
+}
+
 fn matrix(format: WeightFormat, rows: usize, cols: usize, weights: &[f32]) -> QuantMatrix {
-    let mut matrix = QuantMatrix::zeros(format, rows, cols);
+    let mut matrix = QuantMatrix::zeros(format, rows, cols).unwrap();
     for (panel, rows) in matrix.panels_mut().zip(weights.chunks(16 * cols)) {
         encode_panel(format, rows, cols, panel);
     }
     matrix
 }
 
-fn widened(matrix: &QuantMatrix) -> Vec<f32> {
-    let mut out = vec![0.0; matrix.rows() * matrix.cols()];
-    for (panel, out) in out.chunks_mut(16 * matrix.cols()).enumerate() {
-        matrix.widen_panel(panel, out);
-    }
-    out
-}
-
 fn product(kernels: QuantKernels, matrix: &QuantMatrix, x: &[f32]) -> Vec<f32> {
     let mut tokens = QuantTokens::default();
-    tokens.set(kernels, &[matrix.format()], x, matrix.cols());
+    tokens.set(&with(kernels), Forms::of([matrix.format()]), x, matrix.cols());
     let width = 16 * matrix.n_panels();
     let mut out = vec![f32::NAN; tokens.tokens() * width];
     kernels.multiply(matrix.panels(0..matrix.n_panels()), &tokens, &mut out);
@@ -59,7 +62,7 @@ fn seen(kernels: QuantKernels, format: WeightFormat, x: &[f32], cols: usize) -> 
         return x.to_vec();
     }
     let mut tokens = QuantTokens::default();
-    tokens.set(kernels, &[format], x, cols);
+    tokens.set(&with(kernels), Forms::of([format]), x, cols);
     let per_token = blocks_per_token(cols);
     let token = |blocks: &[QuantBlock]| -> Vec<f32> {
         let all = blocks
@@ -78,7 +81,7 @@ fn every_kernel_is_a_plain_loop_over_the_quantised_numbers() {
                 let weights = numbers(seed as u64 + 1, rows * cols);
                 let x = numbers(seed as u64 + 100, n * cols);
                 let matrix = matrix(format, rows, cols, &weights);
-                let (weights, x_seen) = (widened(&matrix), seen(kernels, format, &x, cols));
+                let (weights, x_seen) = (matrix.to_f32(), seen(kernels, format, &x, cols));
                 let found = product(kernels, &matrix, &x);
                 for (token, found) in found.chunks_exact(rows).enumerate() {
                     let x = &x_seen[token * cols..][..cols];
@@ -118,7 +121,7 @@ fn neither_tiles_nor_company_change_a_bit() {
                 );
             }
             let mut tokens = QuantTokens::default();
-            tokens.set(kernels, &[format], &x, cols);
+            tokens.set(&with(kernels), Forms::of([format]), &x, cols);
             let mut by_panel = vec![0.0; 27 * rows];
             for panel in 0..matrix.n_panels() {
                 let mut out = [0.0; 27 * 16];
@@ -138,7 +141,7 @@ fn instruction_sets_quantise_activations_alike() {
     let x = numbers(9, 5 * 333);
     let blocks = |kernels| {
         let mut tokens = QuantTokens::default();
-        tokens.set(kernels, &[WeightFormat::Q8_0], &x, 333);
+        tokens.set(&with(kernels), Forms::of([WeightFormat::Q8_0]), &x, 333);
         tokens.blocks().to_vec()
     };
     let all: Vec<Vec<QuantBlock>> = QuantKernels::available().into_iter().map(blocks).collect();

@@ -37,14 +37,6 @@ fn quantised(dtype: GgmlDType, weights: &[f32]) -> (Vec<u8>, Vec<f32>) {
     (tensor.data().unwrap().into_owned(), widened.to_vec1().unwrap())
 }
 
-fn widened(matrix: &QuantMatrix) -> Vec<f32> {
-    let mut out = vec![0.0; ROWS * COLS];
-    for (panel, out) in out.chunks_mut(16 * COLS).enumerate() {
-        matrix.widen_panel(panel, out);
-    }
-    out
-}
-
 fn root_mean_square(a: &[f32], b: &[f32]) -> f32 {
     let sum: f32 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
     (sum / a.len() as f32).sqrt()
@@ -78,7 +70,7 @@ fn blocks_with_kernels_keep_every_bit_and_others_become_the_next_finer_format() 
         let ggml = GgmlType::from_id(*id).unwrap();
         let (bytes, expected) = quantised(*dtype, &weights);
         let matrix = QuantMatrix::from_ggml(ggml, &bytes, ROWS, COLS).unwrap();
-        let found = widened(&matrix);
+        let found = matrix.to_f32();
         match ggml {
             GgmlType::Q8_0 | GgmlType::Q4_0 | GgmlType::Q4K => assert!(found == expected, "{ggml:?}"),
             // What the second quantisation loses is little beside what the first did.
@@ -102,11 +94,11 @@ fn own_quantisation_is_ggmls_or_loses_less() {
         (WeightFormat::Q4K, GgmlDType::Q4K),
     ] {
         let (_, expected) = quantised(dtype, &weights);
-        let mut matrix = QuantMatrix::zeros(format, ROWS, COLS);
+        let mut matrix = QuantMatrix::zeros(format, ROWS, COLS).unwrap();
         for (panel, rows) in matrix.panels_mut().zip(weights.chunks(16 * COLS)) {
             encode_panel(format, rows, COLS, panel);
         }
-        let found = widened(&matrix);
+        let found = matrix.to_f32();
         if format == WeightFormat::Q4K {
             let (ours, theirs) = (
                 root_mean_square(&found, &weights),

@@ -1,0 +1,60 @@
+//! Distances that are known, and those of every weight format on the built-in model.
+
+use super::*;
+use crate::model::{HubOptions, ModelSource, Precision, WeightDType, WeightFormat, testing::engine};
+
+#[test]
+fn distances_are_those_of_the_definition() {
+    let reference = [0.0, 0.0, 1.0, 3.0];
+    let same = logit_distance(&reference, &reference, 2);
+    assert_eq!((same.divergence, same.top_agreement), (0.0, 1.0));
+    // Half and half against 1/4 and 3/4: ln(2/√3) nats; the second position is the same up to a constant.
+    let found = logit_distance(&reference, &[0.0, 3_f32.ln(), 2.0, 4.0], 2);
+    assert!((found.divergence - (2.0 / 3_f64.sqrt()).ln() / 2.0).abs() < 1e-6);
+    let turned = logit_distance(&reference, &[0.0, 0.0, 3.0, 1.0], 2);
+    assert_eq!(turned.top_agreement, 0.5);
+    assert!((max_error(&[3.0, -4.0], &[3.0, -3.0]) - 1.0 / 12.5_f64.sqrt()).abs() < 1e-9);
+}
+
+/// Bounds of mean divergence, agreement and the largest error of the first block, for [`WeightFormat::ALL`]: about twice
+/// what was found.
+const BOUNDS: [(f64, f64, f64); 7] = [
+    (0.0, 1.0, 0.0),
+    (1e-3, 0.98, 0.05),
+    (1e-4, 0.98, 0.01),
+    (1e-3, 0.98, 0.1),
+    (0.1, 0.85, 1.0),
+    (0.1, 0.85, 1.0),
+    (0.1, 0.85, 1.0),
+];
+
+#[test]
+fn every_weight_format_stays_near_float32_on_the_built_in_model() {
+    let source = ModelSource::resolve("demo", &HubOptions::from_variables(|_| None)).unwrap();
+    let n_blocks = source.config().n_blocks;
+    let files = source.files_for_span(0..n_blocks).unwrap();
+    let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32, &engine()).unwrap();
+    let load = |weights| {
+        let dtype = WeightDType::F32;
+        Blocks::load(&files, 0..n_blocks, Precision { weights, dtype }, &engine()).unwrap()
+    };
+    let vocabulary = source.config().vocab_size;
+    let tokens: Vec<u32> = (0..96).map(|i| (i * 37 + 11) % vocabulary as u32).collect();
+    let first_block = |blocks: &Blocks| {
+        let mut x = ends.embed(&tokens).unwrap();
+        blocks.forward(0, &mut x).unwrap();
+        x.data
+    };
+    let exact = load(WeightFormat::F32);
+    let (reference, block) = (logits(&exact, &ends, &tokens).unwrap(), first_block(&exact));
+    for (format, (divergence, agreement, error)) in WeightFormat::ALL.into_iter().zip(BOUNDS) {
+        let blocks = load(format);
+        let found = logit_distance(&reference, &logits(&blocks, &ends, &tokens).unwrap(), vocabulary);
+        let found_error = max_error(&block, &first_block(&blocks));
+        assert!(
+            found.divergence <= divergence && found.top_agreement >= agreement && found_error <= error,
+            "{}: {found:?}, block {found_error}",
+            format.as_str()
+        );
+    }
+}
