@@ -62,14 +62,17 @@ impl QuantMatrix {
         })
     }
 
+    #[cfg(test)]
     pub(crate) fn format(&self) -> WeightFormat {
         self.format
     }
 
+    #[cfg(test)]
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
+    #[cfg(test)]
     pub(crate) fn cols(&self) -> usize {
         self.cols
     }
@@ -114,6 +117,7 @@ impl QuantMatrix {
     }
 
     /// How many panels there are.
+    #[cfg(test)]
     pub(crate) fn n_panels(&self) -> usize {
         self.rows.div_ceil(PANEL)
     }
