@@ -13,6 +13,7 @@ mod health;
 mod logging;
 mod map;
 mod model;
+mod models;
 mod node;
 mod output;
 mod progress;
@@ -124,7 +125,6 @@ mod tests {
     fn flags_that_exclude_each_other_are_refused() {
         for line in [
             "sepal serve demo --new-swarm --initial-peers /ip4/127.0.0.1/tcp/1",
-            "sepal serve demo --new-swarm --blocks 0:4 --num-blocks 2",
             "sepal serve",
             "sepal serve demo --blocks 4:2",
             "sepal serve demo --throughput fast",

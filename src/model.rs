@@ -95,14 +95,14 @@ pub fn cpu_kernels() -> (&'static str, bool) {
 }
 
 /// A loaded contiguous span of a model's blocks. All methods compute on the calling thread and on those of the
-/// engine; none of them waits for anything else.
-#[derive(Debug)]
+/// engine; none of them waits for anything else. Clones share the weights.
+#[derive(Clone, Debug)]
 pub struct Blocks {
     config: Arc<ModelConfig>,
     span: Range<u32>,
     precision: Precision,
     shared: Shared,
-    blocks: Vec<Block>,
+    blocks: Vec<Arc<Held>>,
     /// The names of the adapters, by [`AdapterId`].
     adapters: Vec<String>,
     max_chunk_bytes: usize,
@@ -110,7 +110,23 @@ pub struct Blocks {
     /// An activation that makes a block panic.
     #[cfg(test)]
     poison: Option<f32>,
+}
+
+/// A block's weights.
+#[derive(Debug)]
+struct Held {
+    block: Block,
+    /// Keeps the files that they are from.
     _lease: Option<Arc<Lease>>,
+}
+
+impl Held {
+    fn load(files: &ModelFiles, reader: &mut TensorReader<'_>, block_idx: u32) -> Result<Arc<Self>, LoadError> {
+        Ok(Arc::new(Self {
+            block: Block::load(reader, files.config(), block_idx)?,
+            _lease: files.lease(),
+        }))
+    }
 }
 
 impl Blocks {
@@ -134,9 +150,9 @@ impl Blocks {
             });
         }
         let mut reader = TensorReader::new(files, precision, engine);
-        let blocks: Result<Vec<Block>, LoadError> = span
+        let blocks: Result<Vec<_>, LoadError> = span
             .clone()
-            .map(|block_idx| Block::load(&mut reader, &config, block_idx))
+            .map(|block_idx| Held::load(files, &mut reader, block_idx))
             .collect();
         let heads = Heads {
             engine: engine.clone(),
@@ -158,7 +174,27 @@ impl Blocks {
             share_prefixes: false,
             #[cfg(test)]
             poison: None,
-            _lease: files.lease(),
+        })
+    }
+
+    /// The blocks of `span`, each of them shared with this span or with `added`, which has the same adapters; the cache is
+    /// that of this span. A block's weights are freed with the last span that has it.
+    ///
+    /// # Errors
+    /// A block that neither has.
+    pub fn moved(&self, added: &Self, span: Range<u32>) -> Result<Self, LoadError> {
+        let blocks = span
+            .clone()
+            .map(|block| self.held(block).or(added.held(block)).cloned());
+        let blocks: Option<Vec<_>> = blocks.collect();
+        let blocks = blocks.filter(|blocks| !blocks.is_empty()).ok_or(LoadError::Span {
+            span: span.clone(),
+            n_blocks: self.config.n_blocks,
+        })?;
+        Ok(Self {
+            span,
+            blocks,
+            ..self.clone()
         })
     }
 
@@ -179,19 +215,19 @@ impl Blocks {
     /// Adds adapters that sequences may ask for by name.
     ///
     /// # Errors
-    /// The first adapter that does not fit, or has the name of another.
+    /// The first adapter that does not fit, or has the name of another; any, if other spans have these blocks already.
     pub fn with_adapters(mut self, adapters: &[Adapter]) -> Result<Self, AdapterError> {
         for adapter in adapters {
             let name = adapter.name().to_owned();
             if self.adapters.contains(&name) {
                 return Err(AdapterError::Twice { name });
             }
-            for (block_idx, block) in self.span.clone().zip(&mut self.blocks) {
+            for (block_idx, held) in self.span.clone().zip(&mut self.blocks) {
+                let held = Arc::get_mut(held).ok_or_else(|| AdapterError::Shared { name: name.clone() })?;
                 // The names that differ between checkpoints of a family are not those that adapters have.
                 let layout = BlockLayout::new(&self.config, block_idx, &|_| false);
-                block
-                    .adapters
-                    .push(adapter.block(&layout, block_idx, &self.shared.heads.engine)?);
+                let adapter = adapter.block(&layout, block_idx, &self.shared.heads.engine)?;
+                held.block.adapters.push(adapter);
             }
             self.adapters.push(name);
         }
@@ -313,9 +349,14 @@ impl Blocks {
         Ok(grad::backward(block, through, &self.config, x_in, grad_out))
     }
 
+    fn held(&self, block: u32) -> Option<&Arc<Held>> {
+        let idx = block.checked_sub(self.span.start)?;
+        self.blocks.get(idx as usize)
+    }
+
     fn block(&self, block: u32) -> Result<&Block, ComputeError> {
-        let idx = block.checked_sub(self.span.start).map(|idx| idx as usize);
-        idx.and_then(|idx| self.blocks.get(idx))
+        self.held(block)
+            .map(|held| &held.block)
             .ok_or_else(|| ComputeError::Block {
                 block,
                 span: self.span(),

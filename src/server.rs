@@ -10,6 +10,7 @@
 //! Everything but the worker is asynchronous and cheap; the worker is the only thing that computes. Not here: which
 //! blocks are worth serving (`swarm::placement`), what a block is (`model`), how a name finds its handler (`p2p`).
 
+mod announcing;
 mod backward;
 mod capacity;
 mod convert;
@@ -19,6 +20,7 @@ mod forward;
 mod handler;
 mod lifecycle;
 mod memory;
+mod moving;
 mod pass;
 mod push;
 mod queue;
@@ -38,15 +40,15 @@ use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 use sepal_protocol::compress::Compression;
 use tokio::sync::{Mutex, mpsc, watch};
 
-use self::lifecycle::Lifecycle;
 pub use self::{
-    capacity::weight_bytes,
+    capacity::{DoesNotFit, weight_bytes},
     error::RequestError,
     lifecycle::StartError,
     serving::Limits,
     stats::{Quantiles, Stats},
-    throughput::Throughput,
+    throughput::{Rates, Throughput},
 };
+use self::{current::Current, lifecycle::Lifecycle};
 use crate::{
     dht::Dht,
     model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, Engine, KvDType, ModelSource, WeightDType, WeightFormat},
@@ -104,6 +106,8 @@ pub struct Config {
     pub mean_balance_check_period: Duration,
     /// Mean wait before choosing blocks; not used when they are fixed.
     pub choose_after: Duration,
+    /// How long after a move new sessions may still be opened at the blocks that were left.
+    pub linger: Duration,
 }
 
 /// Which blocks a server serves.
@@ -186,30 +190,70 @@ impl Config {
             balance_quality: 0.75,
             mean_balance_check_period: Duration::from_secs(60),
             choose_after: CHOOSE_AFTER,
+            linger: moving::LINGER,
         }
     }
 }
 
 /// A server of one model. It answers as soon as its handlers are registered, with "not serving" until it has loaded.
+/// Several on one node ([`Server::beside`]) have their handlers and their counts in common.
 #[derive(Debug)]
 pub struct Server {
     lifecycle: Arc<Lifecycle>,
     moves: Mutex<mpsc::Receiver<Result<Range<u32>, StartError>>>,
+    /// The tasks of the node.
+    tasks: Tasks,
+}
+
+/// Plans how many blocks each of `servers`, all of one node, will hold, in the memory that is free now.
+///
+/// # Errors
+/// When one does not fit beside those before it; says what would.
+pub fn plan(servers: &[Arc<Server>]) -> Result<(), DoesNotFit> {
+    let wants: Vec<_> = servers.iter().map(|server| server.lifecycle.want()).collect();
+    let free = capacity::free_memory().unwrap_or(u64::MAX);
+    for (server, count) in servers.iter().zip(capacity::plan(free, &wants)?) {
+        server.lifecycle.plan_count(count);
+    }
+    Ok(())
 }
 
 impl Server {
     /// A server that does nothing yet; see [`Server::bring_up`].
-    pub fn new(config: Config, source: ModelSource, (p2p, dht): (P2p, Dht), tasks: &Tasks) -> Self {
+    pub fn new(config: Config, source: ModelSource, network: (P2p, Dht), tasks: &Tasks) -> Self {
+        let current = Arc::new(Current::new(lifecycle::version(), config.access.clone()));
+        Self::on(current, config, source, network, tasks)
+    }
+
+    /// A server of another model on the same node. Its prefix is another one, or requests could not be told apart.
+    #[must_use]
+    pub fn beside(&self, config: Config, source: ModelSource) -> Self {
+        let Lifecycle { p2p, dht, .. } = &*self.lifecycle;
+        let current = self.lifecycle.current().clone();
+        Self::on(current, config, source, (p2p.clone(), dht.clone()), &self.tasks)
+    }
+
+    fn on(current: Arc<Current>, config: Config, source: ModelSource, network: (P2p, Dht), tasks: &Tasks) -> Self {
         let (report, moves) = mpsc::channel(1);
         Self {
-            lifecycle: Arc::new(Lifecycle::new(config, source, (p2p, dht), tasks, report)),
+            lifecycle: Arc::new(Lifecycle::new(config, source, current, network, (tasks, report))),
             moves: Mutex::new(moves),
+            tasks: tasks.clone(),
         }
     }
 
-    /// The RPCs, to be registered before [`Server::bring_up`] announces them.
+    /// The RPCs, to be registered before [`Server::bring_up`] announces them: those of all models of the node, once all
+    /// of these are there.
     pub fn handlers(&self) -> Vec<Handler> {
         handler::handlers(self.lifecycle.current())
+    }
+
+    /// Measures what this server could do, without serving or announcing anything.
+    ///
+    /// # Errors
+    /// When a block cannot be loaded or fails.
+    pub async fn measure(&self) -> Result<Rates, StartError> {
+        self.lifecycle.measure().await
     }
 
     /// Chooses blocks, announces JOINING, loads, announces ONLINE; returns the span once those records are stored. From
@@ -245,7 +289,13 @@ impl Server {
         serving.is_some_and(|serving| serving.memory.is_free() && serving.worker.queued() == 0)
     }
 
-    /// What the server did so far.
+    /// Spans that are in memory.
+    #[cfg(test)]
+    pub(crate) fn n_spans(&self) -> usize {
+        self.lifecycle.hosted().all().len()
+    }
+
+    /// What the node did so far, for all its models.
     pub fn stats(&self) -> Stats {
         let current = self.lifecycle.current();
         current.counters.read(current.queued())

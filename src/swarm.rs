@@ -10,7 +10,7 @@
 //! ```
 //!
 //! It moves no tensors and runs no blocks. [`spans`], [`hygiene`], [`route`], [`placement`] and the estimates of [`ping`]
-//! are pure: time and randomness are arguments. [`directory`], [`announce`], [`reachability`] and [`standing`] talk to the
+//! are pure: time and randomness are arguments. [`directory`], [`announce`], [`reachability`], [`standing`] and [`speed`] talk to the
 //! DHT and to peers; [`health`] does, to show how all of it is.
 //!
 //! One word per thing, here and in the layers above:
@@ -40,6 +40,8 @@ pub mod route;
 pub mod placement;
 
 pub mod ping;
+
+pub mod speed;
 
 pub mod lan;
 

@@ -14,5 +14,6 @@ mod passes;
 mod pushing;
 mod replay;
 mod setup;
+mod several;
 mod standing;
 mod steps;

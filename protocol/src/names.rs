@@ -29,6 +29,9 @@ pub const BACKWARD_STREAM: &str = "TransformerConnectionHandler.rpc_backward_str
 /// Can you open a connection to this peer? Unary, `PingRequest` (node id = raw peer id) to `PingResponse`.
 pub const REACHABILITY_CHECK: &str = "ReachabilityProtocol.rpc_check";
 
+/// Send back what I send. Stream to stream; between Sepal nodes only, to measure how fast a line is.
+pub const SPEED_ECHO: &str = "SepalSpeed.rpc_echo";
+
 /// A name with a slash that map monitors ask: `ExpertUID` to `ExpertInfo` in the framing of
 /// [`frame::legacy`](crate::frame::legacy).
 pub const LEGACY_RPC: &str = "/hivemind/0.0.0/rpc";

@@ -1,7 +1,10 @@
 //! `sepal demo`: a whole swarm on this machine. Four real nodes, each with its own identity, host and DHT, talking TCP;
 //! nothing is handed over in memory.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use clap::Args as ClapArgs;
@@ -106,7 +109,7 @@ async fn start_server(
     (index, blocks): (u32, std::ops::Range<u32>),
     entry: &[Multiaddr],
     (engine, quant): (&Engine, QuantArgs),
-) -> anyhow::Result<(Node, Server)> {
+) -> anyhow::Result<(Node, Arc<Server>)> {
     let name = format!("server {}", index + 1);
     let node = start_node(&name, false, entry).await?;
     let config = server::Config {
@@ -119,7 +122,7 @@ async fn start_server(
             engine.clone(),
         )
     };
-    let server = node.server(config, model);
+    let server = node.servers([(config, model)]).remove(0);
     node.join().await?;
     let seen = node.p2p.connected_peers().len();
     output::line(format_args!(
@@ -133,7 +136,7 @@ async fn start_server(
     Ok((node, server))
 }
 
-async fn ask(args: &Args, model: &Model, node: &Node, servers: &[(Node, Server)]) -> anyhow::Result<Generation> {
+async fn ask(args: &Args, model: &Model, node: &Node, servers: &[(Node, Arc<Server>)]) -> anyhow::Result<Generation> {
     let name = |peer: PeerId| {
         let index = servers.iter().position(|(node, _)| node.p2p.peer_id() == peer);
         index.map_or_else(|| peer.to_string(), |index| format!("server {}", index + 1))

@@ -27,10 +27,17 @@ pub(super) struct ModelArgs {
     converted_model: Option<String>,
     /// Name under which the model's blocks stand in the DHT [default: derived from MODEL as Petals does].
     #[arg(long, value_name = "PREFIX", alias = "dht_prefix")]
-    dht_prefix: Option<String>,
+    pub(super) dht_prefix: Option<String>,
     /// Branch, tag or commit of the repository.
     #[arg(long, value_name = "REV")]
-    revision: Option<String>,
+    pub(super) revision: Option<String>,
+    #[command(flatten)]
+    pub(super) hub: HubArgs,
+}
+
+/// How weights are fetched, and where they are kept.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub(super) struct HubArgs {
     /// Access token for the hub [default: HF_TOKEN, or the one that was logged in with].
     #[arg(long, value_name = "TOKEN", alias = "use_auth_token")]
     token: Option<String>,
@@ -54,6 +61,23 @@ pub(super) struct Model {
     pub(super) prefix: String,
 }
 
+impl HubArgs {
+    /// How to get files, of a model or of something else; `revision` is a branch, tag or commit of it.
+    ///
+    /// # Errors
+    /// When there is no working folder that `--cache-dir` could be meant from.
+    pub(super) fn options(&self, revision: Option<String>) -> anyhow::Result<HubOptions> {
+        let from_environment = environment::hub_options(self.token.clone(), revision);
+        let cache_dir = self.cache_dir.as_deref().map(std::path::absolute).transpose();
+        Ok(HubOptions {
+            cache: cache_dir.context("--cache-dir")?.unwrap_or(from_environment.cache),
+            max_disk_space: self.max_disk_space,
+            progress: Arc::new(Bars),
+            ..from_environment
+        })
+    }
+}
+
 impl ModelArgs {
     /// A model without any of the other flags.
     pub(super) fn named(model: &str) -> Self {
@@ -62,25 +86,8 @@ impl ModelArgs {
             converted_model: None,
             dht_prefix: None,
             revision: None,
-            token: None,
-            cache_dir: None,
-            max_disk_space: None,
+            hub: HubArgs::default(),
         }
-    }
-
-    /// How to get files of this model, or others with the same token.
-    ///
-    /// # Errors
-    /// When there is no working folder that `--cache-dir` could be meant from.
-    pub(super) fn hub_options(&self) -> anyhow::Result<HubOptions> {
-        let from_environment = environment::hub_options(self.token.clone(), self.revision.clone());
-        let cache_dir = self.cache_dir.as_deref().map(std::path::absolute).transpose();
-        Ok(HubOptions {
-            cache: cache_dir.context("--cache-dir")?.unwrap_or(from_environment.cache),
-            max_disk_space: self.max_disk_space,
-            progress: Arc::new(Bars),
-            ..from_environment
-        })
     }
 
     /// Finds the model and reads its configuration; weights are loaded later, by those who need them.
@@ -93,7 +100,7 @@ impl ModelArgs {
             .clone()
             .or_else(|| self.converted_model.clone())
             .unwrap_or_default();
-        let options = self.hub_options()?;
+        let options = self.hub.options(self.revision.clone())?;
         let wanted = name.clone();
         let source = tokio::task::spawn_blocking(move || ModelSource::resolve(&wanted, &options))
             .await

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use crate::{
     dht::{self, Dht},
     p2p::{self, Identity, Multiaddr, P2p, PeerId, RelayConfig, Router},
     server::{self, Server},
-    swarm::{lan::Lan, reachability, signature},
+    swarm::{lan::Lan, reachability, signature, speed},
     task::Tasks,
 };
 
@@ -267,14 +268,26 @@ impl Node {
         Router::new(self.p2p.clone())
             .serve(self.dht.handlers())
             .serve(reachability::handlers(self.p2p.clone(), self.tasks.clone()))
+            .serve(speed::handlers())
     }
 
-    /// A server on this node, which answers from now on and holds nothing yet.
-    pub(super) fn server(&self, config: server::Config, model: &Model) -> Server {
-        let network = (self.p2p.clone(), self.dht.clone());
-        let server = Server::new(config, model.source.clone(), network, &self.tasks);
-        self.router().serve(server.handlers()).spawn(&self.tasks);
-        server
+    /// A server of each model on this node. They answer from now on and hold nothing yet.
+    pub(super) fn servers<'a>(
+        &self,
+        models: impl IntoIterator<Item = (server::Config, &'a Model)>,
+    ) -> Vec<Arc<Server>> {
+        let mut servers: Vec<Arc<Server>> = Vec::new();
+        for (config, model) in models {
+            let source = model.source.clone();
+            let server = match servers.first() {
+                None => Server::new(config, source, (self.p2p.clone(), self.dht.clone()), &self.tasks),
+                Some(first) => first.beside(config, source),
+            };
+            servers.push(Arc::new(server));
+        }
+        let handlers = servers.first().map(|server| server.handlers()).unwrap_or_default();
+        self.router().serve(handlers).spawn(&self.tasks);
+        servers
     }
 
     /// Joins the swarm of the initial peers, or of the local network. Without either, this node is the first one.

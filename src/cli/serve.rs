@@ -4,12 +4,14 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
+use futures::future::{join_all, try_join_all};
 
 use super::{
     compute::ComputeArgs,
     environment,
     map::{self, MapArgs},
-    model::{Model, ModelArgs},
+    model::Model,
+    models::{ForModel, ModelsArgs, is_named, of, refuse_stray, stray},
     node::{self, ListenArgs},
     output,
     quant::QuantArgs,
@@ -18,14 +20,14 @@ use super::{
     swarm::{Swarm, SwarmArgs},
 };
 use crate::{
-    model::{Adapter, AdapterError, DEFAULT_MAX_CHUNK_BYTES, KvDType, WeightDType},
+    model::{Adapter, AdapterError, DEFAULT_MAX_CHUNK_BYTES, Engine, KvDType, WeightDType},
     server::{self, BlockChoice, LimitChoice, Server, Throughput},
 };
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
+    models: ModelsArgs,
     #[command(flatten)]
     listen: ListenArgs,
     #[command(flatten)]
@@ -37,26 +39,31 @@ pub(super) struct Args {
     /// Start a swarm of your own.
     #[arg(long, alias = "new_swarm", conflicts_with = "initial_peers")]
     new_swarm: bool,
-    /// Blocks to serve, first and one past the last, such as 0:16.
-    #[arg(long, value_name = "A:B", value_parser = parse_range, alias = "block_indices", conflicts_with = "num_blocks")]
-    blocks: Option<Range<u32>>,
-    /// How many blocks to serve, wherever the swarm needs them most [default: as many as fit into free memory].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), alias = "num_blocks")]
-    num_blocks: Option<u32>,
-    /// LoRA adapters that clients may ask for by name: Hugging Face repositories, folders, or NAME=FOLDER.
+    /// Blocks to serve, first and one past the last, such as 0:16. The server stays at them.
+    #[arg(long, value_name = "[MODEL=]A:B", value_parser = blocks_of, alias = "block_indices")]
+    blocks: Vec<ForModel<Range<u32>>>,
+    /// How many blocks to serve, wherever the swarm needs them most [default: as many as fit into free memory, shared
+    /// equally by several models].
+    #[arg(long, value_name = "[MODEL=]N", value_parser = count_of, alias = "num_blocks")]
+    num_blocks: Vec<ForModel<u32>>,
+    /// LoRA adapters that clients may ask for by name: Hugging Face repositories, folders, or NAME=FOLDER. With one
+    /// model only.
     #[arg(long, value_name = "ADAPTER", num_args = 1..)]
     adapters: Vec<String>,
     /// Name shown on health monitors; a link if it starts with http:// or https://.
     #[arg(long, value_name = "NAME", alias = "public_name")]
     public_name: Option<String>,
     /// Precision of weights, cache and replies; auto takes the checkpoint's, bfloat16 for float32 ones.
-    #[arg(long, value_enum, default_value_t = Dtype::Auto, alias = "torch_dtype")]
-    dtype: Dtype,
+    #[arg(long, value_name = "[MODEL=]auto|float32|bfloat16|float16", value_parser = dtype_of, alias = "torch_dtype")]
+    dtype: Vec<ForModel<Dtype>>,
     #[command(flatten)]
     quant: QuantArgs,
-    /// Announced speed in tokens per second; auto measures it once and remembers it.
-    #[arg(long, value_name = "auto|N", value_parser = parse_throughput, default_value = "auto")]
-    throughput: Throughput,
+    /// Announced speed in tokens per second. auto measures: what this machine computes once, and remembers it; what its
+    /// line carries at every start, with up to three other nodes, up to 4 MiB each way with each. Where no Sepal node is
+    /// there to measure with, 100 Mbit/s are assumed. eval does not believe what is remembered; dry_run measures like eval,
+    /// prints and exits.
+    #[arg(long, value_name = "[MODEL=]auto|eval|dry_run|N", value_parser = throughput_of)]
+    throughput: Vec<ForModel<Speed>>,
     /// Compression of activations in replies, and in requests of Python clients.
     #[arg(long, value_enum, default_value_t = Compression::None, ignore_case = true)]
     compression: Compression,
@@ -77,8 +84,8 @@ pub(super) struct Args {
 #[derive(Debug, ClapArgs)]
 struct LimitArgs {
     /// Attention cache per block, in tokens [default: 16384 with grouped heads, else 4096].
-    #[arg(long, value_name = "TOKENS", alias = "attn_cache_tokens")]
-    attn_cache_tokens: Option<usize>,
+    #[arg(long, value_name = "[MODEL=]TOKENS", value_parser = ForModel::<usize>::parse, alias = "attn_cache_tokens")]
+    attn_cache_tokens: Vec<ForModel<usize>>,
     /// Precision of cached keys and values; auto takes that of the weights.
     #[arg(long, value_enum, default_value_t = CacheDtype::Auto, alias = "kv_dtype")]
     kv_dtype: CacheDtype,
@@ -134,6 +141,13 @@ struct AnnounceArgs {
     mean_balance_check_period: Duration,
 }
 
+/// What `--throughput` says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Speed {
+    Announce(Throughput),
+    DryRun,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Dtype {
     Auto,
@@ -168,38 +182,72 @@ enum Compression {
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let stop = signals::stop_requested();
     tokio::pin!(stop);
-    let model = args.model.resolve().await?;
-    let mut config = args.server_config(&model)?;
-    config.adapters = args.adapters().await?;
+    let models = args.models.resolve().await?;
+    args.refuse_strays()?;
+    if models.len() > 1 && !args.adapters.is_empty() {
+        bail!("--adapters go with one model, and {} are served", models.len());
+    }
+    let adapters = args.adapters().await?;
     let swarm = if args.new_swarm {
         args.swarm.new_or_joined()?
     } else {
         args.swarm.joined()?
     };
+    // One machine, so the models share its threads.
+    let engine = args.compute.start()?;
+    let configs: Vec<_> = models
+        .iter()
+        .map(|model| args.server_config(model, &engine))
+        .collect::<Result<_, _>>()?;
     let node = node::listen(&args.listen, &swarm, !args.no_auto_relay).await?;
     let standing = Standing::of(&node, &args.standing);
-    config.access = standing.access();
-    config.monitor = standing::monitor(&args.monitor, &args.standing, &swarm.initial_peers);
-    let server = Arc::new(node.server(config, &model));
-    let (stats, map) = (server.clone(), map::config(&swarm, vec![map::own_model(&model)]));
-    args.map.serve(&node, map, move || map::numbers(stats.stats())).await?;
+    let monitor = standing::monitor(&args.monitor, &args.standing, &swarm.initial_peers);
+    let with_access = configs.into_iter().map(|config| server::Config {
+        access: standing.access(),
+        monitor: monitor.clone(),
+        adapters: adapters.clone(),
+        ..config
+    });
+    let hosted = Hosted {
+        servers: node.servers(with_access.zip(&models)),
+        models,
+    };
+    let (stats, map) = (
+        hosted.servers.clone(),
+        map::config(&swarm, hosted.models.iter().map(map::own_model).collect()),
+    );
+    let counts = move || {
+        stats
+            .first()
+            .map(|server| map::numbers(server.stats()))
+            .unwrap_or_default()
+    };
+    args.map.serve(&node, map, counts).await?;
     let outcome = tokio::select! {
-        outcome = start_and_stay(&node, standing, &server, &model, &swarm) => outcome,
+        outcome = start_and_stay(&node, standing, &hosted, &args, &swarm) => outcome,
         outcome = &mut stop => outcome,
     };
-    server.shutdown().await;
+    join_all(hosted.servers.iter().map(|server| server.shutdown())).await;
     node.tasks.shutdown().await;
     outcome
 }
 
-/// Joins, loads, announces, and then only returns if the server ends by itself, with the reason.
+/// The models of this node, and the server of each.
+struct Hosted {
+    models: Vec<Model>,
+    servers: Vec<Arc<Server>>,
+}
+
+/// Joins, loads, announces, and then only returns if a server ends by itself, with the reason.
 async fn start_and_stay(
     node: &node::Node,
     mut standing: Standing,
-    server: &Server,
-    model: &Model,
+    hosted: &Hosted,
+    args: &Args,
     swarm: &Swarm,
 ) -> anyhow::Result<()> {
+    // Whoever asked for too much learns it before anything is fetched.
+    server::plan(&hosted.servers)?;
     let is_first = swarm.initial_peers.is_empty();
     if is_first {
         // Nobody can join through a client, and there is nobody to ask.
@@ -211,61 +259,134 @@ async fn start_and_stay(
     }
     node.join().await?;
     standing.begin(&node.tasks);
-    let span = server.bring_up().await?;
-    output::line(format_args!("online {} {}:{}", model.prefix, span.start, span.end));
-    if let Some(addr) = node.p2p.addrs().first() {
+    if args.is_dry_run() {
+        return dry_run(hosted).await;
+    }
+    let pairs = || hosted.models.iter().zip(&hosted.servers);
+    for (model, server) in pairs() {
+        let span = server.bring_up().await?;
+        output::line(format_args!("online {} {}:{}", model.prefix, span.start, span.end));
+        if let Some(addr) = node.p2p.addrs().first() {
+            output::line(format_args!(
+                "join with: sepal serve {}{} --initial-peers {addr}{}",
+                model.name, model.flags, swarm.flags
+            ));
+        }
+    }
+    let moves = pairs().map(|(model, server)| async move {
+        loop {
+            let span = server.moved().await?;
+            output::line(format_args!("online {} {}:{}", model.prefix, span.start, span.end));
+        }
+    });
+    try_join_all(moves).await.map(|_: Vec<()>| ())
+}
+
+/// Measures and says what was measured.
+async fn dry_run(hosted: &Hosted) -> anyhow::Result<()> {
+    for (model, server) in hosted.models.iter().zip(&hosted.servers) {
+        let rates = server.measure().await?;
+        let shown = |rate: Option<f64>| rate.map_or_else(|| "not measured".to_owned(), |rate| format!("{rate:.1}"));
         output::line(format_args!(
-            "join with: sepal serve {}{} --initial-peers {addr}{}",
-            model.name, model.flags, swarm.flags
+            "throughput {} {:.1} tokens/s (through a relay {:.1}), of one block: inference {}, forward {}, network {}",
+            model.prefix,
+            rates.throughput,
+            rates.relayed_throughput,
+            shown(rates.inference_rps),
+            shown(rates.forward_rps),
+            shown(rates.network_rps)
         ));
     }
-    loop {
-        let span = server.moved().await?;
-        output::line(format_args!("online {} {}:{}", model.prefix, span.start, span.end));
-    }
+    Ok(())
 }
 
 impl Args {
     /// Reads the adapters, from the hub where they are no folders.
     async fn adapters(&self) -> anyhow::Result<Vec<Adapter>> {
-        let (places, options) = (self.adapters.clone(), self.model.hub_options()?);
+        let (places, options) = (self.adapters.clone(), self.models.hub.options(None)?);
         let open = move || places.iter().map(|place| Adapter::open(place, &options)).collect();
         let opened: Result<Vec<Adapter>, AdapterError> =
             tokio::task::spawn_blocking(open).await.context("interrupted")?;
         Ok(opened?)
     }
 
-    fn server_config(&self, model: &Model) -> anyhow::Result<server::Config> {
-        let n_blocks = model.source.config().n_blocks;
-        let blocks = match (&self.blocks, self.num_blocks) {
+    /// # Errors
+    /// When a flag names a model that is not served.
+    fn refuse_strays(&self) -> anyhow::Result<()> {
+        let names = self.models.names();
+        for (flag, stray) in [
+            ("--blocks", stray(&self.blocks, &names)),
+            ("--num-blocks", stray(&self.num_blocks, &names)),
+            ("--dtype", stray(&self.dtype, &names)),
+            ("--throughput", stray(&self.throughput, &names)),
+            ("--attn-cache-tokens", stray(&self.limits.attn_cache_tokens, &names)),
+        ] {
+            refuse_stray(flag, stray)?;
+        }
+        Ok(())
+    }
+
+    /// If one model is only measured, all are.
+    fn is_dry_run(&self) -> bool {
+        let names = self.models.names();
+        names
+            .iter()
+            .any(|name| of(&self.throughput, name) == Some(&Speed::DryRun))
+    }
+
+    /// Which blocks of a model to serve.
+    ///
+    /// # Errors
+    /// When it has not so many, or two flags contradict each other.
+    fn choice(&self, model: &Model) -> anyhow::Result<BlockChoice> {
+        let (name, n_blocks) = (&model.name, model.source.config().n_blocks);
+        let (range, count) = (of(&self.blocks, name), of(&self.num_blocks, name));
+        let by_name = (is_named(&self.blocks, name), is_named(&self.num_blocks, name));
+        let (range, count) = match (range, count) {
+            (Some(_), Some(_)) if by_name.0 == by_name.1 => {
+                bail!("--blocks and --num-blocks exclude each other, and both are given for {name}")
+            }
+            (range, _) if by_name.0 => (range, None),
+            (_, count) if by_name.1 => (None, count),
+            both => both,
+        };
+        match (range, count) {
             (Some(range), _) if range.end > n_blocks => {
                 bail!(
-                    "--blocks {}:{} is outside of {}, which has {n_blocks} blocks",
+                    "--blocks {}:{} is outside of {name}, which has {n_blocks} blocks",
                     range.start,
-                    range.end,
-                    model.name
+                    range.end
                 )
             }
-            (Some(range), _) => BlockChoice::Fixed(range.clone()),
-            (None, Some(count)) if count > n_blocks => {
-                bail!(
-                    "--num-blocks {count} is more than the {n_blocks} blocks of {}",
-                    model.name
-                )
+            (Some(range), _) => Ok(BlockChoice::Fixed(range.clone())),
+            (None, Some(count)) if *count > n_blocks => {
+                bail!("--num-blocks {count} is more than the {n_blocks} blocks of {name}")
             }
-            (None, Some(count)) => BlockChoice::Count(count),
-            (None, None) => BlockChoice::AsManyAsFit,
-        };
+            (None, Some(count)) => Ok(BlockChoice::Count(*count)),
+            (None, None) => Ok(BlockChoice::AsManyAsFit),
+        }
+    }
+
+    fn server_config(&self, model: &Model, engine: &Engine) -> anyhow::Result<server::Config> {
         if !self.announcing.balance_quality.is_finite() || self.announcing.balance_quality < 0.0 {
             bail!(
                 "--balance-quality {} must be 0 or more",
                 self.announcing.balance_quality
             );
         }
+        let limits = LimitChoice {
+            attn_cache_tokens: of(&self.limits.attn_cache_tokens, &model.name).copied(),
+            ..self.limits.chosen()
+        };
+        let throughput = match of(&self.throughput, &model.name) {
+            None => Throughput::Auto,
+            Some(Speed::Announce(throughput)) => *throughput,
+            Some(Speed::DryRun) => Throughput::Eval,
+        };
         Ok(server::Config {
-            dtype: self.dtype.chosen(),
+            dtype: of(&self.dtype, &model.name).and_then(|dtype| dtype.chosen()),
             quant: self.quant.chosen(),
-            throughput: self.throughput,
+            throughput,
             throughput_cache: Some(environment::cache_folder().join("throughput.json")),
             compression: self.compression.chosen(),
             public_name: self.public_name.clone(),
@@ -273,20 +394,16 @@ impl Args {
             expiration: self.announcing.expiration,
             balance_quality: self.announcing.balance_quality,
             mean_balance_check_period: self.announcing.mean_balance_check_period,
-            ..server::Config::new(
-                model.prefix.clone(),
-                blocks,
-                self.limits.chosen(),
-                self.compute.start()?,
-            )
+            ..server::Config::new(model.prefix.clone(), self.choice(model)?, limits, engine.clone())
         })
     }
 }
 
 impl LimitArgs {
+    /// Those that are the same for all models.
     fn chosen(&self) -> LimitChoice {
         LimitChoice {
-            attn_cache_tokens: self.attn_cache_tokens,
+            attn_cache_tokens: None,
             kv_dtype: self.kv_dtype.chosen(),
             share_prefixes: !self.no_prefix_cache,
             inference_max_length: self.inference_max_length,
@@ -349,14 +466,40 @@ fn parse_range(text: &str) -> Result<Range<u32>, String> {
     }
 }
 
-fn parse_throughput(text: &str) -> Result<Throughput, String> {
-    if text == "auto" {
-        return Ok(Throughput::Auto);
+fn parse_speed(text: &str) -> Result<Speed, String> {
+    match text {
+        "auto" => return Ok(Speed::Announce(Throughput::Auto)),
+        "eval" => return Ok(Speed::Announce(Throughput::Eval)),
+        "dry_run" | "dry-run" => return Ok(Speed::DryRun),
+        _ => {}
     }
     match text.parse::<f64>() {
-        Ok(value) if value.is_finite() && value >= 0.0 => Ok(Throughput::Fixed(value)),
-        _ => Err(format!("expected auto or a number of tokens per second, got {text:?}")),
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(Speed::Announce(Throughput::Fixed(value))),
+        _ => Err(format!(
+            "expected auto, eval, dry_run or a number of tokens per second, got {text:?}"
+        )),
     }
+}
+
+fn parse_count(text: &str) -> Result<u32, String> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| format!("expected a positive number of blocks, got {text:?}"))
+}
+
+fn blocks_of(text: &str) -> Result<ForModel<Range<u32>>, String> {
+    ForModel::parse_with(text, parse_range)
+}
+
+fn count_of(text: &str) -> Result<ForModel<u32>, String> {
+    ForModel::parse_with(text, parse_count)
+}
+
+fn throughput_of(text: &str) -> Result<ForModel<Speed>, String> {
+    ForModel::parse_with(text, parse_speed)
+}
+
+fn dtype_of(text: &str) -> Result<ForModel<Dtype>, String> {
+    ForModel::parse_with(text, |value| Dtype::from_str(value, true))
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

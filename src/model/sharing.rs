@@ -53,7 +53,7 @@ impl Blocks {
     /// computed at as many positions further on. `has_prompts` says that more than `x` decides what comes out.
     pub fn begin_step(&self, cache: &mut Cache, x: &mut Hidden, position: usize, has_prompts: bool) -> usize {
         let sequence_len = position.saturating_add(x.tokens);
-        let mut ropes = self.blocks.iter().filter_map(|block| block.rope.as_ref());
+        let mut ropes = self.blocks.iter().filter_map(|held| held.block.rope.as_ref());
         let mark = match ropes.any(|rope| rope.depends_on(sequence_len)) {
             true => sequence_len as u64,
             false => 0,

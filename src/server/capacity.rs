@@ -1,17 +1,23 @@
-//! How many blocks fit into this machine's memory when nobody says how many to serve, and how large the cache is.
+//! How many blocks fit into this machine's memory, how large the cache is, and what to say when something does not fit.
+//! It counts; it reserves nothing.
 
-use sysinfo::System;
+mod free;
 
-use crate::model::{KvDType, ModelConfig, WeightDType, WeightFormat};
+use std::fmt;
 
-/// Share of the free memory that a server takes by itself; the rest stays for the system, the network and scratch space.
-const MEMORY_SHARE: f64 = 0.8;
+use thiserror::Error;
+
+pub(crate) use self::free::free_memory;
+use crate::model::{ModelConfig, WeightDType, WeightFormat};
 
 /// Defaults of Petals that depend on whether keys and values are shared among heads (`server/server.py`).
 const CACHE_TOKENS_GROUPED: usize = 16384;
 const CACHE_TOKENS_FULL: usize = 4096;
 const TOKENS_GROUPED: usize = 8192;
 const TOKENS_FULL: usize = 2048;
+
+/// A cache with less than this serves nobody, so that it is no remedy.
+const USEFUL_CACHE_TOKENS: u64 = 1024;
 
 /// Cache size per block when `--attn-cache-tokens` is not given, in tokens.
 pub(crate) fn default_attn_cache_tokens(config: &ModelConfig) -> usize {
@@ -44,6 +50,15 @@ pub(crate) fn request_bytes(config: &ModelConfig, max_batch_size: usize) -> usiz
         .saturating_add(OVERHEAD)
 }
 
+/// Bytes of activations while a long request is computed: a handful of vectors of each width per token, and no more than
+/// `--max-chunk-size-bytes` of them; and the request itself.
+pub(crate) fn scratch_bytes(config: &ModelConfig, max_tokens: usize, max_chunk_bytes: usize) -> u64 {
+    let per_token = (6 * config.hidden_size + 2 * config.intermediate_size) * size_of::<f32>();
+    let activations = max_tokens.saturating_mul(per_token).min(max_chunk_bytes);
+    let request = max_tokens.saturating_mul(config.hidden_size * size_of::<f32>());
+    activations.saturating_add(request) as u64
+}
+
 fn has_grouped_heads(config: &ModelConfig) -> bool {
     config.n_heads > config.n_kv_heads
 }
@@ -55,42 +70,211 @@ pub(crate) fn cache_bytes(config: &ModelConfig, dtype: WeightDType, tokens: usiz
     per_block * n_blocks as u64
 }
 
-/// As many blocks as fit into the memory that is free now, with their cache: at least one, at most all.
-pub(crate) fn blocks_that_fit(
-    config: &ModelConfig,
-    (weights, cache): (WeightFormat, KvDType),
-    cache_tokens: usize,
-) -> u32 {
-    let mut system = System::new();
-    system.refresh_memory();
-    let budget = (system.available_memory() as f64 * MEMORY_SHARE) as u64;
-    fit(
-        budget,
-        config.block_bytes(weights) + config.cache_bytes_per_token(cache) as u64 * cache_tokens as u64,
-        config.n_blocks,
-    )
-}
-
-fn fit(budget: u64, per_block: u64, n_blocks: u32) -> u32 {
-    u32::try_from(budget / per_block.max(1))
-        .unwrap_or(n_blocks)
-        .clamp(1, n_blocks.max(1))
-}
-
 /// Bytes of the weights of all blocks as they are published, about: what a whole download of them takes.
 pub fn weight_bytes(config: &ModelConfig) -> u64 {
-    let dtype = config.torch_dtype.unwrap_or(WeightDType::F32);
-    config.numbers_per_block() * dtype.size() as u64 * u64::from(config.n_blocks)
+    let published = config.torch_dtype.unwrap_or(WeightDType::F32);
+    config.numbers_per_block() * published.size() as u64 * u64::from(config.n_blocks)
+}
+
+/// How many blocks of one model are wanted, and what they cost.
+#[derive(Clone, Debug)]
+pub(crate) struct Want {
+    /// What the model is called on the command line.
+    pub(crate) model: String,
+    /// Blocks of the whole model.
+    pub(crate) n_blocks: u32,
+    /// How many to hold; `None` for as many as fit.
+    pub(crate) wanted: Option<u32>,
+    /// Bytes of a block's weights in each format, the most precise first, and which of them is chosen.
+    pub(crate) weights: Vec<(WeightFormat, u64)>,
+    pub(crate) format: WeightFormat,
+    /// Tokens in the cache, and bytes of one of them in one block.
+    pub(crate) cache_tokens: u64,
+    pub(crate) cache_token_bytes: u64,
+    /// Needed once, whatever the number of blocks.
+    pub(crate) scratch: u64,
+}
+
+impl Want {
+    fn block(&self) -> u64 {
+        let chosen = self.weights.iter().find(|(format, _)| *format == self.format);
+        chosen.map_or(0, |(_, bytes)| *bytes) + self.cache()
+    }
+
+    fn cache(&self) -> u64 {
+        self.cache_tokens * self.cache_token_bytes
+    }
+
+    fn bytes(&self, n_blocks: u32) -> u64 {
+        u64::from(n_blocks) * self.block() + self.scratch
+    }
+}
+
+/// What does not fit, and what would.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "{n_blocks} {} {}, {} are free{remedy}",
+    if *n_blocks == 1 { format!("block of {model} needs") } else { format!("blocks of {model} need") },
+    Size(*needed), Size(*free)
+)]
+pub struct DoesNotFit {
+    /// As given.
+    pub model: String,
+    /// How many were asked for; 1 if as many as fit.
+    pub n_blocks: u32,
+    /// What they take with their cache, in bytes.
+    pub needed: u64,
+    /// What there is for them, in bytes.
+    pub free: u64,
+    /// Flags with which it would fit, as the end of a sentence.
+    pub remedy: String,
+}
+
+/// How many blocks of each model to hold in `free` bytes: those that were asked for, and of the others equal shares of
+/// what is left, at least one and at most all.
+///
+/// # Errors
+/// The first model that does not fit beside those before it.
+pub(crate) fn plan(free: u64, wants: &[Want]) -> Result<Vec<u32>, DoesNotFit> {
+    let mut left = free;
+    for want in wants {
+        if let Some(n_blocks) = want.wanted {
+            left = take(left, want, n_blocks)?;
+        }
+    }
+    let mut open = wants.iter().filter(|want| want.wanted.is_none()).count() as u64;
+    let mut plan = Vec::new();
+    for want in wants {
+        let n_blocks = match want.wanted {
+            Some(n_blocks) => n_blocks,
+            None => {
+                let share = (left / open).saturating_sub(want.scratch);
+                open -= 1;
+                let n_blocks = fit(share, want.block(), want.n_blocks).max(1);
+                left = take(left, want, n_blocks)?;
+                n_blocks
+            }
+        };
+        plan.push(n_blocks);
+    }
+    Ok(plan)
+}
+
+fn take(free: u64, want: &Want, n_blocks: u32) -> Result<u64, DoesNotFit> {
+    let needed = want.bytes(n_blocks);
+    free.checked_sub(needed).ok_or_else(|| DoesNotFit {
+        model: want.model.clone(),
+        n_blocks,
+        needed,
+        free,
+        remedy: remedy(free, want, n_blocks),
+    })
+}
+
+fn fit(bytes: u64, per_block: u64, n_blocks: u32) -> u32 {
+    let fitting = u32::try_from(bytes / per_block.max(1)).unwrap_or(n_blocks);
+    fitting.min(n_blocks)
+}
+
+/// What would fit into `free` bytes instead: fewer blocks, smaller weights, a smaller cache.
+fn remedy(free: u64, want: &Want, n_blocks: u32) -> String {
+    let free = free.saturating_sub(want.scratch);
+    let mut ways = Vec::new();
+    let fitting = fit(free, want.block(), n_blocks);
+    if fitting > 0 {
+        ways.push(format!("--num-blocks {fitting} fits"));
+    }
+    let per_block = free / u64::from(n_blocks.max(1));
+    let now = want.block() - want.cache();
+    let smaller = want.weights.iter().filter(|(_, bytes)| *bytes < now);
+    if let Some((format, _)) = smaller.clone().find(|(_, bytes)| bytes + want.cache() <= per_block) {
+        ways.push(format!("--quant {}", format.as_str()));
+    }
+    let tokens = per_block.saturating_sub(now) / want.cache_token_bytes.max(1);
+    if tokens >= USEFUL_CACHE_TOKENS && tokens < want.cache_tokens {
+        ways.push(format!(
+            "--attn-cache-tokens {}",
+            tokens / USEFUL_CACHE_TOKENS * USEFUL_CACHE_TOKENS
+        ));
+    }
+    if ways.is_empty() {
+        return String::new();
+    }
+    format!(": {}", ways.join(", or "))
+}
+
+/// Bytes for people.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0 as f64;
+        let (unit, name) = [(1 << 30, "GiB"), (1 << 20, "MiB")]
+            .into_iter()
+            .find(|(unit, _)| self.0 >= *unit)
+            .unwrap_or((1 << 10, "KiB"));
+        write!(f, "{:.1} {name}", bytes / unit as f64)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const GIB: u64 = 1 << 30;
+
+    fn want(wanted: Option<u32>) -> Want {
+        Want {
+            model: "org/model".into(),
+            n_blocks: 32,
+            wanted,
+            weights: vec![
+                (WeightFormat::Bf16, GIB / 2),
+                (WeightFormat::Q8_0, GIB / 4),
+                (WeightFormat::Q4_0, GIB / 8),
+            ],
+            format: WeightFormat::Bf16,
+            cache_tokens: 16384,
+            cache_token_bytes: GIB / 4 / 16384,
+            scratch: GIB / 2,
+        }
+    }
+
     #[test]
-    fn at_least_one_block_and_at_most_all_are_served() {
-        assert_eq!(fit(0, 10, 80), 1);
-        assert_eq!(fit(100, 10, 80), 10);
-        assert_eq!(fit(10_000, 10, 80), 80);
+    fn as_many_blocks_as_fit_are_served_and_at_most_all() {
+        assert_eq!(plan(8 * GIB, &[want(None)]), Ok(vec![10]));
+        assert_eq!(plan(800 * GIB, &[want(None)]), Ok(vec![32]));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_what_would() {
+        let error = plan(8 * GIB, &[want(Some(16))]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "16 blocks of org/model need 12.5 GiB, 8.0 GiB are free: --num-blocks 10 fits, or --quant q4_0"
+        );
+        let error = plan(10 * GIB, &[want(Some(16))]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "16 blocks of org/model need 12.5 GiB, 10.0 GiB are free: --num-blocks 12 fits, or --quant q8_0, or \
+             --attn-cache-tokens 6144"
+        );
+        let error = plan(GIB / 2, &[want(None)]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "1 block of org/model needs 1.2 GiB, 512.0 MiB are free"
+        );
+        assert_eq!(plan(13 * GIB, &[want(Some(16))]), Ok(vec![16]));
+    }
+
+    #[test]
+    fn several_models_share_what_those_leave_that_were_asked_for() {
+        let wants = [want(None), want(Some(4)), want(None)];
+        // 3.5 GiB are taken, the other two have 8 GiB each.
+        assert_eq!(plan(39 * GIB / 2, &wants), Ok(vec![10, 4, 10]));
+        let error = plan(4 * GIB, &wants).unwrap_err();
+        assert_eq!((error.n_blocks, error.free), (1, GIB / 2));
+        let both = [want(Some(4)), want(Some(4))];
+        assert_eq!(plan(6 * GIB, &both).unwrap_err().free, 5 * GIB / 2);
     }
 }

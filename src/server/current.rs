@@ -85,6 +85,11 @@ impl Current {
         hosted
     }
 
+    /// How many models share this node.
+    pub(super) fn n_models(&self) -> usize {
+        read(&self.models).len()
+    }
+
     /// Most bytes of one request to any of the models.
     pub(super) fn max_request_bytes(&self) -> usize {
         let models = read(&self.models);
@@ -127,11 +132,11 @@ impl Current {
         Ok(announced)
     }
 
-    /// Steps and requests that wait or are computed, on the announced spans.
+    /// Steps and requests that wait or are computed, on all spans.
     pub(super) fn queued(&self) -> usize {
         let models = read(&self.models);
-        let announced = models.iter().filter_map(|model| model.now());
-        announced.map(|serving| serving.worker.queued()).sum()
+        let spans = models.iter().flat_map(|model| model.all());
+        spans.map(|serving| serving.worker.queued()).sum()
     }
 
     /// Limits for requests of which it is not known yet what they are for: those of the first model. The flags that set
@@ -207,7 +212,6 @@ impl Hosted {
         spans.lingering.extend(before);
     }
 
-    #[expect(dead_code, reason = "moves that keep the old span come next")]
     /// Takes no new requests any more for `old`; it is gone when the last session on it ends.
     pub(super) fn retire(&self, old: &Weak<Serving>) {
         let mut spans = write(&self.spans);

@@ -8,41 +8,43 @@
 use std::{
     io,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use rand::Rng;
-use sepal_protocol::record::{ServerInfo, ServerState};
+use sepal_protocol::record::ServerState;
 use thiserror::Error;
 use tokio::{
     sync::{Semaphore, mpsc},
     time::timeout,
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
-    BlockChoice, Config, capacity,
-    current::{Current, Hosted, Record},
+    BlockChoice, Config,
+    announcing::Announcers,
+    capacity,
+    capacity::{DoesNotFit, Want},
+    current::{Current, Hosted},
     memory::Memory,
     serving::{Limits, Serving},
-    sessions::Sessions,
-    throughput::{self, Rates, Throughput},
+    throughput::{self, Key, Load, Rates, Throughput, Turn},
     worker::Worker,
 };
 use crate::{
     dht::Dht,
     model::{
         AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource, Precision,
-        ResolveError, WeightDType,
+        ResolveError, WeightDType, WeightFormat,
     },
     p2p::P2p,
     swarm::{
-        announce::{AnnounceConfig, AnnounceError, Announcer},
+        announce::AnnounceError,
         directory::Directory,
-        models,
         monitor::{NotReachable, confirm},
         placement,
+        speed::{self, Line},
         standing::Access,
     },
     task::Tasks,
@@ -50,9 +52,6 @@ use crate::{
 
 /// Pushes in flight at once.
 const MAX_PUSHES: usize = 256;
-
-/// Announced while loading, in tokens per second.
-const UNMEASURED_THROUGHPUT: f64 = 1.0;
 
 /// Why a server does not come up.
 #[derive(Debug, Error)]
@@ -94,6 +93,9 @@ pub enum StartError {
     /// The health monitor cannot reach us.
     #[error("others cannot reach this server")]
     NotReachable(#[source] NotReachable),
+    /// There is not enough memory.
+    #[error("the blocks do not fit into memory")]
+    DoesNotFit(#[source] DoesNotFit),
     /// The process is shutting down.
     #[error("interrupted while loading")]
     Interrupted,
@@ -102,34 +104,33 @@ pub enum StartError {
 /// Everything that outlives one span.
 #[derive(Debug)]
 pub(super) struct Lifecycle {
-    config: Config,
-    source: ModelSource,
-    p2p: P2p,
-    dht: Dht,
-    tasks: Tasks,
+    pub(super) config: Config,
+    pub(super) source: ModelSource,
+    pub(super) p2p: P2p,
+    pub(super) dht: Dht,
+    pub(super) tasks: Tasks,
     /// The watch over the balance, which has to end before OFFLINE is announced: it would announce ONLINE again.
-    moving: Tasks,
-    directory: Directory,
+    pub(super) moving: Tasks,
+    pub(super) directory: Directory,
     current: Arc<Current>,
-    hosted: Arc<Hosted>,
-    announcer: Mutex<Option<Arc<Announcer>>>,
-    report: mpsc::Sender<Result<Range<u32>, StartError>>,
+    pub(super) hosted: Arc<Hosted>,
+    pub(super) announcers: Mutex<Announcers>,
+    pub(super) report: mpsc::Sender<Result<Range<u32>, StartError>>,
+    /// How many blocks to hold, once that is planned.
+    count: OnceLock<u32>,
 }
 
 impl Lifecycle {
     pub(super) fn new(
         config: Config,
         source: ModelSource,
+        current: Arc<Current>,
         (p2p, dht): (P2p, Dht),
-        tasks: &Tasks,
-        report: mpsc::Sender<Result<Range<u32>, StartError>>,
+        (tasks, report): (&Tasks, mpsc::Sender<Result<Range<u32>, StartError>>),
     ) -> Self {
         let n_blocks = source.config().n_blocks;
         let directory = Directory::new(dht.clone(), config.prefix.clone(), n_blocks);
-        let max_batch_size = config.limits.max_batch_size;
-        let max_batch_size = max_batch_size.unwrap_or_else(|| capacity::default_max_tokens(source.config()));
-        let max_request_bytes = capacity::request_bytes(source.config(), max_batch_size);
-        let current = Arc::new(Current::new(version(), config.access.clone()));
+        let max_request_bytes = capacity::request_bytes(source.config(), max_batch_size(&config, &source));
         let hosted = current.add(config.prefix.clone(), max_request_bytes);
         let tasks = tasks.child();
         let moving = tasks.child();
@@ -143,9 +144,50 @@ impl Lifecycle {
             directory,
             current,
             hosted,
-            announcer: Mutex::default(),
+            announcers: Mutex::default(),
             report,
+            count: OnceLock::new(),
         }
+    }
+
+    /// What the memory is planned with.
+    pub(super) fn want(&self) -> Want {
+        let config = self.source.config();
+        let limits = &self.config.limits;
+        let wanted = match &self.config.blocks {
+            BlockChoice::Fixed(span) => u32::try_from(span.len()).ok(),
+            BlockChoice::Count(count) => Some(*count),
+            BlockChoice::AsManyAsFit => None,
+        };
+        let weights = WeightFormat::ALL.map(|format| (format, config.block_bytes(format)));
+        Want {
+            model: self.source.name().to_owned(),
+            n_blocks: config.n_blocks,
+            wanted,
+            weights: weights.to_vec(),
+            format: self.precision().weights,
+            cache_tokens: self.attn_cache_tokens(config) as u64,
+            cache_token_bytes: self.cache_token_bytes(),
+            scratch: capacity::scratch_bytes(
+                config,
+                max_batch_size(&self.config, &self.source),
+                limits.max_chunk_size_bytes,
+            ),
+        }
+    }
+
+    /// Bytes that a token of `--attn-cache-tokens` takes in one block: counted as Petals does, kept as we do.
+    fn cache_token_bytes(&self) -> u64 {
+        let (config, dtype) = (self.source.config(), self.dtype());
+        let kept = config.cache_bytes_per_token(self.kv_dtype()) as u64;
+        let counted = config.cache_bytes_per_token(dtype.into()).max(1) as u64;
+        capacity::cache_bytes(config, dtype, 1, 1) * kept / counted
+    }
+
+    /// Notes how many blocks were found to fit.
+    pub(super) fn plan_count(&self, count: u32) {
+        // Whoever planned first knew of all the models.
+        let _ = self.count.set(count);
     }
 
     pub(super) fn current(&self) -> &Arc<Current> {
@@ -157,7 +199,7 @@ impl Lifecycle {
         &self.hosted
     }
 
-    fn kv_dtype(&self) -> KvDType {
+    pub(super) fn kv_dtype(&self) -> KvDType {
         self.config.limits.kv_dtype.unwrap_or(self.dtype().into())
     }
 
@@ -172,11 +214,11 @@ impl Lifecycle {
         }
     }
 
-    fn dtype(&self) -> WeightDType {
+    pub(super) fn dtype(&self) -> WeightDType {
         self.config.dtype.unwrap_or_else(|| self.source.config().auto_dtype())
     }
 
-    fn precision(&self) -> Precision {
+    pub(super) fn precision(&self) -> Precision {
         let dtype = self.dtype();
         Precision {
             weights: self.config.quant.unwrap_or(dtype.into()),
@@ -186,15 +228,20 @@ impl Lifecycle {
 
     /// Chooses, announces, loads, announces. If that fails, OFFLINE is announced and nothing is served.
     pub(super) async fn bring_up(&self) -> Result<Range<u32>, StartError> {
-        let outcome = self.choose_and_serve().await;
+        let span = self.choose().await?;
+        self.bring_up_at(span).await
+    }
+
+    /// The same without a choice.
+    pub(super) async fn bring_up_at(&self, span: Range<u32>) -> Result<Range<u32>, StartError> {
+        let outcome = self.serve(span).await;
         if outcome.is_err() {
             self.take_down().await;
         }
         outcome
     }
 
-    async fn choose_and_serve(&self) -> Result<Range<u32>, StartError> {
-        let span = self.choose().await;
+    async fn serve(&self, span: Range<u32>) -> Result<Range<u32>, StartError> {
         info!(
             ?span,
             prefix = self.config.prefix,
@@ -205,11 +252,7 @@ impl Lifecycle {
             "serving these blocks"
         );
         self.hosted.set_record(self.record(None));
-        let hosted = self.hosted.clone();
-        let describe = move || hosted.describe();
-        let announcer = Announcer::spawn(self.dht.clone(), self.announce_config(&span), describe, &self.tasks);
-        let announcer = Arc::new(announcer);
-        *self.announcer.lock().unwrap_or_else(PoisonError::into_inner) = Some(announcer.clone());
+        let announcer = self.spawn_announcer(&span);
         let join = async {
             // A record that says "dial me" must not be read by anyone while we do not know whether that is true.
             self.wait_for_access(|access| *access != Access::Unknown).await;
@@ -253,41 +296,29 @@ impl Lifecycle {
         }
     }
 
-    /// Tells the swarm at once when others get to us in another way than before.
-    pub(super) fn watch_access(self: &Arc<Self>) {
-        let this = self.clone();
-        self.moving.spawn_until_stopped("access", async move {
-            let mut access = this.config.access.clone();
-            let mut told = access.borrow_and_update().using_relay();
-            while access.changed().await.is_ok() {
-                let now = access.borrow_and_update().using_relay();
-                if now != std::mem::replace(&mut told, now) {
-                    info!(
-                        using_relay = now,
-                        "announcing that others get to this server in another way"
-                    );
-                    let announcer = this.announcer.lock().unwrap_or_else(PoisonError::into_inner);
-                    announcer.iter().for_each(|announcer| announcer.renew());
-                }
-            }
-        });
-    }
-
-    async fn choose(&self) -> Range<u32> {
-        let config = self.source.config();
+    async fn choose(&self) -> Result<Range<u32>, StartError> {
         let count = match &self.config.blocks {
-            BlockChoice::Fixed(span) => return span.clone(),
+            BlockChoice::Fixed(span) => return Ok(span.clone()),
             BlockChoice::Count(count) => *count,
-            BlockChoice::AsManyAsFit => {
-                let dtypes = (self.precision().weights, self.kv_dtype());
-                capacity::blocks_that_fit(config, dtypes, self.attn_cache_tokens(config))
-            }
+            BlockChoice::AsManyAsFit => self.fitting()?,
         };
         // Servers that start together would all see the same gap; a random wait lets the later ones see the earlier.
         let wait = rand::rng().random_range(0.0..=2.0) * self.config.choose_after.as_secs_f64();
         tokio::time::sleep(Duration::from_secs_f64(wait)).await;
         let snapshot = self.directory.refresh().await;
-        placement::choose(&snapshot, count)
+        Ok(placement::choose(&snapshot, count))
+    }
+
+    /// How many blocks to hold: as planned together with the other models of the node, else what fits now.
+    fn fitting(&self) -> Result<u32, StartError> {
+        if let Some(count) = self.count.get() {
+            return Ok(*count);
+        }
+        let free = capacity::free_memory().unwrap_or(u64::MAX);
+        let plan = capacity::plan(free, &[self.want()]).map_err(StartError::DoesNotFit)?;
+        let count = plan.first().copied().unwrap_or(1);
+        self.plan_count(count);
+        Ok(count)
     }
 
     fn attn_cache_tokens(&self, config: &ModelConfig) -> usize {
@@ -298,34 +329,92 @@ impl Lifecycle {
     }
 
     async fn load(&self, span: &Range<u32>) -> Result<(Serving, Rates), StartError> {
-        let (source, blocks, precision) = (self.source.clone(), span.clone(), self.precision());
-        let choice = self.config.throughput;
-        let cache_file = self.config.throughput_cache.clone();
-        let key = self.throughput_key(precision);
-        let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
-        let adapters = self.config.adapters.clone();
-        let cache_options = self.cache_options(span.len());
-        let engine = self.config.engine.clone();
-        let loading = tokio::task::spawn_blocking(move || {
-            let (start, end) = (blocks.start, blocks.end);
-            let files = source
-                .files_for_span(blocks.clone())
-                .map_err(|source| StartError::Fetch { start, end, source })?;
-            let loaded = Blocks::load(&files, blocks, precision, &engine)
-                .and_then(|blocks| blocks.with_cache(cache_options))
-                .map_err(|source| StartError::Load { start, end, source })?
-                .with_max_chunk_bytes(max_chunk_bytes)
-                .with_adapters(&adapters)
-                .map_err(StartError::Adapter)?;
-            let cache = cache_file.as_deref().map(|file| (file, key.as_str()));
-            let rates = throughput::rates(choice, &loaded, cache).map_err(StartError::Measure)?;
-            Ok((Arc::new(loaded), rates))
-        });
-        let (blocks, rates) = loading.await.map_err(|_| StartError::Interrupted)??;
-        Ok((self.serving(blocks)?, rates))
+        let blocks = self
+            .load_blocks(span.clone(), Some(self.cache_options(span.len())))
+            .await?;
+        let rates = self.rates(&blocks, span.len()).await?;
+        Ok((self.serving(blocks, None)?, rates))
     }
 
-    fn serving(&self, blocks: Arc<Blocks>) -> Result<Serving, StartError> {
+    /// Blocks with their adapters; `cache` is what is kept for sessions on them, if there will be any.
+    pub(super) async fn load_blocks(
+        &self,
+        span: Range<u32>,
+        cache: Option<CacheOptions>,
+    ) -> Result<Arc<Blocks>, StartError> {
+        let (source, precision) = (self.source.clone(), self.precision());
+        let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
+        let adapters = self.config.adapters.clone();
+        let engine = self.config.engine.clone();
+        let loading = tokio::task::spawn_blocking(move || {
+            let (start, end) = (span.start, span.end);
+            let files = source
+                .files_for_span(span.clone())
+                .map_err(|source| StartError::Fetch { start, end, source })?;
+            let loaded = Blocks::load(&files, span, precision, &engine).and_then(|blocks| match cache {
+                Some(options) => blocks.with_cache(options),
+                None => Ok(blocks),
+            });
+            let loaded = loaded.map_err(|source| StartError::Load { start, end, source })?;
+            let loaded = loaded.with_max_chunk_bytes(max_chunk_bytes).with_adapters(&adapters);
+            loaded.map(Arc::new).map_err(StartError::Adapter)
+        });
+        loading.await.map_err(|_| StartError::Interrupted)?
+    }
+
+    /// What a server of `n_blocks` blocks can do, measured on one of `blocks`. Servers of this machine measure one after
+    /// the other.
+    async fn rates(&self, blocks: &Arc<Blocks>, n_blocks: usize) -> Result<Rates, StartError> {
+        let choice = self.config.throughput;
+        if let Throughput::Fixed(throughput) = choice {
+            return Ok(throughput::fixed(throughput));
+        }
+        let (cache, key, measured) = (
+            self.config.throughput_cache.clone(),
+            self.throughput_key().to_string(),
+            blocks.clone(),
+        );
+        let computing = tokio::task::spawn_blocking(move || {
+            let turn = cache.as_deref().map(Turn::take);
+            let cache = cache.as_deref().map(|file| (file, key.as_str()));
+            let compute = throughput::compute_rates(choice, &measured, cache).map_err(StartError::Measure)?;
+            Ok((turn, compute))
+        });
+        let (turn, compute) = computing.await.map_err(|_| StartError::Interrupted)??;
+        let line = self.measure_line().await;
+        drop(turn);
+        let load = Load {
+            n_blocks,
+            n_models: self.current.n_models(),
+            hidden_size: blocks.config().hidden_size,
+        };
+        Ok(throughput::combine(compute, line, load))
+    }
+
+    async fn measure_line(&self) -> Option<Line> {
+        let snapshot = self.directory.refresh().await;
+        let (me, connected) = (self.p2p.peer_id(), self.p2p.connected_peers());
+        let candidates = speed::candidates(&snapshot, &connected, me, &mut rand::rng());
+        speed::measure(&self.p2p, &candidates).await
+    }
+
+    /// Measures without serving anything.
+    ///
+    /// # Errors
+    /// When a block cannot be loaded or fails.
+    pub(super) async fn measure(&self) -> Result<Rates, StartError> {
+        let (first, n_blocks) = match &self.config.blocks {
+            BlockChoice::Fixed(span) => (span.start, span.len()),
+            BlockChoice::Count(count) => (0, *count as usize),
+            BlockChoice::AsManyAsFit => (0, self.fitting()? as usize),
+        };
+        let blocks = self.load_blocks(first..first + 1, Some(self.cache_options(1))).await?;
+        self.rates(&blocks, n_blocks).await
+    }
+
+    /// What answers requests for `blocks`. Beside `old`, a span of as many blocks, it shares its budget, its sessions and
+    /// its end.
+    pub(super) fn serving(&self, blocks: Arc<Blocks>, old: Option<&Serving>) -> Result<Serving, StartError> {
         let config = blocks.config();
         let choice = &self.config.limits;
         let default_tokens = capacity::default_max_tokens(config);
@@ -338,99 +427,34 @@ impl Lifecycle {
             step_timeout: choice.step_timeout,
         };
         let cache_tokens = self.attn_cache_tokens(config);
+        let cache_bytes = capacity::cache_bytes(config, blocks.dtype(), cache_tokens, blocks.span().len());
         Ok(Serving {
             prefix: self.config.prefix.clone(),
             span: blocks.span(),
             worker: Worker::start(blocks.clone(), choice.max_queue, self.current.counters.clone())
                 .map_err(StartError::Thread)?,
-            memory: Memory::new(capacity::cache_bytes(
-                config,
-                blocks.dtype(),
-                cache_tokens,
-                blocks.span().len(),
-            )),
-            sessions: Sessions::default(),
+            memory: old.map_or_else(|| Memory::new(cache_bytes), |old| old.memory.clone()),
+            sessions: old.map(|old| old.sessions.clone()).unwrap_or_default(),
             limits,
             compression: self.config.compression,
             p2p: self.p2p.clone(),
-            tasks: self.tasks.child(),
-            push_permits: Arc::new(Semaphore::new(MAX_PUSHES)),
-            backward_turn: Arc::new(Semaphore::new(1)),
+            tasks: old.map_or_else(|| self.tasks.child(), |old| old.tasks.clone()),
+            push_permits: old.map_or_else(|| Arc::new(Semaphore::new(MAX_PUSHES)), |old| old.push_permits.clone()),
+            backward_turn: old.map_or_else(|| Arc::new(Semaphore::new(1)), |old| old.backward_turn.clone()),
             counters: self.current.counters.clone(),
             blocks,
         })
     }
 
-    fn announce_config(&self, span: &Range<u32>) -> AnnounceConfig {
-        let period = self.config.update_period;
-        AnnounceConfig {
-            prefix: self.config.prefix.clone(),
-            peer: self.p2p.peer_id(),
-            blocks: span.clone(),
-            n_model_blocks: self.source.config().n_blocks,
-            repository: self.source.repo_name().map(models::repository_url),
-            period,
-            expiration: self
-                .config
-                .expiration
-                .unwrap_or_else(|| AnnounceConfig::default_expiration(period)),
-        }
-    }
-
-    /// What does not change while a span is served. State, span and pings are the announcer's, and how others get to us
-    /// is looked up when it is announced.
-    fn record(&self, rates: Option<Rates>) -> Record {
-        let throughput = self.throughput(rates);
-        let info = ServerInfo {
-            public_name: self.config.public_name.clone(),
-            version: Some(version()),
-            network_rps: rates.and_then(|rates| rates.network_rps),
-            forward_rps: rates.and_then(|rates| rates.forward_rps),
-            inference_rps: rates.and_then(|rates| rates.inference_rps),
-            torch_dtype: Some(self.dtype().as_torch_str().to_string()),
-            quant_type: Some(self.precision().weights.quant_type().to_string()),
-            adapters: self
-                .config
-                .adapters
-                .iter()
-                .map(|adapter| adapter.name().to_owned())
-                .collect(),
-            ..ServerInfo::new(ServerState::Joining, throughput)
-        };
-        Record {
-            info,
-            relayed_throughput: rates.map_or(throughput, |rates| rates.relayed_throughput),
-        }
-    }
-
-    /// What a measurement depends on: it is taken again when any of this changes.
-    fn throughput_key(&self, precision: Precision) -> String {
-        let build = if cfg!(debug_assertions) { "debug" } else { "release" };
-        let (threads, instructions) = (self.config.engine.threads(), self.config.engine.instructions());
-        let (model, dtype) = (self.source.name(), precision.dtype.as_torch_str());
-        let weights = precision.weights.as_str();
-        format!(
-            "{model} {dtype} {weights} {threads} threads {instructions} {} {build}",
-            env!("CARGO_PKG_VERSION")
-        )
-    }
-
-    /// While loading nothing is measured yet, but the span must count for others that choose blocks at the same time: a
-    /// zero would make them take the same ones.
-    fn throughput(&self, rates: Option<Rates>) -> f64 {
-        match (rates, self.config.throughput) {
-            (Some(rates), _) => rates.throughput,
-            (None, Throughput::Fixed(throughput)) => throughput,
-            (None, Throughput::Auto) => UNMEASURED_THROUGHPUT,
-        }
-    }
-
-    async fn go_offline(&self) {
-        let announcer = self.announcer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(announcer) = announcer
-            && let Err(error) = announcer.set_state(ServerState::Offline).await
-        {
-            warn!(%error, "the swarm learns that these blocks are gone only when their records expire");
+    fn throughput_key(&self) -> Key {
+        Key {
+            model: self.source.name().to_owned(),
+            dtype: self.dtype().as_torch_str(),
+            quantisation: self.precision().weights.as_str(),
+            kv_dtype: self.kv_dtype(),
+            threads: self.config.engine.threads(),
+            kernels: self.config.engine.instructions(),
+            quant_kernels: self.config.engine.quant_instructions(),
         }
     }
 
@@ -442,55 +466,23 @@ impl Lifecycle {
     }
 
     /// OFFLINE, then no more answers, then no more computing.
-    async fn take_down(&self) {
+    pub(super) async fn take_down(&self) {
         self.go_offline().await;
         for serving in self.hosted.clear() {
             serving.tasks.shutdown().await;
             serving.worker.stop();
         }
     }
+}
 
-    /// Looks from time to time whether the swarm would be better off with us elsewhere, and moves.
-    pub(super) fn watch_balance(self: &Arc<Self>) {
-        let fixed = matches!(self.config.blocks, BlockChoice::Fixed(_));
-        if fixed || self.config.balance_quality <= 0.0 {
-            return;
-        }
-        let this = self.clone();
-        self.moving.spawn_until_stopped("balance", async move {
-            loop {
-                let wait = rand::rng().random_range(0.0..=2.0) * this.config.mean_balance_check_period.as_secs_f64();
-                tokio::time::sleep(Duration::from_secs_f64(wait)).await;
-                if !this.should_move().await {
-                    continue;
-                }
-                info!("moving to blocks that the swarm needs more");
-                this.take_down().await;
-                let outcome = this.bring_up().await;
-                let failed = outcome.is_err();
-                if let Err(error) = &outcome {
-                    error!(error = error as &dyn std::error::Error, "the move failed");
-                }
-                if this.report.send(outcome).await.is_err() || failed {
-                    return;
-                }
-            }
-        });
-    }
-
-    async fn should_move(&self) -> bool {
-        let snapshot = self.directory.refresh().await;
-        placement::should_move(
-            &snapshot,
-            self.p2p.peer_id(),
-            self.config.balance_quality,
-            &mut rand::rng(),
-        )
-    }
+/// Most tokens in one request.
+fn max_batch_size(config: &Config, source: &ModelSource) -> usize {
+    let chosen = config.limits.max_batch_size;
+    chosen.unwrap_or_else(|| capacity::default_max_tokens(source.config()))
 }
 
 /// What monitors show; they cut it to ten characters.
-fn version() -> String {
+pub(super) fn version() -> String {
     format!(
         "sepal {}.{}",
         env!("CARGO_PKG_VERSION_MAJOR"),

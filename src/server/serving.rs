@@ -49,6 +49,13 @@ pub(crate) struct Serving {
     pub(crate) counters: Arc<Counters>,
 }
 
+impl Drop for Serving {
+    /// Nobody is left who could be answered.
+    fn drop(&mut self) {
+        self.worker.stop();
+    }
+}
+
 impl Serving {
     /// Cache bytes of a session: K and V of every block of its chain for its whole length (Petals `server/backend.py`,
     /// `get_inference_cache_descriptors`). A session without any length counts as one token, because its rows take

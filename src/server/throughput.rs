@@ -1,19 +1,27 @@
-//! How many tokens per second this server can do: measured once per model, dtype and machine, then remembered in a file.
+//! How many tokens per second this server can do. What it computes is measured once per model, format and machine, then
+//! remembered in a file; what its line carries is measured with peers at every start (`swarm/speed.rs`), because it depends
+//! on who they are and takes seconds.
 //!
 //! The figures and the formula are Petals' (`server/throughput.py`), because clients and block placement of the whole
-//! swarm compare them. The network part is assumed, not measured: there is no speed-test service a swarm could rely on.
+//! swarm compare them. Petals measures the line with speedtest.net.
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt,
+    fs::{self, File, OpenOptions},
+    io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
+use sysinfo::{CpuRefreshKind, System};
 use tracing::{info, warn};
 
-use crate::model::{Blocks, ComputeError, Hidden};
+use crate::{
+    model::{Blocks, ComputeError, Hidden, KvDType},
+    swarm::speed::Line,
+};
 
 /// Steps of one token, after a warm-up.
 const INFERENCE_STEPS: usize = 100;
@@ -23,90 +31,198 @@ const FORWARD_STEPS: usize = 10;
 const FORWARD_TOKENS: usize = 1024;
 /// Each of the two measurements stops after this long, with what it has: large blocks need fewer repetitions.
 const MEASURE_FOR: Duration = Duration::from_millis(1500);
-/// Petals' own fallback when it cannot measure the network, in bits per second.
+/// Where nobody is there to measure with, in bits per second. Petals' own fallback.
 const ASSUMED_NETWORK_BITS: f64 = 100e6;
 /// Bits per value that travels: Petals counts 16.
 const BITS_PER_VALUE: f64 = 16.0;
 /// Share of the network rate that is left when everything goes through a relay.
 const RELAY_FACTOR: f64 = 0.2;
 
+/// How long a server waits for others on this machine that are measuring.
+const LOCK_PATIENCE: Duration = Duration::from_secs(120);
+/// Pause between two looks whether they are done.
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
+
 /// Where the announced throughput comes from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Throughput {
-    /// Measured on this machine.
+    /// The compute part is measured once and remembered, the network part at every start.
     Auto,
+    /// Both are measured at every start.
+    Eval,
     /// Given by the person who runs the server, in tokens per second.
     Fixed(f64),
 }
 
 /// What a server announces, in requests of one token per second and block (`*_rps`) and tokens per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Rates {
-    pub(crate) throughput: f64,
+pub struct Rates {
+    /// Of the span.
+    pub throughput: f64,
     /// Instead of `throughput`, when everything goes through a relay.
-    pub(crate) relayed_throughput: f64,
-    pub(crate) inference_rps: Option<f64>,
-    pub(crate) forward_rps: Option<f64>,
-    pub(crate) network_rps: Option<f64>,
+    pub relayed_throughput: f64,
+    /// Steps of one session; `None` for all three if the throughput was given.
+    pub inference_rps: Option<f64>,
+    /// Tokens of whole sequences.
+    pub forward_rps: Option<f64>,
+    /// Tokens that the line carries.
+    pub network_rps: Option<f64>,
 }
 
 /// What the compute part measures, for one block.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct ComputeRates {
+pub(crate) struct ComputeRates {
     inference_rps: f64,
     forward_rps: f64,
 }
 
-/// The rates to announce for `blocks`. `cache` is the file to remember measurements in, under `key`.
+/// What a measured compute rate depends on: it is taken again when any of this changes.
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    pub(crate) model: String,
+    pub(crate) dtype: &'static str,
+    pub(crate) quantisation: &'static str,
+    pub(crate) kv_dtype: KvDType,
+    pub(crate) threads: usize,
+    pub(crate) kernels: &'static str,
+    pub(crate) quant_kernels: &'static str,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let build = if cfg!(debug_assertions) { "debug" } else { "release" };
+        write!(
+            f,
+            "{} | {} | {} | weights {} | cache {:?} | {} and {} | {} threads | {} {build}",
+            self.model,
+            device(),
+            self.dtype,
+            self.quantisation,
+            self.kv_dtype,
+            self.kernels,
+            self.quant_kernels,
+            self.threads,
+            env!("CARGO_PKG_VERSION"),
+        )
+    }
+}
+
+/// What the machine calls its processor.
+fn device() -> String {
+    let mut system = System::new();
+    system.refresh_cpu_list(CpuRefreshKind::nothing());
+    let brand = system.cpus().first().map(|cpu| cpu.brand().trim().to_string());
+    brand
+        .filter(|brand| !brand.is_empty())
+        .unwrap_or_else(|| "cpu".to_string())
+}
+
+/// Held while something is measured: two servers that start together would share the machine and the line, and each
+/// would believe that it has half of both.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// Locked until it is closed; `None` if it could not be locked.
+    _file: Option<File>,
+}
+
+impl Turn {
+    /// Waits until no other server that remembers its speeds in `file` is measuring, but not for ever. Blocks.
+    pub(crate) fn take(file: &Path) -> Self {
+        let lock = file.with_extension("lock");
+        let folder = lock.parent().map_or(Ok(()), fs::create_dir_all);
+        let open = folder.and_then(|()| OpenOptions::new().write(true).create(true).truncate(false).open(&lock));
+        let file = match open {
+            Ok(file) => file,
+            Err(error) => {
+                warn!(file = %lock.display(), %error, "cannot see whether other servers are measuring");
+                return Self { _file: None };
+            }
+        };
+        let began = Instant::now();
+        while file.try_lock().is_err() {
+            if began.elapsed() > LOCK_PATIENCE {
+                warn!(file = %lock.display(), "another server is measuring for too long, not waiting for it");
+                return Self { _file: None };
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
+        Self { _file: Some(file) }
+    }
+}
+
+/// The compute rates of a block of `blocks`. `cache` is the file to remember measurements in, under a key.
 ///
 /// Blocks the calling thread while it measures.
 ///
 /// # Errors
 /// When the block to measure with fails.
-pub(crate) fn rates(choice: Throughput, blocks: &Blocks, cache: Option<(&Path, &str)>) -> Result<Rates, ComputeError> {
-    if let Throughput::Fixed(throughput) = choice {
-        return Ok(Rates {
-            throughput,
-            relayed_throughput: throughput,
-            inference_rps: None,
-            forward_rps: None,
-            network_rps: None,
-        });
+pub(crate) fn compute_rates(
+    choice: Throughput,
+    blocks: &Blocks,
+    cache: Option<(&Path, &str)>,
+) -> Result<ComputeRates, ComputeError> {
+    let remembered = cache.filter(|_| choice == Throughput::Auto);
+    if let Some(known) = remembered.and_then(|(file, key)| remembered_rates(file, key)) {
+        return Ok(known);
     }
-    let compute = match cache.and_then(|(file, key)| remembered(file, key)) {
-        Some(known) => known,
-        None => {
-            let measured = measure(blocks)?;
-            if let Some((file, key)) = cache
-                && let Err(error) = remember(file, key, measured)
-            {
-                warn!(file = %file.display(), %error, "throughput is measured again at the next start");
-            }
-            measured
-        }
-    };
-    let network_rps = ASSUMED_NETWORK_BITS / (blocks.config().hidden_size as f64 * BITS_PER_VALUE);
-    let rates = combine(compute, network_rps, blocks.span().len());
-    info!(
-        inference_rps = compute.inference_rps,
-        forward_rps = compute.forward_rps,
-        network_rps,
-        throughput = rates.throughput,
-        "throughput in tokens per second; the network part is an assumption of 100 Mbit/s"
-    );
-    Ok(rates)
+    let measured = measure(blocks)?;
+    if let Some((file, key)) = cache
+        && let Err(error) = remember(file, key, measured)
+    {
+        warn!(file = %file.display(), %error, "throughput is measured again at the next start");
+    }
+    Ok(measured)
 }
 
-/// A request uses half of the span on average, hence `(n + 1) / 2` blocks.
-fn combine(compute: ComputeRates, network_rps: f64, n_blocks: usize) -> Rates {
-    let compute_rps = compute.forward_rps / ((n_blocks as f64 + 1.0) / 2.0);
+/// The rates to announce if the throughput was given.
+pub(crate) fn fixed(throughput: f64) -> Rates {
     Rates {
-        throughput: compute_rps.min(network_rps),
-        relayed_throughput: compute_rps.min(network_rps * RELAY_FACTOR),
+        throughput,
+        relayed_throughput: throughput,
+        inference_rps: None,
+        forward_rps: None,
+        network_rps: None,
+    }
+}
+
+/// What shares a machine and a line: blocks of one model, and models of one node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) n_blocks: usize,
+    pub(crate) n_models: usize,
+    /// Numbers in the activations of one token.
+    pub(crate) hidden_size: usize,
+}
+
+/// The rates to announce. A request uses half of the span on average, hence `(n + 1) / 2` blocks; of several models each
+/// has its share of the whole. Rates of one block are announced as they were measured, as Petals does.
+pub(crate) fn combine(compute: ComputeRates, line: Option<Line>, load: Load) -> Rates {
+    let bits = line.map_or(ASSUMED_NETWORK_BITS, |line| line.bits_per_second);
+    let network_rps = bits / (load.hidden_size as f64 * BITS_PER_VALUE);
+    let share = 1.0 / load.n_models.max(1) as f64;
+    let compute_rps = share * compute.forward_rps / ((load.n_blocks as f64 + 1.0) / 2.0);
+    let rates = Rates {
+        throughput: compute_rps.min(share * network_rps),
+        relayed_throughput: compute_rps.min(share * network_rps * RELAY_FACTOR),
         inference_rps: Some(compute.inference_rps),
         forward_rps: Some(compute.forward_rps),
         network_rps: Some(network_rps),
+    };
+    let megabits = bits / 1e6;
+    match line {
+        Some(Line { peers, .. }) => info!(
+            megabits,
+            peers,
+            ?rates,
+            "throughput, the network part measured with peers"
+        ),
+        None => info!(
+            megabits,
+            ?rates,
+            "throughput; no peer to measure the network with, 100 Mbit/s are assumed"
+        ),
     }
+    rates
 }
 
 fn measure(blocks: &Blocks) -> Result<ComputeRates, ComputeError> {
@@ -157,7 +273,7 @@ fn read(file: &Path) -> io::Result<BTreeMap<String, ComputeRates>> {
     Ok(serde_json::from_slice(&fs::read(file)?)?)
 }
 
-fn remembered(file: &Path, key: &str) -> Option<ComputeRates> {
+fn remembered_rates(file: &Path, key: &str) -> Option<ComputeRates> {
     let known = read(file).ok()?.remove(key)?;
     let usable = [known.inference_rps, known.forward_rps]
         .iter()
@@ -186,9 +302,23 @@ mod tests {
         forward_rps: 1000.0,
     };
 
+    /// Rates with a line that carries so many tokens per second.
+    fn with_line(network_rps: f64, n_blocks: usize, n_models: usize) -> Rates {
+        let line = Line {
+            bits_per_second: network_rps * 64.0 * 16.0,
+            peers: 1,
+        };
+        let load = Load {
+            n_blocks,
+            n_models,
+            hidden_size: 64,
+        };
+        combine(MEASURED, Some(line), load)
+    }
+
     #[test]
     fn throughput_is_the_smaller_of_compute_and_network() {
-        let slow_network = combine(MEASURED, 500.0, 3);
+        let slow_network = with_line(500.0, 3, 1);
         assert_eq!(
             (slow_network.throughput, slow_network.relayed_throughput),
             (500.0, 100.0)
@@ -198,7 +328,7 @@ mod tests {
             Some(500.0),
             "announced without the relay factor"
         );
-        let fast_network = combine(MEASURED, 5000.0, 9);
+        let fast_network = with_line(5000.0, 9, 1);
         assert_eq!(
             (fast_network.throughput, fast_network.relayed_throughput),
             (200.0, 200.0)
@@ -206,16 +336,65 @@ mod tests {
     }
 
     #[test]
+    fn models_of_one_node_share_what_it_can_do() {
+        let rates = with_line(500.0, 3, 2);
+        assert_eq!((rates.throughput, rates.relayed_throughput), (250.0, 50.0));
+        assert_eq!((rates.forward_rps, rates.network_rps), (Some(1000.0), Some(500.0)));
+    }
+
+    #[test]
+    fn without_a_measured_line_100_mbit_are_assumed() {
+        let load = Load {
+            n_blocks: 1,
+            n_models: 1,
+            hidden_size: 1000,
+        };
+        assert_eq!(combine(MEASURED, None, load).network_rps, Some(6250.0));
+    }
+
+    #[test]
+    fn one_server_measures_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cache/throughput.json");
+        let turn = Turn::take(&file);
+        let path = file.clone();
+        let other = std::thread::spawn(move || drop(Turn::take(&path)));
+        let locked = File::open(file.with_extension("lock")).unwrap();
+        assert!(locked.try_lock().is_err());
+        assert!(!other.is_finished());
+        drop(turn);
+        other.join().unwrap();
+        locked.try_lock().unwrap();
+    }
+
+    #[test]
+    fn a_measurement_is_of_one_machine_and_one_format() {
+        let key = Key {
+            model: "org/model".into(),
+            dtype: "bfloat16",
+            quantisation: "q8_0",
+            kv_dtype: KvDType::Int8,
+            threads: 8,
+            kernels: "avx2",
+            quant_kernels: "vnni",
+        };
+        let text = key.to_string();
+        for part in ["org/model", "bfloat16", "q8_0", "Int8", "8 threads", "avx2"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
     fn measurements_are_remembered_by_key_and_a_broken_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cache/throughput.json");
-        assert_eq!(remembered(&file, "a"), None);
+        assert_eq!(remembered_rates(&file, "a"), None);
         remember(&file, "a", MEASURED).unwrap();
-        assert_eq!(remembered(&file, "a"), Some(MEASURED));
-        assert_eq!(remembered(&file, "b"), None);
+        assert_eq!(remembered_rates(&file, "a"), Some(MEASURED));
+        assert_eq!(remembered_rates(&file, "b"), None);
         fs::write(&file, b"{\"a\": 5").unwrap();
-        assert_eq!(remembered(&file, "a"), None);
+        assert_eq!(remembered_rates(&file, "a"), None);
         remember(&file, "b", MEASURED).unwrap();
-        assert_eq!(remembered(&file, "b"), Some(MEASURED));
+        assert_eq!(remembered_rates(&file, "b"), Some(MEASURED));
     }
 }

@@ -70,7 +70,17 @@ pub enum AnnounceError {
     Stopped,
 }
 
-/// The announcer of one span. To serve other blocks, announce OFFLINE and spawn another one.
+/// The announcer of one span. To serve other blocks, announce OFFLINE and spawn another one, or let the two overlap
+/// (`set_state_except`):
+///
+/// ```text
+///                     old announcer              new announcer
+///   while loading     ONLINE                     JOINING, except for the old blocks
+///   when loaded       OFFLINE, except for new    ONLINE
+/// ```
+///
+/// The old records are replaced before the new ones say ONLINE: Python's readers take all blocks between two ONLINE
+/// records of one peer for served. A reader in between sees ONLINE records of the blocks that stay, else JOINING ones.
 ///
 /// Dropping it stops the announcements without a last word: the records stay until they expire.
 #[derive(Debug)]
@@ -109,8 +119,21 @@ impl Announcer {
     ///
     /// Dropping the future does not take the announcement back.
     pub async fn set_state(&self, state: ServerState) -> Result<(), AnnounceError> {
+        self.set_state_except(state, 0..0).await
+    }
+
+    /// The same, but says nothing about the blocks in `except`, which another announcer of this server speaks for.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_state`](Self::set_state).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`set_state`](Self::set_state).
+    pub async fn set_state_except(&self, state: ServerState, except: Range<u32>) -> Result<(), AnnounceError> {
         let (answer, stored) = oneshot::channel();
-        let command = Command { state, answer };
+        let command = Command { state, except, answer };
         self.commands.send(command).await.map_err(|_| AnnounceError::Stopped)?;
         stored.await.unwrap_or(Err(AnnounceError::Stopped))
     }

@@ -2,11 +2,18 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
+use sepal_protocol::record::BlockUid;
+
 use super::{
+    caller::{Answer, Session, Step},
     generating::{client, client_with, generate},
-    setup::{Swarm, config, reference, soon, until},
+    setup::{N_BLOCKS, PREFIX, Swarm, assert_close, config, reference, soon, tokens, until},
 };
-use crate::server::{BlockChoice, Config, Server, StartError};
+use crate::{
+    server::{BlockChoice, Config, Server, StartError},
+    swarm::Directory,
+};
 
 fn choosing(count: u32) -> Config {
     Config {
@@ -47,14 +54,92 @@ async fn a_server_moves_to_where_the_only_other_one_left() {
     assert_eq!(generation.route[1].peer, mover.node.peer());
 }
 
+/// A step through the first two blocks.
+fn step(range: std::ops::Range<usize>) -> Step {
+    let x = tokens(&reference().embeddings, range.clone());
+    let step = if range.start == 0 {
+        Step::first(&x, 12)
+    } else {
+        Step::next(&x)
+    };
+    Step {
+        uid: BlockUid::format_chain(PREFIX, 0..2),
+        ..step
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_runs_through_a_move_gets_the_same_numbers_as_undisturbed() {
+    let swarm = Swarm::start().await;
+    let fixed = swarm.serve_all(&[0..2, 2..4]).await;
+    let mut config = choosing(2);
+    config.balance_quality = 0.5;
+    config.linger = Duration::from_millis(1);
+    let mover = swarm.serve_with(config).await;
+    let caller = swarm.caller().await;
+    let mut session = Session::open(&caller, mover.node.peer()).await;
+    let first = session.step(&step(0..4)).await.output();
+    fixed[1].server.shutdown().await;
+    assert_eq!(soon("the move", mover.server.moved()).await.unwrap(), 2..4);
+    // The old blocks take no new sessions any more; the open one does not notice.
+    let refused = async {
+        loop {
+            let mut late = Session::open(&caller, mover.node.peer()).await;
+            if let Answer::Error(text) = late.step(&step(0..1)).await {
+                return text;
+            }
+        }
+    };
+    let refusal = soon("a refusal", refused).await;
+    assert_eq!(refusal, "Remote peer does not serve tiny-llama-hf.0");
+    let second = session.step(&step(4..9)).await.output();
+    assert_close(&second.to_f32_vec(), &tokens(&reference().blocks[1], 4..9).data, 1e-4);
+    let mut undisturbed = Session::open(&caller, fixed[0].node.peer()).await;
+    assert_eq!(undisturbed.step(&step(0..4)).await.output(), first);
+    assert_eq!(undisturbed.step(&step(4..9)).await.output(), second);
+    // The old blocks are there for the session, and gone with it.
+    assert_eq!(mover.server.n_spans(), 2);
+    drop(session);
+    until("the old span is gone", || mover.server.n_spans() == 1).await;
+    until("idle", || mover.server.is_idle()).await;
+}
+
+#[tokio::test]
+async fn at_no_moment_of_a_move_is_a_server_without_a_record() {
+    let swarm = Swarm::start().await;
+    let fixed = swarm.serve_all(&[0..2, 2..4]).await;
+    let mut config = choosing(3);
+    config.balance_quality = 0.5;
+    let mover = swarm.serve_with(config).await;
+    let directory = Directory::new(swarm.bootstrap.dht.clone(), PREFIX.to_owned(), N_BLOCKS);
+    fixed[1].server.shutdown().await;
+    let moved = soon("the move", mover.server.moved());
+    tokio::pin!(moved);
+    loop {
+        let snapshot = directory.refresh().await;
+        let mine = snapshot.spans.iter().find(|span| span.peer == mover.node.peer());
+        assert!(mine.is_some(), "{:?}", snapshot.spans);
+        if let Some(span) = (&mut moved).now_or_never() {
+            assert_eq!(span.unwrap(), 1..4);
+            break;
+        }
+    }
+    let snapshot = directory.refresh().await;
+    let mine = snapshot.spans.iter().find(|span| span.peer == mover.node.peer());
+    assert_eq!(mine.unwrap().blocks, 1..4);
+}
+
 #[tokio::test]
 async fn a_server_that_stopped_is_gone_and_stays_away() {
     let swarm = Swarm::start().await;
-    let mut always_moving = choosing(4);
-    always_moving.balance_quality = 2.0;
-    always_moving.mean_balance_check_period = Duration::from_millis(20);
-    let server = swarm.serve_with(always_moving).await;
+    let fixed = swarm.serve_all(&[0..2, 2..4]).await;
+    let mut restless = choosing(2);
+    restless.balance_quality = 2.0;
+    restless.mean_balance_check_period = Duration::from_millis(20);
+    let server = swarm.serve_with(restless).await;
+    fixed[1].server.shutdown().await;
     soon("a move", server.server.moved()).await.unwrap();
+    fixed[0].server.shutdown().await;
     soon("stopping", server.server.shutdown()).await;
     let (_node, client) = client(&swarm).await;
     assert!(client.snapshot().spans.is_empty());

@@ -1,6 +1,8 @@
 //! Gradients of every part of every family against what the kernels change by; and the outputs of the kernels against the
 //! forward passes in here, which know no cache, no pages and no batches.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{super::testing::whole, *};
@@ -110,13 +112,13 @@ const PARTS: [Part; 15] = [
 
 fn blocks_with(part: fn(&mut Block), config: Value, seed: u64) -> Blocks {
     let mut blocks = random_blocks(config, seed, WeightDType::F32);
-    part(&mut blocks.blocks[1]);
+    part(&mut Arc::get_mut(&mut blocks.blocks[1]).unwrap().block);
     blocks
 }
 
 fn pass<'a>(blocks: &'a Blocks, x: &Hidden) -> Pass<'a> {
     Pass {
-        block: &blocks.blocks[1],
+        block: &blocks.blocks[1].block,
         through: Through {
             engine: &blocks.shared.heads.engine,
             adapter: None,

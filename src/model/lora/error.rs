@@ -45,6 +45,12 @@ pub enum AdapterError {
         #[source]
         source: safetensors::SafeTensorError,
     },
+    /// It would change what others compute.
+    #[error("adapter {name} comes too late: its blocks are in use")]
+    Shared {
+        /// The adapter.
+        name: String,
+    },
     /// An adapter that does what we cannot.
     #[error("adapter {name} {what}, which is not supported")]
     Unsupported {

@@ -1,6 +1,7 @@
 //! The task behind an `Announcer`: stores, repeats, retries, and lets a new state interrupt all of that.
 
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -47,6 +48,8 @@ pub(super) type Describe = Box<dyn Fn() -> ServerInfo + Send + Sync>;
 #[derive(Debug)]
 pub(super) struct Command {
     pub(super) state: ServerState,
+    /// Blocks of the span that nothing is said about.
+    pub(super) except: Range<u32>,
     pub(super) answer: Answer,
 }
 
@@ -59,6 +62,7 @@ pub(super) struct Actor {
     /// The records are out of date.
     news: Arc<Notify>,
     state: ServerState,
+    except: Range<u32>,
     rtts: Rtts,
     rng: StdRng,
     /// Latest expiration, in DHT time, of any record of ours in the DHT that we know of.
@@ -73,6 +77,7 @@ impl Actor {
             describe,
             news,
             state: ServerState::Offline,
+            except: 0..0,
             rtts: Rtts::new(),
             rng: StdRng::from_os_rng(),
             last_expiration: 0.0,
@@ -83,7 +88,7 @@ impl Actor {
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         let mut next = inbox.recv().await;
         while let Some(command) = next {
-            self.state = command.state;
+            (self.state, self.except) = (command.state, command.except);
             let mut answer = Some(command.answer);
             next = tokio::select! {
                 next = inbox.recv() => next,
@@ -180,7 +185,7 @@ impl Actor {
         }
     }
 
-    /// One record for each block, all with the same text.
+    /// One record for each block that there is something to say about, all with the same text.
     fn records(&self) -> Vec<StoreItem> {
         let pings = self.rtts.at(self.dht.now()).into_iter();
         let mut pings: Vec<(String, f64)> = pings.map(|(peer, rtt)| (peer.to_string(), rtt)).collect();
@@ -199,7 +204,8 @@ impl Actor {
             value: value.clone(),
             expiration: self.last_expiration,
         };
-        self.config.blocks.clone().map(item).collect()
+        let blocks = self.config.blocks.clone();
+        blocks.filter(|block| !self.except.contains(block)).map(item).collect()
     }
 
     /// What makes the model known to those who do not know its prefix. Private models, and servers that leave, add none.

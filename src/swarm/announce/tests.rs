@@ -86,6 +86,41 @@ async fn every_state_is_seen_by_others_once_it_is_set() {
 }
 
 #[tokio::test]
+async fn two_spans_hand_over_without_a_moment_in_which_nothing_is_said() {
+    let tasks = Tasks::new();
+    let (bootstrap, other) = node(&tasks, Vec::new()).await;
+    let (p2p, dht) = node(&tasks, bootstrap.addrs()).await;
+    let directory = Directory::new(other, "m", 4);
+    let me = p2p.peer_id();
+    let read = async || {
+        let snapshot = directory.refresh().await;
+        let states = snapshot
+            .blocks
+            .iter()
+            .map(|servers| servers.get(&me).map(|info| info.state));
+        (
+            states.collect::<Vec<_>>(),
+            snapshot.spans.first().map(|span| span.blocks.clone()),
+        )
+    };
+    let (offline, joining, online) = (
+        Some(ServerState::Offline),
+        Some(ServerState::Joining),
+        Some(ServerState::Online),
+    );
+    let old = Announcer::spawn(dht.clone(), config(me, "m", 0..3), describe, &tasks);
+    let new = Announcer::spawn(dht, config(me, "m", 1..4), describe, &tasks);
+    old.set_state(ServerState::Online).await.unwrap();
+    new.set_state_except(ServerState::Joining, 0..3).await.unwrap();
+    assert_eq!(read().await, (vec![online, online, online, joining], Some(0..3)));
+    old.set_state_except(ServerState::Offline, 1..4).await.unwrap();
+    assert_eq!(read().await, (vec![offline, online, online, joining], Some(0..3)));
+    new.set_state(ServerState::Online).await.unwrap();
+    assert_eq!(read().await, (vec![offline, online, online, online], Some(1..4)));
+    tasks.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_private_model_is_not_registered() {
     let tasks = Tasks::new();
     let (p2p, dht) = node(&tasks, Vec::new()).await;

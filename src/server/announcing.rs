@@ -1,0 +1,152 @@
+//! What a model's server tells the swarm, span by span. When it is told is decided in `lifecycle.rs` and `moving.rs`.
+
+use std::{
+    ops::Range,
+    sync::{Arc, MutexGuard, PoisonError},
+};
+
+use sepal_protocol::record::{ServerInfo, ServerState};
+use tracing::{info, warn};
+
+use super::{
+    Throughput,
+    current::Record,
+    lifecycle::{Lifecycle, StartError, version},
+    throughput::Rates,
+};
+use crate::swarm::{
+    announce::{AnnounceConfig, AnnounceError, Announcer},
+    models,
+};
+
+/// Announced while loading, in tokens per second.
+const UNMEASURED_THROUGHPUT: f64 = 1.0;
+
+/// The announcers that are alive: one, or two while the server moves.
+pub(super) type Announcers = Vec<(Range<u32>, Arc<Announcer>)>;
+
+impl Lifecycle {
+    /// An announcer of `span`, which says nothing yet.
+    pub(super) fn spawn_announcer(&self, span: &Range<u32>) -> Arc<Announcer> {
+        let hosted = self.hosted.clone();
+        let describe = move || hosted.describe();
+        let announcer = Announcer::spawn(self.dht.clone(), self.announce_config(span), describe, &self.tasks);
+        let announcer = Arc::new(announcer);
+        self.announcers().push((span.clone(), announcer.clone()));
+        announcer
+    }
+
+    fn announcers(&self) -> MutexGuard<'_, Announcers> {
+        self.announcers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes back what was said of `span`; the server stays at `home`.
+    pub(super) async fn withdraw(&self, span: &Range<u32>, home: &Range<u32>) {
+        let announcers = self.announcers().clone();
+        for (_, announcer) in announcers.iter().filter(|(announced, _)| announced == span) {
+            say_offline(announcer, home).await;
+        }
+        self.announcers().retain(|(announced, _)| announced != span);
+    }
+
+    /// `span` is ONLINE and everything else is OFFLINE, in the order that leaves no reader with both.
+    pub(super) async fn change_over(&self, span: &Range<u32>) -> Result<(), StartError> {
+        let announcers = self.announcers().clone();
+        for (_, old) in announcers.iter().filter(|(announced, _)| announced != span) {
+            say_offline(old, span).await;
+        }
+        self.announcers().retain(|(announced, _)| announced == span);
+        for (_, new) in announcers.iter().filter(|(announced, _)| announced == span) {
+            new.set_state(ServerState::Online).await.map_err(StartError::Announce)?;
+        }
+        Ok(())
+    }
+
+    /// OFFLINE under every block that anything was said about.
+    pub(super) async fn go_offline(&self) {
+        let announcers = std::mem::take(&mut *self.announcers());
+        for (_, announcer) in announcers {
+            say_offline(&announcer, &(0..0)).await;
+        }
+    }
+
+    /// Tells the swarm at once when others get to us in another way than before.
+    pub(super) fn watch_access(self: &Arc<Self>) {
+        let this = self.clone();
+        self.moving.spawn_until_stopped("access", async move {
+            let mut access = this.config.access.clone();
+            let mut told = access.borrow_and_update().using_relay();
+            while access.changed().await.is_ok() {
+                let now = access.borrow_and_update().using_relay();
+                if now != std::mem::replace(&mut told, now) {
+                    info!(
+                        using_relay = now,
+                        "announcing that others get to this server in another way"
+                    );
+                    this.announcers().iter().for_each(|(_, announcer)| announcer.renew());
+                }
+            }
+        });
+    }
+
+    fn announce_config(&self, span: &Range<u32>) -> AnnounceConfig {
+        let period = self.config.update_period;
+        AnnounceConfig {
+            prefix: self.config.prefix.clone(),
+            peer: self.p2p.peer_id(),
+            blocks: span.clone(),
+            n_model_blocks: self.source.config().n_blocks,
+            repository: self.source.repo_name().map(models::repository_url),
+            period,
+            expiration: self
+                .config
+                .expiration
+                .unwrap_or_else(|| AnnounceConfig::default_expiration(period)),
+        }
+    }
+
+    /// What does not change while a span is served. State, span and pings are the announcer's, and how others get to us
+    /// is looked up when it is announced.
+    pub(super) fn record(&self, rates: Option<Rates>) -> Record {
+        let throughput = self.throughput(rates);
+        let info = ServerInfo {
+            public_name: self.config.public_name.clone(),
+            version: Some(version()),
+            network_rps: rates.and_then(|rates| rates.network_rps),
+            forward_rps: rates.and_then(|rates| rates.forward_rps),
+            inference_rps: rates.and_then(|rates| rates.inference_rps),
+            torch_dtype: Some(self.dtype().as_torch_str().to_string()),
+            quant_type: Some(self.precision().weights.quant_type().to_string()),
+            adapters: self
+                .config
+                .adapters
+                .iter()
+                .map(|adapter| adapter.name().to_owned())
+                .collect(),
+            ..ServerInfo::new(ServerState::Joining, throughput)
+        };
+        Record {
+            info,
+            relayed_throughput: rates.map_or(throughput, |rates| rates.relayed_throughput),
+        }
+    }
+
+    /// While loading nothing is measured yet, but the span must count for others that choose blocks at the same time: a
+    /// zero would make them take the same ones.
+    fn throughput(&self, rates: Option<Rates>) -> f64 {
+        match (rates, self.config.throughput) {
+            (Some(rates), _) => rates.throughput,
+            (None, Throughput::Fixed(throughput)) => throughput,
+            (None, Throughput::Auto | Throughput::Eval) => UNMEASURED_THROUGHPUT,
+        }
+    }
+}
+
+/// The last word of an announcer; nothing about the blocks in `except`.
+async fn say_offline(announcer: &Announcer, except: &Range<u32>) {
+    match announcer.set_state_except(ServerState::Offline, except.clone()).await {
+        // It was said already.
+        Ok(()) | Err(AnnounceError::Stopped) => {}
+        Err(error) => warn!(%error, "the swarm learns that these blocks are gone only when their records expire"),
+    }
+}

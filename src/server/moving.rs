@@ -1,0 +1,197 @@
+//! From one span to another without an outage. It decides nothing about where to go (`swarm::placement`) and answers no
+//! requests.
+//!
+//! ```text
+//! look ─▶ wait a little, look again ─▶ announce JOINING there ─▶ load beside ─▶ look a last time
+//!                                                                                │        └─ others were quicker:
+//!      sessions end, old blocks are freed ◀─ linger ◀─ announce the switch ◀─ switch         take it back, stay
+//! ```
+//!
+//! Blocks that both spans have are shared. Open sessions go on where they are; clients that have not heard of the move are
+//! served for a while. Where both spans together do not fit into memory, the server stops, forgets the old blocks and
+//! loads the new ones, as Petals always does.
+
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::Rng;
+use sepal_protocol::record::ServerState;
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use super::{
+    BlockChoice, capacity,
+    lifecycle::{Lifecycle, StartError},
+    serving::Serving,
+};
+use crate::swarm::placement::{self, Habit, Place};
+
+/// How long the old blocks are still there for new sessions. Petals' clients read the records once a minute
+/// (`client/config.py`, update_period), ours more often.
+pub(super) const LINGER: Duration = Duration::from_secs(90);
+
+/// Share of the mean time between two looks that a server waits before its second one, so that of several that saw the
+/// same gap one is first and the others see it go; and because one look is a guess at what others will do, which is
+/// sometimes a lucky one.
+const JITTER: f64 = 0.5;
+
+/// What became of a move.
+enum Outcome {
+    Moved,
+    /// Others were quicker; nothing has changed.
+    GivenUp,
+}
+
+impl Lifecycle {
+    /// Looks from time to time whether the swarm would be better off with us elsewhere, and moves.
+    pub(super) fn watch_balance(self: &Arc<Self>) {
+        let fixed = matches!(self.config.blocks, BlockChoice::Fixed(_));
+        if fixed || self.config.balance_quality <= 0.0 {
+            return;
+        }
+        let this = self.clone();
+        self.moving.spawn_until_stopped("balance", async move {
+            let (began, period) = (Instant::now(), this.config.mean_balance_check_period.as_secs_f64());
+            let now = || began.elapsed().as_secs_f64();
+            let mut habit = Habit::default();
+            loop {
+                random_wait(2.0 * period).await;
+                let Some((from, place)) = this.where_to(&habit, now()).await else {
+                    continue;
+                };
+                // What is urgent is so for everybody: then the wait is what lets one be first, too.
+                random_wait(JITTER * period).await;
+                if this.where_to(&habit, now()).await != Some((from.clone(), place.clone())) {
+                    continue;
+                }
+                let outcome = this.go(&place.blocks).await;
+                match &outcome {
+                    Ok(Outcome::Moved) => habit.moved(from, now(), period),
+                    Ok(Outcome::GivenUp) => {
+                        habit.abandoned(now(), period);
+                        continue;
+                    }
+                    Err(error) => error!(error = error as &dyn std::error::Error, "the move failed"),
+                }
+                let failed = outcome.is_err();
+                let report = outcome.map(|_| place.blocks);
+                if this.report.send(report).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Where we are, and a better place if there is one that we may go to.
+    async fn where_to(&self, habit: &Habit, now: f64) -> Option<(Range<u32>, Place)> {
+        let from = self.hosted.now()?.span.clone();
+        let snapshot = self.directory.refresh().await;
+        let (me, quality) = (self.p2p.peer_id(), self.config.balance_quality);
+        let place = placement::better_place(&snapshot, me, quality, &mut rand::rng())?;
+        (place.blocks != from && habit.allows(&place, now)).then_some((from, place))
+    }
+
+    async fn go(&self, to: &Range<u32>) -> Result<Outcome, StartError> {
+        let Some(old) = self.hosted.now() else {
+            return Err(StartError::Interrupted);
+        };
+        let added = added(&old.span, to);
+        let needed = old.blocks.config().block_bytes(self.precision().weights) * added.len() as u64;
+        // Where the system does not say what is free, there is no reason to expect the worst.
+        let free = capacity::free_memory().unwrap_or(u64::MAX);
+        if needed <= free {
+            info!(from = ?old.span, ?to, "moving to blocks that the swarm needs more; sessions go on");
+            return self.go_beside(&old, to, added).await;
+        }
+        warn!(
+            from = ?old.span,
+            ?to,
+            needed_bytes = needed,
+            free_bytes = free,
+            "moving to blocks that the swarm needs more; both spans do not fit into memory, so open sessions end"
+        );
+        drop(old);
+        self.take_down().await;
+        self.bring_up_at(to.clone()).await?;
+        Ok(Outcome::Moved)
+    }
+
+    /// Loads what is missing, and changes over. Whatever goes wrong before the switch, the old span stays.
+    async fn go_beside(&self, old: &Arc<Serving>, to: &Range<u32>, added: Range<u32>) -> Result<Outcome, StartError> {
+        let announcer = self.spawn_announcer(to);
+        let from = old.span.clone();
+        let announce = async {
+            let joining = announcer.set_state_except(ServerState::Joining, from.clone());
+            joining.await.map_err(StartError::Announce)
+        };
+        let loaded = tokio::try_join!(announce, self.load_beside(old, to, added));
+        let next = match loaded {
+            Ok(((), next)) if self.is_still_better(&from, to).await => next,
+            Ok(_) => {
+                info!(blocks = ?from, "others were quicker: staying at these blocks");
+                self.withdraw(to, &from).await;
+                return Ok(Outcome::GivenUp);
+            }
+            Err(error) => {
+                error!(error = &error as &dyn std::error::Error, blocks = ?from, "staying at these blocks");
+                self.withdraw(to, &from).await;
+                return Ok(Outcome::GivenUp);
+            }
+        };
+        self.hosted.switch(Arc::new(next));
+        self.change_over(to).await?;
+        let (hosted, old, linger) = (self.hosted.clone(), Arc::downgrade(old), self.config.linger);
+        self.tasks.spawn_until_stopped("linger", async move {
+            sleep(linger).await;
+            hosted.retire(&old);
+        });
+        Ok(Outcome::Moved)
+    }
+
+    async fn load_beside(&self, old: &Serving, to: &Range<u32>, added: Range<u32>) -> Result<Serving, StartError> {
+        let added = self.load_blocks(added, None).await?;
+        let blocks = old.blocks.moved(&added, to.clone());
+        let blocks = blocks.map_err(|source| StartError::Load {
+            start: to.start,
+            end: to.end,
+            source,
+        })?;
+        self.serving(Arc::new(blocks), Some(old))
+    }
+
+    async fn is_still_better(&self, from: &Range<u32>, to: &Range<u32>) -> bool {
+        let snapshot = self.directory.refresh().await;
+        placement::still_better(&snapshot, self.p2p.peer_id(), from, to)
+    }
+}
+
+/// The blocks of `to` that are not in `from`. Both have the same length, so they are contiguous.
+fn added(from: &Range<u32>, to: &Range<u32>) -> Range<u32> {
+    if to.start >= from.start {
+        to.start.max(from.end)..to.end
+    } else {
+        to.start..to.end.min(from.start)
+    }
+}
+
+/// Between nothing and `most` seconds.
+async fn random_wait(most: f64) {
+    let wait = rand::rng().random_range(0.0..=most);
+    sleep(Duration::from_secs_f64(wait)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_blocks_that_are_missing_are_loaded() {
+        assert_eq!(added(&(4..8), &(6..10)), 8..10);
+        assert_eq!(added(&(4..8), &(2..6)), 2..4);
+        assert_eq!(added(&(4..8), &(8..12)), 8..12);
+        assert_eq!(added(&(4..8), &(0..4)), 0..4);
+    }
+}
