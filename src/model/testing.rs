@@ -81,6 +81,16 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     }
 }
 
+/// Bit for bit: what is computed in one order of additions has no other outcome.
+#[track_caller]
+pub(crate) fn assert_same_bits(found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let same = found.to_bits() == expected.to_bits();
+        assert!(same, "number {i}: {found:?} instead of {expected:?}");
+    }
+}
+
 /// A configuration of one small block, with `changes`.
 pub(super) fn small_config(changes: Value) -> Value {
     let mut config = json!({

@@ -1,7 +1,7 @@
-//! Whoever rides along in a batch changes nothing: every session gets what it gets alone.
+//! Whoever rides along in a batch changes nothing: every session gets what it gets alone, bit for bit.
 
 use rand::{Rng, rngs::StdRng};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{super::testing::*, *};
 use crate::model::WeightDType;
@@ -84,8 +84,8 @@ fn run_together(blocks: &Blocks, runs: &mut [&mut Run], rng: &mut StdRng, scratc
     }
 }
 
-fn random_mix_equals_each_alone(dtype: WeightDType, seed: u64) {
-    let blocks = random_blocks(json!({}), seed, dtype);
+fn random_mix_equals_each_alone(config: Value, dtype: WeightDType, seed: u64) {
+    let blocks = random_blocks(config, seed, dtype);
     let mut rng = rng(seed);
     let mut runs: Vec<Run> = (0..N_SESSIONS).map(|_| Run::new(&blocks, &mut rng)).collect();
     let mut scratch = Scratch::default();
@@ -101,7 +101,7 @@ fn random_mix_equals_each_alone(dtype: WeightDType, seed: u64) {
         run_together(&blocks, &mut riding, &mut rng, &mut scratch);
     }
     for run in &runs {
-        assert_close(&run.out.concat(), &alone(&blocks, &run.x).concat(), 2e-3);
+        assert_same_bits(&run.out.concat(), &alone(&blocks, &run.x).concat());
     }
 }
 
@@ -109,8 +109,16 @@ fn random_mix_equals_each_alone(dtype: WeightDType, seed: u64) {
 fn a_random_mix_of_sessions_gives_each_what_it_gets_alone() {
     for dtype in [WeightDType::F32, WeightDType::Bf16, WeightDType::F16] {
         for seed in 0..4 {
-            random_mix_equals_each_alone(dtype, seed);
+            random_mix_equals_each_alone(json!({}), dtype, seed);
         }
+    }
+}
+
+#[test]
+fn a_random_mix_of_sessions_gives_each_what_it_gets_alone_also_from_experts() {
+    let experts = json!({ "model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2 });
+    for dtype in [WeightDType::F32, WeightDType::Bf16] {
+        random_mix_equals_each_alone(experts.clone(), dtype, 5);
     }
 }
 

@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     model::{
         ModelFiles, WeightDType,
-        testing::{assert_close, engine},
+        testing::{assert_same_bits, engine},
     },
     server::memory::Memory,
 };
@@ -118,7 +118,7 @@ impl Script {
 
 async fn everybody_gets_what_they_get_alone(dtype: WeightDType, seed: u64) {
     let (blocks, mut rng) = (blocks(dtype), StdRng::seed_from_u64(seed));
-    let scripts: Vec<Script> = (0..12).map(|_| Script::random(&mut rng)).collect();
+    let scripts: Vec<Script> = (0..9).map(|_| Script::random(&mut rng)).collect();
     let worker = start(&blocks);
     let forward = Work {
         chain: [0, 1, 2, 3].into(),
@@ -135,17 +135,17 @@ async fn everybody_gets_what_they_get_alone(dtype: WeightDType, seed: u64) {
         let worker = start(&blocks);
         let alone = script.play(&worker, &blocks, StdRng::from_rng(&mut rng)).await;
         worker.stop();
-        assert_close(together, &alone, 0.05);
+        assert_same_bits(together, &alone);
     }
     let mut expected = forward_x;
     (0..4).for_each(|block| blocks.forward(block, &mut expected).unwrap());
-    assert_close(&forward.unwrap().data, &expected.data, 0.05);
+    assert_same_bits(&forward.unwrap().data, &expected.data);
 }
 
 #[tokio::test]
 async fn a_random_mix_of_sessions_gives_each_what_it_gets_alone() {
     for dtype in [WeightDType::F32, WeightDType::Bf16] {
-        for seed in 0..3 {
+        for seed in 0..2 {
             everybody_gets_what_they_get_alone(dtype, seed).await;
         }
     }
@@ -187,7 +187,7 @@ async fn a_panic_ends_the_session_that_it_hit_and_no_other() {
         }
         let mut alone = Session::new(&worker, &blocks, &[0, 1, 2, 3], 1, 8).await;
         let expected = alone.step(inputs[i].clone(), None).await.unwrap();
-        assert_close(&outcome.unwrap().data, &expected.data, 1e-4);
+        assert_same_bits(&outcome.unwrap().data, &expected.data);
     }
     let mut poisoned = random(&mut rng, 1, 1);
     poisoned.data[0] = POISON;
