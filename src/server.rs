@@ -298,7 +298,7 @@ impl Server {
     /// What the node did so far, for all its models.
     pub fn stats(&self) -> Stats {
         let current = self.lifecycle.current();
-        current.counters.read(current.queued())
+        current.counters.read(current.queued(), current.cache_counts())
     }
 
     /// Announces OFFLINE, waits until that is stored, then ends all sessions and the compute thread. Nothing is served

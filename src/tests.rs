@@ -15,5 +15,6 @@ mod pushing;
 mod replay;
 mod setup;
 mod several;
+mod sharing;
 mod standing;
 mod steps;

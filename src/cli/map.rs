@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 use super::{model::Model, node::Node, output, swarm::Swarm};
 use crate::{
     http::{self, OwnNumber, OwnValue},
-    model::{BUILTIN_NAME, BUILTIN_REPOSITORY},
+    model::{BUILTIN_NAME, BUILTIN_REPOSITORY, CacheCounts},
     server::Stats,
     swarm::health::{Alias, Config, Health, NamedModel},
 };
@@ -75,17 +75,13 @@ pub(super) fn announce(site: http::Site) {
 
 /// What a server knows of itself, under the names that `/metrics` gives it.
 pub(super) fn numbers(stats: Stats) -> Vec<OwnNumber> {
-    let count = |name, help, count| OwnNumber {
-        name,
-        help,
-        value: OwnValue::Count(count),
-    };
-    let now = |name, help, value| OwnNumber {
-        name,
-        help,
-        value: OwnValue::Now(value),
-    };
-    let Stats { waits, step_times, .. } = stats;
+    let mut numbers = work(&stats);
+    numbers.extend(times(&stats));
+    numbers.extend(cache(stats.cache));
+    numbers
+}
+
+fn work(stats: &Stats) -> Vec<OwnNumber> {
     vec![
         count("server_steps", "Steps of sessions that were computed", stats.steps),
         count(
@@ -123,6 +119,11 @@ pub(super) fn numbers(stats: Stats) -> Vec<OwnNumber> {
             "Steps and requests that wait or are computed",
             stats.queued as f64,
         ),
+    ]
+}
+
+fn times(Stats { waits, step_times, .. }: &Stats) -> [OwnNumber; 4] {
+    [
         now(
             "server_wait_seconds_p50",
             "How long the last steps waited before they were begun, half of them less",
@@ -144,4 +145,52 @@ pub(super) fn numbers(stats: Stats) -> Vec<OwnNumber> {
             step_times.p99.as_secs_f64(),
         ),
     ]
+}
+
+/// A page is 16 tokens of one block.
+fn cache(counts: CacheCounts) -> [OwnNumber; 6] {
+    [
+        now(
+            "server_cache_pages",
+            "Pages that were allocated for all caches",
+            counts.total as f64,
+        ),
+        now("server_cache_pages_free", "Pages that hold nothing", counts.free as f64),
+        now(
+            "server_cache_pages_kept",
+            "Pages that only hold known prefixes, and go to whoever needs them",
+            counts.kept as f64,
+        ),
+        now(
+            "server_cache_pages_overflow",
+            "Pages beyond those that were allocated",
+            counts.overflow as f64,
+        ),
+        now(
+            "server_cache_pages_shared",
+            "Pages that sharing saves: users of pages beyond the first of each",
+            counts.shared as f64,
+        ),
+        count(
+            "server_cache_reused_tokens",
+            "Tokens that were not computed because their prefix was known",
+            counts.reused_tokens,
+        ),
+    ]
+}
+
+fn count(name: &'static str, help: &'static str, count: u64) -> OwnNumber {
+    OwnNumber {
+        name,
+        help,
+        value: OwnValue::Count(count),
+    }
+}
+
+fn now(name: &'static str, help: &'static str, value: f64) -> OwnNumber {
+    OwnNumber {
+        name,
+        help,
+        value: OwnValue::Now(value),
+    }
 }

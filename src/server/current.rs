@@ -16,7 +16,7 @@ use super::{
     serving::{Limits, Serving},
     stats::Counters,
 };
-use crate::swarm::standing::Access;
+use crate::{model::CacheCounts, swarm::standing::Access};
 
 /// All models of this node.
 #[derive(Debug)]
@@ -137,6 +137,13 @@ impl Current {
         let models = read(&self.models);
         let spans = models.iter().flat_map(|model| model.all());
         spans.map(|serving| serving.worker.queued()).sum()
+    }
+
+    /// How the memory of all caches is used, on every span that is still there.
+    pub(super) fn cache_counts(&self) -> CacheCounts {
+        let models = read(&self.models);
+        let spans = models.iter().flat_map(|model| model.all());
+        spans.map(|serving| serving.blocks.cache_counts()).sum()
     }
 
     /// Limits for requests of which it is not known yet what they are for: those of the first model. The flags that set

@@ -5,11 +5,13 @@ use std::{
     time::Duration,
 };
 
+use crate::model::CacheCounts;
+
 /// Times that are remembered for [`Quantiles`]. Enough that one in a hundred means something.
 const REMEMBERED_TIMES: usize = 1024;
 
-/// A reading of the counts. They only grow, also when the server moves to other blocks; the queue and the times are those
-/// of now.
+/// A reading of the counts. They only grow, also when the server moves to other blocks; the queue, the cache and the times
+/// are those of now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Steps of inference sessions that were computed.
@@ -28,6 +30,8 @@ pub struct Stats {
     pub block_tokens: u64,
     /// Steps and requests that wait or are computed.
     pub queued: usize,
+    /// Pages of the caches of all spans that are loaded.
+    pub cache: CacheCounts,
     /// How long the last steps waited before they were begun.
     pub waits: Quantiles,
     /// How long the last steps took on the compute thread, waiting included.
@@ -116,8 +120,8 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// `queued` is what waits or runs now.
-    pub(crate) fn read(&self, queued: usize) -> Stats {
+    /// `queued` is what waits or runs now, `cache` how the caches are used.
+    pub(crate) fn read(&self, queued: usize, cache: CacheCounts) -> Stats {
         Stats {
             steps: self.steps.get(),
             pushes_sent: self.pushes_sent.get(),
@@ -127,6 +131,7 @@ impl Counters {
             block_runs: self.block_runs.get(),
             block_tokens: self.block_tokens.get(),
             queued,
+            cache,
             waits: self.waits.read(),
             step_times: self.step_times.read(),
         }

@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
     generating::{client, generate},
-    setup::{Reference, Swarm, config, reference, soon, tokens},
+    setup::{Reference, Swarm, config, reference, soon, tokens, until},
 };
 use crate::client::Client;
 
@@ -68,5 +68,12 @@ async fn two_hundred_sessions_that_come_and_go_disturb_nobody_and_leave_nothing(
     server.idle().await;
     let stats = server.server.stats();
     assert_eq!(stats.queued, 0);
+    let all_pages_are_back = || {
+        let cache = server.server.stats().cache;
+        // What is known of prefixes stays, in memory that nobody needs.
+        cache.free + cache.kept == cache.total && cache.overflow == 0 && cache.shared == 0
+    };
+    until("no session has a page", all_pages_are_back).await;
+    assert!(stats.cache.total > 0, "the server has no pages of its own");
     assert!(stats.block_tokens > stats.block_runs, "nobody ever met in a batch");
 }

@@ -13,7 +13,7 @@ use crate::{
     task::Tasks,
 };
 
-pub(super) use crate::model::testing::{assert_close, engine};
+pub(super) use crate::model::testing::{assert_close, assert_same_bits, engine};
 
 /// The prefix under which the recorded servers announced the model.
 pub(super) const PREFIX: &str = "tiny-llama-hf";

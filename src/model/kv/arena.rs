@@ -51,6 +51,21 @@ pub struct CacheCounts {
     pub shared: usize,
 }
 
+/// Of several arenas together.
+impl std::iter::Sum for CacheCounts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, counts| Self {
+            total: sum.total + counts.total,
+            free: sum.free + counts.free,
+            kept: sum.kept + counts.kept,
+            overflow: sum.overflow + counts.overflow,
+            known: sum.known + counts.known,
+            reused_tokens: sum.reused_tokens + counts.reused_tokens,
+            shared: sum.shared + counts.shared,
+        })
+    }
+}
+
 impl Arena {
     /// An arena of `n_pages` pages, all allocated and touched. `None` if there is not enough memory.
     pub(crate) fn new(shape: KvShape, n_pages: usize) -> Option<Arc<Self>> {

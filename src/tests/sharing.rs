@@ -1,0 +1,143 @@
+//! What sessions that begin alike share: the same outputs bit for bit, and less to compute. Nothing is shared where more
+//! than the inputs decides what comes out.
+
+use sepal_protocol::tensor::{DType, WireTensor};
+
+use super::{
+    caller::{Session, Step},
+    setup::{Node, Swarm, TestServer, WIDTH, assert_same_bits, config, reference, tokens},
+};
+use crate::{
+    model::{Adapter, Hidden, HubOptions},
+    server::Config,
+};
+
+const N_TOKENS: usize = 45;
+/// What the first step of a session has.
+const N_PROMPT: usize = 40;
+/// Those of its tokens that fill pages.
+const N_SHARED: u64 = 32;
+
+struct Scene {
+    swarm: Swarm,
+    server: TestServer,
+    node: Node,
+}
+
+async fn scene(config: Config) -> Scene {
+    let swarm = Swarm::start().await;
+    let (server, node) = (swarm.serve_with(config).await, swarm.caller().await);
+    Scene { swarm, server, node }
+}
+
+impl Scene {
+    fn reused(&self) -> u64 {
+        self.server.server.stats().cache.reused_tokens
+    }
+
+    async fn outputs(&self, steps: &[Step]) -> Vec<f32> {
+        outputs(&self.node, &self.server, steps).await
+    }
+}
+
+/// What a session of `steps` gets, all tokens one behind the other.
+async fn outputs(node: &Node, server: &TestServer, steps: &[Step]) -> Vec<f32> {
+    let mut session = Session::open(node, server.node.peer()).await;
+    let mut outputs = Vec::new();
+    for step in steps {
+        outputs.extend(session.step(step).await.output().to_f32_vec());
+    }
+    session.finish().await;
+    outputs
+}
+
+/// More tokens than the recorded prompt has, no two the same.
+fn inputs(scale: f32) -> Hidden {
+    let recorded = reference().embeddings;
+    let data = recorded.data.iter().cycle().take(N_TOKENS * WIDTH).enumerate();
+    let data = data.map(|(i, number)| number * (scale + (i / WIDTH) as f32 / 100.0));
+    Hidden::new(data.collect(), 1, N_TOKENS, WIDTH).unwrap()
+}
+
+/// `x` in steps that end before each of `ends`, the last at its end.
+fn steps(x: &Hidden, ends: &[usize]) -> Vec<Step> {
+    let mut steps = vec![Step::first(&tokens(x, 0..ends[0]), N_TOKENS)];
+    steps.extend(ends.windows(2).map(|pair| Step::next(&tokens(x, pair[0]..pair[1]))));
+    steps
+}
+
+fn asking_for(adapter: &str, mut steps: Vec<Step>) -> Vec<Step> {
+    steps[0].metadata.active_adapter = Some(adapter.to_owned());
+    steps
+}
+
+#[tokio::test]
+async fn a_session_that_begins_as_another_gets_the_same_bits_and_computes_less() {
+    let scene = scene(config(0..4)).await;
+    let x = inputs(1.0);
+    let prompt_first = steps(&x, &[N_PROMPT, N_TOKENS]);
+    let expected = scene.outputs(&prompt_first).await;
+    assert_eq!(scene.reused(), 0);
+    assert_same_bits(&scene.outputs(&prompt_first).await, &expected);
+    assert_eq!(scene.reused(), N_SHARED);
+    let whole = scene.outputs(&steps(&x, &[N_TOKENS])).await;
+    assert_same_bits(&whole, &expected);
+    assert_eq!(scene.reused(), 2 * N_SHARED);
+    let pieces = scene.outputs(&steps(&x, &[7, 20, 21, 39, N_TOKENS])).await;
+    assert_same_bits(&pieces, &expected);
+
+    let mut alone = config(0..4);
+    alone.limits.share_prefixes = false;
+    let alone = scene.swarm.serve_with(alone).await;
+    for _ in 0..2 {
+        assert_same_bits(&outputs(&scene.node, &alone, &prompt_first).await, &expected);
+    }
+    assert_eq!(alone.server.stats().cache.reused_tokens, 0);
+}
+
+#[tokio::test]
+async fn with_deep_prompts_nothing_is_taken_over_and_nothing_is_left_to_others() {
+    let scene = scene(config(0..4)).await;
+    for (x, prompts_first) in [(inputs(1.0), false), (inputs(-0.5), true)] {
+        let plain = steps(&x, &[N_PROMPT, N_TOKENS]);
+        let mut tuned = plain.clone();
+        let prompts = vec![0.25; 4 * 3 * WIDTH];
+        tuned[0].prompts = WireTensor::from_f32(&prompts, [4, 1, 3, WIDTH], DType::F32).unwrap();
+        let reused = scene.reused();
+        let (first, second) = if prompts_first {
+            (&tuned, &plain)
+        } else {
+            (&plain, &tuned)
+        };
+        let (first, second) = (scene.outputs(first).await, scene.outputs(second).await);
+        assert_ne!(first, second, "the prompts do something");
+        assert_eq!(scene.reused(), reused);
+        // Each gets what it got before, whoever was there meanwhile.
+        let (again, expected) = if prompts_first {
+            (&second, &first)
+        } else {
+            (&first, &second)
+        };
+        assert_same_bits(&scene.outputs(&plain).await, again);
+        assert_same_bits(&scene.outputs(&tuned).await, expected);
+        assert_eq!(scene.reused(), reused + N_SHARED, "only the plain session shares");
+    }
+}
+
+#[tokio::test]
+async fn sessions_share_with_those_of_the_same_adapter_only() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/sepal/lora/everything");
+    let mut config = config(0..4);
+    config.adapters = vec![Adapter::open(folder, &HubOptions::from_variables(|_| None)).unwrap()];
+    let scene = scene(config).await;
+    let plain = steps(&inputs(1.0), &[N_PROMPT, N_TOKENS]);
+    let adapted = asking_for("everything", plain.clone());
+    let without = scene.outputs(&plain).await;
+    let with = scene.outputs(&adapted).await;
+    assert_ne!(with, without, "the adapter does something");
+    assert_eq!(scene.reused(), 0);
+    assert_same_bits(&scene.outputs(&adapted).await, &with);
+    assert_eq!(scene.reused(), N_SHARED);
+    assert_same_bits(&scene.outputs(&plain).await, &without);
+    assert_eq!(scene.reused(), 2 * N_SHARED);
+}
