@@ -9,7 +9,7 @@ use crate::model::cpu::quant::{Q4K, round};
 /// Weights of a sub-block.
 const SUB: usize = 32;
 
-/// Steps of the largest code that are tried, from 14 to 16 by tenths; clamped, most land on fewer or more weights at 15.
+/// How many largest codes are tried, from 14 to 16 by tenths; codes above 15 become 15.
 const TRIALS: u8 = 21;
 
 /// What a sub-block is about: `weight ≈ scale · code - minimum`, both at least 0.
@@ -59,8 +59,9 @@ fn six_bits(value: f32) -> u8 {
 }
 
 #[inline(always)]
+#[expect(clippy::manual_clamp, reason = "`clamp` keeps NaN, which must become a code, too")]
 fn code(value: f32) -> f32 {
-    // Clamped before it is rounded, so that no value is too large to round; NaN becomes a code, too.
+    // Clamped before it is rounded, so that no value is too large to round.
     round(value.max(0.0).min(15.0)) as f32
 }
 

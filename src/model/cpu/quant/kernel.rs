@@ -211,18 +211,17 @@ unsafe fn dots<L: Lanes, F: Format, const P: usize, const M: usize>(
                 }
                 for m in 0..M {
                     let q = (*x.add(m * x_stride)).q.as_ptr().add(line * 8);
-                    for p in 0..P {
-                        nibbles[p][m] = L::dot_nibbles(nibbles[p][m], low[p], q);
+                    for (sums, low) in nibbles.iter_mut().zip(low) {
+                        sums[m] = L::dot_nibbles(sums[m], low, q);
                     }
-                    for p in 0..P {
-                        nibbles[p][m] = L::dot_nibbles(nibbles[p][m], high[p], q.add(4));
+                    for (sums, high) in nibbles.iter_mut().zip(high) {
+                        sums[m] = L::dot_nibbles(sums[m], high, q.add(4));
                     }
                 }
             }
-            for m in 0..M {
-                let offset = F::offset::<L>(&*x.add(m * x_stride));
-                for p in 0..P {
-                    ints[p][m] = L::end_nibbles(nibbles[p][m], offset);
+            for (ints, nibbles) in ints.iter_mut().zip(nibbles) {
+                for (m, (ints, nibbles)) in ints.iter_mut().zip(nibbles).enumerate() {
+                    *ints = L::end_nibbles(nibbles, F::offset::<L>(&*x.add(m * x_stride)));
                 }
             }
         } else {
@@ -239,8 +238,8 @@ unsafe fn dots<L: Lanes, F: Format, const P: usize, const M: usize>(
                 }
                 for m in 0..M {
                     let q = (*x.add(m * x_stride)).q.as_ptr().add(line * 4);
-                    for p in 0..P {
-                        ints[p][m] = L::dot_bytes(ints[p][m], codes[p], q);
+                    for (sums, codes) in ints.iter_mut().zip(codes) {
+                        sums[m] = L::dot_bytes(sums[m], codes, q);
                     }
                 }
             }
