@@ -76,12 +76,16 @@ impl Matrix {
     }
 
     /// The weights row after row.
+    #[cfg(test)]
     pub(crate) fn to_f32(&self) -> Vec<f32> {
         match &self.packed {
             Packed::Dense(panels) => {
                 let mut out = vec![0.0; self.rows * self.cols];
-                for (row, out) in out.chunks_exact_mut(self.cols).enumerate() {
-                    panels.widen_row(row, out);
+                let mut column = vec![0.0; self.rows];
+                for k in 0..self.cols {
+                    panels.widen_column(k, &mut column);
+                    let to = out.iter_mut().skip(k).step_by(self.cols);
+                    to.zip(&column).for_each(|(to, number)| *to = *number);
                 }
                 out
             }
@@ -132,12 +136,11 @@ impl Matrix {
         kernels: Kernels,
         panels: Range<usize>,
         x: &Activations<'_>,
-        widened: &mut Vec<f32>,
-        out: &mut [f32],
+        (widened, out): (&mut Vec<f32>, &mut [f32]),
     ) {
         match &self.packed {
             Packed::Dense(dense) => match x.interleaved {
-                Some(x) => dense.multiply_many(kernels, panels, x, widened, out),
+                Some(x) => dense.multiply_many(kernels, panels, x, (widened, out)),
                 None => dense.multiply(kernels, panels, x.rows, out),
             },
             Packed::Quantised(matrix) => x.quant.multiply(matrix.panels(panels), x.quantised, out),
@@ -192,7 +195,7 @@ impl Linear {
         finish: &(dyn Fn(&mut [f32]) + Sync),
     ) {
         region(engine, ([self], &[self]), x, [out], &|x, tile| {
-            self.compute(engine.kernels, x, tile.panels, tile.widened, tile.out);
+            self.compute(engine.kernels, x, tile.panels, (tile.widened, tile.out));
             finish(tile.out);
         });
     }
@@ -202,10 +205,9 @@ impl Linear {
         kernels: Kernels,
         x: &Activations<'_>,
         panels: Range<usize>,
-        widened: &mut Vec<f32>,
-        out: &mut [f32],
+        (widened, out): (&mut Vec<f32>, &mut [f32]),
     ) {
-        self.weight.multiply(kernels, panels.clone(), x, widened, out);
+        self.weight.multiply(kernels, panels.clone(), x, (widened, out));
         if let Some(bias) = &self.bias {
             let bias = &bias[panels.start * LANES..bias.len().min(panels.end * LANES)];
             for out in out.chunks_exact_mut(panels.len() * LANES) {
@@ -222,7 +224,7 @@ impl Linear {
 /// If `x` is not whole vectors.
 pub(crate) fn apply_each<const N: usize>(engine: &Engine, linears: [&Linear; N], x: &[f32], outs: [&mut Vec<f32>; N]) {
     region(engine, (linears, &linears), x, outs, &|x, tile| {
-        linears[tile.output].compute(engine.kernels, x, tile.panels, tile.widened, tile.out);
+        linears[tile.output].compute(engine.kernels, x, tile.panels, (tile.widened, tile.out));
     });
 }
 
@@ -231,10 +233,6 @@ pub(crate) fn apply_each<const N: usize>(engine: &Engine, linears: [&Linear; N],
 ///
 /// # Panics
 /// If `x` is not whole vectors, or the two have different shapes.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "two matrices, what they multiply, and how and where they are put together"
-)]
 pub(crate) fn apply_gated(
     engine: &Engine,
     [gate, up]: [&Linear; 2],
@@ -245,9 +243,9 @@ pub(crate) fn apply_gated(
     assert_eq!(gate.weight.rows, up.weight.rows, "gate and up of different shapes");
     assert_eq!(gate.weight.cols, up.weight.cols, "gate and up of different shapes");
     region(engine, ([gate], &[gate, up]), x, [out], &|x, tile| {
-        gate.compute(engine.kernels, x, tile.panels.clone(), tile.widened, tile.out);
+        gate.compute(engine.kernels, x, tile.panels.clone(), (tile.widened, tile.out));
         tile.spare.resize(tile.out.len(), 0.0);
-        up.compute(engine.kernels, x, tile.panels, tile.widened, tile.spare);
+        up.compute(engine.kernels, x, tile.panels, (tile.widened, tile.spare));
         combine(tile.out, tile.spare);
     });
 }

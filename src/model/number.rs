@@ -89,19 +89,6 @@ impl<'a> Slice<'a> {
         }
     }
 
-    /// Number `i`.
-    ///
-    /// # Panics
-    /// If there are fewer.
-    pub(crate) fn get(self, i: usize) -> f32 {
-        match self {
-            Self::F32(items) => items[i],
-            Self::Bf16(items) => Number::to_f32(items[i]),
-            Self::F16(items) => Number::to_f32(items[i]),
-            Self::I8(items) => items[i].into(),
-        }
-    }
-
     /// A part of it.
     ///
     /// # Panics
@@ -152,33 +139,11 @@ pub(crate) enum Buffer {
 }
 
 impl Buffer {
-    /// `len` zeros.
-    pub(crate) fn zeros(dtype: WeightDType, len: usize) -> Self {
-        match dtype {
-            WeightDType::F32 => Self::F32(vec![0.0; len]),
-            WeightDType::Bf16 => Self::Bf16(vec![bf16::ZERO; len]),
-            WeightDType::F16 => Self::F16(vec![f16::ZERO; len]),
-        }
-    }
-
     pub(crate) fn as_slice(&self) -> Slice<'_> {
         match self {
             Self::F32(items) => Slice::F32(items),
             Self::Bf16(items) => Slice::Bf16(items),
             Self::F16(items) => Slice::F16(items),
-        }
-    }
-
-    /// Rounds `values` into the numbers from `at` on.
-    ///
-    /// # Panics
-    /// If they do not fit.
-    pub(crate) fn write(&mut self, at: usize, values: &[f32]) {
-        let range = at..at + values.len();
-        match self {
-            Self::F32(items) => items[range].copy_from_slice(values),
-            Self::Bf16(items) => items[range].convert_from_f32_slice(values),
-            Self::F16(items) => items[range].convert_from_f32_slice(values),
         }
     }
 }

@@ -106,14 +106,6 @@ impl Dense {
         all.range(i * LANES * self.cols..(i + 1) * LANES * self.cols)
     }
 
-    /// Writes a row, `cols` numbers.
-    pub(crate) fn widen_row(&self, row: usize, out: &mut [f32]) {
-        let panel = self.panel(row / LANES);
-        for (k, out) in out.iter_mut().enumerate() {
-            *out = panel.get(k * LANES + row % LANES);
-        }
-    }
-
     /// Writes a column, as many numbers as there are rows.
     pub(crate) fn widen_column(&self, column: usize, out: &mut [f32]) {
         for (i, out) in out.chunks_mut(LANES).enumerate() {
@@ -149,8 +141,7 @@ impl Dense {
         kernels: Kernels,
         panels: Range<usize>,
         x: &Interleaved,
-        widened: &mut Vec<f32>,
-        out: &mut [f32],
+        (widened, out): (&mut Vec<f32>, &mut [f32]),
     ) {
         let width = panels.len() * LANES;
         assert!(

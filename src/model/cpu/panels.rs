@@ -419,6 +419,10 @@ unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize>(product: Product<'
 }
 
 /// `P` panels with `M` tokens.
+#[expect(
+    clippy::needless_range_loop,
+    reason = "loops over constants become straight code on registers"
+)]
 #[inline(always)]
 unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
     panels: [*const E; P],
@@ -462,6 +466,10 @@ unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
     }
 }
 
+#[expect(
+    clippy::needless_range_loop,
+    reason = "loops over constants become straight code on registers"
+)]
 #[inline(always)]
 unsafe fn step<L: Lanes16, E: Element16, const P: usize, const M: usize>(
     panels: &[*const E; P],
