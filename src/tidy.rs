@@ -25,6 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 const FENCES: &[(&str, &[&str])] = &[
     ("libp2p", &["p2p"]),
     ("candle_core", &["model"]),
+    ("hf_hub", &["model"]),
     ("safetensors", &["model"]),
     ("ureq", &["model", "swarm"]),
     ("gemm", &["model"]),

@@ -11,15 +11,18 @@
 
 mod config;
 mod header;
-mod kinds;
 mod names;
 mod tokenizer;
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
 use bytes::Bytes;
+use candle_core::{
+    Device,
+    quantized::{GgmlDType, QStorage},
+};
 pub(crate) use header::{Header, Value};
-use kinds::Kind;
+use names::Place;
 use safetensors::Dtype;
 use thiserror::Error;
 
@@ -73,6 +76,15 @@ pub enum GgufError {
         tensor: String,
         /// ggml's name for it.
         kind: String,
+    },
+    /// The decoder refuses.
+    #[error("tensor {tensor} cannot be decoded")]
+    Decode {
+        /// As in the file.
+        tensor: String,
+        /// Why.
+        #[source]
+        source: candle_core::Error,
     },
 }
 
@@ -150,9 +162,9 @@ impl Gguf {
         let Some(info) = self.header.tensors.get(&place.tensor) else {
             return Ok(None);
         };
-        let kind = Kind::of_number(info.kind).ok_or_else(|| GgufError::Kind {
+        let kind = header::kind(info.kind).ok_or_else(|| GgufError::Kind {
             tensor: place.tensor.clone(),
-            kind: kinds::name(info.kind),
+            kind: header::kind_name(info.kind),
         })?;
         let mut shape = info.shape.clone();
         let mut bytes = self.header.bytes(info, kind, &self.content)?;
@@ -165,14 +177,13 @@ impl Gguf {
             bytes = bytes.slice(expert * size..(expert + 1) * size);
             shape.remove(0);
         }
-        let dtype = match kind {
-            Kind::F16 => Dtype::F16,
-            Kind::Bf16 => Dtype::BF16,
-            _ => Dtype::F32,
+        let numbers = shape.iter().product::<usize>();
+        let (dtype, mut bytes) = match kind {
+            GgmlDType::F32 => (Dtype::F32, bytes),
+            GgmlDType::F16 => (Dtype::F16, bytes),
+            GgmlDType::BF16 => (Dtype::BF16, bytes),
+            kind => (Dtype::F32, decode(&place, kind, &bytes, numbers)?),
         };
-        if let Some(numbers) = kind.unpack(&bytes) {
-            bytes = bytemuck::cast_slice(&numbers).to_vec().into();
-        }
         if let Some(heads) = place.interleaved_heads {
             bytes = uninterleaved(&bytes, &shape, heads)?;
         }
@@ -183,6 +194,35 @@ impl Gguf {
         }
         Ok(Some((shape, dtype, bytes)))
     }
+}
+
+fn decode(place: &Place, kind: GgmlDType, bytes: &[u8], numbers: usize) -> Result<Bytes, GgufError> {
+    // The decoder panics at anything but whole blocks, as many as there are numbers.
+    let whole = numbers.is_multiple_of(kind.block_size())
+        && (numbers / kind.block_size()).checked_mul(kind.type_size()) == Some(bytes.len());
+    if !whole {
+        return Err(GgufError::Damaged("a tensor is not made of whole blocks"));
+    }
+    let decoded = || {
+        // And at blocks that do not begin where 16-bit numbers may.
+        let mut words;
+        let aligned = if bytes.as_ptr().cast::<u16>().is_aligned() {
+            bytes
+        } else {
+            words = vec![0_u16; bytes.len().div_ceil(2)];
+            let copy = &mut bytemuck::cast_slice_mut(&mut words)[..bytes.len()];
+            copy.copy_from_slice(bytes);
+            copy
+        };
+        let storage = QStorage::from_data(Cow::Borrowed(aligned), &Device::Cpu, kind)?;
+        let tensor = candle_core::quantized::QTensor::new(storage, numbers)?;
+        tensor.dequantize(&Device::Cpu)?.to_vec1::<f32>()
+    };
+    let numbers = decoded().map_err(|source| GgufError::Decode {
+        tensor: place.tensor.clone(),
+        source,
+    })?;
+    Ok(Bytes::from(bytemuck::cast_slice(&numbers).to_vec()))
 }
 
 /// llama.cpp stores the rows of each head of llama's queries and keys such that the two numbers of a rotated pair are

@@ -7,7 +7,8 @@
 //!      └── pieces (which bytes some tensors are), space (room), lock (other processes), check (hashes)
 //! ```
 //!
-//! The cache is laid out as `huggingface_hub` does and shared with it; see `cache`.
+//! The cache is laid out as `huggingface_hub` does and shared with it, by `hf_hub`; see `cache`. That crate downloads
+//! whole files only, and is not asked to.
 
 mod cache;
 mod check;
@@ -25,6 +26,7 @@ mod weights;
 use std::{io, path::PathBuf};
 
 use cache::RepoFolder;
+use hf_hub::{Repo, RepoType};
 use http::{Fault, Http, Remote};
 
 use self::options::Tuning;
@@ -76,10 +78,10 @@ impl HubRepo {
                 endpoint: options.endpoint.clone(),
             });
         }
-        let folder = RepoFolder::new(&options.cache, name);
+        let folder = RepoFolder::new(&options.cache, model(name, &revision));
         Ok(Self {
             name: name.to_owned(),
-            commit: folder.commit_of(&revision),
+            commit: folder.commit(),
             revision,
             http: Http::new(options),
             folder,
@@ -155,7 +157,7 @@ impl HubRepo {
         };
         if self.commit.is_none() {
             self.folder
-                .remember_commit(&self.revision, &remote.commit)
+                .remember_commit(&remote.commit)
                 .map_err(|error| self.request(file).not_written(error))?;
             self.commit = Some(remote.commit.clone());
         }
@@ -163,9 +165,14 @@ impl HubRepo {
     }
 
     fn url(&self, file: &str) -> String {
-        let revision = self.commit.as_ref().unwrap_or(&self.revision).replace('/', "%2F");
+        let repo = model(&self.name, self.commit.as_ref().unwrap_or(&self.revision));
         let endpoint = self.options.endpoint.trim_end_matches('/');
-        format!("{endpoint}/{}/resolve/{revision}/{}", self.name, encoded(file))
+        format!(
+            "{endpoint}/{}/resolve/{}/{}",
+            repo.url(),
+            repo.url_revision(),
+            encoded(file)
+        )
     }
 
     fn offline(&self, file: &str) -> HubError {
@@ -194,6 +201,10 @@ impl HubRepo {
     fn not_written(&self, file: &str) -> impl Fn(io::Error) -> HubError {
         move |error| self.request(file).not_written(error)
     }
+}
+
+fn model(name: &str, revision: &str) -> Repo {
+    Repo::with_revision(name.to_owned(), RepoType::Model, revision.to_owned())
 }
 
 /// A path as part of a URL.

@@ -166,7 +166,10 @@ fn rope_scaling(gguf: &Gguf, keys: &Keys<'_>, head_dim: u64) -> Result<Json, Ggu
 
 fn plain_floats(gguf: &Gguf, tensor: &str) -> Option<Vec<f64>> {
     let info = gguf.header.tensors.get(tensor).filter(|info| info.kind == 0)?;
-    let bytes = gguf.header.bytes(info, super::kinds::Kind::F32, &gguf.content).ok()?;
+    let bytes = gguf
+        .header
+        .bytes(info, candle_core::quantized::GgmlDType::F32, &gguf.content)
+        .ok()?;
     let floats = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>);
     Some(floats.map(f64::from).collect())
 }

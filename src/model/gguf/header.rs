@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use candle_core::quantized::GgmlDType;
 
-use super::{GgufError, kinds::Kind};
+use super::GgufError;
 
 const MAGIC: &[u8] = b"GGUF";
 /// Metadata keys and tensors of the largest models are some thousands.
@@ -124,14 +125,14 @@ impl Header {
     }
 
     /// The bytes of a tensor whose numbers are written as `kind`.
-    pub(super) fn bytes(&self, info: &Info, kind: Kind, content: &Bytes) -> Result<Bytes, GgufError> {
+    pub(super) fn bytes(&self, info: &Info, kind: GgmlDType, content: &Bytes) -> Result<Bytes, GgufError> {
         let row = info.shape.last().copied().unwrap_or(0);
         let numbers = info
             .shape
             .iter()
             .try_fold(1usize, |product, dim| product.checked_mul(*dim));
-        let numbers = numbers.filter(|_| row.is_multiple_of(kind.block()));
-        let len = numbers.and_then(|numbers| (numbers / kind.block()).checked_mul(kind.bytes()));
+        let numbers = numbers.filter(|_| row.is_multiple_of(kind.block_size()));
+        let len = numbers.and_then(|numbers| (numbers / kind.block_size()).checked_mul(kind.type_size()));
         let start = self
             .data_start
             .checked_add(info.offset)
@@ -144,6 +145,48 @@ impl Header {
             None => Err(GgufError::Damaged("a tensor is not inside")),
         }
     }
+}
+
+/// How ggml writes numbers, if we read it.
+pub(super) fn kind(number: u32) -> Option<GgmlDType> {
+    Some(match number {
+        0 => GgmlDType::F32,
+        1 => GgmlDType::F16,
+        2 => GgmlDType::Q4_0,
+        3 => GgmlDType::Q4_1,
+        6 => GgmlDType::Q5_0,
+        7 => GgmlDType::Q5_1,
+        8 => GgmlDType::Q8_0,
+        10 => GgmlDType::Q2K,
+        11 => GgmlDType::Q3K,
+        12 => GgmlDType::Q4K,
+        13 => GgmlDType::Q5K,
+        14 => GgmlDType::Q6K,
+        30 => GgmlDType::BF16,
+        _ => return None,
+    })
+}
+
+/// `enum ggml_type` of `ggml.h`, as far as we refuse it.
+pub(super) fn kind_name(number: u32) -> String {
+    let names = [
+        (9, "Q8_1"),
+        (15, "Q8_K"),
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (23, "IQ4_XS"),
+        (29, "IQ1_M"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
+    ];
+    let known = names.iter().find(|(known, _)| *known == number);
+    known.map_or_else(|| format!("number {number}"), |(_, name)| (*name).to_owned())
 }
 
 struct Reader<'a> {

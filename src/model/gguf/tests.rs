@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, fs};
 
-use candle_core::{
-    Device, Tensor,
-    quantized::{GgmlDType, QTensor, gguf_file},
-};
+use candle_core::{Device, Tensor, quantized::QTensor, quantized::gguf_file};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -97,7 +94,11 @@ fn every_kind_of_numbers_gives_the_outputs_of_the_same_numbers_in_safetensors() 
         GgmlDType::BF16,
         GgmlDType::Q8_0,
         GgmlDType::Q4_0,
+        GgmlDType::Q4_1,
         GgmlDType::Q5_0,
+        GgmlDType::Q5_1,
+        GgmlDType::Q2K,
+        GgmlDType::Q3K,
         GgmlDType::Q4K,
         GgmlDType::Q5K,
         GgmlDType::Q6K,
@@ -204,6 +205,44 @@ fn truncated_and_garbled_files_are_refused_at_every_length() {
 }
 
 #[test]
+fn only_whole_blocks_come_to_the_decoder_wherever_they_begin() {
+    let place = Place {
+        tensor: "blk.0.ffn_up.weight".to_owned(),
+        expert: None,
+        interleaved_heads: None,
+        is_one_more: false,
+    };
+    for kind in (0..64).filter_map(header::kind).filter(|kind| kind.block_size() > 1) {
+        let (block, size) = (kind.block_size(), kind.type_size());
+        let bytes: Vec<u8> = (0..=2 * size).map(|i| (i * 7 % 60) as u8).collect();
+        // One of the two is not aligned.
+        let mut shifted = vec![0];
+        shifted.extend(&bytes[..2 * size]);
+        let decoded = |bytes: &[u8], numbers| decode(&place, kind, bytes, numbers);
+        let numbers = decoded(&bytes[..2 * size], 2 * block).unwrap();
+        assert_eq!(numbers.len(), 2 * block * 4);
+        assert_eq!(decoded(&shifted[1..], 2 * block).unwrap(), numbers, "{kind:?}");
+        assert!(decoded(&[], 0).unwrap().is_empty());
+        for (len, n_numbers) in [
+            (2 * size + 1, 2 * block),
+            (2 * size - 1, 2 * block),
+            (size, 2 * block),
+            (2 * size, block),
+            (2 * size, 2 * block - 1),
+            (0, block),
+            (size, 0),
+            (size, usize::MAX / block * block),
+        ] {
+            let refused = decoded(&bytes[..len], n_numbers);
+            assert!(
+                matches!(refused, Err(GgufError::Damaged(_))),
+                "{kind:?} {len} {n_numbers}"
+            );
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_used_is_named() {
     let config = config();
     let folder = TempDir::new().unwrap();
@@ -235,5 +274,5 @@ fn what_cannot_be_used_is_named() {
         Gguf::read(Bytes::from_static(b"GGML....")),
         Err(GgufError::NotGguf)
     ));
-    assert_eq!(kinds::name(23), "IQ4_XS");
+    assert_eq!(header::kind_name(23), "IQ4_XS");
 }

@@ -1,5 +1,5 @@
-//! Where things lie in the cache. Whole files lie as `huggingface_hub` lays them out, so that every tool finds them;
-//! what only we understand lies beside, in the folder `sepal` of each repository:
+//! Where things lie in the cache. Whole files lie where `hf_hub` says, as every tool has them; what only we understand
+//! lies beside, in the folder `sepal` of each repository, and links are made so that nobody sees half of one:
 //!
 //! ```text
 //! CACHE/models--OWNER--NAME/refs/main                        the commit that main was
@@ -18,15 +18,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hf_hub::{Cache, CacheRepo, Repo};
 use serde::{Deserialize, Serialize};
 
-use super::{http::Remote, is_revision};
+use super::http::Remote;
 
-/// One repository in the cache.
+/// One revision of one repository in the cache.
 #[derive(Clone, Debug)]
 pub(super) struct RepoFolder {
-    cache: PathBuf,
-    folder: String,
+    cache: Cache,
+    repo: Repo,
 }
 
 /// What a file is on the hub, kept so that its pieces can be found without asking again.
@@ -37,23 +38,27 @@ pub(super) struct Source {
 }
 
 impl RepoFolder {
-    pub(super) fn new(cache: &Path, name: &str) -> Self {
+    pub(super) fn new(cache: &Path, repo: Repo) -> Self {
         Self {
-            cache: cache.to_owned(),
-            folder: format!("models--{}", name.replace('/', "--")),
+            cache: Cache::new(cache.to_owned()),
+            repo,
         }
     }
 
-    pub(super) fn path(&self) -> PathBuf {
-        self.cache.join(&self.folder)
+    fn repo(&self) -> CacheRepo {
+        self.cache.repo(self.repo.clone())
     }
 
-    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
-        self.path().join("snapshots").join(commit)
+    fn path(&self) -> PathBuf {
+        self.cache.path().join(self.repo.folder_name())
+    }
+
+    fn snapshot(&self, commit: &str) -> PathBuf {
+        self.repo().pointer_path(commit)
     }
 
     pub(super) fn blob(&self, etag: &str) -> PathBuf {
-        self.path().join("blobs").join(etag)
+        self.repo().blob_path(etag)
     }
 
     /// Where the content grows: other tools take what lies among the blobs for its beginning without holes.
@@ -63,8 +68,9 @@ impl RepoFolder {
 
     pub(super) fn blob_lock(&self, etag: &str) -> PathBuf {
         self.cache
+            .path()
             .join(".locks")
-            .join(&self.folder)
+            .join(self.repo.folder_name())
             .join(format!("{etag}.lock"))
     }
 
@@ -95,21 +101,26 @@ impl RepoFolder {
         write(&self.source_path(&remote.commit, file), &serde_json::to_vec(&source)?)
     }
 
-    /// A branch or tag is a file with the commit; a commit is the name of a snapshot.
-    pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
-        match fs::read_to_string(self.path().join("refs").join(revision)) {
-            Ok(commit) => Some(commit.trim().to_owned()).filter(|commit| is_revision(commit)),
-            Err(_) => self.snapshot(revision).is_dir().then(|| revision.to_owned()),
-        }
+    /// The commit that the revision stands for: a branch or tag names a snapshot, a commit is the name of one.
+    pub(super) fn commit(&self) -> Option<String> {
+        let (repo, revision) = (self.repo(), self.repo.revision());
+        // The file of no name is the snapshot itself.
+        let named = repo.get("").and_then(|snapshot| {
+            let commit = snapshot.file_name()?.to_str()?.to_owned();
+            // Somebody may be writing the name just now, or have written another path.
+            (super::is_plain(&commit) && repo.pointer_path(&commit) == snapshot).then_some(commit)
+        });
+        named.or_else(|| self.snapshot(revision).is_dir().then(|| revision.to_owned()))
     }
 
     /// # Errors
     /// The cache cannot be written.
-    pub(super) fn remember_commit(&self, revision: &str, commit: &str) -> io::Result<()> {
-        if revision == commit {
-            return fs::create_dir_all(self.snapshot(commit));
+    pub(super) fn remember_commit(&self, commit: &str) -> io::Result<()> {
+        fs::create_dir_all(self.snapshot(commit))?;
+        if self.repo.revision() == commit {
+            return Ok(());
         }
-        write(&self.path().join("refs").join(revision), commit.as_bytes())
+        self.repo().create_ref(commit)
     }
 
     fn absence(&self, commit: &str, file: &str) -> PathBuf {
@@ -142,22 +153,24 @@ impl RepoFolder {
         }
         // From the folder of the link up to the repository's.
         let up = "../".repeat(2 + file.matches('/').count());
+        let blob = self.blob(etag);
+        let content = blob.strip_prefix(self.path()).unwrap_or(&blob);
         let temporary = beside(&path);
         drop(fs::remove_file(&temporary));
-        symlink(&format!("{up}blobs/{etag}"), &self.blob(etag), &temporary)?;
+        symlink(&Path::new(&up).join(content), &blob, &temporary)?;
         fs::rename(&temporary, &path)?;
         Ok(path)
     }
 }
 
 #[cfg(unix)]
-fn symlink(content: &str, _blob: &Path, link: &Path) -> io::Result<()> {
+fn symlink(content: &Path, _blob: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(content, link)
 }
 
 /// Where links need privileges other tools keep the content itself in the snapshot.
 #[cfg(not(unix))]
-fn symlink(_content: &str, blob: &Path, link: &Path) -> io::Result<()> {
+fn symlink(_content: &Path, blob: &Path, link: &Path) -> io::Result<()> {
     fs::rename(blob, link)
 }
 

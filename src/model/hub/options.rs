@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use hf_hub::Cache;
+
 use super::progress::{Progress, Silent};
 
 /// The hub that is meant when `HF_ENDPOINT` is not set.
@@ -76,8 +78,9 @@ impl HubOptions {
                 .unwrap_or_else(|| user_home.join(".cache"))
                 .join("huggingface")
         });
-        let cache = path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub"));
-        let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+        let usual = Cache::new(home.join("hub"));
+        let cache = path("HF_HUB_CACHE").unwrap_or_else(|| usual.path().clone());
+        let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| usual.token_path());
         Self {
             // A relative cache is relative to the working directory, which a long-running program may change.
             cache: std::path::absolute(&cache).unwrap_or(cache),

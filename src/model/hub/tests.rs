@@ -120,6 +120,18 @@ fn a_commit_can_be_named_as_revision() {
 }
 
 #[test]
+fn a_branch_that_names_no_snapshot_is_asked_for_anew() {
+    let cache = TempDir::new().unwrap();
+    put_in_cache(cache.path(), COMMIT, "config.json", b"{}");
+    // Half written, of another time, or malicious.
+    for named in ["", "0123", ".", "..", "../snapshots", "../../..", "a/b"] {
+        fs::write(cache.path().join("models--owner--name/refs/main"), named).unwrap();
+        let repo = HubRepo::open(REPO, &offline(cache.path())).unwrap();
+        assert_eq!(repo.commit, None, "{named:?}");
+    }
+}
+
+#[test]
 fn offline_the_missing_file_and_the_variable_are_named() {
     let cache = TempDir::new().unwrap();
     let error = HubRepo::open(REPO, &offline(cache.path())).unwrap().get("config.json");
