@@ -142,12 +142,12 @@ pub(super) fn safetensors_of(tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>)
 }
 
 /// A random model of one configuration, loaded.
-pub(super) fn random_blocks(changes: Value, seed: u64, dtype: WeightDType) -> Blocks {
+pub(super) fn random_blocks(changes: Value, seed: u64, precision: impl Into<Precision>) -> Blocks {
     let config = small_config(changes);
     let folder = write_model(&config, &random_tensors(&config, seed));
     let files = ModelFiles::from_folder(folder.path()).unwrap();
     let n_blocks = files.config().n_blocks;
-    Blocks::load(&files, 0..n_blocks, dtype, &engine()).unwrap()
+    Blocks::load(&files, 0..n_blocks, precision, &engine()).unwrap()
 }
 
 /// `x` through `block`, `n` tokens at a time, in a cache of its own.

@@ -4,7 +4,7 @@ use rand::{Rng, rngs::StdRng};
 use serde_json::{Value, json};
 
 use super::{super::testing::*, *};
-use crate::model::WeightDType;
+use crate::model::{Precision, WeightDType, WeightFormat};
 
 const N_SESSIONS: usize = 6;
 
@@ -84,8 +84,8 @@ fn run_together(blocks: &Blocks, runs: &mut [&mut Run], rng: &mut StdRng, scratc
     }
 }
 
-fn random_mix_equals_each_alone(config: Value, dtype: WeightDType, seed: u64) {
-    let blocks = random_blocks(config, seed, dtype);
+fn random_mix_equals_each_alone(config: Value, precision: impl Into<Precision>, seed: u64) {
+    let blocks = random_blocks(config, seed, precision);
     let mut rng = rng(seed);
     let mut runs: Vec<Run> = (0..N_SESSIONS).map(|_| Run::new(&blocks, &mut rng)).collect();
     let mut scratch = Scratch::default();
@@ -119,6 +119,16 @@ fn a_random_mix_of_sessions_gives_each_what_it_gets_alone_also_from_experts() {
     let experts = json!({ "model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2 });
     for dtype in [WeightDType::F32, WeightDType::Bf16] {
         random_mix_equals_each_alone(experts.clone(), dtype, 5);
+    }
+}
+
+#[test]
+fn a_random_mix_of_sessions_gives_each_what_it_gets_alone_in_every_quantised_format() {
+    // More than a super-block of columns, and not a whole number of them.
+    let wide = json!({ "hidden_size": 96, "intermediate_size": 320 });
+    for weights in WeightFormat::ALL.into_iter().filter(|format| format.dtype().is_none()) {
+        let dtype = WeightDType::Bf16;
+        random_mix_equals_each_alone(wide.clone(), Precision { weights, dtype }, 6);
     }
 }
 
