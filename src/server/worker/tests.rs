@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::{
     model::{
-        ModelFiles, WeightDType,
+        ModelFiles, Precision, WeightDType, WeightFormat,
         testing::{assert_same_bits, engine},
     },
     server::memory::Memory,
@@ -18,11 +18,11 @@ use crate::{
 const WIDTH: usize = 64;
 const POISON: f32 = 12345.0;
 
-fn blocks(dtype: WeightDType) -> Arc<Blocks> {
+fn blocks(precision: impl Into<Precision>) -> Arc<Blocks> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/petals/tiny-llama");
     let files = ModelFiles::from_folder(folder.as_ref()).unwrap();
     Arc::new(
-        Blocks::load(&files, 0..4, dtype, &engine())
+        Blocks::load(&files, 0..4, precision, &engine())
             .unwrap()
             .with_poison(POISON),
     )
@@ -116,8 +116,8 @@ impl Script {
     }
 }
 
-async fn everybody_gets_what_they_get_alone(dtype: WeightDType, seed: u64) {
-    let (blocks, mut rng) = (blocks(dtype), StdRng::seed_from_u64(seed));
+async fn everybody_gets_what_they_get_alone(precision: Precision, seed: u64) {
+    let (blocks, mut rng) = (blocks(precision), StdRng::seed_from_u64(seed));
     let scripts: Vec<Script> = (0..9).map(|_| Script::random(&mut rng)).collect();
     let worker = start(&blocks);
     let forward = Work {
@@ -144,10 +144,10 @@ async fn everybody_gets_what_they_get_alone(dtype: WeightDType, seed: u64) {
 
 #[tokio::test]
 async fn a_random_mix_of_sessions_gives_each_what_it_gets_alone() {
-    for dtype in [WeightDType::F32, WeightDType::Bf16] {
-        for seed in 0..2 {
-            everybody_gets_what_they_get_alone(dtype, seed).await;
-        }
+    let dtype = WeightDType::Bf16;
+    let [q8_0, q4_k] = [WeightFormat::Q8_0, WeightFormat::Q4K].map(|weights| Precision { weights, dtype });
+    for (seed, precision) in (0..).zip([WeightDType::F32.into(), dtype.into(), q8_0, q4_k]) {
+        everybody_gets_what_they_get_alone(precision, seed).await;
     }
 }
 
