@@ -3,12 +3,15 @@
 It says on stderr, in Petals' own log lines, `Running a server on [ADDR, …]` and, once it serves, `Started`.
 """
 
+import os
+
 import peer  # restores Ctrl-C
 import torch
 import petals.cli.run_server as run_server
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # one process per handler: threads would only fight over the cores
+    # Beside other tests threads would only fight over the cores; a benchmark gives them all.
+    torch.set_num_threads(int(os.environ.get("SERVER_THREADS", "1")))
     run_server.validate_version = lambda: None  # asks a registry for news
     try:
         run_server.main()
