@@ -7,6 +7,7 @@
 //! q8_0             8.50   0.000012          100.0 %                 0.012
 //! ```
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
+#![expect(clippy::disallowed_methods, reason = "an example reads its environment itself")]
 
 use sepal::{
     client::TextCodec,

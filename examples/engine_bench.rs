@@ -11,7 +11,7 @@
 //! line, for `scripts/bench.sh`; `block_bytes` are those of the weight matrices in that format.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
-use std::{path::Path, time::Instant};
+use std::{num::NonZeroUsize, path::Path, time::Instant};
 
 use anyhow::Context;
 use sepal::model::{
@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
     let (folder, threads) = (arguments.next(), arguments.next());
     let folder = folder.context("which FOLDER?")?;
     let threads: usize = threads.context("how many THREADS?")?.parse()?;
-    let engine = Engine::new(threads)?;
+    let engine = Engine::new(NonZeroUsize::new(threads))?;
     let limits = measure_limits(&engine)?;
     let limits = json!({
         "read_gb_s": limits.read_bytes_per_second / 1e9,

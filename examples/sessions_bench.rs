@@ -11,6 +11,7 @@
 //! whoever serves PREFIX there; otherwise this program starts one of its own, on loopback. With a time such as `600s`
 //! instead of STEPS, sessions come and go at random for so long: `scripts/soak.py --sessions` watches the server meanwhile.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
+#![expect(clippy::disallowed_methods, reason = "an example reads its environment itself")]
 
 use std::time::{Duration, Instant};
 

@@ -165,7 +165,7 @@ impl Session {
             .new_cache(chain.len(), batch, max_length)
             .with_adapter(adapter);
         let adapter_name = metadata.active_adapter.as_deref().unwrap_or_default();
-        serving.blocks.share_prefixes(&mut cache, &chain, adapter_name);
+        serving.blocks.share_prefixes(&mut cache, chain, adapter_name);
         debug!(?chain, batch, max_length, bytes, "session opens");
         Ok(Self {
             chain: chain.clone(),

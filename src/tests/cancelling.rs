@@ -9,12 +9,12 @@ use super::{
 use crate::model::Hidden;
 
 /// Blocks of a chain that takes minutes to run. Blocks may come several times.
-const LONG_CHAIN: usize = 1000;
+const LONG_CHAIN: usize = 250;
 
 async fn scene() -> (Swarm, TestServer, Node) {
     let swarm = Swarm::start().await;
     let mut config = super::setup::config(0..4);
-    config.limits.attn_cache_tokens = Some(10_000_000);
+    config.limits.attn_cache_tokens = Some(300_000);
     let (server, node) = (swarm.serve_with(config).await, swarm.caller().await);
     (swarm, server, node)
 }

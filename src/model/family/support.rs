@@ -19,6 +19,7 @@ pub struct Support {
 
 impl Family {
     /// What is supported of it.
+    #[expect(clippy::too_many_lines, reason = "a table")]
     pub const fn support(self) -> Support {
         match self {
             Self::Llama => Support {

@@ -174,7 +174,7 @@ impl Known {
 
 /// Writes as many `numbers` as fit; the rest of them.
 fn write<'a>(words: &mut [f32], dtype: WeightDType, numbers: &'a [f32]) -> &'a [f32] {
-    let n = numbers.len().min(words.len() * size_of::<f32>() / dtype.size());
+    let n = numbers.len().min(size_of_val(words) / dtype.size());
     let (now, rest) = numbers.split_at(n);
     match dtype {
         WeightDType::F32 => words[..n].copy_from_slice(now),
@@ -186,7 +186,7 @@ fn write<'a>(words: &mut [f32], dtype: WeightDType, numbers: &'a [f32]) -> &'a [
 
 /// Reads as many numbers as there are, or as `out` has room for; how many.
 fn read(words: &[f32], dtype: WeightDType, out: &mut [f32]) -> usize {
-    let n = out.len().min(words.len() * size_of::<f32>() / dtype.size());
+    let n = out.len().min(size_of_val(words) / dtype.size());
     let out = &mut out[..n];
     match dtype {
         WeightDType::F32 => out.copy_from_slice(&words[..n]),

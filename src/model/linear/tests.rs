@@ -14,7 +14,7 @@ fn linear(dtype: WeightDType, [rows, cols]: [usize; 2], seed: u64, engine: &Engi
         |rows: Range<usize>, out: &mut [f32]| out.copy_from_slice(&weights[rows.start * cols..rows.end * cols]);
     Linear {
         weight: Matrix::pack(dtype, [rows, cols], &source, engine).unwrap(),
-        bias: (seed % 2 == 0).then(|| random(&mut rng, rows)),
+        bias: seed.is_multiple_of(2).then(|| random(&mut rng, rows)),
     }
 }
 
