@@ -36,7 +36,10 @@ fn main() -> anyhow::Result<()> {
         "read_gb_s": limits.read_bytes_per_second / 1e9,
         "gflop_s": limits.flops_per_second / 1e9,
     });
-    println!("{}", json!({"limits": limits, "threads": threads, "kernels": cpu_kernels().0}));
+    println!(
+        "{}",
+        json!({"limits": limits, "threads": threads, "kernels": cpu_kernels().0})
+    );
     let files = ModelFiles::from_folder(Path::new(&folder))?;
     for name in arguments {
         let weights = WeightFormat::from_name(&name).with_context(|| format!("what is {name}?"))?;
@@ -78,7 +81,9 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(blocks: &'a Blocks, sequences: usize, max_length: usize) -> anyhow::Result<Self> {
         let n_blocks = blocks.span().len();
-        let caches = (0..sequences).map(|_| blocks.new_cache(n_blocks, 1, max_length)).collect();
+        let caches = (0..sequences)
+            .map(|_| blocks.new_cache(n_blocks, 1, max_length))
+            .collect();
         Ok(Self {
             blocks,
             caches,
@@ -110,7 +115,9 @@ impl<'a> Bench<'a> {
     /// `tokens` more tokens of every sequence through every block.
     fn step(&mut self, tokens: usize) -> anyhow::Result<f64> {
         let width = self.blocks.config().hidden_size;
-        let noise: Vec<f32> = (0..tokens * width).map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0).collect();
+        let noise: Vec<f32> = (0..tokens * width)
+            .map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0)
+            .collect();
         let mut xs = vec![Hidden::new(noise, 1, tokens, width)?; self.caches.len()];
         let started = Instant::now();
         for (chain_idx, block) in self.blocks.span().enumerate() {
