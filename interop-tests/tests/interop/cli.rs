@@ -38,7 +38,6 @@ fn a_bad_command_line_is_explained_by_its_flag() {
     for (arguments, text) in [
         ("serve demo --new-swarm --blocks 4", "--blocks"),
         ("serve demo --new-swarm --blocks 4:4", "contains no blocks"),
-        ("serve demo --new-swarm --blocks 0:2 --num-blocks 2", "--num-blocks"),
         ("serve demo --new-swarm --num-blocks 0", "--num-blocks"),
         ("serve demo --new-swarm --throughput fast", "tokens per second"),
         ("serve demo --new-swarm --dtype int3", "bfloat16"),
@@ -66,6 +65,10 @@ fn what_cannot_work_is_said_with_its_cause() {
         ),
         ("serve org/model --new-swarm", &["org/model", "HF_HUB_OFFLINE"]),
         ("serve demo --new-swarm --blocks 0:99", &["--blocks 0:99", "8 blocks"]),
+        (
+            "serve demo --new-swarm --blocks 0:2 --num-blocks 2",
+            &["--blocks", "--num-blocks", "exclude each other"],
+        ),
         (
             "serve demo --new-swarm --num-blocks 99",
             &["--num-blocks 99", "8 blocks"],
