@@ -76,9 +76,9 @@ def test_the_page_follows_a_killed_server_and_one_that_joins_by_the_command_it_s
 def test_names_are_text_and_only_addresses_of_the_web_become_links(swarm, watch):
     first = swarm.bootstrap()
     prefix = "<img/src=x/onerror=alert(1)>"
-    one = swarm.serve("demo", "0:4", "--dht-prefix", prefix, "--public-name", MARKUP, initial=first)
-    two = swarm.serve("demo", "4:8", "--dht-prefix", prefix, "--public-name", "https://example.org/lab/", initial=first)
-    three = swarm.serve("demo", "4:8", "--dht-prefix", prefix, "--public-name", "javascript:alert(1)", initial=first)
+    one = swarm.serve("demo", "0:4", "--dht-prefix", f"demo={prefix}", "--public-name", MARKUP, initial=first)
+    two = swarm.serve("demo", "4:8", "--dht-prefix", f"demo={prefix}", "--public-name", "https://example.org/lab/", initial=first)
+    three = swarm.serve("demo", "4:8", "--dht-prefix", f"demo={prefix}", "--public-name", "javascript:alert(1)", initial=first)
     stored = swarm.dht_peer(first).ask({
         "op": "store", "key": "_petals.models", "subkey": "<svg/onload=alert(2)>", "expires_in": 600,
         "value": {"num_blocks": 3, "repository": "https://huggingface.co/<script>alert(3)</script>"},

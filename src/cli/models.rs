@@ -1,7 +1,7 @@
 //! The `MODEL...` arguments of a server, and flags that may differ from model to model.
 //!
 //! Such a flag is given once for all models, `--blocks 0:4`, or once for each, `--blocks org/a=0:4 --blocks org/b=8:12`. The
-//! name before `=` is a model as it was given, or the last part of its name. What names a model wins.
+//! name before the first `=` is a model as it was given, or the last part of its name. What names a model wins.
 
 use std::str::FromStr;
 
@@ -48,7 +48,7 @@ impl<T> ForModel<T> {
     /// # Errors
     /// What is wrong with the value.
     pub(super) fn parse_with(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Self, String> {
-        let (model, value) = match text.rsplit_once('=') {
+        let (model, value) = match text.split_once('=') {
             Some((model, value)) if !model.is_empty() => (Some(model.to_owned()), value),
             _ => (None, text),
         };
@@ -172,6 +172,12 @@ mod tests {
         assert_eq!(stray(&parsed(&["org/a=1", "b=2", "3"]), &models), None);
         assert_eq!(stray(&parsed(&["org/b=1"]), &models), Some("org/b"));
         assert!(ForModel::<u32>::parse("a=many").is_err());
+        let flag = [ForModel::<String>::parse("a=b=c").unwrap()];
+        assert_eq!(
+            of(&flag, "org/a"),
+            Some(&"b=c".to_owned()),
+            "a value may contain what ends a name"
+        );
     }
 
     #[tokio::test]
