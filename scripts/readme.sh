@@ -86,6 +86,10 @@ says 'sepal doctor demo --initial-peers ADDR'
 sepal doctor demo --initial-peers "$addr" --listen /ip4/127.0.0.1/tcp/0 | tee "$work/doctor" || fail 'the doctor finds something wrong'
 grep -q '^healthy: ' "$work/doctor" || fail 'the doctor does not say that all is well'
 
+says 'sepal info'
+sepal info | tee "$work/info"
+grep -q '^kernels ' "$work/info" && grep -q '^q4_0 .* at most ' "$work/info" || fail 'sepal info leaves something out'
+
 says 'sepal swarm-key swarm.key'
 sepal swarm-key "$work/swarm.key"
 says 'sepal serve demo --new-swarm --swarm-key swarm.key'

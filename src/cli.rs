@@ -9,7 +9,9 @@ mod demo;
 mod doctor;
 mod environment;
 mod generate;
+mod gpus;
 mod health;
+mod info;
 mod logging;
 mod map;
 mod model;
@@ -47,6 +49,8 @@ enum Command {
     Demo(demo::Args),
     /// Check this machine and its network, and say what keeps a node from working well.
     Doctor(Box<doctor::Args>),
+    /// Show what this machine is, what blocks are computed with on it, and what it can do at best.
+    Info(info::Args),
     /// Run a DHT node that others join the swarm through.
     Bootstrap(bootstrap::Args),
     /// Serve transformer blocks of a model to a swarm.
@@ -69,7 +73,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         cli.verbose,
         cli.quiet,
         match &cli.command {
-            Command::Demo(_) | Command::Doctor(_) => true,
+            Command::Demo(_) | Command::Doctor(_) | Command::Info(_) => true,
             Command::Health(args) => args.fills_the_terminal(),
             _ => false,
         },
@@ -84,6 +88,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         match cli.command {
             Command::Demo(args) => demo::run(args).await,
             Command::Doctor(args) => doctor::run(*args).await,
+            Command::Info(args) => info::run(&args),
             Command::Bootstrap(args) => bootstrap::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::SwarmKey(args) => swarm::make_key(&args),

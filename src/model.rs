@@ -94,6 +94,11 @@ pub fn cpu_kernels() -> (&'static str, bool) {
     (kernels.name(), kernels.are_fast())
 }
 
+/// The instructions this CPU has, among those that some kernel is made of.
+pub fn cpu_features() -> Vec<&'static str> {
+    cpu::features()
+}
+
 /// A loaded contiguous span of a model's blocks. All methods compute on the calling thread and on those of the
 /// engine; none of them waits for anything else. Clones share the weights.
 #[derive(Clone, Debug)]

@@ -1,7 +1,10 @@
 //! The only place that reads environment variables, all of them other people's conventions.
 #![expect(clippy::disallowed_methods, reason = "the one place where the environment is read")]
 
-use std::{env, path::PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use crate::model::HubOptions;
 
@@ -13,6 +16,27 @@ pub(super) fn hub_options(token: Option<String>, revision: Option<String>) -> Hu
         revision,
         ..from_environment
     }
+}
+
+/// What this program runs in, as container runtimes say it: by a file, or as systemd does it by a variable.
+pub(super) fn container() -> Option<&'static str> {
+    let has = |variable: &str| env::var_os(variable).is_some();
+    match () {
+        () if has("KUBERNETES_SERVICE_HOST") => Some("Kubernetes"),
+        () if Path::new("/.dockerenv").exists() => Some("Docker"),
+        () if Path::new("/run/.containerenv").exists() => Some("Podman"),
+        () if has("APPTAINER_CONTAINER") || has("SINGULARITY_CONTAINER") => Some("Apptainer"),
+        () if has("container") => Some("another kind"),
+        () => None,
+    }
+}
+
+/// Those of `programs` that are found where commands are.
+pub(super) fn on_path(programs: &[&'static str]) -> Vec<&'static str> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = env::split_paths(&path).collect();
+    let found = |program: &&&'static str| folders.iter().any(|folder| folder.join(program).is_file());
+    programs.iter().filter(found).copied().collect()
 }
 
 /// The folder for what this program remembers between runs.

@@ -144,3 +144,17 @@ fn a_taken_port_is_named() {
     let arguments = format!("bootstrap --listen /ip4/127.0.0.1/tcp/{port}");
     refuses(&hub, &arguments, 1, &[&format!("/ip4/127.0.0.1/tcp/{port}")]);
 }
+
+#[test]
+fn a_machine_describes_itself() {
+    let hub = Hub::new().unwrap();
+    let (code, out, err) = run(&hub, &["info", "--no-measure", "--threads", "1", "--json"]);
+    assert_eq!(code, 0, "{err}");
+    let info: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(info["kernels"]["threads"], 1);
+    assert!(info["limits"].is_null(), "{info}");
+    assert!(info["memory"]["usable"].as_u64().unwrap() > 0, "{info}");
+    let formats = info["formats"].as_array().unwrap();
+    let bits = |name: &str| formats.iter().find(|format| format["name"] == name).unwrap()["bits_per_weight"].clone();
+    assert_eq!((bits("bfloat16"), bits("q8_0")), (16.0.into(), 8.5.into()));
+}

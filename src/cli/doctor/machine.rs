@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use nvml_wrapper::{Nvml, error::NvmlError};
 use rlimit::Resource;
 use sysinfo::System;
 
 use super::finding::Finding;
-use crate::model;
+use crate::{cli::gpus, model};
 
 const GIB: u64 = 1 << 30;
 
@@ -107,29 +106,22 @@ pub(super) fn cpu() -> Finding {
 
 /// The GPU and its driver. Blocks are computed on the CPU, so that nothing here is a problem.
 pub(super) fn gpu() -> Finding {
-    match look_at_gpus() {
-        Ok((driver, names)) if names.is_empty() => Finding::note("gpu", format!("driver {driver}, but no device")),
-        Ok((driver, names)) => Finding::note(
-            "gpu",
-            format!(
-                "{}, driver {driver}; blocks are computed on the CPU all the same",
-                names.join(", ")
-            ),
-        ),
-        Err(NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound) => {
-            Finding::note("gpu", "no NVIDIA driver; blocks are computed on the CPU")
+    match gpus::nvidia() {
+        Ok(Some((driver, gpus))) if gpus.is_empty() => Finding::note("gpu", format!("driver {driver}, but no device")),
+        Ok(Some((driver, gpus))) => {
+            let names = gpus.iter().map(|gpu| format!("{} with {}", gpu.name, gib(gpu.memory)));
+            let names: Vec<String> = names.collect();
+            Finding::note(
+                "gpu",
+                format!(
+                    "{}, driver {driver}; blocks are computed on the CPU all the same",
+                    names.join(", ")
+                ),
+            )
         }
+        Ok(None) => Finding::note("gpu", "no NVIDIA driver; blocks are computed on the CPU"),
         Err(error) => Finding::note("gpu", format!("the NVIDIA driver does not work: {error}")),
     }
-}
-
-fn look_at_gpus() -> Result<(String, Vec<String>), NvmlError> {
-    let nvml = Nvml::init()?;
-    let names = (0..nvml.device_count()?).map(|index| {
-        let device = nvml.device_by_index(index)?;
-        Ok(format!("{} with {}", device.name()?, gib(device.memory_info()?.total)))
-    });
-    Ok((nvml.sys_driver_version()?, names.collect::<Result<_, NvmlError>>()?))
 }
 
 pub(super) fn gib(bytes: u64) -> String {
