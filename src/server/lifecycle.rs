@@ -285,7 +285,9 @@ impl Lifecycle {
         if timeout(wait, self.wait_for_access(Access::is_open)).await.is_err() {
             warn!(
                 waited_s = wait.as_secs(),
-                "this server cannot be dialed, and no relay has a place for it: most clients will not reach it. Forward                  a port of the router to this machine and give --port and --public-ip, or join through a node that can                  be dialed and is a relay. The search for one goes on"
+                "this server cannot be dialed, and no relay has a place for it: most clients will not reach it. Forward \
+                 a port of the router to this machine and give --port and --public-ip, or join through a node that can \
+                 be dialed and is a relay. The search for one goes on"
             );
         }
         match &self.config.monitor {
