@@ -23,6 +23,8 @@ mod block;
 mod builtin;
 mod config;
 mod cpu;
+#[expect(dead_code, reason = "blocks that run on cards are being put together")]
+mod cuda;
 mod ends;
 mod error;
 mod family;
@@ -63,6 +65,7 @@ pub use config::{
 };
 use cpu::Kernels;
 pub use cpu::{Engine, MachineLimits, measure_limits};
+pub use cuda::{CudaError, Toolkit};
 pub use ends::Ends;
 pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::{Family, Support};

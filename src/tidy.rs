@@ -28,7 +28,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("hf_hub", &["model"]),
     ("safetensors", &["model"]),
     ("ureq", &["model", "swarm"]),
-    ("cudarc", &["model"]),
+    ("libloading", &["model"]),
     ("memmap2", &["model"]),
     ("blake3", &["model"]),
     ("core_affinity", &["model"]),

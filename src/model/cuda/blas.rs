@@ -1,0 +1,139 @@
+//! cuBLAS: products with many tokens at once. Cards work without it, more slowly.
+
+use std::{
+    ffi::{c_int, c_void},
+    path::PathBuf,
+    ptr,
+};
+
+use super::{
+    error::CudaError,
+    library::{entry_points, open},
+};
+use crate::model::WeightDType;
+
+/// The versions that are looked for, the newest first.
+const VERSIONS: [i32; 2] = [13, 12];
+
+/// `CUBLAS_OP_N`, `CUBLAS_OP_T`, `CUBLAS_COMPUTE_32F`, `CUDA_R_32F` and `CUBLAS_GEMM_DEFAULT`
+const AS_IT_IS: c_int = 0;
+const TRANSPOSED: c_int = 1;
+const COMPUTE_F32: c_int = 68;
+const F32: c_int = 0;
+const ANY_ALGORITHM: c_int = -1;
+
+entry_points! {
+    /// The functions of `libcublas.so` that are used.
+    struct Cublas {
+        create: "cublasCreate_v2"(*mut *mut c_void),
+        destroy: "cublasDestroy_v2"(*mut c_void),
+        set_stream: "cublasSetStream_v2"(*mut c_void, *mut c_void),
+        gemm: "cublasGemmEx"(
+            *mut c_void, c_int, c_int, c_int, c_int, c_int, *const c_void, *const c_void, c_int, c_int, *const c_void,
+            c_int, c_int, *const c_void, *mut c_void, c_int, c_int, c_int, c_int
+        ),
+    }
+}
+
+/// cuBLAS on the stream of one card.
+#[derive(Debug)]
+pub(crate) struct Blas {
+    cublas: Cublas,
+    handle: *mut c_void,
+}
+
+// SAFETY: the handle is used by one thread at a time: its device locks it.
+unsafe impl Send for Blas {}
+
+/// `y = x · Wᵀ` with `x` `[tokens, cols]` and `w` `[rows, cols]` of one type, and `y` `[tokens, rows]` in f32: addresses on
+/// the card, and sizes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gemm {
+    pub(crate) dtype: WeightDType,
+    pub(crate) weights: u64,
+    pub(crate) x: u64,
+    pub(crate) y: u64,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) tokens: usize,
+}
+
+impl Blas {
+    /// The library for the current context and `stream`; `None` if there is none of a version that a driver of `major` serves.
+    ///
+    /// # Errors
+    /// A library that does not work.
+    pub(super) fn find(major: i32, folders: &[PathBuf], stream: *mut c_void) -> Result<Option<Self>, CudaError> {
+        let usable = VERSIONS.into_iter().filter(|version| *version <= major);
+        let mut names: Vec<String> = usable.map(|version| format!("libcublas.so.{version}")).collect();
+        names.push("libcublas.so".into());
+        let Some(library) = open(&names, folders) else {
+            return Ok(None);
+        };
+        let cublas = Cublas::of(library).map_err(|error| CudaError::Library {
+            library: "cuBLAS",
+            problem: error.to_string(),
+        })?;
+        let mut handle = ptr::null_mut();
+        // SAFETY: writes the handle, for the current context.
+        check("starting cuBLAS", unsafe { (cublas.create)(&mut handle) })?;
+        let blas = Self { cublas, handle };
+        // SAFETY: both live.
+        check("starting cuBLAS", unsafe { (blas.cublas.set_stream)(handle, stream) })?;
+        Ok(Some(blas))
+    }
+
+    /// Starts a product. Sums are f32.
+    ///
+    /// # Errors
+    /// When cuBLAS refuses.
+    pub(super) fn multiply(&self, gemm: Gemm) -> Result<(), CudaError> {
+        let dtype = match gemm.dtype {
+            WeightDType::F32 => F32,
+            WeightDType::F16 => 2,
+            WeightDType::Bf16 => 14,
+        };
+        let [rows, cols, tokens] = [gemm.rows, gemm.cols, gemm.tokens].map(|size| size as c_int);
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        // cuBLAS counts columns first: what is `[rows, cols]` here is its transpose there.
+        // SAFETY: factors are on the host, matrices on the card, of the sizes that are said.
+        let status = unsafe {
+            (self.cublas.gemm)(
+                self.handle,
+                TRANSPOSED,
+                AS_IT_IS,
+                rows,
+                tokens,
+                cols,
+                (&raw const one).cast(),
+                gemm.weights as *const c_void,
+                dtype,
+                cols,
+                gemm.x as *const c_void,
+                dtype,
+                cols,
+                (&raw const zero).cast(),
+                gemm.y as *mut c_void,
+                F32,
+                rows,
+                COMPUTE_F32,
+                ANY_ALGORITHM,
+            )
+        };
+        check("a product of cuBLAS", status)
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: it was created, and is not used any more.
+        unsafe { (self.cublas.destroy)(self.handle) };
+    }
+}
+
+fn check(doing: &'static str, status: c_int) -> Result<(), CudaError> {
+    match status {
+        0 => Ok(()),
+        status => Err(CudaError::Status { doing, status }),
+    }
+}

@@ -1,0 +1,252 @@
+//! NVIDIA's run-time compiler (NVRTC): CUDA C into the code of one kind of card. What it made is kept in a folder.
+
+use std::{
+    ffi::{CString, c_char, c_int, c_void},
+    fs,
+    path::{Path, PathBuf},
+    ptr,
+};
+
+use tracing::debug;
+
+use super::{
+    error::CudaError,
+    library::{entry_points, open},
+};
+
+/// The versions that are looked for, the newest first. One that is newer than the driver would make what that cannot read.
+const VERSIONS: [i32; 2] = [13, 12];
+
+entry_points! {
+    /// The functions of `libnvrtc.so` that are used.
+    struct Nvrtc {
+        version: "nvrtcVersion"(*mut c_int, *mut c_int),
+        n_architectures: "nvrtcGetNumSupportedArchs"(*mut c_int),
+        architectures: "nvrtcGetSupportedArchs"(*mut c_int),
+        create: "nvrtcCreateProgram"(
+            *mut *mut c_void, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char
+        ),
+        destroy: "nvrtcDestroyProgram"(*mut *mut c_void),
+        compile: "nvrtcCompileProgram"(*mut c_void, c_int, *const *const c_char),
+        log_size: "nvrtcGetProgramLogSize"(*mut c_void, *mut usize),
+        log: "nvrtcGetProgramLog"(*mut c_void, *mut c_char),
+        ptx_size: "nvrtcGetPTXSize"(*mut c_void, *mut usize),
+        ptx: "nvrtcGetPTX"(*mut c_void, *mut c_char),
+        cubin_size: "nvrtcGetCUBINSize"(*mut c_void, *mut usize),
+        cubin: "nvrtcGetCUBIN"(*mut c_void, *mut c_char),
+    }
+}
+
+/// A compiler, for one kind of card.
+#[derive(Debug)]
+pub(crate) struct Compiler {
+    nvrtc: Nvrtc,
+    /// Major, minor.
+    version: (c_int, c_int),
+    target: Target,
+    kept: Option<PathBuf>,
+}
+
+/// What is made: the card's own code, or where the compiler does not know the card, code for the driver to translate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Card(c_int),
+    Driver(c_int),
+}
+
+impl Target {
+    fn architecture(self) -> String {
+        match self {
+            Self::Card(number) => format!("sm_{number}"),
+            Self::Driver(number) => format!("compute_{number}"),
+        }
+    }
+}
+
+impl Compiler {
+    /// The compiler for cards of `capability` (86 for 8.6), of a version that a driver of `major` serves. What it makes is
+    /// kept in `kept`.
+    ///
+    /// # Errors
+    /// [`CudaError::NoCompiler`], or one that knows no such cards.
+    pub(super) fn find(
+        major: i32,
+        capability: c_int,
+        folders: &[PathBuf],
+        kept: Option<PathBuf>,
+    ) -> Result<Self, CudaError> {
+        let usable = VERSIONS.into_iter().filter(|version| *version <= major);
+        let mut names: Vec<String> = usable.clone().map(|version| format!("libnvrtc.so.{version}")).collect();
+        names.push("libnvrtc.so".into());
+        let library = open(&names, folders).ok_or_else(|| CudaError::NoCompiler {
+            names: names.join(", "),
+            package: match usable.max() {
+                Some(13) => "nvidia-cuda-nvrtc".into(),
+                _ => "nvidia-cuda-nvrtc-cu12".into(),
+            },
+        })?;
+        let nvrtc = Nvrtc::of(library).map_err(|error| CudaError::Library {
+            library: "NVRTC",
+            problem: error.to_string(),
+        })?;
+        let mut version = (0, 0);
+        // SAFETY: writes two numbers.
+        check("asking NVRTC for its version", unsafe {
+            (nvrtc.version)(&mut version.0, &mut version.1)
+        })?;
+        let target = target(&nvrtc.known()?, capability).ok_or_else(|| CudaError::Library {
+            library: "NVRTC",
+            problem: format!("version {}.{} knows no cards as old as sm_{capability}", version.0, version.1),
+        })?;
+        Ok(Self {
+            nvrtc,
+            version,
+            target,
+            kept,
+        })
+    }
+
+    /// The code of `text`, which ends with a 0 if it is text.
+    ///
+    /// # Errors
+    /// [`CudaError::Compile`] with the compiler's words.
+    pub(super) fn compile(&self, program: &'static str, text: &str) -> Result<Vec<u8>, CudaError> {
+        let file = self.kept.as_deref().map(|folder| folder.join(self.file_name(program, text)));
+        if let Some(code) = file.as_deref().and_then(|file| fs::read(file).ok()) {
+            return Ok(code);
+        }
+        let code = self.compile_anew(program, text)?;
+        if let Some(file) = &file
+            && let Err(error) = keep(file, &code)
+        {
+            debug!(file = %file.display(), %error, "compiled kernels are not kept");
+        }
+        Ok(code)
+    }
+
+    fn file_name(&self, program: &str, text: &str) -> String {
+        let hash = blake3::hash(text.as_bytes()).to_hex();
+        let (major, minor) = self.version;
+        let target = self.target.architecture();
+        format!("{program}-{}-{target}-nvrtc{major}.{minor}.bin", &hash[..32])
+    }
+
+    fn compile_anew(&self, program: &'static str, text: &str) -> Result<Vec<u8>, CudaError> {
+        let nvrtc = &self.nvrtc;
+        let source = c_string(text)?;
+        let name = c_string(&format!("{program}.cu"))?;
+        let mut handle = ptr::null_mut();
+        // SAFETY: both are texts that end with a 0 and live until after the call; there are no headers.
+        check("starting the compiler", unsafe {
+            (nvrtc.create)(&mut handle, source.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null())
+        })?;
+        let options = [
+            format!("--gpu-architecture={}", self.target.architecture()),
+            "--std=c++17".into(),
+        ];
+        let options: Vec<CString> = options.iter().map(|option| c_string(option)).collect::<Result<_, _>>()?;
+        let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
+        // SAFETY: the program was created, and the options live until after the call.
+        let status = unsafe { (nvrtc.compile)(handle, options.len() as c_int, options.as_ptr()) };
+        let code = match status {
+            0 => match self.target {
+                Target::Card(_) => output(handle, nvrtc.cubin_size, nvrtc.cubin),
+                Target::Driver(_) => output(handle, nvrtc.ptx_size, nvrtc.ptx),
+            },
+            _ => Err(CudaError::Compile {
+                program,
+                architecture: self.target.architecture(),
+                log: output(handle, nvrtc.log_size, nvrtc.log)
+                    .map(|log| String::from_utf8_lossy(&log).trim_end_matches('\0').trim().to_owned())
+                    .unwrap_or_default(),
+            }),
+        };
+        // SAFETY: it was created, and is not used any more.
+        unsafe { (nvrtc.destroy)(&mut handle) };
+        code
+    }
+}
+
+impl Nvrtc {
+    /// The kinds of cards it knows.
+    fn known(&self) -> Result<Vec<c_int>, CudaError> {
+        let mut count = 0;
+        // SAFETY: writes the number.
+        check("asking NVRTC what it knows", unsafe { (self.n_architectures)(&mut count) })?;
+        let mut known = vec![0; usize::try_from(count).unwrap_or(0)];
+        // SAFETY: writes as many numbers as it said there are.
+        check("asking NVRTC what it knows", unsafe { (self.architectures)(known.as_mut_ptr()) })?;
+        Ok(known)
+    }
+}
+
+/// What to make for cards of `capability`; `None` if all that the compiler knows are newer.
+fn target(known: &[c_int], capability: c_int) -> Option<Target> {
+    if known.contains(&capability) {
+        return Some(Target::Card(capability));
+    }
+    let older = known.iter().filter(|number| **number < capability);
+    older.max().map(|number| Target::Driver(*number))
+}
+
+type Size = unsafe extern "C" fn(*mut c_void, *mut usize) -> c_int;
+type Content = unsafe extern "C" fn(*mut c_void, *mut c_char) -> c_int;
+
+fn output(program: *mut c_void, size: Size, content: Content) -> Result<Vec<u8>, CudaError> {
+    let mut bytes = 0;
+    // SAFETY: the program lives; writes the number.
+    check("asking for compiled kernels", unsafe { size(program, &mut bytes) })?;
+    let mut out = vec![0_u8; bytes];
+    // SAFETY: the program lives; writes as many bytes as it said there are.
+    check("asking for compiled kernels", unsafe {
+        content(program, out.as_mut_ptr().cast())
+    })?;
+    Ok(out)
+}
+
+/// Writes a file as a whole or not at all: others may read it at the same time.
+fn keep(file: &Path, code: &[u8]) -> std::io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let part = file.with_extension(format!("{}.part", std::process::id()));
+    fs::write(&part, code)?;
+    fs::rename(&part, file)
+}
+
+fn c_string(text: &str) -> Result<CString, CudaError> {
+    CString::new(text).map_err(|_| CudaError::Status {
+        doing: "passing a text with a 0 in it",
+        status: 0,
+    })
+}
+
+fn check(doing: &'static str, status: c_int) -> Result<(), CudaError> {
+    match status {
+        0 => Ok(()),
+        status => Err(CudaError::Status { doing, status }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_that_the_compiler_does_not_know_get_code_for_the_newest_that_is_older() {
+        let known = [52, 70, 80, 86, 90];
+        assert_eq!(target(&known, 86), Some(Target::Card(86)));
+        assert_eq!(target(&known, 120), Some(Target::Driver(90)));
+        assert_eq!(target(&known, 89), Some(Target::Driver(86)));
+        assert_eq!(target(&known, 35), None);
+    }
+
+    #[test]
+    fn compiled_kernels_are_kept_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("kernels/norm-0-sm_80.bin");
+        keep(&file, b"code").unwrap();
+        keep(&file, b"other").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"other");
+        assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1);
+    }
+}
