@@ -96,7 +96,10 @@ impl Compiler {
         })?;
         let target = target(&nvrtc.known()?, capability).ok_or_else(|| CudaError::Library {
             library: "NVRTC",
-            problem: format!("version {}.{} knows no cards as old as sm_{capability}", version.0, version.1),
+            problem: format!(
+                "version {}.{} knows no cards as old as sm_{capability}",
+                version.0, version.1
+            ),
         })?;
         Ok(Self {
             nvrtc,
@@ -111,7 +114,10 @@ impl Compiler {
     /// # Errors
     /// [`CudaError::Compile`] with the compiler's words.
     pub(super) fn compile(&self, program: &'static str, text: &str) -> Result<Vec<u8>, CudaError> {
-        let file = self.kept.as_deref().map(|folder| folder.join(self.file_name(program, text)));
+        let file = self
+            .kept
+            .as_deref()
+            .map(|folder| folder.join(self.file_name(program, text)));
         if let Some(code) = file.as_deref().and_then(|file| fs::read(file).ok()) {
             return Ok(code);
         }
@@ -144,7 +150,10 @@ impl Compiler {
             format!("--gpu-architecture={}", self.target.architecture()),
             "--std=c++17".into(),
         ];
-        let options: Vec<CString> = options.iter().map(|option| c_string(option)).collect::<Result<_, _>>()?;
+        let options: Vec<CString> = options
+            .iter()
+            .map(|option| c_string(option))
+            .collect::<Result<_, _>>()?;
         let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
         // SAFETY: the program was created, and the options live until after the call.
         let status = unsafe { (nvrtc.compile)(handle, options.len() as c_int, options.as_ptr()) };
@@ -172,10 +181,14 @@ impl Nvrtc {
     fn known(&self) -> Result<Vec<c_int>, CudaError> {
         let mut count = 0;
         // SAFETY: writes the number.
-        check("asking NVRTC what it knows", unsafe { (self.n_architectures)(&mut count) })?;
+        check("asking NVRTC what it knows", unsafe {
+            (self.n_architectures)(&mut count)
+        })?;
         let mut known = vec![0; usize::try_from(count).unwrap_or(0)];
         // SAFETY: writes as many numbers as it said there are.
-        check("asking NVRTC what it knows", unsafe { (self.architectures)(known.as_mut_ptr()) })?;
+        check("asking NVRTC what it knows", unsafe {
+            (self.architectures)(known.as_mut_ptr())
+        })?;
         Ok(known)
     }
 }

@@ -48,7 +48,9 @@ pub(super) fn open(names: &[String], folders: &[PathBuf]) -> Option<Library> {
     let own = folders.iter().map(PathBuf::as_path);
     let pythons = own.clone().chain(PYTHON_FOLDERS.map(Path::new));
     let packages = pythons.flat_map(python_packages).collect::<Vec<_>>();
-    let all = own.chain(FOLDERS.map(Path::new)).chain(packages.iter().map(PathBuf::as_path));
+    let all = own
+        .chain(FOLDERS.map(Path::new))
+        .chain(packages.iter().map(PathBuf::as_path));
     let in_folders = all.flat_map(|folder| names.iter().map(move |name| folder.join(name)));
     with_loader
         .chain(in_folders.filter(|path| path.is_file()))

@@ -143,9 +143,8 @@ impl<T: Pod> Buffer<T> {
         let device = &self.device;
         device.enter()?;
         // SAFETY: both are of this size. The driver has copied memory that it does not know as its own before it returns.
-        let status = unsafe {
-            (device.driver.to_device)(address, numbers.as_ptr().cast(), size_of_val(numbers), device.stream)
-        };
+        let status =
+            unsafe { (device.driver.to_device)(address, numbers.as_ptr().cast(), size_of_val(numbers), device.stream) };
         device.check(status, "copying to the card")
     }
 
