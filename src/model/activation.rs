@@ -10,6 +10,7 @@ const CLAMPED_SLOPE: f32 = 1.702;
 
 impl Activation {
     /// `x := activation(x)`
+    #[inline(always)]
     pub(crate) fn apply(self, x: &mut [f32]) {
         match self {
             Self::Silu => each(x, silu),
@@ -21,6 +22,7 @@ impl Activation {
     }
 
     /// `gate := activation(gate) · up`
+    #[inline(always)]
     pub(crate) fn apply_gated(self, gate: &mut [f32], up: &[f32]) {
         match self {
             Self::Silu => silu_times(gate, up),

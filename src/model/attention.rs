@@ -28,13 +28,18 @@ pub(crate) struct Heads {
     pub(crate) group: usize,
 }
 
+/// Changes a head of a token, whose number among those of all segments it is given, just before it is used: it norms
+/// and rotates, say.
+pub(crate) type Turn<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
+
 /// One attention: the queries of some segments, `[tokens, n_heads, head_dim]` of all one after the other.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 struct Call<'a, 's> {
     heads: &'a Heads,
     scoring: &'a Scoring,
     segments: &'a [Segment<'s>],
     queries: &'a [f32],
+    turn: Turn<'a>,
 }
 
 impl Heads {
@@ -52,7 +57,7 @@ impl Heads {
     pub(crate) fn attend(
         &self,
         scoring: &Scoring,
-        (segments, queries): (&[Segment<'_>], &[f32]),
+        (segments, queries, turn): (&[Segment<'_>], &[f32], Turn<'_>),
         scratch: &mut Scratch,
         out: &mut Vec<f32>,
     ) {
@@ -61,6 +66,7 @@ impl Heads {
             scoring,
             segments,
             queries,
+            turn,
         };
         out.resize(queries.len(), 0.0);
         scratch.plan(call);

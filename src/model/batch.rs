@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::{
-    Blocks, Cache, ComputeError, Hidden, attention,
-    block::{Block, Segment},
+    Blocks, Cache, ComputeError, Hidden,
+    block::{self, Block, Segment},
 };
 
 /// The tokens of one session that go through a block now.
@@ -29,9 +29,11 @@ pub struct Part<'a> {
 pub struct Scratch {
     /// The tokens of all parts, `[tokens, hidden]`.
     x: Vec<f32>,
-    attention: attention::Scratch,
+    block: block::Scratch,
     /// Always empty between two calls.
     segments: Vec<Segment<'static>>,
+    /// Those of a part of a step. Always empty between two calls.
+    inside: Vec<Segment<'static>>,
 }
 
 impl Part<'_> {
@@ -111,12 +113,8 @@ impl Blocks {
         let mut data = std::mem::take(&mut part.x.data);
         let mut segments = emptied(std::mem::take(&mut scratch.segments));
         segments.extend(part.segments()?);
-        self.run(
-            block,
-            &mut data[first..first + len],
-            &mut segments,
-            &mut scratch.attention,
-        );
+        let memory = (&mut scratch.block, &mut scratch.inside);
+        self.run(block, &mut data[first..first + len], &mut segments, memory);
         scratch.segments = emptied(segments);
         part.x.data = data;
         Ok(())
@@ -133,7 +131,7 @@ impl Blocks {
         for part in parts.iter_mut().filter(|part| !part.tokens.is_empty()) {
             segments.extend(part.segments()?);
         }
-        self.run(block, x, &mut segments, &mut scratch.attention);
+        self.run(block, x, &mut segments, (&mut scratch.block, &mut scratch.inside));
         scratch.segments = emptied(segments);
         let mut done = x.as_slice();
         for row in parts.iter_mut().flat_map(Part::rows_mut) {
@@ -162,7 +160,13 @@ impl Blocks {
     }
 
     /// The tokens of all segments, `[tokens, hidden]`, as many at a time as `max_chunk_bytes` allows.
-    fn run(&self, block: &Block, x: &mut [f32], segments: &mut [Segment<'_>], scratch: &mut attention::Scratch) {
+    fn run(
+        &self,
+        block: &Block,
+        x: &mut [f32],
+        segments: &mut [Segment<'_>],
+        (scratch, spare): (&mut block::Scratch, &mut Vec<Segment<'static>>),
+    ) {
         let width = self.config.hidden_size;
         let tokens_at_a_time = (self.max_chunk_bytes / block.scratch_bytes_per_token()).max(1);
         if x.is_empty() {
@@ -177,7 +181,7 @@ impl Blocks {
             let start = chunk_idx * tokens_at_a_time;
             let end = start + chunk.len() / width;
             let mut first = 0;
-            let mut inside: Vec<Segment<'_>> = Vec::new();
+            let mut inside: Vec<Segment<'_>> = emptied(std::mem::take(spare));
             for segment in &mut *segments {
                 let (from, to) = (start.max(first), end.min(first + segment.tokens));
                 if from < to {
@@ -192,6 +196,7 @@ impl Blocks {
                 first += segment.tokens;
             }
             block.run(&self.shared, chunk, &mut inside, scratch);
+            *spare = emptied(inside);
         }
     }
 }

@@ -1,21 +1,25 @@
 //! The decoder block of all families, in the order of the paper: which parts it has is in its weights and in the
 //! configuration. A family adds no code here.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, ops::Range, sync::Arc};
 
 use super::{
     LoadError, ModelConfig,
     attention::{self, Alibi, Heads, Scoring},
     config::parts::{Position, Residual},
-    feed_forward::FeedForward,
+    cpu::{Engine, Source, add, for_parts},
+    feed_forward::{self, FeedForward},
     kv::{Arena, Row},
     layout::{BlockLayout, NormSpec},
     linear::{Linear, apply_each},
     load::TensorReader,
-    lora::{AdapterId, BlockAdapter, Target, Updates},
+    lora::{self, AdapterId, BlockAdapter, Target, Updates},
     norm::Norm,
     rope::{Angles, Rope},
 };
+
+/// Numbers that are added by one thread at a time.
+const ADDED_AT_A_TIME: usize = 4096;
 
 /// The weights of one block. Norms, biases and routers are f32, whatever the matrices are.
 #[derive(Debug)]
@@ -100,89 +104,208 @@ impl Block {
 
     /// Replaces `x`, `[tokens, hidden]` of all segments one after the other, by the block's output. Keys and values
     /// are cached before anything attends to them.
-    pub(crate) fn run(
-        &self,
-        shared: &Shared,
-        x: &mut [f32],
-        segments: &mut [Segment<'_>],
-        scratch: &mut attention::Scratch,
-    ) {
+    pub(crate) fn run(&self, shared: &Shared, x: &mut [f32], segments: &mut [Segment<'_>], scratch: &mut Scratch) {
         let engine = &shared.heads.engine;
-        let updates = Updates::new(&self.adapters, segments);
-        let mut normed = self.attention_norm.apply(x);
-        let heads = self.attend(shared, &updates, &normed, (segments, scratch));
-        let mut attended = self.output.applied(engine, &heads);
-        updates.add(Target::Output, engine, &heads, &mut attended);
-        if !self.residual.is_parallel() {
-            add(x, &normed_by(self.attention_post_norm.as_ref(), attended));
-            if let Some(norm) = &self.mlp_norm {
-                normed = norm.apply(x);
-            }
-            let fed = self.feed_forward.run(engine, &updates, &normed);
-            add(x, &normed_by(self.mlp_post_norm.as_ref(), fed));
-        } else {
-            if let Some(norm) = &self.mlp_norm {
-                normed = norm.apply(x);
-            }
-            add(x, &attended);
-            add(x, &self.feed_forward.run(engine, &updates, &normed));
+        let mut spans = std::mem::take(&mut scratch.spans);
+        let updates = Updates::new(&self.adapters, segments, &mut spans);
+        scratch.normed.resize(x.len(), 0.0);
+        self.attend(shared, updates, x, (segments, scratch));
+        let Scratch {
+            normed,
+            heads,
+            out,
+            feed_forward,
+            ..
+        } = scratch;
+        let parallel = self.residual.is_parallel();
+        if let (true, Some(norm)) = (parallel, &self.mlp_norm) {
+            let width = norm.weight.len();
+            for_parts(&engine.pool, x.len(), (normed, width), &|i, normed| {
+                engine.quant.vectorise(|| norm.apply_to(&x[i * width..][..width], normed));
+            });
         }
+        let attended = Projection {
+            linear: &self.output,
+            target: Target::Output,
+            norm: self.attention_post_norm.as_ref(),
+        };
+        attended.add_to(engine, updates, (heads, x), (out, &mut feed_forward.updates));
+
+        let norm = |first: usize, out: &mut [f32]| norm_rows(engine, self.mlp_norm.as_ref(), (x, first), out);
+        let source = match &self.mlp_norm {
+            Some(_) if !parallel => Source::Made {
+                make: &norm,
+                first: 0,
+                out: normed,
+            },
+            _ => Source::Ready(normed),
+        };
+        self.feed_forward.begin(engine, updates, source, feed_forward);
+        match &self.feed_forward {
+            FeedForward::Dense(mlp) => {
+                let fed = Projection {
+                    linear: &mlp.down,
+                    target: Target::Down,
+                    norm: self.mlp_post_norm.as_ref(),
+                };
+                let feed_forward::Scratch { inner, updates: buffers, .. } = feed_forward;
+                fed.add_to(engine, updates, (inner, x), (out, buffers));
+            }
+            FeedForward::Experts(experts) => {
+                experts.mix(engine, normed, feed_forward, out);
+                add_normed(engine, self.mlp_post_norm.as_ref(), out, x);
+            }
+        }
+        scratch.spans = spans;
     }
 
+    /// What the output projection gets: `scratch.heads`. Leaves what attention reads in `scratch.normed`.
     fn attend(
         &self,
         shared: &Shared,
-        updates: &Updates<'_>,
+        updates: Updates<'_>,
         x: &[f32],
-        (segments, scratch): (&mut [Segment<'_>], &mut attention::Scratch),
-    ) -> Vec<f32> {
+        (segments, scratch): (&mut [Segment<'_>], &mut Scratch),
+    ) {
         let heads = &shared.heads;
         let engine = &heads.engine;
-        let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let Scratch {
+            normed,
+            queries,
+            keys,
+            values,
+            angles,
+            feed_forward,
+            ..
+        } = scratch;
+        let norm = |first: usize, out: &mut [f32]| norm_rows(engine, Some(&self.attention_norm), (x, first), out);
+        let source = Source::Made {
+            make: &norm,
+            first: 0,
+            out: normed,
+        };
         let projections = [&self.query, &self.key, &self.value];
-        apply_each(engine, projections, x, [&mut queries, &mut keys, &mut values]);
-        updates.add(Target::Query, engine, x, &mut queries);
-        updates.add(Target::Key, engine, x, &mut keys);
-        updates.add(Target::Value, engine, x, &mut values);
-
-        if let Some([query_norm, key_norm]) = &self.qk_norm {
-            queries = query_norm.apply(&queries);
-            keys = key_norm.apply(&keys);
+        apply_each(engine, projections, source, [queries, keys, values]);
+        for (target, out) in [
+            (Target::Query, &mut *queries),
+            (Target::Key, &mut *keys),
+            (Target::Value, &mut *values),
+        ] {
+            updates.add(target, engine, (normed, out), &mut feed_forward.updates);
         }
-        let angles = self.rope.as_ref().map(|rope| angles(rope, segments));
-        let turn = |token: usize, head: &mut [f32]| {
-            if let Some(angles) = &angles {
+
+        if let Some(rope) = &self.rope {
+            angles.reset(rope);
+            for segment in &*segments {
+                let positions = segment.position..segment.position + segment.tokens;
+                angles.push(rope, positions, segment.sequence_len, &engine.pool);
+            }
+        }
+        let angles = self.rope.is_some().then_some(&*angles);
+        let turn = |norm: Option<&Norm>, token: usize, head: &mut [f32]| {
+            if let Some(norm) = norm {
+                norm.apply_in_place(head);
+            }
+            if let Some(angles) = angles {
                 angles.rotate(token, head);
             }
         };
-        for (token, queries) in queries.chunks_exact_mut(self.query.weight.rows()).enumerate() {
-            queries
-                .chunks_exact_mut(heads.kv.head_dim)
-                .for_each(|head| turn(token, head));
-        }
-
-        let (mut keys, mut values, mut first_token) = (keys.as_mut_slice(), values.as_slice(), 0);
+        let [query_norm, key_norm] = self.qk_norm.as_ref().map_or([None; 2], |norms| norms.each_ref().map(Some));
+        let (mut keys, mut values, mut first_token) = (keys.as_slice(), values.as_slice(), 0);
         for segment in segments.iter_mut() {
             let len = segment.tokens * self.key.weight.rows();
-            let (new_keys, keys_left) = keys.split_at_mut(len);
+            let (new_keys, keys_left) = keys.split_at(len);
             let (new_values, values_left) = values.split_at(len);
             (keys, values) = (keys_left, values_left);
-            let turn = |token: usize, head: &mut [f32]| turn(first_token + token, head);
+            let turn = |token: usize, head: &mut [f32]| turn(key_norm, first_token + token, head);
             let row = &mut *segment.row;
-            row.write(&shared.arena, segment.position, (new_keys, new_values), turn);
+            row.write(
+                &shared.arena,
+                &engine.pool,
+                segment.position,
+                (new_keys, new_values, &turn),
+            );
             first_token += segment.tokens;
         }
-        let mut out = Vec::new();
-        heads.attend(&self.scoring, (segments, &queries), scratch, &mut out);
-        out
+        let turn = |token: usize, head: &mut [f32]| turn(query_norm, token, head);
+        heads.attend(
+            &self.scoring,
+            (segments, queries, &turn),
+            &mut scratch.attention,
+            &mut scratch.heads,
+        );
     }
 
     /// Bytes of f32 activations that [`Block::run`] holds at a time for each token.
     pub(crate) fn scratch_bytes_per_token(&self) -> usize {
         let hidden = self.output.weight.rows();
         let attention = 4 * self.query.weight.rows() + 2 * self.key.weight.rows();
-        size_of::<f32>() * (3 * hidden + attention.max(self.feed_forward.scratch_per_token()))
+        size_of::<f32>() * (3 * hidden + attention + self.feed_forward.scratch_per_token())
     }
+}
+
+/// Memory of a block's run that is used again: a warm run takes none.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// What attention or feed-forward read, `[tokens, hidden]`.
+    normed: Vec<f32>,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    angles: Angles,
+    attention: attention::Scratch,
+    /// What attention gives.
+    heads: Vec<f32>,
+    feed_forward: feed_forward::Scratch,
+    /// What is added to `x`, if it cannot be added at once.
+    out: Vec<f32>,
+    /// Which tokens want which adapter.
+    spans: Vec<(Range<usize>, usize)>,
+}
+
+/// A projection whose outputs are added to what flows through the block, perhaps normed before.
+struct Projection<'a> {
+    linear: &'a Linear,
+    target: Target,
+    norm: Option<&'a Norm>,
+}
+
+impl Projection<'_> {
+    /// `x += norm(linear(input) + update)`
+    fn add_to(
+        &self,
+        engine: &Engine,
+        updates: Updates<'_>,
+        (input, x): (&[f32], &mut [f32]),
+        (out, buffers): (&mut Vec<f32>, &mut lora::Buffers),
+    ) {
+        if self.norm.is_none() && !updates.change(&[self.target]) {
+            return self.linear.add_to(engine, input, x);
+        }
+        self.linear.apply(engine, input, out);
+        updates.add(self.target, engine, (input, out), buffers);
+        add_normed(engine, self.norm, out, x);
+    }
+}
+
+/// `out = norm(x)` of as many rows as `out` has, from row `first` on.
+fn norm_rows(engine: &Engine, norm: Option<&Norm>, (x, first): (&[f32], usize), out: &mut [f32]) {
+    let Some(norm) = norm else { return };
+    let x = &x[first * norm.weight.len()..][..out.len()];
+    engine.quant.vectorise(|| norm.apply_to(x, out));
+}
+
+/// `x += norm(y)`
+fn add_normed(engine: &Engine, norm: Option<&Norm>, y: &[f32], x: &mut [f32]) {
+    // Without a norm there are no rows to mind.
+    let width = norm.map_or(ADDED_AT_A_TIME, |norm| norm.weight.len());
+    for_parts(&engine.pool, x.len(), (x, width), &|i, x| {
+        let y = &y[i * width..][..x.len()];
+        engine.quant.vectorise(|| match norm {
+            Some(norm) => norm.add_to(y, x),
+            None => add(x, y),
+        });
+    });
 }
 
 fn scoring(config: &ModelConfig, block_idx: u32, sinks: Option<Vec<f32>>) -> Scoring {
@@ -196,27 +319,5 @@ fn scoring(config: &ModelConfig, block_idx: u32, sinks: Option<Vec<f32>>) -> Sco
             Position::Rotary(_) => None,
         },
         sinks,
-    }
-}
-
-fn normed_by(norm: Option<&Norm>, x: Vec<f32>) -> Vec<f32> {
-    match norm {
-        Some(norm) => norm.apply(&x),
-        None => x,
-    }
-}
-
-fn angles(rope: &Rope, segments: &[Segment<'_>]) -> Angles {
-    let mut angles = Angles::new(rope);
-    for segment in segments {
-        let positions = segment.position..segment.position + segment.tokens;
-        angles.push(rope, positions, segment.sequence_len);
-    }
-    angles
-}
-
-fn add(x: &mut [f32], y: &[f32]) {
-    for (x, y) in x.iter_mut().zip(y) {
-        *x += y;
     }
 }

@@ -1,14 +1,16 @@
 //! The feed-forward part of a block: one, or a mixture of experts of which each token goes through a few. What comes out
 //! for a token depends on no other token.
 
+use std::sync::atomic::AtomicBool;
+
 use super::{
     LoadError, ModelConfig,
     config::parts::{Activation, ExpertsConfig, Routing},
-    cpu::{Engine, exp},
+    cpu::{Disjoint, Engine, Source, exp, for_parts},
     layout::{BlockLayout, MlpSpec},
-    linear::{Linear, apply_gated},
+    linear::{Linear, apply_each, apply_gated},
     load::TensorReader,
-    lora::{Target, Updates},
+    lora::{self, Target, Updates},
 };
 
 /// After attention.
@@ -63,11 +65,12 @@ impl FeedForward {
         }
     }
 
-    /// `x` is `[tokens, hidden]`; returns the same shape. Adapters change no experts.
-    pub(crate) fn run(&self, engine: &Engine, updates: &Updates<'_>, x: &[f32]) -> Vec<f32> {
+    /// What is computed of the activations `x`, `[tokens, hidden]`, before anything is written to them. Adapters change
+    /// no experts.
+    pub(crate) fn begin(&self, engine: &Engine, updates: Updates<'_>, x: Source<'_>, scratch: &mut Scratch) {
         match self {
-            Self::Dense(mlp) => mlp.run(engine, updates, x),
-            Self::Experts(experts) => experts.run(engine, x),
+            Self::Dense(mlp) => mlp.inner(engine, updates, x, scratch),
+            Self::Experts(experts) => apply_each(engine, [&experts.router], x, [&mut scratch.scores]),
         }
     }
 
@@ -86,43 +89,53 @@ impl FeedForward {
     }
 }
 
+/// Memory of feed-forward parts that is used again.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Before the last projection, `[tokens, inner]`.
+    pub(crate) inner: Vec<f32>,
+    /// The same of what a gate is multiplied with, where the two are not computed together.
+    up: Vec<f32>,
+    pub(crate) updates: lora::Buffers,
+    /// Of the router, `[tokens, experts]`.
+    scores: Vec<f32>,
+    choices: Choices,
+    /// The tokens of one expert, before and after it.
+    gathered: Vec<f32>,
+    fed: Vec<f32>,
+    taken: Vec<AtomicBool>,
+}
+
 impl Mlp {
-    fn run(&self, engine: &Engine, updates: &Updates<'_>, x: &[f32]) -> Vec<f32> {
-        let inner = if updates.change(&[Target::Gate, Target::Up]) {
-            self.inner_with(engine, updates, x)
-        } else {
-            self.inner(engine, x)
+    /// Before the last projection: `scratch.inner`.
+    fn inner(&self, engine: &Engine, updates: Updates<'_>, mut x: Source<'_>, scratch: &mut Scratch) {
+        let Scratch { inner, up, updates: buffers, .. } = scratch;
+        let activation = self.activation;
+        if !updates.change(&[Target::Gate, Target::Up]) {
+            return self.inner_alone(engine, x, inner);
+        }
+        // Something is added before the activation.
+        let (tokens, cols) = (x.len() / self.up.weight.cols(), self.up.weight.cols());
+        let Some(gate) = &self.gate else {
+            apply_each(engine, [&self.up], x.tokens(0..tokens, cols), [inner]);
+            updates.add(Target::Up, engine, (x.rows(), inner), buffers);
+            return activation.apply(inner);
         };
-        let mut out = self.down.applied(engine, &inner);
-        updates.add(Target::Down, engine, &inner, &mut out);
-        out
+        apply_each(engine, [gate, &self.up], x.tokens(0..tokens, cols), [inner, up]);
+        let x = x.rows();
+        updates.add(Target::Gate, engine, (x, inner), buffers);
+        updates.add(Target::Up, engine, (x, up), buffers);
+        activation.apply_gated(inner, up);
     }
 
-    /// Before the last projection.
-    fn inner(&self, engine: &Engine, x: &[f32]) -> Vec<f32> {
+    fn inner_alone(&self, engine: &Engine, x: Source<'_>, inner: &mut Vec<f32>) {
         let activation = self.activation;
-        let mut inner = Vec::new();
         match &self.gate {
-            Some(gate) => apply_gated(engine, [gate, &self.up], x, &mut inner, &|gate, up| {
+            Some(gate) => apply_gated(engine, [gate, &self.up], x, inner, &|gate, up| {
                 activation.apply_gated(gate, up);
             }),
-            None => self.up.apply_then(engine, x, &mut inner, &|x| activation.apply(x)),
+            None => self.up.apply_then(engine, x, inner, &|x| activation.apply(x)),
         }
-        inner
-    }
-
-    /// The same where something is added before the activation.
-    fn inner_with(&self, engine: &Engine, updates: &Updates<'_>, x: &[f32]) -> Vec<f32> {
-        let mut up = self.up.applied(engine, x);
-        updates.add(Target::Up, engine, x, &mut up);
-        let Some(gate) = &self.gate else {
-            self.activation.apply(&mut up);
-            return up;
-        };
-        let mut inner = gate.applied(engine, x);
-        updates.add(Target::Gate, engine, x, &mut inner);
-        self.activation.apply_gated(&mut inner, &up);
-        inner
     }
 }
 
@@ -133,59 +146,86 @@ pub(crate) struct Choice {
     pub(crate) weight: f32,
 }
 
+/// Which tokens go through which experts, in memory that is used again.
+#[derive(Debug, Default)]
+pub(crate) struct Choices {
+    pub(crate) by_expert: Vec<Vec<Choice>>,
+    /// The experts of one token.
+    chosen: Vec<(usize, f32)>,
+}
+
 impl Experts {
-    /// Each expert runs once, for all of its tokens; what the experts of a token give is added in the order of their
-    /// numbers.
+    /// `x` is `[tokens, hidden]`; returns the same shape.
     pub(crate) fn run(&self, engine: &Engine, x: &[f32]) -> Vec<f32> {
-        let width = self.router.weight.cols();
-        let mut out = vec![0.0; x.len()];
-        let scores = self.router.applied(engine, x);
-        let choices = self.choose(&scores);
-        let chosen = self
-            .experts
-            .iter()
-            .zip(&choices)
-            .filter(|(_, choices)| !choices.is_empty());
-        for (expert, choices) in chosen {
-            let rows = choices.iter().map(|choice| &x[choice.token * width..][..width]);
-            let fed = expert.run(engine, &Updates::default(), &rows.collect::<Vec<_>>().concat());
-            for (choice, fed) in choices.iter().zip(fed.chunks_exact(width)) {
-                let out = &mut out[choice.token * width..][..width];
-                out.iter_mut()
-                    .zip(fed)
-                    .for_each(|(out, fed)| *out += choice.weight * fed);
-            }
-        }
+        let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+        self.router.apply(engine, x, &mut scratch.scores);
+        self.mix(engine, x, &mut scratch, &mut out);
         out
     }
 
+    /// `out` becomes what the experts give for `x`, `[tokens, hidden]`, whose scores are in `scratch`. Each expert runs
+    /// once, for all of its tokens; what the experts of a token give is added in the order of their numbers.
+    pub(crate) fn mix(&self, engine: &Engine, x: &[f32], scratch: &mut Scratch, out: &mut Vec<f32>) {
+        let width = self.router.weight.cols();
+        out.clear();
+        out.resize(x.len(), 0.0);
+        let Scratch { inner, scores, choices, gathered, fed, taken, .. } = scratch;
+        self.choose(scores, choices);
+        for (expert, choices) in self.experts.iter().zip(&choices.by_expert) {
+            if choices.is_empty() {
+                continue;
+            }
+            gathered.resize(choices.len() * width, 0.0);
+            let gather = |first: usize, rows: &mut [f32]| {
+                for (choice, row) in choices[first..].iter().zip(rows.chunks_exact_mut(width)) {
+                    row.copy_from_slice(&x[choice.token * width..][..width]);
+                }
+            };
+            let source = Source::Made { make: &gather, first: 0, out: gathered };
+            expert.inner_alone(engine, source, inner);
+            expert.down.apply(engine, inner, fed);
+            let sums = Disjoint::new(out, width, taken);
+            for_parts(&engine.pool, fed.len(), (fed, width), &|i, fed| {
+                let Choice { token, weight } = choices[i];
+                let sums = sums.take(token).iter_mut().zip(fed);
+                sums.for_each(|(sum, fed)| *sum += weight * *fed);
+            });
+        }
+    }
+
     /// The tokens of each expert, from the router's scores `[tokens, experts]`.
-    pub(crate) fn choose(&self, scores: &[f32]) -> Vec<Vec<Choice>> {
-        let mut choices = vec![Vec::new(); self.experts.len()];
+    pub(crate) fn choose(&self, scores: &[f32], choices: &mut Choices) {
+        let Choices { by_expert, chosen } = choices;
+        by_expert.resize(self.experts.len(), Vec::new());
+        by_expert.iter_mut().for_each(Vec::clear);
         for (token, scores) in scores.chunks_exact(self.experts.len()).enumerate() {
-            for (expert, weight) in route(self.config, scores) {
-                choices[expert].push(Choice { token, weight });
+            route(self.config, scores, chosen);
+            for (expert, weight) in &*chosen {
+                by_expert[*expert].push(Choice { token, weight: *weight });
             }
         }
-        choices
     }
 }
 
-/// The experts of one token and their weights. Of equal scores the first is taken.
-fn route(config: ExpertsConfig, scores: &[f32]) -> Vec<(usize, f32)> {
-    let mut by_score: Vec<usize> = (0..scores.len()).collect();
-    by_score.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
-    by_score.truncate(config.experts_per_token);
-    let highest = scores[by_score[0]];
-    let share = |expert: usize| exp(scores[expert] - highest);
+/// Writes the experts of one token and their weights, the highest first. Of equal scores the first is taken.
+fn route(config: ExpertsConfig, scores: &[f32], chosen: &mut Vec<(usize, f32)>) {
+    let n = config.experts_per_token.min(scores.len());
+    chosen.clear();
+    for (expert, score) in scores.iter().enumerate() {
+        let place = chosen.iter().rposition(|(_, other)| other.total_cmp(score).is_ge());
+        let place = place.map_or(0, |place| place + 1);
+        if place < n {
+            chosen.truncate(n - 1);
+            chosen.insert(place, (expert, *score));
+        }
+    }
+    let highest = chosen.first().map_or(0.0, |(_, score)| *score);
+    let share = |score: f32| exp(score - highest);
     let total: f32 = match config.routing {
-        Routing::SoftmaxAll => (0..scores.len()).map(share).sum(),
-        Routing::SoftmaxChosen => by_score.iter().map(|expert| share(*expert)).sum(),
+        Routing::SoftmaxAll => scores.iter().map(|score| share(*score)).sum(),
+        Routing::SoftmaxChosen => chosen.iter().map(|(_, score)| share(*score)).sum(),
     };
-    by_score
-        .into_iter()
-        .map(|expert| (expert, share(expert) / total))
-        .collect()
+    chosen.iter_mut().for_each(|(_, score)| *score = share(*score) / total);
 }
 
 #[cfg(test)]
@@ -200,7 +240,9 @@ mod tests {
             router_bias: false,
         };
         let scores = [0.0, 2.0_f32.ln(), 5.0_f32.ln(), 2.0_f32.ln()];
-        route(config, &scores)
+        let mut chosen = vec![(7, 1.0)];
+        route(config, &scores, &mut chosen);
+        chosen
     }
 
     #[test]

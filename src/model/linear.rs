@@ -6,7 +6,7 @@ use std::{cell::RefCell, ops::Range};
 use super::{
     LoadError, WeightDType, WeightFormat,
     cpu::{
-        Dense, Engine, Interleaved, Kernels, LANES, Output, Tile, compute_tiles,
+        Dense, Engine, Input, Interleaved, Kernels, LANES, Output, Source, Tile, Wanted, compute_tiles,
         quant::{Forms, QuantKernels, QuantTokens},
     },
     quant::QuantMatrix,
@@ -170,7 +170,7 @@ impl Linear {
     /// # Panics
     /// If `x` is not whole vectors.
     pub(crate) fn apply(&self, engine: &Engine, x: &[f32], out: &mut Vec<f32>) {
-        apply_each(engine, [self], x, [out]);
+        apply_each(engine, [self], Source::Ready(x), [out]);
     }
 
     /// As [`Linear::apply`], in memory of its own.
@@ -183,6 +183,16 @@ impl Linear {
         out
     }
 
+    /// Adds what [`Linear::apply`] gives to `out`.
+    ///
+    /// # Panics
+    /// If `x` is not whole vectors, or `out` has another shape.
+    pub(crate) fn add_to(&self, engine: &Engine, x: &[f32], out: &mut [f32]) {
+        region(engine, ([self], &[self]), Source::Ready(x), [Out::Add(out)], &|x, tile| {
+            self.compute(engine.kernels, x, tile.panels, (tile.widened, tile.out));
+        });
+    }
+
     /// As [`Linear::apply`], then `finish` of every part of what came out.
     ///
     /// # Panics
@@ -190,13 +200,13 @@ impl Linear {
     pub(crate) fn apply_then(
         &self,
         engine: &Engine,
-        x: &[f32],
+        x: Source<'_>,
         out: &mut Vec<f32>,
         finish: &(dyn Fn(&mut [f32]) + Sync),
     ) {
-        region(engine, ([self], &[self]), x, [out], &|x, tile| {
+        region(engine, ([self], &[self]), x, [Out::Set(out)], &|x, tile| {
             self.compute(engine.kernels, x, tile.panels, (tile.widened, tile.out));
-            finish(tile.out);
+            engine.quant.vectorise(|| finish(tile.out));
         });
     }
 
@@ -222,8 +232,13 @@ impl Linear {
 ///
 /// # Panics
 /// If `x` is not whole vectors.
-pub(crate) fn apply_each<const N: usize>(engine: &Engine, linears: [&Linear; N], x: &[f32], outs: [&mut Vec<f32>; N]) {
-    region(engine, (linears, &linears), x, outs, &|x, tile| {
+pub(crate) fn apply_each<const N: usize>(
+    engine: &Engine,
+    linears: [&Linear; N],
+    x: Source<'_>,
+    outs: [&mut Vec<f32>; N],
+) {
+    region(engine, (linears, &linears), x, outs.map(Out::Set), &|x, tile| {
         linears[tile.output].compute(engine.kernels, x, tile.panels, (tile.widened, tile.out));
     });
 }
@@ -236,32 +251,39 @@ pub(crate) fn apply_each<const N: usize>(engine: &Engine, linears: [&Linear; N],
 pub(crate) fn apply_gated(
     engine: &Engine,
     [gate, up]: [&Linear; 2],
-    x: &[f32],
+    x: Source<'_>,
     out: &mut Vec<f32>,
     combine: &(dyn Fn(&mut [f32], &[f32]) + Sync),
 ) {
     assert_eq!(gate.weight.rows, up.weight.rows, "gate and up of different shapes");
     assert_eq!(gate.weight.cols, up.weight.cols, "gate and up of different shapes");
-    region(engine, ([gate], &[gate, up]), x, [out], &|x, tile| {
+    region(engine, ([gate], &[gate, up]), x, [Out::Set(out)], &|x, tile| {
         gate.compute(engine.kernels, x, tile.panels.clone(), (tile.widened, tile.out));
         tile.spare.resize(tile.out.len(), 0.0);
         up.compute(engine.kernels, x, tile.panels, (tile.widened, tile.spare));
-        combine(tile.out, tile.spare);
+        engine.quant.vectorise(|| combine(tile.out, tile.spare));
     });
+}
+
+/// Where products go.
+enum Out<'a> {
+    /// It gets their size.
+    Set(&'a mut Vec<f32>),
+    /// They are added to what is there.
+    Add(&'a mut [f32]),
 }
 
 thread_local! {
     /// Of the thread that begins regions, used again by each.
-    static INTERLEAVED: RefCell<Interleaved> = RefCell::default();
-    static QUANTISED: RefCell<QuantTokens> = RefCell::default();
+    static INPUT: RefCell<Input> = RefCell::default();
 }
 
 /// The outputs of `linears` for `x`, tile by tile. `all` are those that are multiplied on the way.
 fn region<const N: usize>(
     engine: &Engine,
     (linears, all): ([&Linear; N], &[&Linear]),
-    x: &[f32],
-    outs: [&mut Vec<f32>; N],
+    mut x: Source<'_>,
+    outs: [Out<'_>; N],
     compute: &(dyn Fn(&Activations<'_>, Tile<'_>) + Sync),
 ) {
     let cols = linears[0].weight.cols;
@@ -273,50 +295,52 @@ fn region<const N: usize>(
             "activations are not whole vectors"
         );
     }
-    let rows = linears.map(|linear| linear.weight.rows);
-    let mut lefts = {
-        let mut rows = rows.into_iter();
-        outs.map(|out| {
-            out.resize(tokens * rows.next().unwrap_or(0), 0.0);
-            out.as_mut_slice()
-        })
-    };
+    let mut i = 0;
+    let mut lefts = outs.map(|out| {
+        let rows = linears[i].weight.rows;
+        i += 1;
+        let (data, add) = match out {
+            Out::Set(out) => {
+                out.resize(tokens * rows, 0.0);
+                (out.as_mut_slice(), false)
+            }
+            Out::Add(out) => (out, true),
+        };
+        Output { rows, data, add }
+    });
     let formats = || all.iter().map(|linear| linear.weight.format);
     let (forms, dense) = (Forms::of(formats()), formats().any(|format| format.dtype().is_some()));
-    let (mut interleaved, mut quantised) = (INTERLEAVED.take(), QUANTISED.take());
-    for x in x.chunks(tokens_at_a_time(tokens) * cols) {
-        let tokens = x.len() / cols;
-        let mut i = 0;
+    let mut input = INPUT.take();
+    let step = tokens_at_a_time(tokens);
+    for first in (0..tokens).step_by(step) {
+        let n_tokens = step.min(tokens - first);
         let outputs = lefts.each_mut().map(|left| {
-            let (data, after) = std::mem::take(left).split_at_mut(tokens * rows[i]);
-            *left = after;
-            i += 1;
+            let (data, after) = std::mem::take(&mut left.data).split_at_mut(n_tokens * left.rows);
+            left.data = after;
             Output {
-                rows: rows[i - 1],
+                rows: left.rows,
                 data,
+                add: left.add,
             }
         });
-        let few = tokens <= FEW_TOKENS;
-        if forms.any() {
-            quantised.set(engine, forms, x, cols);
-        }
-        let interleave = dense && !few;
-        if interleave {
-            interleaved.set(engine, x, cols);
-        }
+        let few = n_tokens <= FEW_TOKENS;
+        let wanted = Wanted {
+            interleaved: dense && !few,
+            forms,
+        };
+        let rows = input.set(engine, wanted, x.tokens(first..first + n_tokens, cols), cols);
         let activations = Activations {
-            rows: x,
-            interleaved: interleave.then_some(&interleaved),
+            rows,
+            interleaved: wanted.interleaved.then_some(&input.interleaved),
             quant: engine.quant,
-            quantised: &quantised,
+            quantised: &input.quantised,
         };
         let max_panels = if few { FEW_PANELS } else { MANY_PANELS };
-        compute_tiles(engine, outputs, [tokens, cols], max_panels, &|tile| {
+        compute_tiles(engine, outputs, [n_tokens, cols], max_panels, &|tile| {
             compute(&activations, tile);
         });
     }
-    INTERLEAVED.set(interleaved);
-    QUANTISED.set(quantised);
+    INPUT.set(input);
 }
 
 /// `tokens` in equal parts of at most [`MANY_TOKENS`].

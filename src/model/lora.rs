@@ -47,12 +47,21 @@ pub(crate) struct LowRank {
 
 impl LowRank {
     /// Adds the update for `x`, `[tokens, cols]`, to `y`, `[tokens, rows]`.
-    pub(crate) fn add(&self, engine: &Engine, x: &[f32], y: &mut [f32]) {
-        let update = self.b.applied(engine, &self.a.applied(engine, x));
-        for (y, update) in y.iter_mut().zip(&update) {
-            *y += self.scale * update;
+    pub(crate) fn add(&self, engine: &Engine, x: &[f32], y: &mut [f32], buffers: &mut Buffers) {
+        let Buffers { inner, update } = buffers;
+        self.a.apply(engine, x, inner);
+        self.b.apply(engine, inner, update);
+        for (y, update) in y.iter_mut().zip(update) {
+            *y += self.scale * *update;
         }
     }
+}
+
+/// Memory of updates that is used again.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    inner: Vec<f32>,
+    update: Vec<f32>,
 }
 
 /// A projection `[rows, cols]` of f32 weights, without a bias.
@@ -80,43 +89,58 @@ impl BlockAdapter {
 }
 
 /// Which tokens of a batch go through which adapter.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Updates<'a> {
-    tokens: Vec<(Range<usize>, &'a BlockAdapter)>,
+    adapters: &'a [BlockAdapter],
+    tokens: &'a [(Range<usize>, usize)],
 }
 
 impl<'a> Updates<'a> {
     /// Those of `segments`, whose tokens lie one behind the other. Segments side by side that want the same are one.
-    pub(crate) fn new(adapters: &'a [BlockAdapter], segments: &[Segment<'_>]) -> Self {
-        let mut tokens: Vec<(Range<usize>, &BlockAdapter)> = Vec::new();
+    /// `tokens` is memory that is used again.
+    pub(crate) fn new(
+        adapters: &'a [BlockAdapter],
+        segments: &[Segment<'_>],
+        tokens: &'a mut Vec<(Range<usize>, usize)>,
+    ) -> Self {
+        tokens.clear();
         let mut first = 0;
         for segment in segments {
             let range = first..first + segment.tokens;
             first = range.end;
-            let Some(adapter) = segment.adapter.and_then(|AdapterId(idx)| adapters.get(idx)) else {
+            let wanted = segment.adapter.map(|AdapterId(idx)| idx);
+            let Some(idx) = wanted.filter(|idx| *idx < adapters.len()) else {
                 continue;
             };
             match tokens.last_mut() {
-                Some((last, same)) if last.end == range.start && std::ptr::eq(*same, adapter) => last.end = range.end,
-                _ => tokens.push((range, adapter)),
+                Some((last, same)) if last.end == range.start && *same == idx => last.end = range.end,
+                _ => tokens.push((range, idx)),
             }
         }
-        Self { tokens }
+        Self { adapters, tokens }
     }
 
     /// Whether any token wants an update of any of `targets`.
     pub(crate) fn change(&self, targets: &[Target]) -> bool {
         let wants = |adapter: &BlockAdapter| targets.iter().any(|target| adapter.get(*target).is_some());
-        self.tokens.iter().any(|(_, adapter)| wants(adapter))
+        self.tokens.iter().any(|(_, idx)| wants(&self.adapters[*idx]))
     }
 
-    /// Adds to `y`, the projections of all tokens, the updates of those that want any.
-    pub(crate) fn add(&self, target: Target, engine: &Engine, x: &[f32], y: &mut [f32]) {
-        for (tokens, adapter) in &self.tokens {
-            let Some(update) = adapter.get(target) else { continue };
+    /// Adds to `y`, the projections of all tokens `x`, the updates of those that want any.
+    pub(crate) fn add(
+        &self,
+        target: Target,
+        engine: &Engine,
+        (x, y): (&[f32], &mut [f32]),
+        buffers: &mut Buffers,
+    ) {
+        for (tokens, idx) in self.tokens {
+            let Some(update) = self.adapters[*idx].get(target) else {
+                continue;
+            };
             let (cols, rows) = (update.a.weight.cols(), update.b.weight.rows());
             let x = &x[tokens.start * cols..tokens.end * cols];
-            update.add(engine, x, &mut y[tokens.start * rows..tokens.end * rows]);
+            update.add(engine, x, &mut y[tokens.start * rows..tokens.end * rows], buffers);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     LoadError,
     config::parts::{NormConfig, NormKind},
-    cpu::rms_norm,
+    cpu::sum_of,
     layout::NormSpec,
     load::TensorReader,
 };
@@ -32,39 +32,80 @@ impl Norm {
         })
     }
 
-    /// All rows of `x`.
+    /// All rows of `x`, in memory of their own.
     pub(crate) fn apply(&self, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; x.len()];
-        let width = self.weight.len();
-        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            self.apply_row(x, out);
-        }
+        self.apply_to(x, &mut out);
         out
     }
 
-    fn apply_row(&self, x: &[f32], out: &mut [f32]) {
-        match &self.bias {
-            None => rms_norm(x, &self.weight, self.eps, out),
-            Some(bias) => {
-                let mean = sum(x.iter().copied()) / x.len() as f32;
-                let variance = sum(x.iter().map(|x| (x - mean) * (x - mean))) / x.len() as f32;
-                let scale = 1.0 / (variance + self.eps).sqrt();
-                let parts = x.iter().zip(&self.weight).zip(bias);
-                for (out, ((x, weight), bias)) in out.iter_mut().zip(parts) {
-                    *out = (x - mean) * scale * weight + bias;
+    /// `out = norm(x)`, row by row.
+    #[inline(always)]
+    pub(crate) fn apply_to(&self, x: &[f32], out: &mut [f32]) {
+        self.each_row(x, out, |out, normed| *out = normed);
+    }
+
+    /// `x += norm(y)`, row by row.
+    #[inline(always)]
+    pub(crate) fn add_to(&self, y: &[f32], x: &mut [f32]) {
+        self.each_row(y, x, |x, normed| *x += normed);
+    }
+
+    /// `x = norm(x)`, row by row.
+    #[inline(always)]
+    pub(crate) fn apply_in_place(&self, x: &mut [f32]) {
+        for x in x.chunks_exact_mut(self.weight.len()) {
+            let scaling = self.scaling(x);
+            match &self.bias {
+                None => {
+                    let numbers = x.iter_mut().zip(&self.weight);
+                    numbers.for_each(|(x, weight)| *x = *x * scaling.scale * weight);
+                }
+                Some(bias) => {
+                    let numbers = x.iter_mut().zip(&self.weight).zip(bias);
+                    numbers.for_each(|((x, weight), bias)| *x = (*x - scaling.mean) * scaling.scale * weight + bias);
                 }
             }
         }
     }
+
+    #[inline(always)]
+    fn each_row(&self, x: &[f32], out: &mut [f32], store: impl Fn(&mut f32, f32)) {
+        let width = self.weight.len();
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            let Scaling { mean, scale } = self.scaling(x);
+            let numbers = out.iter_mut().zip(x).zip(&self.weight);
+            match &self.bias {
+                None => numbers.for_each(|((out, x), weight)| store(out, x * scale * weight)),
+                Some(bias) => {
+                    let numbers = numbers.zip(bias);
+                    numbers.for_each(|(((out, x), weight), bias)| store(out, (x - mean) * scale * weight + bias));
+                }
+            }
+        }
+    }
+
+    /// What a row is shifted and multiplied by before the weights.
+    #[inline(always)]
+    fn scaling(&self, x: &[f32]) -> Scaling {
+        let n = x.len() as f32;
+        let (mean, variance) = if self.bias.is_none() {
+            (0.0, sum_of(x, |x| x * x) / n)
+        } else {
+            let mean = sum_of(x, |x| x) / n;
+            (mean, sum_of(x, |x| (x - mean) * (x - mean)) / n)
+        };
+        Scaling {
+            mean,
+            scale: 1.0 / (variance + self.eps).sqrt(),
+        }
+    }
 }
 
-/// In 16 partial sums: quick, and more exact than one.
-fn sum(numbers: impl Iterator<Item = f32>) -> f32 {
-    let mut sums = [0.0_f32; 16];
-    for (i, number) in numbers.enumerate() {
-        sums[i % 16] += number;
-    }
-    sums.iter().sum()
+#[derive(Clone, Copy)]
+struct Scaling {
+    mean: f32,
+    scale: f32,
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! Rotary position embedding: which angle a pair of numbers turns by at a position, for every kind of scaling of
 //! transformers 4.43 (`modeling_rope_utils.py`), computed in f32 as there.
 
-use std::{borrow::Cow, f32::consts::PI, ops::Range};
+use std::{f32::consts::PI, ops::Range};
 
-use super::config::rope::{RopeConfig, RopeScaling};
+use super::{
+    config::rope::{RopeConfig, RopeScaling},
+    cpu::{Pool, for_parts},
+};
 
 /// The frequencies of one model.
 #[derive(Clone, Debug)]
@@ -37,27 +40,28 @@ impl Rope {
         }
     }
 
-    /// Radians per token for a sequence of `sequence_len` tokens. Only `Dynamic` and `LongRope` depend on the length, and
-    /// keys that were cached when the sequence was shorter keep their angles, as in transformers.
-    fn frequencies(&self, sequence_len: usize) -> Cow<'_, [f32]> {
+    /// Writes radians per token for a sequence of `sequence_len` tokens. Only `Dynamic` and `LongRope` depend on the
+    /// length, and keys that were cached when the sequence was shorter keep their angles, as in transformers.
+    fn frequencies_to(&self, sequence_len: usize, out: &mut Vec<f32>) {
         let RopeConfig {
             theta,
             max_positions,
             rotary_dim,
             ..
         } = self.config;
+        out.clear();
         match &self.config.scaling {
             RopeScaling::Dynamic { factor } => {
                 let dim = rotary_dim as f32;
                 let growth = factor * sequence_len.max(max_positions) as f32 / max_positions as f32 - (factor - 1.0);
-                Cow::Owned(plain(theta * growth.powf(dim / (dim - 2.0)), rotary_dim))
+                out.extend(plain(theta * growth.powf(dim / (dim - 2.0)), rotary_dim));
             }
             RopeScaling::LongRope {
                 long_divisors,
                 original_max_positions,
                 ..
-            } if sequence_len > *original_max_positions => Cow::Owned(divided(&self.config, long_divisors)),
-            _ => Cow::Borrowed(&self.frequencies),
+            } if sequence_len > *original_max_positions => out.extend(divided(&self.config, long_divisors)),
+            _ => out.extend_from_slice(&self.frequencies),
         }
     }
 
@@ -72,44 +76,52 @@ impl Rope {
     }
 }
 
-/// Sines and cosines of consecutive tokens of a step.
-#[derive(Debug)]
+/// Sines and cosines of consecutive tokens of a step, in memory that is used again.
+#[derive(Debug, Default)]
 pub(crate) struct Angles {
     half: usize,
-    /// `[tokens, rotary_dim / 2]`
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    /// `[tokens, 2, rotary_dim / 2]`: cosines, then sines.
+    numbers: Vec<f32>,
+    frequencies: Vec<f32>,
 }
 
 impl Angles {
     pub(crate) fn new(rope: &Rope) -> Self {
-        Self {
-            half: rope.rotary_dim() / 2,
-            cos: Vec::new(),
-            sin: Vec::new(),
-        }
+        let mut angles = Self::default();
+        angles.reset(rope);
+        angles
+    }
+
+    /// Forgets all tokens; those that follow turn as `rope` says.
+    pub(crate) fn reset(&mut self, rope: &Rope) {
+        self.half = rope.rotary_dim() / 2;
+        self.numbers.clear();
     }
 
     /// Adds the tokens at `positions` of a sequence that has `sequence_len` tokens after this step.
-    pub(crate) fn push(&mut self, rope: &Rope, positions: Range<usize>, sequence_len: usize) {
-        let frequencies = rope.frequencies(sequence_len);
-        let amplitude = rope.amplitude();
-        for position in positions {
-            for frequency in frequencies.iter() {
-                let (sin, cos) = (position as f32 * frequency).sin_cos();
-                self.cos.push(cos * amplitude);
-                self.sin.push(sin * amplitude);
+    pub(crate) fn push(&mut self, rope: &Rope, positions: Range<usize>, sequence_len: usize, pool: &Pool) {
+        rope.frequencies_to(sequence_len, &mut self.frequencies);
+        let (frequencies, amplitude) = (&self.frequencies, rope.amplitude());
+        let (old, width) = (self.numbers.len(), 2 * self.half);
+        self.numbers.resize(old + positions.len() * width, 0.0);
+        let new = &mut self.numbers[old..];
+        for_parts(pool, new.len(), (new, width.max(1)), &|token, numbers| {
+            let (cos, sin) = numbers.split_at_mut(numbers.len() / 2);
+            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(frequencies) {
+                let (sine, cosine) = ((positions.start + token) as f32 * frequency).sin_cos();
+                (*sin, *cos) = (sine * amplitude, cosine * amplitude);
             }
-        }
+        });
     }
 
     /// `rotary_dim / 2` cosines of token `token`, and as many sines.
+    #[inline(always)]
     pub(crate) fn of(&self, token: usize) -> (&[f32], &[f32]) {
-        let range = token * self.half..(token + 1) * self.half;
-        (&self.cos[range.clone()], &self.sin[range])
+        self.numbers[token * 2 * self.half..][..2 * self.half].split_at(self.half)
     }
 
     /// Turns one head of token `token`: number i together with number i + rotary_dim / 2. The rest stays.
+    #[inline(always)]
     pub(crate) fn rotate(&self, token: usize, head: &mut [f32]) {
         let (cos, sin) = self.of(token);
         let (first, second) = head[..2 * self.half].split_at_mut(self.half);
@@ -120,8 +132,8 @@ impl Angles {
 }
 
 /// `theta^(-2i/dim)`
-fn plain(theta: f32, dim: usize) -> Vec<f32> {
-    powers(theta, dim).map(|power| 1.0 / power).collect()
+fn plain(theta: f32, dim: usize) -> impl Iterator<Item = f32> {
+    powers(theta, dim).map(|power| 1.0 / power)
 }
 
 fn powers(theta: f32, dim: usize) -> impl Iterator<Item = f32> {
@@ -131,8 +143,8 @@ fn powers(theta: f32, dim: usize) -> impl Iterator<Item = f32> {
 fn scaled(config: &RopeConfig) -> Vec<f32> {
     let plain = plain(config.theta, config.rotary_dim);
     match &config.scaling {
-        RopeScaling::Default | RopeScaling::Dynamic { .. } => plain,
-        RopeScaling::Linear { factor } => plain.into_iter().map(|frequency| frequency / factor).collect(),
+        RopeScaling::Default | RopeScaling::Dynamic { .. } => plain.collect(),
+        RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
         RopeScaling::Llama3 {
             factor,
             low_freq_factor,
@@ -141,7 +153,6 @@ fn scaled(config: &RopeConfig) -> Vec<f32> {
         } => {
             let original = *original_max_positions as f32;
             plain
-                .into_iter()
                 .map(|frequency| {
                     let turns = original * frequency / (2.0 * PI);
                     let keep = if turns >= *high_freq_factor {
@@ -163,20 +174,18 @@ fn scaled(config: &RopeConfig) -> Vec<f32> {
         } => {
             let (low, high) = yarn_range(config, [*beta_fast, *beta_slow], *original_max_positions, *truncate);
             plain
-                .into_iter()
                 .enumerate()
                 .map(|(i, frequency)| ramp(frequency, *factor, 1.0 - (i as f32 - low) / (high - low)))
                 .collect()
         }
-        RopeScaling::LongRope { short_divisors, .. } => divided(config, short_divisors),
+        RopeScaling::LongRope { short_divisors, .. } => divided(config, short_divisors).collect(),
     }
 }
 
-fn divided(config: &RopeConfig, divisors: &[f32]) -> Vec<f32> {
+fn divided(config: &RopeConfig, divisors: &[f32]) -> impl Iterator<Item = f32> {
     powers(config.theta, config.rotary_dim)
         .zip(divisors)
         .map(|(power, divisor)| 1.0 / (divisor * power))
-        .collect()
 }
 
 /// `frequency` where `keep` is 1 or more, divided by `factor` where it is 0 or less, a mixture between.

@@ -104,8 +104,12 @@ impl Local {
         self.queries.clear();
         for token in unit.first_token..unit.first_token + unit.tokens {
             let at = (token * heads.kv.n_kv_heads + unit.kv_head) * len;
-            let numbers = call.queries[at..at + len].iter();
-            self.queries.extend(numbers.map(|number| number * call.scoring.scale));
+            let gathered = self.queries.len();
+            self.queries.extend_from_slice(&call.queries[at..at + len]);
+            for head in self.queries[gathered..].chunks_exact_mut(heads.kv.head_dim) {
+                (call.turn)(token, head);
+                head.iter_mut().for_each(|number| *number *= call.scoring.scale);
+            }
         }
         self.scores.resize(self.n_rows * KEY_BLOCK, 0.0);
     }

@@ -7,7 +7,7 @@ use rand::Rng;
 use super::*;
 use crate::model::{
     config::parts::AlibiKind,
-    cpu::{Kernels, Slope},
+    cpu::{Kernels, Pool, Slope},
     kv::{Arena, KvDType, Row},
     testing::{assert_close, assert_same_bits, engine, random, rng},
 };
@@ -62,8 +62,8 @@ impl Sequence {
     fn extend(&self, row: &mut Row, arena: &Arc<Arena>, tokens: std::ops::Range<usize>) {
         let width = self.keys.len() / self.tokens;
         let range = tokens.start * width..tokens.end * width;
-        let (mut keys, values) = (self.keys[range.clone()].to_vec(), &self.values[range]);
-        row.write(arena, tokens.start, (&mut keys, values), |_, _| ());
+        let (keys, values) = (&self.keys[range.clone()], &self.values[range]);
+        row.write(arena, &one_thread(), tokens.start, (keys, values, &|_, _| ()));
     }
 
     fn queries(&self, tokens: std::ops::Range<usize>) -> &[f32] {
@@ -112,6 +112,10 @@ impl Sequence {
     }
 }
 
+fn one_thread() -> Arc<Pool> {
+    Pool::new(1).unwrap()
+}
+
 fn attend(heads: &Heads, scoring: &Scoring, parts: &mut [(Row, usize, &[f32])]) -> Vec<f32> {
     let width = heads.kv.n_kv_heads * heads.group * heads.kv.head_dim;
     let queries: Vec<f32> = parts.iter().flat_map(|(_, _, queries)| queries.to_vec()).collect();
@@ -126,7 +130,7 @@ fn attend(heads: &Heads, scoring: &Scoring, parts: &mut [(Row, usize, &[f32])]) 
         })
         .collect();
     let mut out = Vec::new();
-    heads.attend(scoring, (&segments, &queries), &mut Scratch::default(), &mut out);
+    heads.attend(scoring, (&segments, &queries, &|_, _| ()), &mut Scratch::default(), &mut out);
     out
 }
 
@@ -312,12 +316,12 @@ fn scores_too_large_for_an_exponential_are_no_problem() {
         group: 1,
     };
     let mut row = Row::new(2);
-    let mut keys = [-1000.0, 0.0, 1000.0, 0.0];
+    let keys = [-1000.0, 0.0, 1000.0, 0.0];
     row.write(
         &Arena::empty(heads.kv),
+        &heads.engine.pool,
         0,
-        (&mut keys, &[1.0, 2.0, 3.0, 4.0]),
-        |_, _| (),
+        (&keys, &[1.0, 2.0, 3.0, 4.0], &|_, _| ()),
     );
     let out = attend(&heads, &plainly(), &mut [(row, 1, &[1000.0, 0.0])]);
     assert_eq!(out, [3.0, 4.0]);

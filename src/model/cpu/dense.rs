@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    marker::PhantomData,
     ops::Range,
     sync::{Mutex, PoisonError},
 };
@@ -12,7 +13,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use super::{
     Engine, Kernels, LANES, Rows, RowsMut,
     memory::Memory,
-    panels::{MAX_TOKEN_GROUP, PANEL_GROUP, Product, dispatch},
+    panels::{PANEL_GROUP, Product, dispatch},
     tiles::Start,
 };
 use crate::model::{WeightDType, number::Slice};
@@ -178,27 +179,45 @@ impl Dense {
 }
 
 impl Interleaved {
-    /// Takes `x`, `[tokens, cols]`, on all threads.
-    ///
-    /// # Panics
-    /// If `x` is not whole vectors.
-    pub(crate) fn set(&mut self, engine: &Engine, x: &[f32], cols: usize) {
-        let tokens = x.len() / cols;
-        assert_eq!(x.len(), tokens * cols, "activations are not whole vectors");
+    /// Makes room for other tokens.
+    pub(super) fn resize(&mut self, tokens: usize, cols: usize) {
         (self.tokens, self.cols) = (tokens, cols);
-        self.data.resize(x.len(), 0.0);
-        // Whole groups of the largest size, so that parts are grouped as the whole is.
-        let part = MAX_TOKEN_GROUP * cols;
-        let start = Start(self.data.as_mut_ptr());
-        engine.pool.run(x.len().div_ceil(part), &|i| {
-            let x = &x[i * part..x.len().min((i + 1) * part)];
-            let rows = Rows { data: x, stride: cols };
-            // SAFETY: part i of `data` is this task's alone, and as long as x.
-            unsafe {
-                let out = start.at(i * part);
-                dispatch!(engine.kernels, interleave(rows, x.len() / cols, cols, out));
-            }
-        });
+        self.data.resize(tokens * cols, 0.0);
+    }
+
+    /// For threads that write to different tokens.
+    pub(super) fn writer(&mut self) -> InterleavedWriter<'_> {
+        InterleavedWriter {
+            start: Start(self.data.as_mut_ptr()),
+            cols: self.cols,
+            data: PhantomData,
+        }
+    }
+}
+
+/// An [`Interleaved`] that is being written.
+pub(super) struct InterleavedWriter<'a> {
+    start: Start<f32>,
+    cols: usize,
+    data: PhantomData<&'a mut [f32]>,
+}
+
+impl InterleavedWriter<'_> {
+    /// Takes the tokens `x` from number `first` on.
+    ///
+    /// # Safety
+    /// There is room for these tokens, which nobody else writes to. `first` is a multiple of the largest group of tokens, and
+    /// there are as many tokens or they are the last: then parts are grouped as the whole is.
+    pub(super) unsafe fn write(&self, engine: &Engine, first: usize, x: &[f32]) {
+        let rows = Rows {
+            data: x,
+            stride: self.cols,
+        };
+        // SAFETY: the caller's promise; x has that many tokens.
+        unsafe {
+            let out = self.start.at(first * self.cols);
+            dispatch!(engine.kernels, interleave(rows, x.len() / self.cols, self.cols, out));
+        }
     }
 }
 

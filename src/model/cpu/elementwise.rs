@@ -28,29 +28,28 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 /// `gate := silu(gate) · up`, elementwise; `silu(x) = x / (1 + e^-x)`.
+#[inline(always)]
 pub(crate) fn silu_times(gate: &mut [f32], up: &[f32]) {
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate = *gate / (1.0 + exp(-*gate)) * up;
     }
 }
 
-/// `out = x / sqrt(mean(x²) + eps) · weight` of one row.
-pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let scale = 1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt();
-    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * weight;
-    }
-}
-
-/// In 16 partial sums: quick, and more exact than one.
-fn sum_of_squares(x: &[f32]) -> f32 {
+/// The sum of `f` of all numbers, in 16 partial sums: quick, and more exact than one.
+#[inline(always)]
+pub(crate) fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0.0_f32; 16];
-    let chunks = x.chunks_exact(16);
-    let rest: f32 = chunks.remainder().iter().map(|x| x * x).sum();
+    let (chunks, rest) = x.as_chunks::<16>();
     for chunk in chunks {
         for (sum, x) in sums.iter_mut().zip(chunk) {
-            *sum += x * x;
+            *sum += f(*x);
         }
     }
-    sums.iter().sum::<f32>() + rest
+    sums.iter().sum::<f32>() + rest.iter().map(|x| f(*x)).sum::<f32>()
+}
+
+/// `x += y`
+#[inline(always)]
+pub(crate) fn add(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }

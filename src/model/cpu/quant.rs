@@ -13,7 +13,7 @@ mod neon;
 mod portable;
 mod tokens;
 
-use std::sync::{Mutex, PoisonError};
+use std::marker::PhantomData;
 
 use formats::Format;
 pub(crate) use formats::{Nf4, Q4_0, Q4K, Q8_0};
@@ -21,7 +21,7 @@ use kernel::Work;
 use lanes::LANES;
 pub(crate) use tokens::{QuantBlock, blocks_per_token, round};
 
-use super::Engine;
+use super::{Engine, tiles::Start};
 use crate::model::quant::WeightFormat;
 
 /// An instruction set that there are integer kernels for.
@@ -47,9 +47,6 @@ enum Level {
 pub(crate) struct QuantKernels {
     level: Level,
 }
-
-/// Tokens that are quantised by one thread at a time.
-const TOKENS_OF_A_TASK: usize = 16;
 
 /// The forms that tokens are wanted in.
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,37 +91,79 @@ pub(crate) struct QuantTokens {
     blocks: Vec<QuantBlock>,
     /// `[tokens, cols to whole groups]`
     floats: Vec<f32>,
+    /// The `cols` that `floats` was filled up for.
+    cols_of_floats: usize,
+}
+
+/// [`QuantTokens`] that are being written.
+pub(super) struct QuantWriter<'a> {
+    cols: usize,
+    blocks: Option<Start<QuantBlock>>,
+    floats: Option<Start<f32>>,
+    data: PhantomData<&'a mut QuantTokens>,
+}
+
+impl QuantWriter<'_> {
+    /// Takes the tokens `x` from number `first` on.
+    ///
+    /// # Safety
+    /// There is room for these tokens, which nobody else writes to.
+    pub(super) unsafe fn write(&self, engine: &Engine, first: usize, x: &[f32]) {
+        let (cols, tokens) = (self.cols, x.len() / self.cols);
+        // SAFETY: the caller's promise; these are the numbers of `tokens` tokens.
+        unsafe {
+            if let Some(blocks) = &self.blocks {
+                let per_token = blocks_per_token(cols);
+                let out = std::slice::from_raw_parts_mut(blocks.at(first * per_token), tokens * per_token);
+                engine.quant.quantise(x, cols, out);
+            }
+            if let Some(floats) = &self.floats {
+                let padded = padded(cols);
+                let out = std::slice::from_raw_parts_mut(floats.at(first * padded), tokens * padded);
+                for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(padded)) {
+                    out[..cols].copy_from_slice(x);
+                }
+            }
+        }
+    }
+}
+
+/// Numbers of a token of `cols` numbers that is filled up to whole groups of NF4.
+fn padded(cols: usize) -> usize {
+    cols.next_multiple_of(WeightFormat::Nf4.group())
 }
 
 impl QuantTokens {
-    /// Takes `x`, `[tokens, cols]`, in the forms that the weights of a product want, on all threads if it is long.
-    ///
-    /// # Panics
-    /// If `x` is not whole tokens.
+    /// Makes room for other tokens, in the forms that the weights of a product want.
+    pub(super) fn resize(&mut self, forms: Forms, tokens: usize, cols: usize) {
+        (self.tokens, self.cols) = (tokens, cols);
+        let room = |wanted: bool, per_token: usize| if wanted { tokens * per_token } else { 0 };
+        self.blocks
+            .resize(room(forms.blocks, blocks_per_token(cols)), QuantBlock::ZERO);
+        // What fills tokens up to whole groups is zero, whatever was there.
+        if self.cols_of_floats != cols {
+            self.floats.clear();
+            self.cols_of_floats = cols;
+        }
+        self.floats.resize(room(forms.floats, padded(cols)), 0.0);
+    }
+
+    /// For threads that write to different tokens.
+    pub(super) fn writer(&mut self) -> QuantWriter<'_> {
+        QuantWriter {
+            cols: self.cols,
+            blocks: (!self.blocks.is_empty()).then(|| Start(self.blocks.as_mut_ptr())),
+            floats: (!self.floats.is_empty()).then(|| Start(self.floats.as_mut_ptr())),
+            data: PhantomData,
+        }
+    }
+
+    /// Takes `x`, `[tokens, cols]`.
+    #[cfg(test)]
     pub(crate) fn set(&mut self, engine: &Engine, forms: Forms, x: &[f32], cols: usize) {
-        assert_eq!(x.len() % cols, 0, "activations are not whole vectors");
-        (self.tokens, self.cols) = (x.len() / cols, cols);
-        let (padded, per_token) = (cols.next_multiple_of(WeightFormat::Nf4.group()), blocks_per_token(cols));
-        self.floats.clear();
-        if forms.floats {
-            self.floats.resize(self.tokens * padded, 0.0);
-            for (x, out) in x.chunks_exact(cols).zip(self.floats.chunks_exact_mut(padded)) {
-                out[..cols].copy_from_slice(x);
-            }
-        }
-        let n_blocks = if forms.blocks { self.tokens * per_token } else { 0 };
-        self.blocks.resize(n_blocks, QuantBlock::ZERO);
-        if self.tokens <= TOKENS_OF_A_TASK || n_blocks == 0 {
-            return engine.quant.quantise(x, cols, &mut self.blocks);
-        }
-        let xs = x.chunks(TOKENS_OF_A_TASK * cols);
-        let parts = xs.zip(self.blocks.chunks_mut(TOKENS_OF_A_TASK * per_token));
-        let parts: Vec<_> = parts.map(Mutex::new).collect();
-        engine.pool.run(parts.len(), &|i| {
-            let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
-            let (x, out) = &mut *part;
-            engine.quant.quantise(x, cols, out);
-        });
+        self.resize(forms, x.len() / cols, cols);
+        // SAFETY: there is room for all, and nobody else.
+        unsafe { self.writer().write(engine, 0, x) };
     }
 
     #[cfg(test)]

@@ -16,6 +16,8 @@ const TILES_PER_THREAD: usize = 4;
 pub(crate) struct Output<'a> {
     pub(crate) rows: usize,
     pub(crate) data: &'a mut [f32],
+    /// Whether what is computed is added to what is there.
+    pub(crate) add: bool,
 }
 
 /// Some columns of one output, and memory to compute them in that is used again.
@@ -43,16 +45,16 @@ thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-/// The first of numbers that threads write to, each to a part of its own.
-pub(super) struct Start(pub(super) *mut f32);
+/// The first of items that threads write to, each to a part of its own.
+pub(super) struct Start<T>(pub(super) *mut T);
 
 // SAFETY: it is no more than a number; whoever writes promises to write to a part of their own.
-unsafe impl Sync for Start {}
+unsafe impl<T: Send> Sync for Start<T> {}
 
-impl Start {
+impl<T> Start<T> {
     /// # Safety
-    /// There is a number at `offset`.
-    pub(super) unsafe fn at(&self, offset: usize) -> *mut f32 {
+    /// `offset` is inside, or the end, of what begins here.
+    pub(super) unsafe fn at(&self, offset: usize) -> *mut T {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(offset) }
     }
@@ -71,6 +73,7 @@ pub(crate) fn compute_tiles<const N: usize>(
     compute: &(dyn Fn(Tile<'_>) + Sync),
 ) {
     let rows = outputs.each_ref().map(|output| output.rows);
+    let add = outputs.each_ref().map(|output| output.add);
     let starts = outputs.map(|output| {
         assert_eq!(output.data.len(), tokens * output.rows, "an output of another size");
         Start(output.data.as_mut_ptr())
@@ -104,7 +107,12 @@ pub(crate) fn compute_tiles<const N: usize>(
                 // the output has `tokens` rows.
                 unsafe {
                     let to = starts[output].at(token * rows[output] + columns.start);
-                    to.copy_from_nonoverlapping(numbers.as_ptr(), columns.len());
+                    if add[output] {
+                        let to = std::slice::from_raw_parts_mut(to, columns.len());
+                        to.iter_mut().zip(numbers).for_each(|(to, number)| *to += number);
+                    } else {
+                        to.copy_from_nonoverlapping(numbers.as_ptr(), columns.len());
+                    }
                 }
             }
         });

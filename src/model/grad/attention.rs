@@ -58,7 +58,7 @@ impl<'a> Attention<'a> {
                 std::mem::replace(&mut keys, normed_keys),
             ]
         });
-        let angles = block.rope.as_ref().map(|rope| angles(rope, pass.tokens));
+        let angles = block.rope.as_ref().map(|rope| angles(rope, pass));
         if let Some(angles) = &angles {
             for heads in [&mut queries, &mut keys] {
                 pass.each_token(heads, |token, head| angles.rotate(token, head));
@@ -273,9 +273,9 @@ impl Pass<'_> {
     }
 }
 
-fn angles(rope: &Rope, tokens: usize) -> Angles {
+fn angles(rope: &Rope, pass: &Pass<'_>) -> Angles {
     let mut angles = Angles::new(rope);
-    angles.push(rope, 0..tokens, tokens);
+    angles.push(rope, 0..pass.tokens, pass.tokens, &pass.through.engine.pool);
     angles
 }
 

@@ -5,7 +5,7 @@ use super::{Through, add};
 use crate::model::{
     config::parts::{Activation, Routing},
     cpu::exp,
-    feed_forward::{Choice, Experts, FeedForward, Mlp},
+    feed_forward::{Choice, Choices, Experts, FeedForward, Mlp},
     lora::Target,
 };
 
@@ -85,7 +85,9 @@ impl Experts {
         let mut by_x = vec![0.0; x.len()];
         // By the weight of each expert for each token, where it was chosen.
         let mut by_weight = vec![None; scores.len()];
-        for (expert, choices) in self.choose(&scores).iter().enumerate() {
+        let mut choices = Choices::default();
+        self.choose(&scores, &mut choices);
+        for (expert, choices) in choices.by_expert.iter().enumerate() {
             if choices.is_empty() {
                 continue;
             }

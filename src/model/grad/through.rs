@@ -3,7 +3,7 @@
 use crate::model::{
     cpu::Engine,
     linear::Linear,
-    lora::{BlockAdapter, Target},
+    lora::{BlockAdapter, Buffers, Target},
 };
 
 /// How projections are computed in one pass.
@@ -18,7 +18,7 @@ impl Through<'_> {
     pub(super) fn apply(&self, target: Target, linear: &Linear, x: &[f32]) -> Vec<f32> {
         let mut out = linear.applied(self.engine, x);
         if let Some(update) = self.adapter.and_then(|adapter| adapter.get(target)) {
-            update.add(self.engine, x, &mut out);
+            update.add(self.engine, x, &mut out, &mut Buffers::default());
         }
         out
     }

@@ -1,13 +1,22 @@
 //! One sequence in one block: a list of pages that grows with it. It never copies history; a page that others see too is
 //! copied when it is written to.
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 use super::{
     KvShape,
     arena::{Arena, PageRef},
     page::{HeadPage, PAGE_TOKENS},
 };
+use crate::model::{
+    attention::Turn,
+    cpu::{Pool, for_parts},
+};
+
+thread_local! {
+    /// A key that is being changed.
+    static KEY: RefCell<Vec<f32>> = RefCell::default();
+}
 
 /// Keys and values of one sequence in one block.
 #[derive(Clone, Debug)]
@@ -37,41 +46,50 @@ impl Row {
     }
 
     /// Writes keys and values `[tokens, n_kv_heads, head_dim]` from `position` on, which must not leave a gap; what was
-    /// cached behind them is forgotten. `turn` is called for every head of every token (counted from 0) just before it
-    /// is written.
+    /// cached behind them is forgotten. `turn` changes every head of a key (of tokens counted from 0) just before it is
+    /// written.
     ///
     /// # Panics
     /// If the tokens lie beyond the maximal length; `Cache::rows_for_step` checks it.
     pub(crate) fn write(
         &mut self,
         arena: &Arc<Arena>,
+        pool: &Pool,
         position: usize,
-        (keys, values): (&mut [f32], &[f32]),
-        turn: impl Fn(usize, &mut [f32]),
+        (keys, values, turn): (&[f32], &[f32], Turn<'_>),
     ) {
         let shape = arena.shape();
         let width = shape.n_kv_heads * shape.head_dim;
         let end = position + values.len() / width;
         assert!(end <= self.max_length, "keys beyond the end of the cache");
         self.resize(arena, end);
-        let (mut keys, mut values, mut token) = (keys, values, 0);
-        while !values.is_empty() {
-            let (page_idx, slot) = ((position + token) / PAGE_TOKENS, (position + token) % PAGE_TOKENS);
-            let n_tokens = (PAGE_TOKENS - slot).min(values.len() / width);
-            let (new_keys, keys_left) = keys.split_at_mut(n_tokens * width);
-            let (new_values, values_left) = values.split_at(n_tokens * width);
-            (keys, values) = (keys_left, values_left);
-            let page = self.pages[page_idx].own();
-            let heads = new_keys
-                .chunks_exact_mut(shape.head_dim)
-                .zip(new_values.chunks_exact(shape.head_dim));
-            for (i, (key, value)) in heads.enumerate() {
-                let (i, head) = (i / shape.n_kv_heads, i % shape.n_kv_heads);
-                turn(token + i, key);
-                page.write(shape, (head, slot + i), key, value);
-            }
-            token += n_tokens;
+        if values.is_empty() {
+            return;
         }
+        let first_page = position / PAGE_TOKENS;
+        let pages = &mut self.pages[first_page..];
+        // Pages come from the arena one by one.
+        for page in pages.iter_mut() {
+            page.own();
+        }
+        for_parts(pool, values.len(), (pages, 1), &|i, page| {
+            let page_start = (first_page + i) * PAGE_TOKENS;
+            let tokens = position.max(page_start) - position..end.min(page_start + PAGE_TOKENS) - position;
+            let page = page[0].own();
+            KEY.with_borrow_mut(|key| {
+                // A head of a page stays in the nearest cache while it is written.
+                for head in 0..shape.n_kv_heads {
+                    for token in tokens.clone() {
+                        let at = token * width + head * shape.head_dim;
+                        key.clear();
+                        key.extend_from_slice(&keys[at..at + shape.head_dim]);
+                        turn(token, key);
+                        let place = (head, position + token - page_start);
+                        page.write(shape, place, key, &values[at..at + shape.head_dim]);
+                    }
+                }
+            });
+        });
     }
 
     /// Goes on from `tokens` tokens and `pages`, full ones, after them.

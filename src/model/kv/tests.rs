@@ -3,7 +3,7 @@
 use rand::Rng;
 
 use super::*;
-use crate::model::{Hidden, testing::rng};
+use crate::model::{Hidden, cpu::Pool, testing::rng};
 
 const SHAPE: KvShape = KvShape {
     dtype: KvDType::Bf16,
@@ -22,10 +22,10 @@ fn arena(n_pages: usize) -> Arc<Arena> {
 
 /// Caches tokens that are recognised by a number each, a small whole one.
 fn write(cache: &mut Cache, row: usize, position: usize, tokens: &[f32]) {
-    let arena = cache.arena.clone();
+    let (arena, pool) = (cache.arena.clone(), Pool::new(1).unwrap());
     for entry in &mut cache.chain {
         let numbers: Vec<f32> = tokens.iter().flat_map(|token| vec![*token; WIDTH]).collect();
-        entry[row].write(&arena, position, (&mut numbers.clone(), &numbers), |_, _| ());
+        entry[row].write(&arena, &pool, position, (&numbers, &numbers, &|_, _| ()));
     }
 }
 

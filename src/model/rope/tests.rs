@@ -1,6 +1,15 @@
 //! Frequencies of every kind of scaling.
 
 use super::*;
+use crate::model::testing::engine;
+
+impl Rope {
+    fn frequencies(&self, sequence_len: usize) -> Vec<f32> {
+        let mut out = Vec::new();
+        self.frequencies_to(sequence_len, &mut out);
+        out
+    }
+}
 
 fn rope(scaling: RopeScaling) -> Rope {
     Rope::new(&RopeConfig {
@@ -23,7 +32,7 @@ fn without_scaling_frequencies_are_powers_of_theta() {
 fn rotation_turns_the_first_half_into_the_second() {
     let rope = rope(RopeScaling::Default);
     let mut angles = Angles::new(&rope);
-    angles.push(&rope, 3..5, 5);
+    angles.push(&rope, 3..5, 5, &engine().pool);
     let mut head = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
     angles.rotate(1, &mut head);
     assert!((head[0] - 4.0_f32.cos()).abs() < 1e-6 && (head[4] - 4.0_f32.sin()).abs() < 1e-6);
@@ -33,7 +42,7 @@ fn rotation_turns_the_first_half_into_the_second() {
 fn dynamic_scaling_begins_where_training_ended() {
     let rope = rope(RopeScaling::Dynamic { factor: 2.0 });
     assert_eq!(rope.frequencies(10), rope.frequencies(64));
-    assert_eq!(*rope.frequencies(64), plain(10_000.0, 8));
+    assert_eq!(rope.frequencies(64), plain(10_000.0, 8).collect::<Vec<f32>>());
     let grown = rope.frequencies(128);
     assert_eq!(grown[0], 1.0);
     assert!((grown[3] - 0.001 / 3.0).abs() < 1e-7, "{grown:?}");
@@ -87,7 +96,7 @@ fn numbers_beyond_the_rotated_ones_stay() {
         scaling: RopeScaling::Default,
     });
     let mut angles = Angles::new(&rope);
-    angles.push(&rope, 1..2, 2);
+    angles.push(&rope, 1..2, 2, &engine().pool);
     let mut head = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
     angles.rotate(0, &mut head);
     assert!((head[2] - (3.0 * 1.0_f32.cos() + 1.0_f32.sin())).abs() < 1e-6);
