@@ -121,7 +121,9 @@ impl Block {
         if let (true, Some(norm)) = (parallel, &self.mlp_norm) {
             let width = norm.weight.len();
             for_parts(&engine.pool, x.len(), (normed, width), &|i, normed| {
-                engine.quant.vectorise(|| norm.apply_to(&x[i * width..][..width], normed));
+                engine
+                    .quant
+                    .vectorise(|| norm.apply_to(&x[i * width..][..width], normed));
             });
         }
         let attended = Projection {
@@ -148,7 +150,11 @@ impl Block {
                     target: Target::Down,
                     norm: self.mlp_post_norm.as_ref(),
                 };
-                let feed_forward::Scratch { inner, updates: buffers, .. } = feed_forward;
+                let feed_forward::Scratch {
+                    inner,
+                    updates: buffers,
+                    ..
+                } = feed_forward;
                 fed.add_to(engine, updates, (inner, x), (out, buffers));
             }
             FeedForward::Experts(experts) => {
@@ -210,7 +216,10 @@ impl Block {
                 angles.rotate(token, head);
             }
         };
-        let [query_norm, key_norm] = self.qk_norm.as_ref().map_or([None; 2], |norms| norms.each_ref().map(Some));
+        let [query_norm, key_norm] = self
+            .qk_norm
+            .as_ref()
+            .map_or([None; 2], |norms| norms.each_ref().map(Some));
         let (mut keys, mut values, mut first_token) = (keys.as_slice(), values.as_slice(), 0);
         for segment in segments.iter_mut() {
             let len = segment.tokens * self.key.weight.rows();

@@ -109,7 +109,12 @@ pub(crate) struct Scratch {
 impl Mlp {
     /// Before the last projection: `scratch.inner`.
     fn inner(&self, engine: &Engine, updates: Updates<'_>, mut x: Source<'_>, scratch: &mut Scratch) {
-        let Scratch { inner, up, updates: buffers, .. } = scratch;
+        let Scratch {
+            inner,
+            up,
+            updates: buffers,
+            ..
+        } = scratch;
         let activation = self.activation;
         if !updates.change(&[Target::Gate, Target::Up]) {
             return self.inner_alone(engine, x, inner);
@@ -169,7 +174,15 @@ impl Experts {
         let width = self.router.weight.cols();
         out.clear();
         out.resize(x.len(), 0.0);
-        let Scratch { inner, scores, choices, gathered, fed, taken, .. } = scratch;
+        let Scratch {
+            inner,
+            scores,
+            choices,
+            gathered,
+            fed,
+            taken,
+            ..
+        } = scratch;
         self.choose(scores, choices);
         for (expert, choices) in self.experts.iter().zip(&choices.by_expert) {
             if choices.is_empty() {
@@ -181,7 +194,11 @@ impl Experts {
                     row.copy_from_slice(&x[choice.token * width..][..width]);
                 }
             };
-            let source = Source::Made { make: &gather, first: 0, out: gathered };
+            let source = Source::Made {
+                make: &gather,
+                first: 0,
+                out: gathered,
+            };
             expert.inner_alone(engine, source, inner);
             expert.down.apply(engine, inner, fed);
             let sums = Disjoint::new(out, width, taken);

@@ -188,9 +188,15 @@ impl Linear {
     /// # Panics
     /// If `x` is not whole vectors, or `out` has another shape.
     pub(crate) fn add_to(&self, engine: &Engine, x: &[f32], out: &mut [f32]) {
-        region(engine, ([self], &[self]), Source::Ready(x), [Out::Add(out)], &|x, tile| {
-            self.compute(engine.kernels, x, tile.panels, (tile.widened, tile.out));
-        });
+        region(
+            engine,
+            ([self], &[self]),
+            Source::Ready(x),
+            [Out::Add(out)],
+            &|x, tile| {
+                self.compute(engine.kernels, x, tile.panels, (tile.widened, tile.out));
+            },
+        );
     }
 
     /// As [`Linear::apply`], then `finish` of every part of what came out.

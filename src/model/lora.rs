@@ -127,13 +127,7 @@ impl<'a> Updates<'a> {
     }
 
     /// Adds to `y`, the projections of all tokens `x`, the updates of those that want any.
-    pub(crate) fn add(
-        &self,
-        target: Target,
-        engine: &Engine,
-        (x, y): (&[f32], &mut [f32]),
-        buffers: &mut Buffers,
-    ) {
+    pub(crate) fn add(&self, target: Target, engine: &Engine, (x, y): (&[f32], &mut [f32]), buffers: &mut Buffers) {
         for (tokens, idx) in self.tokens {
             let Some(update) = self.adapters[*idx].get(target) else {
                 continue;

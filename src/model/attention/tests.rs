@@ -130,7 +130,12 @@ fn attend(heads: &Heads, scoring: &Scoring, parts: &mut [(Row, usize, &[f32])]) 
         })
         .collect();
     let mut out = Vec::new();
-    heads.attend(scoring, (&segments, &queries, &|_, _| ()), &mut Scratch::default(), &mut out);
+    heads.attend(
+        scoring,
+        (&segments, &queries, &|_, _| ()),
+        &mut Scratch::default(),
+        &mut out,
+    );
     out
 }
 

@@ -108,17 +108,30 @@ fn regions_of_several_matrices_give_what_each_gives_alone() {
             out
         };
         let mut outs = [const { Vec::new() }; 3];
-        apply_each(&engine, [&linears[0], &linears[1], &linears[2]], Source::Ready(&x), outs.each_mut());
+        apply_each(
+            &engine,
+            [&linears[0], &linears[1], &linears[2]],
+            Source::Ready(&x),
+            outs.each_mut(),
+        );
         assert_eq!(outs.as_slice(), linears.iter().map(alone).collect::<Vec<_>>());
 
         let mut out = Vec::new();
-        apply_gated(&engine, [&linears[0], &other], Source::Ready(&x), &mut out, &|gate, up| {
-            gate.iter_mut().zip(up).for_each(|(gate, up)| *gate -= up);
-        });
+        apply_gated(
+            &engine,
+            [&linears[0], &other],
+            Source::Ready(&x),
+            &mut out,
+            &|gate, up| {
+                gate.iter_mut().zip(up).for_each(|(gate, up)| *gate -= up);
+            },
+        );
         let both = alone(&linears[0]).into_iter().zip(alone(&other));
         assert_eq!(out, both.map(|(gate, up)| gate - up).collect::<Vec<f32>>());
 
-        linears[1].apply_then(&engine, Source::Ready(&x), &mut out, &|x| x.iter_mut().for_each(|x| *x = -*x));
+        linears[1].apply_then(&engine, Source::Ready(&x), &mut out, &|x| {
+            x.iter_mut().for_each(|x| *x = -*x)
+        });
         assert_eq!(out, alone(&linears[1]).into_iter().map(|x| -x).collect::<Vec<f32>>());
     }
 }
@@ -128,7 +141,10 @@ fn tokens_that_are_made_on_the_way_and_sums_that_are_added_to_are_the_same_numbe
     let engine = engine();
     let (mut rng, cols) = (rng(5), 420);
     let weights = [WeightFormat::Bf16, WeightFormat::Q8_0, WeightFormat::Nf4];
-    for (format, tokens) in weights.into_iter().flat_map(|format| [3, 50, 400].map(|tokens| (format, tokens))) {
+    for (format, tokens) in weights
+        .into_iter()
+        .flat_map(|format| [3, 50, 400].map(|tokens| (format, tokens)))
+    {
         let numbers = random(&mut rng, 33 * cols);
         let source = |rows: Range<usize>, out: &mut [f32]| {
             out.copy_from_slice(&numbers[rows.start * cols..rows.end * cols]);
