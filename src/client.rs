@@ -149,7 +149,8 @@ impl Client {
             let dtype = files.config().torch_dtype.unwrap_or(WeightDType::F32);
             let files = files
                 .files_for_ends()
-                .map_err(|error| ClientError::Fetch(Box::new(error)))?;
+                .map_err(|error| ClientError::Fetch(Box::new(error)))?
+                .with_own_formats();
             Engine::new(None)
                 .map_err(LoadError::Threads)
                 .and_then(|engine| Ends::load(&files, dtype, &engine))

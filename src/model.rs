@@ -82,7 +82,7 @@ pub use kv::{Cache, CacheCounts, KvDType};
 use layout::BlockLayout;
 use load::TensorReader;
 pub use lora::{Adapter, AdapterError, AdapterId};
-pub use quant::{GgmlType, Precision, WeightFormat};
+pub use quant::{Precision, WeightFormat};
 pub use sample::{SampleError, Sampler, SamplingParams};
 pub use sharing::CacheOptions;
 pub use source::{ModelSource, ResolveError};

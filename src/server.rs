@@ -77,7 +77,7 @@ pub struct Config {
     pub adapters: Vec<Adapter>,
     /// Precision of weights, cache and replies; `None` takes the checkpoint's, bfloat16 for float32 ones.
     pub dtype: Option<WeightDType>,
-    /// Format of the weight matrices; `None` keeps them in `dtype`.
+    /// Format of the weight matrices; `None` keeps those in blocks that the checkpoint has so, and the others in `dtype`.
     pub quant: Option<WeightFormat>,
     /// What blocks are computed with.
     pub engine: Engine,

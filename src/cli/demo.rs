@@ -66,7 +66,7 @@ async fn tell(args: Args) -> anyhow::Result<()> {
     let mut servers = Vec::new();
     for index in 0..N_SERVERS {
         let blocks = n_blocks * index / N_SERVERS..n_blocks * (index + 1) / N_SERVERS;
-        servers.push(start_server(&model, (index, blocks), &entry, (&engine, args.quant)).await?);
+        servers.push(start_server(&model, (index, blocks), &entry, (&engine, &args.quant)).await?);
     }
     let node = start_node("client", true, &entry).await?;
     node.join().await?;
@@ -108,13 +108,13 @@ async fn start_server(
     model: &Model,
     (index, blocks): (u32, std::ops::Range<u32>),
     entry: &[Multiaddr],
-    (engine, quant): (&Engine, QuantArgs),
+    (engine, quant): (&Engine, &QuantArgs),
 ) -> anyhow::Result<(Node, Arc<Server>)> {
     let name = format!("server {}", index + 1);
     let node = start_node(&name, false, entry).await?;
     let config = server::Config {
         public_name: Some(name.clone()),
-        quant: quant.chosen(),
+        quant: quant.chosen(&model.name, model.source.config().auto_dtype()),
         ..server::Config::new(
             model.prefix.clone(),
             BlockChoice::Fixed(blocks),

@@ -86,9 +86,9 @@ struct LimitArgs {
     /// Attention cache per block, in tokens [default: 16384 with grouped heads, else 4096].
     #[arg(long, value_name = "[MODEL=]TOKENS", value_parser = ForModel::<usize>::parse, alias = "attn_cache_tokens")]
     attn_cache_tokens: Vec<ForModel<usize>>,
-    /// Precision of cached keys and values; auto takes that of the weights.
-    #[arg(long, value_enum, default_value_t = CacheDtype::Auto, alias = "kv_dtype")]
-    kv_dtype: CacheDtype,
+    /// Precision of cached keys and values; auto takes that of the weights [default: auto].
+    #[arg(long, value_name = "[MODEL=]auto|float32|bfloat16|float16|int8", value_parser = kv_dtype_of, alias = "kv_dtype")]
+    kv_dtype: Vec<ForModel<CacheDtype>>,
     /// Compute every session's tokens anew, even if others sent the same.
     #[arg(long, alias = "no_prefix_cache")]
     no_prefix_cache: bool,
@@ -318,6 +318,8 @@ impl Args {
             ("--blocks", stray(&self.blocks, &names)),
             ("--num-blocks", stray(&self.num_blocks, &names)),
             ("--dtype", stray(&self.dtype, &names)),
+            ("--quant", self.quant.stray(&names)),
+            ("--kv-dtype", stray(&self.limits.kv_dtype, &names)),
             ("--throughput", stray(&self.throughput, &names)),
             ("--attn-cache-tokens", stray(&self.limits.attn_cache_tokens, &names)),
         ] {
@@ -376,6 +378,7 @@ impl Args {
         }
         let limits = LimitChoice {
             attn_cache_tokens: of(&self.limits.attn_cache_tokens, &model.name).copied(),
+            kv_dtype: of(&self.limits.kv_dtype, &model.name).and_then(|dtype| dtype.chosen()),
             ..self.limits.chosen()
         };
         let throughput = match of(&self.throughput, &model.name) {
@@ -383,9 +386,11 @@ impl Args {
             Some(Speed::Announce(throughput)) => *throughput,
             Some(Speed::DryRun) => Throughput::Eval,
         };
+        let dtype = of(&self.dtype, &model.name).and_then(|dtype| dtype.chosen());
+        let plain = dtype.unwrap_or_else(|| model.source.config().auto_dtype());
         Ok(server::Config {
-            dtype: of(&self.dtype, &model.name).and_then(|dtype| dtype.chosen()),
-            quant: self.quant.chosen(),
+            dtype,
+            quant: self.quant.chosen(&model.name, plain),
             throughput,
             throughput_cache: Some(environment::cache_folder().join("throughput.json")),
             compression: self.compression.chosen(),
@@ -404,7 +409,7 @@ impl LimitArgs {
     fn chosen(&self) -> LimitChoice {
         LimitChoice {
             attn_cache_tokens: None,
-            kv_dtype: self.kv_dtype.chosen(),
+            kv_dtype: None,
             share_prefixes: !self.no_prefix_cache,
             inference_max_length: self.inference_max_length,
             max_batch_size: self.max_batch_size,
@@ -500,6 +505,10 @@ fn throughput_of(text: &str) -> Result<ForModel<Speed>, String> {
 
 fn dtype_of(text: &str) -> Result<ForModel<Dtype>, String> {
     ForModel::parse_with(text, |value| Dtype::from_str(value, true))
+}
+
+fn kv_dtype_of(text: &str) -> Result<ForModel<CacheDtype>, String> {
+    ForModel::parse_with(text, |value| CacheDtype::from_str(value, true))
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

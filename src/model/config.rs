@@ -133,7 +133,7 @@ impl ModelConfig {
 
     /// Bytes that a block takes in memory with its matrices in `format`.
     pub fn block_bytes(&self, format: WeightFormat) -> u64 {
-        BlockLayout::new(self, 0, &|_| false).bytes(format)
+        BlockLayout::new(self, 0, &|_| false).bytes(|_| format)
     }
 
     /// Query heads per key/value head.

@@ -30,6 +30,8 @@ const CONFIG_FILE: &str = "config.json";
 pub struct ModelFiles {
     config: Arc<ModelConfig>,
     weights: Weights,
+    /// Matrices that are stored in blocks are to be kept so.
+    own_formats: bool,
     /// Files of the cache are kept for whoever uses or opens them.
     lease: Option<Arc<Lease>>,
     _reading: Option<Arc<Lock>>,
@@ -83,6 +85,7 @@ impl ModelFiles {
         Ok(Self {
             config: Arc::new(config),
             weights,
+            own_formats: false,
             lease: None,
             _reading: None,
         })
@@ -93,6 +96,7 @@ impl ModelFiles {
         Self {
             config,
             weights: Weights::Files(local.files),
+            own_formats: false,
             lease: Some(Arc::new(local.lease)),
             _reading: local.reading.map(Arc::new),
         }
@@ -107,9 +111,24 @@ impl ModelFiles {
         Self {
             config,
             weights: Weights::Gguf { path, file },
+            own_formats: false,
             lease: lease.map(Arc::new),
             _reading: None,
         }
+    }
+
+    /// Matrices that the files have in blocks of 8 or 4 bits stay so, whatever format is asked for: with the same codes and
+    /// scales where there are kernels for them, else in the next format with more bits. All others are of the type that is
+    /// asked for besides a format.
+    #[must_use]
+    pub fn with_own_formats(mut self) -> Self {
+        self.own_formats = true;
+        self
+    }
+
+    /// See [`ModelFiles::with_own_formats`].
+    pub(crate) fn own_formats(&self) -> bool {
+        self.own_formats
     }
 
     /// To be kept as long as the weights are served: other nodes do not delete the files, which a restart needs.
@@ -129,6 +148,7 @@ impl ModelFiles {
         Ok(Self {
             config: Arc::new(config),
             weights: Weights::Memory(Bytes::from_static(weights)),
+            own_formats: false,
             lease: None,
             _reading: None,
         })

@@ -4,7 +4,7 @@
 //! ```text
 //! GGUF file ──▶ header (metadata, where which tensor is) ──▶ config ───▶ ModelConfig
 //!                                              │        └──▶ tokenizer ▶ tokenizer.json
-//!                                              └──────────▶ names ────▶ tensor by its usual name, decoded
+//!                                              └──────────▶ names ────▶ tensor by its usual name ──▶ blocks or numbers
 //! ```
 //!
 //! Format: `docs/gguf.md` of ggml; names and the order of rows: `gguf-py` and `convert_hf_to_gguf.py` of llama.cpp.
@@ -12,18 +12,15 @@
 mod config;
 mod header;
 mod names;
+mod tensor;
 mod tokenizer;
 
-use std::{borrow::Cow, path::Path};
+use std::path::Path;
 
 use bytes::Bytes;
-use candle_core::{
-    Device,
-    quantized::{GgmlDType, QStorage},
-};
+use candle_core::quantized::GgmlDType;
 pub(crate) use header::{Header, Value};
-use names::Place;
-use safetensors::Dtype;
+pub(crate) use tensor::GgufTensor;
 use thiserror::Error;
 
 /// A GGUF file that cannot be used.
@@ -150,12 +147,11 @@ impl Gguf {
             .is_some_and(|place| self.header.tensors.contains_key(&place.tensor))
     }
 
-    /// The shape of the tensor that transformers calls `name`, its type, and its numbers, row after row; in the file where
-    /// they are floating-point numbers in the usual order, else decoded to f32. `None` if there is no such tensor.
+    /// The tensor that transformers calls `name`; `None` if there is none.
     ///
     /// # Errors
     /// [`GgufError::Kind`], or the file is damaged.
-    pub(crate) fn tensor(&self, name: &str) -> Result<Option<(Vec<usize>, Dtype, Bytes)>, GgufError> {
+    pub(crate) fn tensor(&self, name: &str) -> Result<Option<GgufTensor>, GgufError> {
         let Some(place) = self.names.place(name) else {
             return Ok(None);
         };
@@ -166,80 +162,15 @@ impl Gguf {
             tensor: place.tensor.clone(),
             kind: header::kind_name(info.kind),
         })?;
-        let mut shape = info.shape.clone();
-        let mut bytes = self.header.bytes(info, kind, &self.content)?;
-        if let Some(expert) = place.expert {
-            let n_experts = shape.first().copied().filter(|_| shape.len() == 3).unwrap_or(0);
-            if expert >= n_experts {
-                return Ok(None);
-            }
-            let size = bytes.len() / n_experts;
-            bytes = bytes.slice(expert * size..(expert + 1) * size);
-            shape.remove(0);
-        }
-        let numbers = shape.iter().product::<usize>();
-        let (dtype, mut bytes) = match kind {
-            GgmlDType::F32 => (Dtype::F32, bytes),
-            GgmlDType::F16 => (Dtype::F16, bytes),
-            GgmlDType::BF16 => (Dtype::BF16, bytes),
-            kind => (Dtype::F32, decode(&place, kind, &bytes, numbers)?),
-        };
-        if let Some(heads) = place.interleaved_heads {
-            bytes = uninterleaved(&bytes, &shape, heads)?;
-        }
-        if place.is_one_more {
-            let floats = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>);
-            let less: Vec<f32> = floats.map(|weight| weight - 1.0).collect();
-            bytes = Bytes::from(bytemuck::cast_slice(&less).to_vec());
-        }
-        Ok(Some((shape, dtype, bytes)))
+        let bytes = self.header.bytes(info, kind, &self.content)?;
+        GgufTensor::new(place, info, kind, bytes)
     }
-}
 
-fn decode(place: &Place, kind: GgmlDType, bytes: &[u8], numbers: usize) -> Result<Bytes, GgufError> {
-    // The decoder panics at anything but whole blocks, as many as there are numbers.
-    let whole = numbers.is_multiple_of(kind.block_size())
-        && (numbers / kind.block_size()).checked_mul(kind.type_size()) == Some(bytes.len());
-    if !whole {
-        return Err(GgufError::Damaged("a tensor is not made of whole blocks"));
+    /// How the tensor that transformers calls `name` is written, if it is one that can be read.
+    pub(crate) fn kind(&self, name: &str) -> Option<GgmlDType> {
+        let place = self.names.place(name)?;
+        header::kind(self.header.tensors.get(&place.tensor)?.kind)
     }
-    let decoded = || {
-        // And at blocks that do not begin where 16-bit numbers may.
-        let mut words;
-        let aligned = if bytes.as_ptr().cast::<u16>().is_aligned() {
-            bytes
-        } else {
-            words = vec![0_u16; bytes.len().div_ceil(2)];
-            let copy = &mut bytemuck::cast_slice_mut(&mut words)[..bytes.len()];
-            copy.copy_from_slice(bytes);
-            copy
-        };
-        let storage = QStorage::from_data(Cow::Borrowed(aligned), &Device::Cpu, kind)?;
-        let tensor = candle_core::quantized::QTensor::new(storage, numbers)?;
-        tensor.dequantize(&Device::Cpu)?.to_vec1::<f32>()
-    };
-    let numbers = decoded().map_err(|source| GgufError::Decode {
-        tensor: place.tensor.clone(),
-        source,
-    })?;
-    Ok(Bytes::from(bytemuck::cast_slice(&numbers).to_vec()))
-}
-
-/// llama.cpp stores the rows of each head of llama's queries and keys such that the two numbers of a rotated pair are
-/// neighbours (`LlamaModel.permute`); transformers has all first ones before all second ones.
-fn uninterleaved(bytes: &Bytes, shape: &[usize], heads: usize) -> Result<Bytes, GgufError> {
-    let rows = shape.first().copied().unwrap_or(0);
-    if heads == 0 || !rows.is_multiple_of(2 * heads) {
-        return Err(GgufError::Damaged("queries or keys are not whole heads"));
-    }
-    let (row_bytes, dim) = (bytes.len() / rows.max(1), rows / heads);
-    let mut ordered = Vec::with_capacity(bytes.len());
-    for row in 0..rows {
-        let (head, half, pair) = (row / dim, row % dim / (dim / 2), row % (dim / 2));
-        let stored = head * dim + 2 * pair + half;
-        ordered.extend_from_slice(&bytes[stored * row_bytes..(stored + 1) * row_bytes]);
-    }
-    Ok(ordered.into())
 }
 
 /// Whether the name is that of a GGUF file.

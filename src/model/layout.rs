@@ -53,6 +53,12 @@ impl Rows {
         }
     }
 
+    /// Where row `row` is stored.
+    pub(crate) fn stored(self, row: usize) -> usize {
+        let run = self.run.max(1);
+        self.start + row / run * self.stride + row % run
+    }
+
     /// The first rows of the runs, as stored, and how many rows each has.
     pub(crate) fn runs(self) -> impl Iterator<Item = (usize, usize)> {
         let first_rows = (0..self.count).step_by(self.run.max(1));
@@ -174,13 +180,18 @@ impl BlockLayout {
             .chain(&self.sinks)
     }
 
-    /// Bytes of a block whose matrices are kept in `format`; the rest of it is f32.
-    pub(crate) fn bytes(&self, format: WeightFormat) -> u64 {
-        let matrices = || self.linears().map(|linear| &linear.weight);
-        let packed: usize = matrices()
-            .map(|matrix| format.bytes(matrix.rows.count, matrix.cols))
+    /// Every weight matrix.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = &TensorSpec> {
+        self.linears().map(|linear| &linear.weight)
+    }
+
+    /// Bytes of a block whose matrices are kept in `format` of each; the rest of it is f32.
+    pub(crate) fn bytes(&self, format: impl Fn(&TensorSpec) -> WeightFormat) -> u64 {
+        let packed: usize = self
+            .matrices()
+            .map(|matrix| format(matrix).bytes(matrix.rows.count, matrix.cols))
             .sum();
-        let in_matrices: u64 = matrices().map(|matrix| matrix.len() as u64).sum();
+        let in_matrices: u64 = self.matrices().map(|matrix| matrix.len() as u64).sum();
         packed as u64 + (self.n_numbers() - in_matrices) * size_of::<f32>() as u64
     }
 

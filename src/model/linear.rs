@@ -67,6 +67,16 @@ impl Matrix {
         })
     }
 
+    /// Of codes and scales that are in their places.
+    pub(crate) fn laid_out(matrix: QuantMatrix) -> Self {
+        Self {
+            format: matrix.format(),
+            rows: matrix.rows(),
+            cols: matrix.cols(),
+            packed: Packed::Quantised(matrix),
+        }
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }

@@ -1,7 +1,10 @@
 //! Tensors out of safetensors files: mapped into memory, checked, and used in place where type and alignment permit.
 //! The map is the one place outside the kernels where `unsafe` is needed. Nothing is downloaded here.
 
+mod blocks;
 mod mxfp4;
+
+pub(crate) use blocks::own_format_of;
 
 use std::{
     collections::HashMap,
@@ -19,10 +22,10 @@ use safetensors::{
 };
 
 use super::{
-    LoadError, ModelFiles, Precision, WeightDType, WeightFormat,
+    GgufError, LoadError, ModelFiles, Precision, WeightDType, WeightFormat,
     cpu::Engine,
     files::{INDEX_FILE, Weights},
-    gguf::Gguf,
+    gguf::{Gguf, GgufTensor},
     layout::{LinearSpec, Packing, TensorSpec},
     linear::{Linear, Matrix},
     number::{Buffer, Frozen, Number, Slice},
@@ -81,8 +84,16 @@ impl<'a> TensorReader<'a> {
     /// # Errors
     /// Whatever is wrong with the file or the tensor, naming both.
     pub(crate) fn matrix(&mut self, spec: &TensorSpec) -> Result<Matrix, LoadError> {
+        if let Some(blocks) = self.blocks(spec)? {
+            return self.pack_blocks(spec, &blocks);
+        }
+        let format = if self.files.own_formats() {
+            self.precision.dtype.into()
+        } else {
+            self.precision.weights
+        };
         let numbers = self.numbers(spec, None)?;
-        self.pack(self.precision.weights, spec, numbers.as_slice())
+        self.pack(format, spec, numbers.as_slice())
     }
 
     fn pack(&self, format: WeightFormat, spec: &TensorSpec, numbers: Slice<'_>) -> Result<Matrix, LoadError> {
@@ -184,7 +195,11 @@ impl<'a> TensorReader<'a> {
 
     fn stored(&mut self, tensor: &str, shape: &[usize]) -> Result<Stored, LoadError> {
         if let Weights::Gguf { path, file } = self.files.weights() {
-            return stored_in_gguf(path, file, tensor, shape);
+            let (dtype, bytes) = gguf_tensor(path, file, tensor, shape)?
+                .numbers()
+                .map_err(in_gguf(path))?;
+            let path = path.clone();
+            return Ok(Stored { dtype, bytes, path });
         }
         let path = self.path_of(tensor)?;
         let file = self.open(&path, tensor)?;
@@ -290,21 +305,26 @@ pub(super) fn map(path: &Path) -> Result<Bytes, LoadError> {
     Ok(Bytes::from_owner(map))
 }
 
-fn stored_in_gguf(path: &Path, file: &Gguf, tensor: &str, shape: &[usize]) -> Result<Stored, LoadError> {
+/// The tensor of a GGUF file, which has to be of this shape.
+fn gguf_tensor(path: &Path, file: &Gguf, tensor: &str, shape: &[usize]) -> Result<GgufTensor, LoadError> {
     let (path, tensor) = (path.to_owned(), tensor.to_owned());
     match file.tensor(&tensor) {
-        Err(source) => Err(LoadError::Gguf {
-            path,
-            source: Box::new(source),
-        }),
+        Err(source) => Err(in_gguf(&path)(source)),
         Ok(None) => Err(LoadError::MissingTensor { path, tensor }),
-        Ok(Some((found, _, _))) if found != shape => Err(LoadError::Shape {
+        Ok(Some(found)) if found.shape != shape => Err(LoadError::Shape {
             path,
             tensor,
             expected: shape.to_vec(),
-            found,
+            found: found.shape,
         }),
-        Ok(Some((_, dtype, bytes))) => Ok(Stored { dtype, bytes, path }),
+        Ok(Some(found)) => Ok(found),
+    }
+}
+
+fn in_gguf(path: &Path) -> impl Fn(GgufError) -> LoadError {
+    move |source| LoadError::Gguf {
+        path: path.to_owned(),
+        source: Box::new(source),
     }
 }
 

@@ -2,13 +2,17 @@
 //! in `quant/`, how they are multiplied in `cpu/quant/`.
 
 mod encode;
-mod ggml;
+pub(crate) mod ggml;
 mod packed;
+mod row;
 mod super_block;
 
 use super::WeightDType;
-pub use ggml::GgmlType;
-pub(crate) use packed::{QuantMatrix, encode_panel};
+#[cfg(test)]
+pub(crate) use packed::encode_panel;
+pub(crate) use packed::QuantMatrix;
+#[cfg(test)]
+pub(crate) use row::PanelRow;
 
 /// Rows of a panel: weights are kept in groups of this many rows, column after column, and padded to whole panels.
 const PANEL_ROWS: usize = 16;
@@ -124,7 +128,8 @@ impl WeightFormat {
     }
 }
 
-/// How blocks are loaded: weights in one format, everything else in a type of single numbers.
+/// How blocks are loaded: weights in one format, everything else in a type of single numbers. Files that
+/// [keep their formats](super::ModelFiles::with_own_formats) have matrices in others as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Precision {
     /// Of the weight matrices.

@@ -1,6 +1,8 @@
 //! Where a model comes from: built into the program, a folder, or a hub repository. Finds its files, downloads those that
 //! are asked for and missing; reads configurations, never weights. Calls may wait for the network: not for async tasks.
 
+mod own;
+
 use std::{
     borrow::Cow,
     fs, io,
@@ -14,7 +16,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::{
-    ConfigError, GenerationConfig, GgufError, LoadError, ModelConfig, ModelFiles, ShardIndex, builtin,
+    ConfigError, GenerationConfig, GgufError, LoadError, ModelConfig, ModelFiles, ShardIndex, WeightFormat, builtin,
     error::PICKLE_FILES,
     files::{INDEX_FILE, SINGLE_FILE, group_of_ends, groups_of_span},
     gguf::{Gguf, is_gguf},
@@ -34,6 +36,7 @@ pub struct ModelSource {
     model_type: String,
     config: Arc<ModelConfig>,
     generation: Arc<GenerationConfig>,
+    own_format: Option<WeightFormat>,
 }
 
 #[derive(Clone, Debug)]
@@ -325,13 +328,16 @@ impl ModelSource {
             Some(json) => GenerationConfig::from_json(&json, &config).map_err(unusable(GENERATION_CONFIG_FILE))?,
             None => GenerationConfig::of_config(&config),
         };
-        Ok(Self {
+        let mut source = Self {
             name: name.to_owned(),
             place,
             model_type: model_type(&config_json).map_err(unusable(CONFIG_FILE))?,
             config: Arc::new(config),
             generation: Arc::new(generation),
-        })
+            own_format: None,
+        };
+        source.own_format = source.find_own_format();
+        Ok(source)
     }
 }
 

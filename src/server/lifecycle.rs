@@ -159,13 +159,17 @@ impl Lifecycle {
             BlockChoice::Count(count) => Some(*count),
             BlockChoice::AsManyAsFit => None,
         };
-        let weights = WeightFormat::ALL.map(|format| (format, config.block_bytes(format)));
+        let chosen = self.precision().weights;
+        let weights = WeightFormat::ALL.map(|format| match format == chosen {
+            true => (format, self.block_bytes()),
+            false => (format, config.block_bytes(format)),
+        });
         Want {
             model: self.source.name().to_owned(),
             n_blocks: config.n_blocks,
             wanted,
             weights: weights.to_vec(),
-            format: self.precision().weights,
+            format: chosen,
             cache_tokens: self.attn_cache_tokens(config) as u64,
             cache_token_bytes: self.cache_token_bytes(),
             scratch: capacity::scratch_bytes(
@@ -220,9 +224,24 @@ impl Lifecycle {
 
     pub(super) fn precision(&self) -> Precision {
         let dtype = self.dtype();
+        let own = || self.source.own_format().unwrap_or(dtype.into());
         Precision {
-            weights: self.config.quant.unwrap_or(dtype.into()),
+            weights: self.config.quant.unwrap_or_else(own),
             dtype,
+        }
+    }
+
+    /// Whether matrices that the checkpoint has in blocks stay so.
+    fn keeps_own_formats(&self) -> bool {
+        self.config.quant.is_none() && self.source.own_format().is_some()
+    }
+
+    /// Bytes of the weights of a block; of the largest where they differ.
+    pub(super) fn block_bytes(&self) -> u64 {
+        if self.keeps_own_formats() {
+            self.source.own_block_bytes(self.dtype())
+        } else {
+            self.source.config().block_bytes(self.precision().weights)
         }
     }
 
@@ -347,12 +366,13 @@ impl Lifecycle {
         let (source, precision) = (self.source.clone(), self.precision());
         let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
         let adapters = self.config.adapters.clone();
-        let engine = self.config.engine.clone();
+        let (engine, own_formats) = (self.config.engine.clone(), self.keeps_own_formats());
         let loading = tokio::task::spawn_blocking(move || {
             let (start, end) = (span.start, span.end);
             let files = source
                 .files_for_span(span.clone())
                 .map_err(|source| StartError::Fetch { start, end, source })?;
+            let files = if own_formats { files.with_own_formats() } else { files };
             let loaded = Blocks::load(&files, span, precision, &engine).and_then(|blocks| match cache {
                 Some(options) => blocks.with_cache(options),
                 None => Ok(blocks),

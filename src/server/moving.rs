@@ -99,7 +99,7 @@ impl Lifecycle {
             return Err(StartError::Interrupted);
         };
         let added = added(&old.span, to);
-        let needed = old.blocks.config().block_bytes(self.precision().weights) * added.len() as u64;
+        let needed = self.block_bytes() * added.len() as u64;
         // Where the system does not say what is free, there is no reason to expect the worst.
         let free = capacity::free_memory().unwrap_or(u64::MAX);
         if needed <= free {

@@ -1,5 +1,5 @@
-//! A matrix in a quantised format: made from rows of f32 or from ggml's blocks, and widened again. There is one copy of
-//! the weights, in the panels that the kernels read.
+//! A matrix in a quantised format: made from rows of f32 or from codes that a file has, and widened again. There is one
+//! copy of the weights, in the panels that the kernels read.
 
 use std::{
     fmt, io,
@@ -10,6 +10,7 @@ use std::{
 use super::{
     WeightFormat,
     encode::{Column, MAX_GROUP, decode, encode},
+    row::PanelRow,
 };
 use crate::model::cpu::{Engine, Memory, quant::QuantPanels};
 
@@ -35,16 +36,43 @@ impl QuantMatrix {
         source: &(dyn Fn(Range<usize>, &mut [f32]) + Sync),
         engine: &Engine,
     ) -> io::Result<Self> {
+        Self::filled(format, [rows, cols], engine, &|range, panel| {
+            let mut numbers = vec![0.0; range.len() * cols];
+            source(range, &mut numbers);
+            engine.quant.vectorise(|| encode_panel(format, &numbers, cols, panel));
+        })
+    }
+
+    /// Codes and scales as they are: `write` puts those of a row to their place, for several rows at a time.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub(crate) fn lay_out(
+        format: WeightFormat,
+        shape: [usize; 2],
+        write: &(dyn Fn(usize, &mut PanelRow<'_>) + Sync),
+        engine: &Engine,
+    ) -> io::Result<Self> {
+        Self::filled(format, shape, engine, &|rows, panel| {
+            for (idx, row) in rows.enumerate() {
+                write(row, &mut PanelRow::new(format, panel, idx));
+            }
+        })
+    }
+
+    /// Every panel filled by `fill`, which is told its rows, by several threads.
+    fn filled(
+        format: WeightFormat,
+        [rows, cols]: [usize; 2],
+        engine: &Engine,
+        fill: &(dyn Fn(Range<usize>, &mut [u8]) + Sync),
+    ) -> io::Result<Self> {
         let mut matrix = Self::zeros(format, rows, cols)?;
         let panels: Vec<Mutex<&mut [u8]>> = matrix.panels_mut().map(Mutex::new).collect();
         engine.pool.run(panels.len(), &|i| {
             let range = i * PANEL..rows.min((i + 1) * PANEL);
-            let mut numbers = vec![0.0; range.len() * cols];
-            source(range, &mut numbers);
             let mut panel = panels[i].lock().unwrap_or_else(PoisonError::into_inner);
-            engine
-                .quant
-                .vectorise(|| encode_panel(format, &numbers, cols, &mut panel));
+            fill(range, &mut panel);
         });
         Ok(matrix)
     }
@@ -62,17 +90,14 @@ impl QuantMatrix {
         })
     }
 
-    #[cfg(test)]
     pub(crate) fn format(&self) -> WeightFormat {
         self.format
     }
 
-    #[cfg(test)]
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
-    #[cfg(test)]
     pub(crate) fn cols(&self) -> usize {
         self.cols
     }

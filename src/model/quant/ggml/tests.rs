@@ -1,34 +1,19 @@
-//! The layouts against candle's, which quantises and widens every one of ggml's types.
+//! What is laid out against candle, which quantises and widens every one of ggml's types.
 
 use candle_core::{
     Device, Tensor,
     quantized::{GgmlDType, QTensor},
 };
 
-use super::GgmlType;
+use super::{can_lay_out, lay_out, own_format};
 use crate::model::{
     cpu::quant::testing::numbers,
     quant::{QuantMatrix, WeightFormat, encode_panel},
+    testing::engine,
 };
 
 const ROWS: usize = 19;
 const COLS: usize = 768;
-
-/// GGUF's number of each type, and candle's name for it.
-const TYPES: [(u32, GgmlDType); 12] = [
-    (0, GgmlDType::F32),
-    (1, GgmlDType::F16),
-    (2, GgmlDType::Q4_0),
-    (3, GgmlDType::Q4_1),
-    (6, GgmlDType::Q5_0),
-    (7, GgmlDType::Q5_1),
-    (8, GgmlDType::Q8_0),
-    (10, GgmlDType::Q2K),
-    (11, GgmlDType::Q3K),
-    (12, GgmlDType::Q4K),
-    (13, GgmlDType::Q5K),
-    (14, GgmlDType::Q6K),
-];
 
 fn quantised(dtype: GgmlDType, weights: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let tensor = Tensor::from_slice(weights, (ROWS, COLS), &Device::Cpu).unwrap();
@@ -43,46 +28,46 @@ fn root_mean_square(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[test]
-fn every_type_of_ggml_is_widened_as_candle_does_it() {
-    let weights = numbers(1, ROWS * COLS);
-    for (id, dtype) in TYPES {
-        let ggml = GgmlType::from_id(id).unwrap();
-        let (bytes, expected) = quantised(dtype, &weights);
-        assert_eq!(ggml.bytes(ROWS * COLS), Some(bytes.len()), "{ggml:?}");
-        let mut found = vec![0.0; ROWS * COLS];
-        ggml.widen(&bytes, &mut found);
-        for (found, expected) in found.iter().zip(&expected) {
-            assert!((found - expected).abs() <= 1e-6, "{ggml:?}: {found} is not {expected}");
-        }
+fn blocks_with_kernels_keep_every_weight() {
+    let weights = numbers(2, ROWS * COLS);
+    for kind in [GgmlDType::Q8_0, GgmlDType::Q5_0, GgmlDType::Q4_0, GgmlDType::Q4K] {
+        let (bytes, expected) = quantised(kind, &weights);
+        let format = own_format(kind).unwrap();
+        assert!(can_lay_out(kind, format));
+        let row_bytes = bytes.len() / ROWS;
+        let write = |row: usize, place: &mut crate::model::quant::PanelRow<'_>| {
+            lay_out(kind, &bytes[row * row_bytes..(row + 1) * row_bytes], place);
+        };
+        let matrix = QuantMatrix::lay_out(format, [ROWS, COLS], &write, &engine()).unwrap();
+        assert!(matrix.to_f32() == expected, "{kind:?}");
     }
-    assert_eq!(GgmlType::from_id(9), None, "only ever an intermediate");
-    let mut one = [0.0];
-    GgmlType::from_id(30)
-        .unwrap()
-        .widen(&half::bf16::from_f32(1.5).to_le_bytes(), &mut one);
-    assert_eq!(one, [1.5]);
 }
 
 #[test]
-fn blocks_with_kernels_keep_every_bit_and_others_become_the_next_finer_format() {
+fn other_blocks_become_a_format_whose_rounding_is_small_beside_theirs() {
     let weights = numbers(2, ROWS * COLS);
-    for (id, dtype) in &TYPES[2..] {
-        let ggml = GgmlType::from_id(*id).unwrap();
-        let (bytes, expected) = quantised(*dtype, &weights);
-        let matrix = QuantMatrix::from_ggml(ggml, &bytes, ROWS, COLS).unwrap();
-        let found = matrix.to_f32();
-        match ggml {
-            GgmlType::Q8_0 | GgmlType::Q4_0 | GgmlType::Q4K => assert!(found == expected, "{ggml:?}"),
-            // What the second quantisation loses is little beside what the first did.
-            _ => assert!(
-                root_mean_square(&found, &expected) < 0.5 * root_mean_square(&weights, &expected),
-                "{ggml:?}"
-            ),
-        }
+    for kind in [
+        GgmlDType::Q4_1,
+        GgmlDType::Q5_1,
+        GgmlDType::Q2K,
+        GgmlDType::Q3K,
+        GgmlDType::Q5K,
+        GgmlDType::Q6K,
+    ] {
+        let (_, expected) = quantised(kind, &weights);
+        let format = own_format(kind).unwrap();
+        assert!(!can_lay_out(kind, format));
+        let source = |rows: std::ops::Range<usize>, out: &mut [f32]| {
+            out.copy_from_slice(&expected[rows.start * COLS..rows.end * COLS]);
+        };
+        let matrix = QuantMatrix::pack(format, [ROWS, COLS], &source, &engine()).unwrap();
+        let (again, first) = (
+            root_mean_square(&matrix.to_f32(), &expected),
+            root_mean_square(&weights, &expected),
+        );
+        assert!(again < 0.5 * first, "{kind:?}: {again} beside {first}");
     }
-    assert!(QuantMatrix::from_ggml(GgmlType::Q8_0, &[0; 33], 1, 32).is_none());
-    assert!(QuantMatrix::from_ggml(GgmlType::Q4K, &[0; 144], 1, 255).is_none());
-    assert!(QuantMatrix::from_ggml(GgmlType::F16, &[0; 64], 1, 32).is_none());
+    assert_eq!(own_format(GgmlDType::F16), None);
 }
 
 #[test]
