@@ -174,7 +174,7 @@ def write(path, case, config, state, rng):
 
 def same_in_transformers(path, model):
     """transformers reads GGUF files with code of its own."""
-    other = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    other = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=model.config, dtype=torch.float32)
     for name, weights in model.state_dict().items():
         assert torch.allclose(other.state_dict()[name], weights, atol=1e-6), f"{path.name}: transformers reads another {name}"
 
