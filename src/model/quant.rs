@@ -8,9 +8,9 @@ mod row;
 mod super_block;
 
 use super::WeightDType;
+pub(crate) use packed::QuantMatrix;
 #[cfg(test)]
 pub(crate) use packed::encode_panel;
-pub(crate) use packed::QuantMatrix;
 #[cfg(test)]
 pub(crate) use row::PanelRow;
 

@@ -28,12 +28,7 @@ impl GgufTensor {
     ///
     /// # Errors
     /// A shape that llama.cpp does not give such a tensor.
-    pub(super) fn new(
-        place: Place,
-        info: &Info,
-        kind: GgmlDType,
-        mut bytes: Bytes,
-    ) -> Result<Option<Self>, GgufError> {
+    pub(super) fn new(place: Place, info: &Info, kind: GgmlDType, mut bytes: Bytes) -> Result<Option<Self>, GgufError> {
         let mut shape = info.shape.clone();
         if let Some(expert) = place.expert {
             let n_experts = shape.first().copied().filter(|_| shape.len() == 3).unwrap_or(0);
@@ -72,7 +67,9 @@ impl GgufTensor {
     pub(crate) fn row(&self, row: usize) -> Result<&[u8], GgufError> {
         let stored = self.stored(row);
         let range = stored * self.row_bytes..(stored + 1) * self.row_bytes;
-        self.bytes.get(range).ok_or(GgufError::Damaged("a matrix has too few rows"))
+        self.bytes
+            .get(range)
+            .ok_or(GgufError::Damaged("a matrix has too few rows"))
     }
 
     /// Writes the numbers of a row of a matrix to `out`.
