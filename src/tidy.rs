@@ -64,7 +64,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 fn all_sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
-    for folder in ["src", "protocol/src", "examples", "interop-tests"] {
+    for folder in ["src", "protocol/src", "tests", "examples", "interop-tests"] {
         sources(&root.join(folder), &mut found);
     }
     found

@@ -148,8 +148,10 @@ impl Local {
         let concerned = |i: usize| unit.concerned(first_key + i * PAGE_TOKENS, window);
         self.score(heads, pages, concerned);
         let [key_scales, value_scales] = &mut self.scales;
-        key_scales.clear();
-        value_scales.clear();
+        for scales in [&mut *key_scales, &mut *value_scales] {
+            scales.clear();
+            scales.reserve(KEY_BLOCK);
+        }
         for page in pages {
             key_scales.extend_from_slice(page.key_scales);
             value_scales.extend_from_slice(page.value_scales);
