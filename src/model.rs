@@ -168,7 +168,7 @@ impl Blocks {
             group: config.group_size(),
         };
         let shared = Shared {
-            arena: Arena::empty(heads.kv),
+            arena: Arena::empty(heads.kv, &[]),
             heads,
         };
         Ok(Self {

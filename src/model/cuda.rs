@@ -21,5 +21,7 @@ mod launch;
 mod library;
 mod memory;
 
+pub(crate) use device::Device;
 pub use device::Toolkit;
 pub use error::CudaError;
+pub(crate) use memory::{Buffer, Piece};

@@ -83,6 +83,13 @@ impl KvShape {
         2 * self.n_kv_heads * (self.head_dim * self.dtype.size() + scale)
     }
 
+    /// Bytes of a page on a card: whole units of what the driver hands out.
+    pub(crate) fn card_page_bytes(self) -> usize {
+        /// Addresses of pages leave room for the number of a token.
+        const UNIT: usize = 256;
+        (PAGE_TOKENS * self.bytes_per_token()).next_multiple_of(UNIT)
+    }
+
     /// Numbers of a head in whole panels.
     pub(crate) fn padded_dim(self) -> usize {
         self.head_dim.next_multiple_of(LANES)

@@ -40,6 +40,39 @@ pub(crate) struct ViewMut<'a, T> {
     of: PhantomData<&'a mut T>,
 }
 
+/// A part of a buffer that others have parts of too.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    buffer: Arc<Buffer<u8>>,
+    bytes: Range<usize>,
+}
+
+impl Piece {
+    /// # Panics
+    /// If it is not inside.
+    pub(crate) fn of(buffer: &Arc<Buffer<u8>>, bytes: Range<usize>) -> Self {
+        assert!(bytes.start <= bytes.end && bytes.end <= buffer.len(), "outside of a buffer");
+        Self {
+            buffer: buffer.clone(),
+            bytes,
+        }
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.buffer.at(&self.bytes)
+    }
+
+    /// Takes over what `other` on the same card has, as far as both go.
+    ///
+    /// # Errors
+    /// When the card is lost.
+    pub(crate) fn copy_from(&self, other: &Self) -> Result<(), CudaError> {
+        let device = &self.buffer.device;
+        let bytes = self.bytes.len().min(other.bytes.len());
+        device.copy(other.address(), self.address(), bytes)
+    }
+}
+
 impl<T> Clone for View<'_, T> {
     fn clone(&self) -> Self {
         *self
@@ -176,12 +209,7 @@ impl<T: Pod> Buffer<T> {
         if numbers.len == 0 {
             return Ok(());
         }
-        let device = &self.device;
-        device.enter()?;
-        let bytes = size_of::<T>() * numbers.len;
-        // SAFETY: both are of this size.
-        let status = unsafe { (device.driver.on_device)(address, numbers.address, bytes, device.stream) };
-        device.check(status, "copying on the card")
+        self.device.copy(numbers.address, address, size_of::<T>() * numbers.len)
     }
 
     /// Fills it with zeros.
@@ -292,6 +320,14 @@ impl Device {
             take()?;
         }
         Ok(address)
+    }
+
+    /// Copies bytes on the card, from one of this module's buffers to another.
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: the callers see to it that both are of this size.
+        let status = unsafe { (self.driver.on_device)(to, from, bytes, self.stream) };
+        self.check(status, "copying on the card")
     }
 
     fn free(&self, address: Address) {

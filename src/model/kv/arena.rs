@@ -6,13 +6,23 @@ use std::sync::{
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-use super::{KvShape, page::Page, prefix::Index};
+use super::{
+    KvShape,
+    page::{Home, Page},
+    prefix::Index,
+};
+use crate::model::{
+    CudaError,
+    cuda::{Buffer, Device, Piece},
+};
 
-/// Pages of one shape. Those that do not fit come from the heap and go back to it: the last page of every sequence may
+/// Pages of one shape, in one or several places: on the heap, or on cards, a place for each. Those that do not fit come from the heap and go back to it: the last page of every sequence may
 /// hold fewer tokens than it has room for, and blocks may be run without an arena at all.
 #[derive(Debug)]
 pub(crate) struct Arena {
     shape: KvShape,
+    /// The cards whose pages these are; place 0 is the heap if there are none.
+    cards: Vec<Arc<Device>>,
     n_pages: usize,
     state: Mutex<State>,
     /// [`PageRef`]s there are.
@@ -27,8 +37,10 @@ pub(crate) struct Arena {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// Pages that nobody has; each is the only reference.
-    pub(super) free: Vec<Arc<Page>>,
+    /// Pages that nobody has, by place; each is the only reference.
+    pub(super) free: Vec<Vec<Arc<Page>>>,
+    /// Whether there are pages on cards and none of the host's.
+    pub(super) is_on_cards: bool,
     pub(super) index: Index,
 }
 
@@ -74,22 +86,41 @@ impl Arena {
         for _ in 0..n_pages {
             free.push(Arc::new(Page::try_new(shape)?));
         }
-        Some(Self::with(shape, free))
+        Some(Self::with(shape, Vec::new(), vec![free]))
     }
 
-    /// An arena without pages: all come from the heap.
-    pub(crate) fn empty(shape: KvShape) -> Arc<Self> {
-        Self::with(shape, Vec::new())
+    /// An arena without pages: all come from the heap, or from the driver of `cards`.
+    pub(crate) fn empty(shape: KvShape, cards: &[Arc<Device>]) -> Arc<Self> {
+        Self::with(shape, cards.to_vec(), vec![Vec::new(); cards.len().max(1)])
     }
 
-    fn with(shape: KvShape, free: Vec<Arc<Page>>) -> Arc<Self> {
+    /// An arena of so many pages on each of these cards.
+    ///
+    /// # Errors
+    /// A card that has not enough memory.
+    pub(crate) fn on_cards(shape: KvShape, cards: &[(Arc<Device>, usize)]) -> Result<Arc<Self>, CudaError> {
+        let bytes = shape.card_page_bytes();
+        let pages = cards.iter().enumerate().map(|(place, (card, n_pages))| {
+            let buffer = Arc::new(Buffer::zeros(card, n_pages * bytes)?);
+            let pieces = (0..*n_pages).map(|i| Piece::of(&buffer, i * bytes..(i + 1) * bytes));
+            Ok(pieces
+                .map(|piece| Arc::new(Page::on_card(piece, Home::Arena(place))))
+                .collect())
+        });
+        let pages: Result<Vec<Vec<_>>, CudaError> = pages.collect();
+        Ok(Self::with(shape, cards.iter().map(|(card, _)| card.clone()).collect(), pages?))
+    }
+
+    fn with(shape: KvShape, cards: Vec<Arc<Device>>, free: Vec<Vec<Arc<Page>>>) -> Arc<Self> {
         Arc::new(Self {
             shape,
-            n_pages: free.len(),
+            n_pages: free.iter().map(Vec::len).sum(),
             state: Mutex::new(State {
                 free,
+                is_on_cards: !cards.is_empty(),
                 index: Index::default(),
             }),
+            cards,
             references: AtomicUsize::new(0),
             overflow: AtomicUsize::new(0),
             reused_tokens: AtomicU64::new(0),
@@ -103,11 +134,29 @@ impl Arena {
 
     /// A page of one's own: a free one, one that a known prefix has to give up, or one from the heap.
     pub(crate) fn take(arena: &Arc<Self>) -> PageRef {
-        let page = arena.lock().take_free().unwrap_or_else(|| {
+        let page = arena.lock().take_free(0).unwrap_or_else(|| {
             arena.overflow.fetch_add(1, Ordering::Relaxed);
-            Arc::new(Page::on_heap(arena.shape))
+            Arc::new(Page::on_heap(arena.shape, Home::Overflow(0)))
         });
         Self::refer(arena, page)
+    }
+
+    /// As [`Arena::take`], on the card of `place`.
+    ///
+    /// # Errors
+    /// When the card has no memory left.
+    pub(crate) fn take_on_card(arena: &Arc<Self>, place: usize) -> Result<PageRef, CudaError> {
+        let free = arena.lock().take_free(place);
+        let page = match free {
+            Some(page) => page,
+            None => {
+                let bytes = arena.shape.card_page_bytes();
+                let buffer = Arc::new(Buffer::temporary(&arena.cards[place], bytes)?);
+                arena.overflow.fetch_add(1, Ordering::Relaxed);
+                Arc::new(Page::on_card(Piece::of(&buffer, 0..bytes), Home::Overflow(place)))
+            }
+        };
+        Ok(Self::refer(arena, page))
     }
 
     /// A reference to a page that is nobody's, or is taken from the index.
@@ -129,7 +178,7 @@ impl Arena {
         let state = self.lock();
         let overflow = self.overflow.load(Ordering::Relaxed);
         let (kept, shared_with_index) = state.index.pages();
-        let free = state.free.len();
+        let free = state.free.iter().map(Vec::len).sum();
         let used = self.n_pages - free - kept + overflow;
         CacheCounts {
             total: self.n_pages,
@@ -149,9 +198,9 @@ impl Arena {
 
 impl State {
     /// A page that is free, or that the prefix which was not used for the longest time gave up.
-    pub(super) fn take_free(&mut self) -> Option<Arc<Page>> {
+    pub(super) fn take_free(&mut self, place: usize) -> Option<Arc<Page>> {
         loop {
-            if let Some(page) = self.free.pop() {
+            if let Some(page) = self.free.get_mut(place).and_then(Vec::pop) {
                 return Some(page);
             }
             for page in self.index.forget_oldest()? {
@@ -164,10 +213,10 @@ impl State {
     /// another one.
     pub(super) fn give_back(&mut self, mut page: Arc<Page>) {
         if let Some(own) = Arc::get_mut(&mut page)
-            && !own.is_overflow()
+            && let Home::Arena(place) = own.home()
         {
             own.retire();
-            self.free.push(page);
+            self.free[place].push(page);
         }
     }
 }
@@ -200,6 +249,21 @@ impl PageRef {
         }
         // References are only made from references, and this is the only one.
         Arc::get_mut(&mut self.page).unwrap_or_else(|| unreachable!("a page of one's own is shared"))
+    }
+
+    /// As [`PageRef::own`], of a page on a card.
+    ///
+    /// # Errors
+    /// When the card has no memory for a copy, or is lost.
+    pub(crate) fn own_on_card(&mut self) -> Result<(), CudaError> {
+        if Arc::strong_count(&self.page) > 1
+            && let Home::Arena(place) | Home::Overflow(place) = self.page.home()
+        {
+            let fresh = Arena::take_on_card(&self.arena, place)?;
+            fresh.page.copy_on_card(&self.page)?;
+            *self = fresh;
+        }
+        Ok(())
     }
 }
 

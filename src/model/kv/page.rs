@@ -5,13 +5,17 @@
 //! head 0: keys [head_dim][16 tokens] · values [⌈head_dim / 16⌉][16 tokens][16 dims]      head 1: ...
 //! i8 only, after all heads, per head: 16 scales of keys · 16 scales of values
 //! ```
+//!
+//! On a card keys and values are both `[16 tokens][head_dim]`, in the same order otherwise.
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::{bf16, f16};
 
 use super::{KvDType, KvShape};
 use crate::model::{
+    CudaError,
     cpu::LANES,
+    cuda::Piece,
     number::{Number, Slice},
 };
 
@@ -33,8 +37,20 @@ pub(crate) struct Page {
     /// Whether everything in it is finite, what nobody sees any more included: nothing times a number is nothing, but
     /// nothing times infinity is not.
     finite: bool,
-    /// Whether it came from the heap and goes back there.
-    overflow: bool,
+    home: Home,
+    /// Where it is if it is on a card; `words` is empty then.
+    on_card: Option<Piece>,
+}
+
+/// Where a page came from and goes back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Home {
+    /// The arena's pages of this place.
+    Arena(usize),
+    /// The heap or the driver, because the arena had no more for this place.
+    Overflow(usize),
+    /// The heap: what only the index has, where the arena has no memory of the host.
+    Index,
 }
 
 /// The part of a page that belongs to one head.
@@ -88,21 +104,30 @@ impl Page {
         words.try_reserve_exact(n_words).ok()?;
         // The optimiser would otherwise ask the system for zeros, which it only gives when they are used.
         words.resize(n_words, std::hint::black_box(0.0));
-        Some(Self::of(words, false))
+        Some(Self::of(words, Home::Arena(0)))
     }
 
     /// A page of the heap.
-    pub(super) fn on_heap(shape: KvShape) -> Self {
-        Self::of(vec![0.0; Layout::new(shape).words + LINE_WORDS], true)
+    pub(super) fn on_heap(shape: KvShape, home: Home) -> Self {
+        Self::of(vec![0.0; Layout::new(shape).words + LINE_WORDS], home)
     }
 
-    fn of(words: Vec<f32>, overflow: bool) -> Self {
+    /// A page on a card.
+    pub(super) fn on_card(piece: Piece, home: Home) -> Self {
+        Self {
+            on_card: Some(piece),
+            ..Self::of(Vec::new(), home)
+        }
+    }
+
+    fn of(words: Vec<f32>, home: Home) -> Self {
         let into_line = words.as_ptr() as usize / size_of::<f32>() % LINE_WORDS;
         Self {
             words,
             start: (LINE_WORDS - into_line) % LINE_WORDS,
             finite: true,
-            overflow,
+            home,
+            on_card: None,
         }
     }
 
@@ -112,12 +137,22 @@ impl Page {
             words: Vec::new(),
             start: 0,
             finite: true,
-            overflow: true,
+            home: Home::Index,
+            on_card: None,
         }
     }
 
+    pub(super) fn home(&self) -> Home {
+        self.home
+    }
+
     pub(crate) fn is_overflow(&self) -> bool {
-        self.overflow
+        matches!(self.home, Home::Overflow(_))
+    }
+
+    /// Its address on the card it is on; 0 if it is on none.
+    pub(crate) fn address(&self) -> u64 {
+        self.on_card.as_ref().map_or(0, Piece::address)
     }
 
     /// Makes the page usable by anybody: what is left in it must not be seen, even as a factor of nothing.
@@ -133,6 +168,17 @@ impl Page {
         let len = (self.words.len() - self.start).min(other.words.len() - other.start);
         self.words[self.start..self.start + len].copy_from_slice(&other.words[other.start..other.start + len]);
         self.finite = other.finite;
+    }
+
+    /// As [`Page::copy_from`], of a page on a card by one on the same card.
+    ///
+    /// # Errors
+    /// When the card is lost.
+    pub(super) fn copy_on_card(&self, other: &Self) -> Result<(), CudaError> {
+        match (&self.on_card, &other.on_card) {
+            (Some(to), Some(from)) => to.copy_from(from),
+            _ => Ok(()),
+        }
     }
 
     /// Its memory as words, for whoever keeps something else in it.

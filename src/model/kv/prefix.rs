@@ -14,8 +14,9 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
+    KvShape,
     arena::{Arena, PageRef, State},
-    page::Page,
+    page::{Home, Page},
 };
 use crate::model::WeightDType;
 
@@ -55,6 +56,7 @@ impl Index {
             .entries
             .values()
             .flat_map(|entry| entry.pages.iter().chain(&entry.outputs));
+        let all = all.filter(|page| page.home() != Home::Index);
         all.fold((0, 0), |(alone, shared), page| match Arc::strong_count(page) {
             1 => (alone + 1, shared),
             _ => (alone, shared + 1),
@@ -122,7 +124,7 @@ impl Arena {
         if from_heap || state.index.entries.contains_key(&key) {
             return;
         }
-        let Some(outputs) = state.keep(outputs, dtype) else {
+        let Some(outputs) = state.keep(self.shape(), outputs, dtype) else {
             return;
         };
         let index = &mut state.index;
@@ -144,11 +146,16 @@ impl Arena {
 }
 
 impl State {
-    /// Copies `numbers` as `dtype` to pages that are free, or as good as free.
-    fn keep(&mut self, numbers: &[f32], dtype: WeightDType) -> Option<Vec<Arc<Page>>> {
+    /// Copies `numbers` as `dtype` to pages that are free, or as good as free. Beside pages on cards they are on the heap: as
+    /// long as there are pages of keys and values to go with them.
+    fn keep(&mut self, shape: KvShape, numbers: &[f32], dtype: WeightDType) -> Option<Vec<Arc<Page>>> {
         let (mut pages, mut rest) = (Vec::new(), numbers);
         while !rest.is_empty() {
-            let Some(mut page) = self.take_free() else {
+            let page = match self.is_on_cards {
+                true => Some(Arc::new(Page::on_heap(shape, Home::Index))),
+                false => self.take_free(0),
+            };
+            let Some(mut page) = page else {
                 pages.into_iter().for_each(|page| self.give_back(page));
                 return None;
             };

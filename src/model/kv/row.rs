@@ -1,7 +1,7 @@
 //! One sequence in one block: a list of pages that grows with it. It never copies history; a page that others see too is
 //! copied when it is written to.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, ops::Range, sync::Arc};
 
 use super::{
     KvShape,
@@ -9,6 +9,7 @@ use super::{
     page::{HeadPage, PAGE_TOKENS},
 };
 use crate::model::{
+    CudaError,
     attention::Turn,
     cpu::{Pool, for_parts},
 };
@@ -92,6 +93,33 @@ impl Row {
         });
     }
 
+    /// Makes room on the card of `place` for tokens up to `end`, of which those from `position` on are about to be written:
+    /// every page they go to is one's own then. What was cached behind them is forgotten.
+    ///
+    /// # Errors
+    /// When the card has no memory left, or is lost.
+    ///
+    /// # Panics
+    /// As [`Row::write`].
+    pub(crate) fn prepare_on_card(
+        &mut self,
+        arena: &Arc<Arena>,
+        place: usize,
+        positions: Range<usize>,
+    ) -> Result<(), CudaError> {
+        assert!(positions.end <= self.max_length, "keys beyond the end of the cache");
+        let n_pages = positions.end.div_ceil(PAGE_TOKENS);
+        self.shorten(n_pages);
+        while self.pages.len() < n_pages {
+            self.pages.push(Arena::take_on_card(arena, place)?);
+        }
+        for page in &mut self.pages[positions.start / PAGE_TOKENS..] {
+            page.own_on_card()?;
+        }
+        self.tokens = positions.end;
+        Ok(())
+    }
+
     /// Goes on from `tokens` tokens and `pages`, full ones, after them.
     pub(crate) fn share(&mut self, tokens: usize, pages: impl Iterator<Item = PageRef>) {
         self.pages.truncate(tokens / PAGE_TOKENS);
@@ -106,13 +134,18 @@ impl Row {
 
     fn resize(&mut self, arena: &Arc<Arena>, tokens: usize) {
         let n_pages = tokens.div_ceil(PAGE_TOKENS);
-        self.pages.truncate(n_pages);
-        if self.pages.capacity() == 0 {
-            self.pages.reserve_exact(self.max_length.div_ceil(PAGE_TOKENS));
-        }
+        self.shorten(n_pages);
         while self.pages.len() < n_pages {
             self.pages.push(Arena::take(arena));
         }
         self.tokens = tokens;
+    }
+
+    /// To at most `n_pages` pages, with room for all that will ever be.
+    fn shorten(&mut self, n_pages: usize) {
+        self.pages.truncate(n_pages);
+        if self.pages.capacity() == 0 {
+            self.pages.reserve_exact(self.max_length.div_ceil(PAGE_TOKENS));
+        }
     }
 }
