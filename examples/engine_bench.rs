@@ -133,7 +133,7 @@ impl<'a> Bench<'a> {
                     tokens: 0..tokens,
                 })
                 .collect();
-            self.blocks.run_batch(block, &mut parts, &mut self.scratch)?;
+            self.blocks.run_batch(&[block], &mut parts, &mut self.scratch)?;
         }
         self.position += tokens;
         Ok(started.elapsed().as_secs_f64() / self.blocks.span().len() as f64)

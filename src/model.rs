@@ -168,7 +168,7 @@ impl Blocks {
             group: config.group_size(),
         };
         let shared = Shared {
-            arena: Arena::empty(heads.kv, &[]),
+            arena: Arena::empty(heads.kv),
             heads,
         };
         Ok(Self {
@@ -299,7 +299,7 @@ impl Blocks {
             x,
             position,
         };
-        self.run_batch(block, &mut [part], &mut Scratch::default())
+        self.run_batch(&[block], &mut [part], &mut Scratch::default())
     }
 
     /// Replaces `x`, `[batch, tokens, hidden]` from position 0, by the output of `block`, and keeps nothing.

@@ -1,5 +1,6 @@
 //! Ragged batches: the next tokens of any number of sessions through one block at once, so that its weights are read
-//! once for all of them. Which sessions meet, and how many tokens of each, is not decided here.
+//! once for all of them, or through several blocks one after the other. Which sessions meet, and how many tokens of each,
+//! is not decided here.
 
 use std::ops::Range;
 
@@ -8,12 +9,12 @@ use super::{
     block::{self, Block, Segment},
 };
 
-/// The tokens of one session that go through a block now.
+/// The tokens of one session that go through some blocks now.
 #[derive(Debug)]
 pub struct Part<'a> {
     /// Keys and values of the session.
     pub cache: &'a mut Cache,
-    /// Entry of the cache that belongs to the block.
+    /// Entry of the cache that belongs to the first of the blocks; those of the others follow.
     pub chain_idx: usize,
     /// A whole step, `[batch, tokens, hidden]`.
     pub x: &'a mut Hidden,
@@ -65,14 +66,14 @@ impl Part<'_> {
         )
     }
 
-    /// Its sequences as segments of a batch.
-    fn segments(&mut self) -> Result<impl Iterator<Item = Segment<'_>>, ComputeError> {
+    /// Its sequences as segments of a batch, in the block that comes `offset` blocks after the first.
+    fn segments(&mut self, offset: usize) -> Result<impl Iterator<Item = Segment<'_>>, ComputeError> {
         let (position, tokens) = (self.position + self.tokens.start, self.tokens.len());
         let sequence_len = self.position + self.x.tokens;
         let adapter = self.cache.adapter();
         let rows = self
             .cache
-            .rows_for_step(self.chain_idx, self.x.batch, position, tokens)?;
+            .rows_for_step(self.chain_idx + offset, self.x.batch, position, tokens)?;
         Ok(rows.iter_mut().map(move |row| Segment {
             row,
             position,
@@ -84,65 +85,86 @@ impl Part<'_> {
 }
 
 impl Blocks {
-    /// Replaces the tokens of all `parts` by the output of `block` (numbered as in the model). What comes out for a token
-    /// does not depend on what else is in the batch. The keys and values of the tokens are written to entry `chain_idx`
-    /// of each part's cache, where anything behind them is forgotten.
+    /// Replaces the tokens of all `parts` by the output of `blocks` (numbered as in the model), one after the other. What
+    /// comes out for a token does not depend on what else is in the batch. The keys and values of the tokens are written to
+    /// entry `chain_idx` of each part's cache and those after it, where anything behind them is forgotten.
     ///
     /// # Errors
-    /// Whatever does not fit together; nothing is changed then.
+    /// Whatever does not fit together; nothing is changed then. A card that fails; the activations of several parts are
+    /// unchanged then, and each part can be run again.
     ///
     /// # Panics
-    /// Only by a mistake in the kernels. The activations of several parts are unchanged then, and each part can be run
-    /// again.
-    pub fn run_batch(&self, block: u32, parts: &mut [Part<'_>], scratch: &mut Scratch) -> Result<(), ComputeError> {
-        let block = self.block(block)?;
-        for part in &mut *parts {
-            self.check_part(part)?;
+    /// Only by a mistake in the kernels. The activations of several parts are unchanged then as well.
+    pub fn run_batch(&self, blocks: &[u32], parts: &mut [Part<'_>], scratch: &mut Scratch) -> Result<(), ComputeError> {
+        for (offset, block) in blocks.iter().enumerate() {
+            self.block(*block)?;
+            for part in &mut *parts {
+                self.check_part(part, offset)?;
+            }
         }
         match parts {
-            [part] if part.is_contiguous() => self.run_alone(block, part, scratch),
-            parts => self.run_together(block, parts, scratch),
+            [part] if part.is_contiguous() => self.run_alone(blocks, part, scratch),
+            parts => self.run_together(blocks, parts, scratch),
         }
     }
 
     /// In place.
-    fn run_alone(&self, block: &Block, part: &mut Part<'_>, scratch: &mut Scratch) -> Result<(), ComputeError> {
+    fn run_alone(&self, blocks: &[u32], part: &mut Part<'_>, scratch: &mut Scratch) -> Result<(), ComputeError> {
         let width = part.x.width;
         let first = part.tokens.start * width;
         let len = part.x.batch * part.tokens.len() * width;
         let mut data = std::mem::take(&mut part.x.data);
-        let mut segments = emptied(std::mem::take(&mut scratch.segments));
-        segments.extend(part.segments()?);
-        let memory = (&mut scratch.block, &mut scratch.inside);
-        self.run(block, &mut data[first..first + len], &mut segments, memory);
-        scratch.segments = emptied(segments);
+        let outcome = self.run_all(
+            blocks,
+            &mut data[first..first + len],
+            std::slice::from_mut(part),
+            scratch,
+        );
         part.x.data = data;
-        Ok(())
+        outcome
     }
 
     /// Copied behind each other, and back: little beside reading the weights.
-    fn run_together(&self, block: &Block, parts: &mut [Part<'_>], scratch: &mut Scratch) -> Result<(), ComputeError> {
-        let x = &mut scratch.x;
+    fn run_together(&self, blocks: &[u32], parts: &mut [Part<'_>], scratch: &mut Scratch) -> Result<(), ComputeError> {
+        let mut x = std::mem::take(&mut scratch.x);
         x.clear();
         for row in parts.iter().flat_map(Part::rows) {
             x.extend_from_slice(row);
         }
-        let mut segments = emptied(std::mem::take(&mut scratch.segments));
-        for part in parts.iter_mut().filter(|part| !part.tokens.is_empty()) {
-            segments.extend(part.segments()?);
+        let outcome = self.run_all(blocks, &mut x, parts, scratch);
+        if outcome.is_ok() {
+            let mut done = x.as_slice();
+            for row in parts.iter_mut().flat_map(Part::rows_mut) {
+                let (new, rest) = done.split_at(row.len());
+                row.copy_from_slice(new);
+                done = rest;
+            }
         }
-        self.run(block, x, &mut segments, (&mut scratch.block, &mut scratch.inside));
-        scratch.segments = emptied(segments);
-        let mut done = x.as_slice();
-        for row in parts.iter_mut().flat_map(Part::rows_mut) {
-            let (new, rest) = done.split_at(row.len());
-            row.copy_from_slice(new);
-            done = rest;
+        scratch.x = x;
+        outcome
+    }
+
+    /// The tokens of all parts, `[tokens, hidden]`, through all blocks.
+    fn run_all(
+        &self,
+        blocks: &[u32],
+        x: &mut [f32],
+        parts: &mut [Part<'_>],
+        scratch: &mut Scratch,
+    ) -> Result<(), ComputeError> {
+        for (offset, block) in blocks.iter().enumerate() {
+            let block = self.block(*block)?;
+            let mut segments = emptied(std::mem::take(&mut scratch.segments));
+            for part in parts.iter_mut().filter(|part| !part.tokens.is_empty()) {
+                segments.extend(part.segments(offset)?);
+            }
+            self.run(block, x, &mut segments, (&mut scratch.block, &mut scratch.inside));
+            scratch.segments = emptied(segments);
         }
         Ok(())
     }
 
-    fn check_part(&self, part: &mut Part<'_>) -> Result<(), ComputeError> {
+    fn check_part(&self, part: &mut Part<'_>, offset: usize) -> Result<(), ComputeError> {
         self.check(part.x)?;
         if part.cache.shape() != self.shared.heads.kv {
             return Err(ComputeError::ForeignCache);
@@ -155,7 +177,7 @@ impl Blocks {
         }
         let position = part.position.saturating_add(part.tokens.start);
         part.cache
-            .rows_for_step(part.chain_idx, part.x.batch, position, part.tokens.len())?;
+            .rows_for_step(part.chain_idx + offset, part.x.batch, position, part.tokens.len())?;
         Ok(())
     }
 

@@ -59,7 +59,7 @@ impl Forward {
             position: 0,
             tokens: range.clone(),
         };
-        blocks.run_batch(self.work.chain[self.next], &mut [part], scratch)?;
+        blocks.run_batch(&[self.work.chain[self.next]], &mut [part], scratch)?;
         self.done = range.end;
         if self.done == end {
             (self.next, self.done) = (self.next + 1, 0);

@@ -298,7 +298,7 @@ impl Compute {
         parts.extend(aboard.map(Riding::part));
         let n_parts = parts.len();
         let (blocks, scratch) = (&*self.blocks, &mut self.scratch);
-        let outcome = guarded(|| blocks.run_batch(block, &mut parts, scratch));
+        let outcome = guarded(|| blocks.run_batch(&[block], &mut parts, scratch));
         self.parts = emptied(parts);
         let Err(error) = outcome else { return };
         let mut aboard = self.steps.iter_mut().filter(|step| step.is_aboard());
@@ -311,7 +311,7 @@ impl Compute {
         // Nothing was changed, so that each can go alone: only those that fail again have to end.
         debug!(block, n_parts, "a batch failed; its steps are run one by one");
         for step in aboard {
-            let outcome = guarded(|| blocks.run_batch(block, &mut [step.part()], scratch));
+            let outcome = guarded(|| blocks.run_batch(&[block], &mut [step.part()], scratch));
             if let Err(error) = outcome {
                 step.failed(error);
             }

@@ -76,7 +76,7 @@ fn run_together(blocks: &Blocks, runs: &mut [&mut Run], rng: &mut StdRng, scratc
                     x,
                 })
                 .collect();
-            blocks.run_batch(block, &mut parts, scratch).unwrap();
+            blocks.run_batch(&[block], &mut parts, scratch).unwrap();
         }
     }
     for (run, (step, _)) in runs.iter_mut().zip(&steps) {
@@ -149,13 +149,13 @@ fn a_batch_with_a_part_that_does_not_fit_changes_nothing() {
             tokens: 0..3,
         })
         .collect();
-    let error = blocks.run_batch(0, &mut parts, &mut Scratch::default()).unwrap_err();
+    let error = blocks.run_batch(&[0], &mut parts, &mut Scratch::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
         "3 tokens at position 0 exceed the session's maximum of 2"
     );
     parts[1].tokens = 1..4;
-    let error = blocks.run_batch(0, &mut parts, &mut Scratch::default()).unwrap_err();
+    let error = blocks.run_batch(&[0], &mut parts, &mut Scratch::default()).unwrap_err();
     assert_eq!(error.to_string(), "tokens 1:4 of a step of 3 tokens were asked for");
     assert_eq!(steps, [x.clone(), x]);
 }

@@ -89,12 +89,12 @@ impl Arena {
         Some(Self::with(shape, Vec::new(), vec![free]))
     }
 
-    /// An arena without pages: all come from the heap, or from the driver of `cards`.
-    pub(crate) fn empty(shape: KvShape, cards: &[Arc<Device>]) -> Arc<Self> {
-        Self::with(shape, cards.to_vec(), vec![Vec::new(); cards.len().max(1)])
+    /// An arena without pages: all come from the heap.
+    pub(crate) fn empty(shape: KvShape) -> Arc<Self> {
+        Self::with(shape, Vec::new(), vec![Vec::new()])
     }
 
-    /// An arena of so many pages on each of these cards.
+    /// An arena of so many pages on each of these cards. Others come from the driver.
     ///
     /// # Errors
     /// A card that has not enough memory.

@@ -90,7 +90,7 @@ fn sequences_with_different_adapters_in_one_batch_get_what_they_get_alone() {
             position: 0,
         })
         .collect();
-    blocks.run_batch(2, &mut parts, &mut Scratch::default()).unwrap();
+    blocks.run_batch(&[2], &mut parts, &mut Scratch::default()).unwrap();
     for (together, alone) in inputs.iter().zip(&alone) {
         assert_same_bits(&together.data, &alone.data);
     }
