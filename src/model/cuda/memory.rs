@@ -51,7 +51,10 @@ impl Piece {
     /// # Panics
     /// If it is not inside.
     pub(crate) fn of(buffer: &Arc<Buffer<u8>>, bytes: Range<usize>) -> Self {
-        assert!(bytes.start <= bytes.end && bytes.end <= buffer.len(), "outside of a buffer");
+        assert!(
+            bytes.start <= bytes.end && bytes.end <= buffer.len(),
+            "outside of a buffer"
+        );
         Self {
             buffer: buffer.clone(),
             bytes,

@@ -108,7 +108,11 @@ impl Arena {
                 .collect())
         });
         let pages: Result<Vec<Vec<_>>, CudaError> = pages.collect();
-        Ok(Self::with(shape, cards.iter().map(|(card, _)| card.clone()).collect(), pages?))
+        Ok(Self::with(
+            shape,
+            cards.iter().map(|(card, _)| card.clone()).collect(),
+            pages?,
+        ))
     }
 
     fn with(shape: KvShape, cards: Vec<Arc<Device>>, free: Vec<Vec<Arc<Page>>>) -> Arc<Self> {
