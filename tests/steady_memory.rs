@@ -88,7 +88,7 @@ impl<'a, const N: usize> Run<'a, N> {
                 x,
                 position,
             });
-            self.blocks.run_batch(block, &mut parts, &mut self.scratch).unwrap();
+            self.blocks.run_batch(&[block], &mut parts, &mut self.scratch).unwrap();
         }
     }
 }
