@@ -5,6 +5,7 @@
 
 mod bootstrap;
 mod compute;
+mod conversation;
 mod demo;
 mod doctor;
 mod environment;

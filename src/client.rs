@@ -10,6 +10,7 @@
 
 mod attempts;
 mod bans;
+mod chat;
 mod error;
 mod generate;
 mod history;
@@ -26,6 +27,7 @@ use std::{
 
 use self::bans::Bans;
 pub use self::{
+    chat::{Chat, ChatError, ChatTemplate, Ending, LocalTime},
     error::{ClientError, RemoteError},
     generate::{FinishReason, Generation, Params},
     session::{HopReport, Session},

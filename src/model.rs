@@ -85,7 +85,7 @@ pub use lora::{Adapter, AdapterError, AdapterId};
 pub use quant::{Precision, WeightFormat};
 pub use sample::{SampleError, Sampler, SamplingParams};
 pub use sharing::CacheOptions;
-pub use source::{ModelSource, ResolveError};
+pub use source::{ChatFiles, ModelSource, ResolveError};
 pub use tensor::Hidden;
 
 /// Activations a step may hold at a time, in bytes; longer steps are computed in parts. Petals' `max_chunk_size_bytes`.

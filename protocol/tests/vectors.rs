@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, error::Error, fs, path::Path};
 
-const FOLDERS: [&str; 3] = ["families", "hivemind", "petals"];
+const FOLDERS: [&str; 4] = ["families", "hivemind", "petals", "sepal"];
 
 /// Files and folders next to the index, named as in it; a folder (a model with its reference outputs) ends in a slash.
 fn present(root: &Path) -> Result<BTreeSet<String>, Box<dyn Error>> {

@@ -5,6 +5,7 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::{
+    conversation::{self, ConversationArgs},
     model::{Model, ModelArgs},
     node, output, signals,
     swarm::SwarmArgs,
@@ -25,10 +26,15 @@ pub(super) struct Args {
     #[arg(
         long,
         value_name = "TEXT",
-        required_unless_present = "prompt_ids",
-        conflicts_with = "prompt_ids"
+        required_unless_present_any = ["prompt_ids", "message"],
+        conflicts_with_all = ["prompt_ids", "message"]
     )]
     prompt: Option<String>,
+    /// Message to answer instead of a text to continue: the model's chat template is put around it.
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_ids")]
+    message: Option<String>,
+    #[command(flatten)]
+    conversation: ConversationArgs,
     /// Token ids to continue instead of a text, separated by commas.
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     prompt_ids: Vec<u32>,
@@ -109,14 +115,11 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     // Whoever gives token ids need not have the model's tokenizer; the answer is then token ids as well.
     let codec = match model.source.tokenizer_json() {
         Ok(json) => Some(TextCodec::from_json(&json)?),
-        Err(_) if args.prompt.is_none() && args.stop.is_empty() => None,
+        Err(_) if args.prompt.is_none() && args.message.is_none() && args.stop.is_empty() => None,
         Err(error) => return Err(error.into()),
     };
     let params = args.params(&model)?;
-    let prompt = match (&args.prompt, &codec) {
-        (Some(text), Some(codec)) => codec.encode(text)?,
-        _ => args.prompt_ids.clone(),
-    };
+    let prompt = args.prompt(&model, codec.as_ref()).await?;
     let vocab_size = model.source.config().vocab_size;
     if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
         bail!(
@@ -172,6 +175,24 @@ async fn generate(
 }
 
 impl Args {
+    /// The tokens to go on from.
+    async fn prompt(&self, model: &Model, codec: Option<&TextCodec>) -> anyhow::Result<Vec<u32>> {
+        let Some(codec) = codec else {
+            return Ok(self.prompt_ids.clone());
+        };
+        if let Some(text) = &self.prompt {
+            return Ok(codec.encode(text)?);
+        }
+        let Some(message) = &self.message else {
+            return Ok(self.prompt_ids.clone());
+        };
+        let template = self.conversation.template(model).await?;
+        let system = self.conversation.system.iter();
+        let mut messages: Vec<_> = system.map(|text| conversation::message("system", text)).collect();
+        messages.push(conversation::message("user", message));
+        Ok(codec.encode_rendered(&conversation::prompt(&template, messages)?)?)
+    }
+
     fn params(&self, model: &Model) -> anyhow::Result<Params> {
         let defaults = model.source.generation_config();
         Ok(Params {

@@ -1,5 +1,5 @@
 //! Text to tokens and back: the model's own tokenizer, text that appears token by token, and stop strings. Prompts are
-//! taken as they are; nothing is wrapped around them.
+//! taken as they are; what is wrapped around them comes from `chat`.
 
 use std::sync::Arc;
 
@@ -62,6 +62,15 @@ impl TextCodec {
     /// [`TextError::Encode`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let encoding = self.tokenizer.encode_fast(text, true).map_err(TextError::Encode)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of `text` as a chat template rendered it: the special tokens are in it already.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`].
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(TextError::Encode)?;
         Ok(encoding.get_ids().to_vec())
     }
 

@@ -8,6 +8,7 @@ pub(crate) const REPO_NAME: &str = "sepal/demo";
 pub(crate) const CONFIG: &[u8] = include_bytes!("demo/config.json");
 pub(crate) const GENERATION_CONFIG: &[u8] = include_bytes!("demo/generation_config.json");
 pub(crate) const TOKENIZER: &[u8] = include_bytes!("demo/tokenizer.json");
+pub(crate) const TOKENIZER_CONFIG: &[u8] = include_bytes!("demo/tokenizer_config.json");
 
 /// Bytes at an address that any number type may start at, so that weights can be used where they lie.
 #[repr(C, align(64))]

@@ -9,6 +9,7 @@
 //!
 //! Format: `docs/gguf.md` of ggml; names and the order of rows: `gguf-py` and `convert_hf_to_gguf.py` of llama.cpp.
 
+mod chat;
 mod config;
 mod header;
 mod names;

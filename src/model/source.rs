@@ -24,6 +24,10 @@ use super::{
     load,
 };
 
+mod chat;
+
+pub use chat::ChatFiles;
+
 const CONFIG_FILE: &str = "config.json";
 const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";

@@ -125,6 +125,9 @@ pub(crate) fn demo_gguf() -> Vec<u8> {
     let tensors: Tensors = tensors.collect();
     let mut metadata = metadata_of(&config);
     metadata.extend(demo_tokenizer());
+    let tokenizer_config: Json = serde_json::from_slice(builtin::TOKENIZER_CONFIG).unwrap();
+    let template = text(tokenizer_config["chat_template"].as_str().unwrap());
+    metadata.push(("tokenizer.chat_template".to_owned(), template));
     for (key, name) in [("bos", "bos_token_id"), ("eos", "eos_token_id")] {
         metadata.push((format!("tokenizer.ggml.{key}_token_id"), int(&config[name])));
     }
