@@ -119,7 +119,7 @@ def with_prompts(plain, tuned, prompt: list[int], n_tokens: int) -> list[int]:
 
         hooks = [
             layer.register_forward_pre_hook(adder(vectors), with_kwargs=True)
-            for layer, vectors in zip(plain.model.layers, deep)
+            for layer, vectors in zip(blocks_of(plain), deep)
         ]
         ids = list(prompt)
         for _ in range(n_tokens):
@@ -131,15 +131,26 @@ def with_prompts(plain, tuned, prompt: list[int], n_tokens: int) -> list[int]:
     return ids[len(prompt) :]
 
 
+def blocks_of(plain):
+    return plain.model.layers if hasattr(plain, "model") else plain.transformer.h
+
+
 def forward_difference(remote, plain, hidden: torch.Tensor) -> dict:
-    """Largest difference between the swarm's blocks and the local ones, without a cache."""
-    outputs = []
-    hook = plain.model.layers[-1].register_forward_hook(lambda _layer, _args, out: outputs.append(out[0]))
+    """Largest difference between the swarm's blocks and the local ones, without a cache; and over the outputs' root mean
+    square. BLOOM has a norm between embeddings and blocks."""
+    inputs, outputs = [], []
+    layers = blocks_of(plain)
+    hooks = [
+        layers[0].register_forward_pre_hook(lambda _layer, args, kwargs: inputs.append((*args, *kwargs.values())[0]), with_kwargs=True),
+        layers[-1].register_forward_hook(lambda _layer, _args, out: outputs.append(out[0])),
+    ]
     with torch.inference_mode():
         plain(inputs_embeds=hidden, use_cache=False)
-        got = remote.transformer.h(hidden)
-    hook.remove()
-    return {"difference": float((got - outputs[0]).abs().max()), "bytes": hidden.numel() * hidden.element_size()}
+        got = remote.transformer.h(inputs[0])
+    for hook in hooks:
+        hook.remove()
+    difference, size = (got - outputs[0]).abs().max(), outputs[0].square().mean().sqrt()
+    return {"difference": float(difference), "relative": float(difference / size), "bytes": hidden.numel() * hidden.element_size()}
 
 
 def hidden_states(plain, batch_size: int, n_tokens: int) -> torch.Tensor:

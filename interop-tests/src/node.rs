@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     ANSWER, STARTUP, WORK,
-    hub::{self, Hub},
+    hub::Hub,
     process::Process,
 };
 
@@ -20,6 +20,8 @@ pub struct Node {
     pub addr: String,
     /// Its peer id, base58.
     pub peer_id: String,
+    /// Of the blocks of the test's model.
+    prefix: &'static str,
 }
 
 /// The program with `arguments`, which every test runs as it was built beside the tests.
@@ -61,7 +63,7 @@ impl Node {
             arguments.push("--initial-peers");
             arguments.extend(initial_peers);
         }
-        Self::listening(Process::start("sepal bootstrap", &mut sepal(hub, &arguments)?)?)
+        Self::listening(hub, Process::start("sepal bootstrap", &mut sepal(hub, &arguments)?)?)
     }
 
     /// `sepal serve` for these blocks; returns as soon as it listens.
@@ -70,7 +72,16 @@ impl Node {
     ///
     /// If it does not come up.
     pub fn serve(hub: &Hub, blocks: &str, initial_peers: &[&str], more: &[&str]) -> anyhow::Result<Self> {
-        Self::listening(Self::start_server(hub, blocks, initial_peers, more)?)
+        Self::listening(hub, Self::start_server(hub, blocks, initial_peers, more)?)
+    }
+
+    /// `sepal serve` for these blocks of several models of the cache; returns as soon as it listens.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come up.
+    pub fn serve_models(hub: &Hub, models: &[&str], blocks: &str, entry: &str, more: &[&str]) -> anyhow::Result<Self> {
+        Self::listening(hub, Self::start_server_of(hub, models, (blocks, &[entry]), more)?)
     }
 
     /// The process of [`Node::serve`], about which nothing is known yet.
@@ -79,7 +90,18 @@ impl Node {
     ///
     /// If it cannot be started.
     pub fn start_server(hub: &Hub, blocks: &str, initial_peers: &[&str], more: &[&str]) -> anyhow::Result<Process> {
-        let mut arguments = vec!["serve", hub::MODEL, "--blocks", blocks];
+        Self::start_server_of(hub, &[hub.model().name], (blocks, initial_peers), more)
+    }
+
+    fn start_server_of(
+        hub: &Hub,
+        models: &[&str],
+        (blocks, initial_peers): (&str, &[&str]),
+        more: &[&str],
+    ) -> anyhow::Result<Process> {
+        let mut arguments = vec!["serve"];
+        arguments.extend(models);
+        arguments.extend(["--blocks", blocks]);
         arguments.extend(hub.place().listen_flags());
         arguments.extend(["--throughput", "100", "--update-period", "5"]);
         // Petals' own spelling is the one that tests override it with.
@@ -103,18 +125,23 @@ impl Node {
     /// If it does not come, or names other blocks.
     pub fn online(&mut self, blocks: &str) -> anyhow::Result<()> {
         let line = self.process.wait_line("online ", STARTUP)?;
-        ensure!(line == format!("{} {blocks}", hub::PREFIX), "online with {line:?}");
+        ensure!(line == format!("{} {blocks}", self.prefix), "online with {line:?}");
         Ok(())
     }
 
-    fn listening(mut process: Process) -> anyhow::Result<Self> {
+    fn listening(hub: &Hub, mut process: Process) -> anyhow::Result<Self> {
         let addr = process.wait_line("listening ", STARTUP)?;
         let peer_id = addr
             .rsplit_once("/p2p/")
             .context("an address without /p2p/")?
             .1
             .to_owned();
-        Ok(Self { process, addr, peer_id })
+        Ok(Self {
+            process,
+            addr,
+            peer_id,
+            prefix: hub.model().prefix,
+        })
     }
 }
 
@@ -160,13 +187,21 @@ pub fn start_generate(
     n_tokens: usize,
     json: bool,
 ) -> anyhow::Result<Process> {
+    let more: &[&str] = if json { &["--json"] } else { &[] };
+    generating(hub, (hub.model().name, initial), (prompt, n_tokens), more)
+}
+
+fn generating(
+    hub: &Hub,
+    (model, initial): (&str, &str),
+    (prompt, n_tokens): (&[u32], usize),
+    more: &[&str],
+) -> anyhow::Result<Process> {
     let prompt: Vec<String> = prompt.iter().map(u32::to_string).collect();
     let (prompt, n_tokens) = (prompt.join(" "), n_tokens.to_string());
-    let mut arguments = vec!["generate", hub::MODEL, "--initial-peers", initial, "--prompt", &prompt];
+    let mut arguments = vec!["generate", model, "--initial-peers", initial, "--prompt", &prompt];
     arguments.extend(["--max-new-tokens", &n_tokens, "--temperature", "0"]);
-    if json {
-        arguments.push("--json");
-    }
+    arguments.extend(more);
     Process::start("sepal generate", &mut sepal(hub, &arguments)?)
 }
 
@@ -176,7 +211,21 @@ pub fn start_generate(
 ///
 /// If it fails or prints no object.
 pub fn generate(hub: &Hub, initial: &str, prompt: &[u32], n_tokens: usize) -> anyhow::Result<Value> {
-    let mut process = start_generate(hub, initial, prompt, n_tokens, true)?;
+    generate_with(hub, (hub.model().name, initial), (prompt, n_tokens), &[])
+}
+
+/// The same with any model of the cache and with more flags.
+///
+/// # Errors
+///
+/// As [`generate`].
+pub fn generate_with(
+    hub: &Hub,
+    place: (&str, &str),
+    text: (&[u32], usize),
+    more: &[&str],
+) -> anyhow::Result<Value> {
+    let mut process = generating(hub, place, text, &[&["--json"], more].concat())?;
     let answer = process.answer(WORK)?;
     let status = process.wait_exit(ANSWER)?;
     if !status.success() {

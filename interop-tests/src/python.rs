@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     ANSWER, STARTUP, WORK,
-    hub::{self, Hub, repository},
+    hub::{Hub, repository},
     process::Process,
 };
 
@@ -77,7 +77,7 @@ pub fn run(hub: &Hub, script: &str, order: &Value) -> anyhow::Result<Value> {
 ///
 /// If it cannot.
 pub fn reference(hub: &Hub, prompts: &[Vec<u32>], n_tokens: usize) -> anyhow::Result<Vec<Vec<u32>>> {
-    let order = json!({"model": hub::MODEL, "prompts": prompts, "max_new_tokens": n_tokens});
+    let order = json!({"model": hub.model().name, "prompts": prompts, "max_new_tokens": n_tokens});
     let answer = run(hub, "reference.py", &order)?;
     Ok(serde_json::from_value(answer["continuations"].clone())?)
 }
@@ -154,7 +154,7 @@ impl PetalsNode {
     ///
     /// If it does not come up.
     pub fn serve(hub: &Hub, blocks: &str, initial_peers: &[&str]) -> anyhow::Result<Self> {
-        let mut arguments = vec![hub::MODEL, "--block_indices", blocks, "--initial_peers"];
+        let mut arguments = vec![hub.model().name, "--block_indices", blocks, "--initial_peers"];
         arguments.extend(initial_peers);
         let maddr = hub.place().host_maddr();
         arguments.extend(["--host_maddrs", &maddr, "--device", "cpu", "--torch_dtype", "float32"]);

@@ -180,6 +180,8 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
 }
 
 #[cfg(test)]
+mod recorded;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

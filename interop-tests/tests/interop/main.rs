@@ -13,6 +13,10 @@ mod errors;
 #[cfg(test)]
 mod failover;
 #[cfg(test)]
+mod families;
+#[cfg(test)]
+mod formats;
+#[cfg(test)]
 mod health;
 #[cfg(test)]
 mod identity;
