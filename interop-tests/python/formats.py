@@ -1,8 +1,8 @@
 """A Petals client on several models of the same weights, each of which the servers keep in another format.
 
 In:  {"model": the weights as they are, "models": [NAME, …], "initial_peers": [ADDR, …], "prompts": [[id, …]], "max_new_tokens": n}
-Out: {"want": greedy ids of plain transformers, "got": {NAME: greedy ids}, "relative": {NAME: largest difference of activations
-after all blocks, over their root mean square}}
+Out: {"want": greedy ids of plain transformers, "got": {NAME: greedy ids}, "relative": {NAME: size of the differences of activations
+after all blocks, over that of the activations}}
 """
 
 import peer

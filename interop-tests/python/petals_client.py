@@ -136,8 +136,8 @@ def blocks_of(plain):
 
 
 def forward_difference(remote, plain, hidden: torch.Tensor) -> dict:
-    """Largest difference between the swarm's blocks and the local ones, without a cache; and over the outputs' root mean
-    square. BLOOM has a norm between embeddings and blocks."""
+    """Largest difference between the swarm's blocks and the local ones, without a cache; and the size of all differences over
+    that of all outputs. BLOOM has a norm between embeddings and blocks."""
     inputs, outputs = [], []
     layers = blocks_of(plain)
     hooks = [
@@ -149,8 +149,8 @@ def forward_difference(remote, plain, hidden: torch.Tensor) -> dict:
         got = remote.transformer.h(inputs[0])
     for hook in hooks:
         hook.remove()
-    difference, size = (got - outputs[0]).abs().max(), outputs[0].square().mean().sqrt()
-    return {"difference": float(difference), "relative": float(difference / size), "bytes": hidden.numel() * hidden.element_size()}
+    difference, relative = (got - outputs[0]).abs().max(), (got - outputs[0]).norm() / outputs[0].norm()
+    return {"difference": float(difference), "relative": float(relative), "bytes": hidden.numel() * hidden.element_size()}
 
 
 def hidden_states(plain, batch_size: int, n_tokens: int) -> torch.Tensor:

@@ -13,23 +13,24 @@ use serde_json::json;
 const PROMPT: [u32; 7] = [1, 17, 42, 99, 200, 5, 250];
 const N_TOKENS: usize = 12;
 
-/// A format, the flags that choose it, how far the rounding of one weight or activation may move it (of the largest in
-/// its block), and whether the text stays the same. The weights are random and 64 wide: nothing averages out.
+/// A format, the flag that chooses it, the rounding of a number (root mean square, over that of the numbers), and whether
+/// the text stays the same. Floating-point numbers are rounded by up to half of their last bit. Blocks of 32 normally
+/// distributed weights reach 2.1 of their deviation: a step of int8 is a 127th of that, of q4_0 an 8th, of q4_k a 15th of
+/// the range, and a rounding 1/√12 of a step; int8 activations add as much to int8 weights. NF4's is that of its quantiles.
 const FORMATS: [(&str, &str, &str, f64, bool); 7] = [
-    ("float32", "--dtype", "float32", 0.0, true),
-    ("float16", "--dtype", "float16", 1.0 / 2048.0, true),
-    ("bfloat16", "--dtype", "bfloat16", 1.0 / 256.0, false),
-    ("int8", "--quant", "int8", 0.5 / 127.0, false),
-    ("q4-k", "--quant", "q4_k", 0.5 / 15.0, false),
-    ("nf4", "--quant", "nf4", 0.152, false),
-    ("q4-0", "--quant", "q4_0", 0.5 / 8.0, false),
+    ("float32", "--dtype", "float32", 4e-8, true),
+    ("float16", "--dtype", "float16", 2e-4, true),
+    ("bfloat16", "--dtype", "bfloat16", 1.6e-3, false),
+    ("int8", "--quant", "int8", 7e-3, false),
+    ("q4-k", "--quant", "q4_k", 0.07, false),
+    ("nf4", "--quant", "nf4", 0.09, false),
+    ("q4-0", "--quant", "q4_0", 0.076, false),
 ];
 
-/// What float32 is allowed, as the largest difference over the root mean square of activations.
-const FLOAT32: f64 = 1e-4;
-
-/// Four blocks with seven products each add up this many roundings of the largest size; found were at most 3.
-const ROUNDINGS: f64 = 8.0;
+/// How much larger the differences after four blocks are, seven products and two norms each, of weights that are random and
+/// 64 wide, so that nothing averages out. Found were 4.6 to 7.5 roundings, and 21 of float32, whose sums are rounded too.
+const ROUNDINGS: f64 = 10.0;
+const ROUNDINGS_OF_FLOAT32: f64 = 50.0;
 
 #[test]
 fn clients_get_from_servers_in_every_weight_format_what_its_bits_can_tell() {
@@ -69,9 +70,10 @@ fn clients_get_from_servers_in_every_weight_format_what_its_bits_can_tell() {
     for ((format, _, _, rounding, same_text), name) in FORMATS.into_iter().zip(&names) {
         let relative = results["relative"][name].as_f64().unwrap();
         println!("{format}: {relative}");
-        let bound = FLOAT32 + ROUNDINGS * rounding;
-        assert!(relative <= bound, "{format}: {relative} is more than {bound}");
-        assert!(relative > 0.01 * rounding, "{format}: {relative} is another format");
+        let most = if format == "float32" { ROUNDINGS_OF_FLOAT32 } else { ROUNDINGS };
+        assert!(relative <= most * rounding, "{format}: {relative}");
+        // Less would be another format.
+        assert!(relative >= rounding, "{format}: {relative}");
         let theirs = node::ids(&results["got"][name]).unwrap();
         let ours = node::generate_with(&hub, (name, &bootstrap.addr), (&PROMPT, N_TOKENS), &[]).unwrap();
         let ours = node::ids(&ours["token_ids"]).unwrap();
