@@ -114,4 +114,6 @@ fn add(x: &mut [f32], y: &[f32]) {
 }
 
 #[cfg(test)]
+mod recorded;
+#[cfg(test)]
 mod tests;

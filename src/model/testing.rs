@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, fs, num::NonZeroUsize, ops::Range, path::PathBuf};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use safetensors::{Dtype, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{layout::BlockLayout, *};
+use super::{layout::BlockLayout, load::TensorReader, *};
 
 pub(super) fn vectors(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors")).join(path)
@@ -89,6 +89,51 @@ pub(crate) fn assert_same_bits(found: &[f32], expected: &[f32]) {
         let same = found.to_bits() == expected.to_bits();
         assert!(same, "number {i}: {found:?} instead of {expected:?}");
     }
+}
+
+/// The size of all differences, over that of all numbers expected.
+pub(super) fn distance(expected: &[f32], found: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let size = |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let differences = size(&mut expected.iter().zip(found).map(|(a, b)| a - b));
+    (differences / size(&mut expected.iter().copied())) as f32
+}
+
+/// A copy of a fixture in f32 with the weights that are left of it in `format`. Routers and norms are never quantised.
+pub(super) fn widened(path: &str, format: WeightFormat) -> TempDir {
+    let (files, _) = fixture_at(path);
+    let bytes = fs::read(vectors(path).join("model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)> = stored
+        .iter()
+        .map(|(name, view)| {
+            let numbers = match view.dtype() {
+                Dtype::F32 => view.data().chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
+                _ => {
+                    let halves = view.data().chunks_exact(2);
+                    halves.map(|pair| half::bf16::from_le_bytes([pair[0], pair[1]]).to_f32()).collect()
+                }
+            };
+            (name.to_owned(), (view.shape().to_vec(), numbers))
+        })
+        .collect();
+    let (engine, dtype) = (engine(), WeightDType::F32);
+    let precision = Precision { weights: format, dtype };
+    let mut reader = TensorReader::new(&files, precision, &engine);
+    for block in 0..files.config().n_blocks {
+        let layout = BlockLayout::new(files.config(), block, &|name| stored.tensor(name).is_ok());
+        let router = layout.router.as_ref().map(|router| &router.weight);
+        for spec in layout.matrices().filter(|spec| Some(*spec) != router) {
+            let left = reader.matrix(spec).unwrap().to_f32();
+            let (_, numbers) = tensors.get_mut(&spec.name).unwrap();
+            for (row, left) in left.chunks_exact(spec.cols).enumerate() {
+                let first = spec.rows.stored(row) * spec.cols;
+                numbers[first..first + spec.cols].copy_from_slice(left);
+            }
+        }
+    }
+    let config = fs::read_to_string(vectors(path).join("config.json")).unwrap();
+    write_model(&serde_json::from_str(&config).unwrap(), &tensors)
 }
 
 /// A configuration of one small block, with `changes`.

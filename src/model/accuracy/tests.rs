@@ -16,16 +16,17 @@ fn distances_are_those_of_the_definition() {
     assert!((max_error(&[3.0, -4.0], &[3.0, -3.0]) - 1.0 / 12.5_f64.sqrt()).abs() < 1e-9);
 }
 
-/// Bounds of mean divergence, agreement and the largest error of the first block, for [`WeightFormat::ALL`]: well
-/// above what was found, well below what a wrong scale would give.
+/// Bounds of mean divergence, agreement and the largest error of the first block, for [`WeightFormat::ALL`]: twice the
+/// divergence and 1.5 times the error that were found, and one more of 32 tokens that differ. The weights are bfloat16 in
+/// the file, so that this loses nothing.
 const BOUNDS: [(f64, f64, f64); 7] = [
     (0.0, 1.0, 0.0),
-    (1e-3, 0.96, 0.05),
-    (1e-4, 0.96, 0.01),
-    (1e-3, 0.96, 0.2),
-    (0.1, 0.85, 1.0),
-    (0.1, 0.85, 1.0),
-    (0.1, 0.85, 1.0),
+    (0.0, 1.0, 0.0),
+    (1e-9, 1.0, 2e-6),
+    (4e-4, 0.96, 0.075),
+    (0.03, 0.93, 0.5),
+    (0.13, 0.93, 0.72),
+    (0.09, 0.9, 0.75),
 ];
 
 #[test]
@@ -51,6 +52,7 @@ fn every_weight_format_stays_near_float32_on_the_built_in_model() {
         let blocks = load(format);
         let found = logit_distance(&reference, &logits(&blocks, &ends, &tokens).unwrap(), vocabulary);
         let found_error = max_error(&block, &first_block(&blocks));
+        println!("{}: {found:?}, block {found_error}", format.as_str());
         assert!(
             found.divergence <= divergence && found.top_agreement >= agreement && found_error <= error,
             "{}: {found:?}, block {found_error}",
