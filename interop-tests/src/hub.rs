@@ -116,7 +116,9 @@ impl Hub {
             .with_context(|| format!("no fixture at {}", fixture.display()))?;
         let mut vocabulary = 0;
         for name in ["generation_config.json", "config.json"] {
-            let Ok(json) = fs::read(fixture.join(name)) else { continue };
+            let Ok(json) = fs::read(fixture.join(name)) else {
+                continue;
+            };
             let mut config: Value = serde_json::from_slice(&json)?;
             config["eos_token_id"] = Value::Null;
             vocabulary = config["vocab_size"].as_u64().unwrap_or_default();

@@ -5,11 +5,7 @@ use std::{path::PathBuf, process::Command};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
-use crate::{
-    ANSWER, STARTUP, WORK,
-    hub::Hub,
-    process::Process,
-};
+use crate::{ANSWER, STARTUP, WORK, hub::Hub, process::Process};
 
 /// A node that others can dial.
 #[derive(Debug)]
@@ -219,12 +215,7 @@ pub fn generate(hub: &Hub, initial: &str, prompt: &[u32], n_tokens: usize) -> an
 /// # Errors
 ///
 /// As [`generate`].
-pub fn generate_with(
-    hub: &Hub,
-    place: (&str, &str),
-    text: (&[u32], usize),
-    more: &[&str],
-) -> anyhow::Result<Value> {
+pub fn generate_with(hub: &Hub, place: (&str, &str), text: (&[u32], usize), more: &[&str]) -> anyhow::Result<Value> {
     let mut process = generating(hub, place, text, &[&["--json"], more].concat())?;
     let answer = process.answer(WORK)?;
     let status = process.wait_exit(ANSWER)?;

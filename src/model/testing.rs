@@ -111,7 +111,9 @@ pub(super) fn widened(path: &str, format: WeightFormat) -> TempDir {
                 Dtype::F32 => view.data().chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
                 _ => {
                     let halves = view.data().chunks_exact(2);
-                    halves.map(|pair| half::bf16::from_le_bytes([pair[0], pair[1]]).to_f32()).collect()
+                    halves
+                        .map(|pair| half::bf16::from_le_bytes([pair[0], pair[1]]).to_f32())
+                        .collect()
                 }
             };
             (name.to_owned(), (view.shape().to_vec(), numbers))

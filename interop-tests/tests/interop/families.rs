@@ -20,7 +20,11 @@ fn everybody_gets_what_transformers_computes(model: &'static Model) {
     let mut ours = Node::serve(&hub, "0:1", &[&bootstrap.addr], &[]).unwrap();
     ours.online("0:1").unwrap();
     theirs.online().unwrap();
-    clients(&hub, &bootstrap.addr, &[(&ours.peer_id, "0:1"), (&theirs.peer_id, &last)]);
+    clients(
+        &hub,
+        &bootstrap.addr,
+        &[(&ours.peer_id, "0:1"), (&theirs.peer_id, &last)],
+    );
     drop(theirs);
 
     let bootstrap = Node::bootstrap(&hub, &[]).unwrap();

@@ -70,7 +70,11 @@ fn clients_get_from_servers_in_every_weight_format_what_its_bits_can_tell() {
     for ((format, _, _, rounding, same_text), name) in FORMATS.into_iter().zip(&names) {
         let relative = results["relative"][name].as_f64().unwrap();
         println!("{format}: {relative}");
-        let most = if format == "float32" { ROUNDINGS_OF_FLOAT32 } else { ROUNDINGS };
+        let most = if format == "float32" {
+            ROUNDINGS_OF_FLOAT32
+        } else {
+            ROUNDINGS
+        };
         assert!(relative <= most * rounding, "{format}: {relative}");
         // Less would be another format.
         assert!(relative >= rounding, "{format}: {relative}");

@@ -84,7 +84,10 @@ fn own_formats_keep_every_weight_that_there_are_kernels_for_and_move_others_by_a
         let mut exact = TensorReader::new(&files, WeightDType::F32, &engine);
         let mut kept = TensorReader::new(&own, WeightDType::F32, &engine);
         for (spec, kind) in matrices(&files) {
-            let (wanted, found) = (exact.matrix(&spec).unwrap().to_f32(), kept.matrix(&spec).unwrap().to_f32());
+            let (wanted, found) = (
+                exact.matrix(&spec).unwrap().to_f32(),
+                kept.matrix(&spec).unwrap().to_f32(),
+            );
             let kind = kind.unwrap();
             let Some(format) = own_format(kind).filter(|format| !can_lay_out(kind, *format)) else {
                 assert!(wanted == found, "{name}: {} in {kind:?}", spec.name);
@@ -97,7 +100,11 @@ fn own_formats_keep_every_weight_that_there_are_kernels_for_and_move_others_by_a
             };
             for (wanted, found) in wanted.chunks(block).zip(found.chunks(block)) {
                 let [least, largest] = [f32::min, f32::max].map(|of| wanted.iter().copied().fold(0.0, of));
-                let size = if block == 32 { largest.max(-least) } else { largest - least };
+                let size = if block == 32 {
+                    largest.max(-least)
+                } else {
+                    largest - least
+                };
                 assert_close(found, wanted, share * size);
             }
         }
@@ -132,13 +139,18 @@ fn blocks_in_own_formats_are_counted_with_about_the_bytes_of_the_file() {
         let Weights::Gguf { file, .. } = files.weights() else {
             panic!("no GGUF file");
         };
-        let of_block = matrices(&files).into_iter().filter(|(spec, _)| spec.name.contains("layers.0."));
+        let of_block = matrices(&files)
+            .into_iter()
+            .filter(|(spec, _)| spec.name.contains("layers.0."));
         let stored: usize = of_block
             .map(|(spec, _)| file.tensor(&spec.name).unwrap().unwrap().row(0).unwrap().len() * spec.rows.count)
             .sum();
         let counted = source.own_block_bytes(WeightDType::F32) as f64;
         println!("{name}: {counted} for {stored}");
         // q4_0 and q8_0 keep their 4.5 and 8.5 bits, and their columns are filled up to 64; q6_K has 6.6 bits and gets 8.5.
-        assert!(counted < 1.6 * stored as f64 && counted >= stored as f64, "{name}: {counted} for {stored}");
+        assert!(
+            counted < 1.6 * stored as f64 && counted >= stored as f64,
+            "{name}: {counted} for {stored}"
+        );
     }
 }

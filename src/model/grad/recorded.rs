@@ -11,7 +11,8 @@ use crate::model::{
     linear::Linear,
     lora::f32_linear,
     testing::{
-        assert_close, assert_same_bits, distance, engine, fixture_at, random, random_hidden, recorded, rng, vectors, widened,
+        assert_close, assert_same_bits, distance, engine, fixture_at, random, random_hidden, recorded, rng, vectors,
+        widened,
     },
 };
 
@@ -131,12 +132,19 @@ fn outputs_and_gradients_of_quantised_blocks_are_those_of_the_same_weights_in_f3
                 plain.forward(block, &mut wanted).unwrap();
             }
             let (of_outputs, of_gradients) = (distance(&wanted.data, &out.data), distance(&expected, &found));
-            println!("{path} {}: outputs {of_outputs}, gradients {of_gradients}", format.as_str());
+            println!(
+                "{path} {}: outputs {of_outputs}, gradients {of_gradients}",
+                format.as_str()
+            );
             let (for_outputs, for_gradients) = match format {
                 WeightFormat::Nf4 => (1e-5, 1e-5),
                 _ => (0.04, 0.17),
             };
-            assert!(of_outputs <= for_outputs && of_gradients <= for_gradients, "{path} {}", format.as_str());
+            assert!(
+                of_outputs <= for_outputs && of_gradients <= for_gradients,
+                "{path} {}",
+                format.as_str()
+            );
         }
     }
 }

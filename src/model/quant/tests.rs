@@ -38,7 +38,9 @@ const SCALE: f32 = 1.0 / 2048.0;
 /// How far a weight may move, by the scale of its block: half a step and what the rounding of the scale adds. `block` are the
 /// weights that it is quantised with.
 fn half_step(format: WeightFormat, weight: f32, block: &[f32]) -> f32 {
-    let largest = block.iter().fold(0.0_f32, |max, x| if x.abs() > max.abs() { *x } else { max });
+    let largest = block
+        .iter()
+        .fold(0.0_f32, |max, x| if x.abs() > max.abs() { *x } else { max });
     let size = largest.abs();
     let steps = match format {
         WeightFormat::Q8_0 => 0.5 / 127.0,
@@ -86,7 +88,11 @@ fn no_weight_moves_by_more_than_half_a_step_and_no_product_by_more_than_that_all
                 .chunks(32)
                 .flat_map(|x| {
                     let largest = x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-                    let half_step = if format == WeightFormat::Nf4 { 0.0 } else { largest / 254.0 };
+                    let half_step = if format == WeightFormat::Nf4 {
+                        0.0
+                    } else {
+                        largest / 254.0
+                    };
                     x.iter().map(move |_| f64::from(half_step))
                 })
                 .collect();
@@ -106,7 +112,11 @@ fn no_weight_moves_by_more_than_half_a_step_and_no_product_by_more_than_that_all
                     bound += f64::from(allowed) * f64::from(x[k].abs()) + product;
                 }
                 let error = (f64::from(*found) - expected).abs();
-                assert!(error <= bound, "{} [{rows}, {cols}]: {error} is more than {bound}", format.as_str());
+                assert!(
+                    error <= bound,
+                    "{} [{rows}, {cols}]: {error} is more than {bound}",
+                    format.as_str()
+                );
             }
         }
     }
