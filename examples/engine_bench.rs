@@ -1,24 +1,26 @@
 //! How fast blocks run on this machine's CPU, beside what its memory and its arithmetic can do at best.
 //!
 //! ```text
-//! $ cargo run --release --example engine_bench -- FOLDER THREADS FORMAT...
-//! {"limits":{"read_gb_s":25.9,"gflop_s":301.2},"threads":2,"kernels":"AVX-512"}
-//! {"engine":"sepal","format":"bf16","block_bytes":88080384,"decode_s":0.0036,"batch16_s":0.0071,"prefill_s":0.19}
+//! $ cargo run --release --example engine_bench -- FOLDER BLOCKS THREADS [FORMAT...]
+//! {"threads":2,"kernels":"AVX-512","read_gb_s":25.9,"peak_gflop_s":301.2,"gemm_gflop_s":{"float32":270.0,"bfloat16":260.1}}
+//! {"format":"bfloat16","block_bytes":88080384,"read_gb_s":26.1,"decode_s":0.0036,"batch16_s":0.0071,"prefill_s":0.19}
 //! ```
 //!
-//! FOLDER is a Llama-shaped checkpoint whose blocks together exceed the caches by far. Seconds are those of one block: of
-//! one token (median), of one token of each of 16 sequences (median), of a prompt of 512 tokens (best). A JSON object a
-//! line, for `scripts/bench.sh`; `block_bytes` are those of the weight matrices in that format.
+//! FOLDER is a Llama-shaped checkpoint whose first BLOCKS together exceed the caches by far. Seconds are those of one block:
+//! of one token (median), of one token of each of 16 sequences (median), of a prompt of 512 tokens (best). `gemm` is the
+//! product of 512 tokens with the block's largest matrix alone; `read_gb_s` is measured again beside every format, because
+//! the machine may not be alone. A JSON object a line, for `scripts/bench.sh`; `block_bytes` are those of the weight
+//! matrices in that format.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
-use std::{num::NonZeroUsize, path::Path, time::Instant};
+use std::{num::NonZeroUsize, ops::Range, path::Path, time::Instant};
 
 use anyhow::Context;
 use sepal::model::{
     Blocks, Cache, Engine, Hidden, ModelConfig, ModelFiles, Part, Precision, Scratch, WeightDType, WeightFormat,
-    cpu_kernels, measure_limits,
+    measure_gemm, measure_limits,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 const PROMPT: usize = 512;
 const STEPS: usize = 30;
@@ -27,39 +29,49 @@ const SEQUENCES: usize = 16;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let (folder, threads) = (arguments.next(), arguments.next());
-    let folder = folder.context("which FOLDER?")?;
-    let threads: usize = threads.context("how many THREADS?")?.parse()?;
+    let folder = arguments.next().context("which FOLDER?")?;
+    let n_blocks: u32 = arguments.next().context("how many BLOCKS?")?.parse()?;
+    let threads: usize = arguments.next().context("how many THREADS?")?.parse()?;
     let engine = Engine::new(NonZeroUsize::new(threads))?;
-    let limits = measure_limits(&engine)?;
-    let limits = json!({
-        "read_gb_s": limits.read_bytes_per_second / 1e9,
-        "gflop_s": limits.flops_per_second / 1e9,
-    });
-    println!(
-        "{}",
-        json!({"limits": limits, "threads": threads, "kernels": cpu_kernels().0})
-    );
     let files = ModelFiles::from_folder(Path::new(&folder))?;
+    println!("{}", machine(&engine, files.config())?);
     for name in arguments {
         let weights = WeightFormat::from_name(&name).with_context(|| format!("what is {name}?"))?;
-        let dtype = weights.dtype().unwrap_or(WeightDType::Bf16);
-        let n_blocks = files.config().n_blocks;
-        let blocks = Blocks::load(&files, 0..n_blocks, Precision { weights, dtype }, &engine)?;
-        let decode = Bench::new(&blocks, 1, STEPS + PROMPT)?.median(1)?;
-        let batch = Bench::new(&blocks, SEQUENCES, STEPS + 1)?.median(1)?;
-        let prefill = Bench::new(&blocks, 1, PROMPT)?.best(PROMPT)?;
-        let line = json!({
-            "engine": "sepal",
-            "format": name,
-            "block_bytes": block_bytes(files.config(), weights),
-            "decode_s": decode,
-            "batch16_s": batch,
-            "prefill_s": prefill,
-        });
-        println!("{line}");
+        println!("{}", format(&files, 0..n_blocks, weights, &engine)?);
     }
     Ok(())
+}
+
+/// What there is at best.
+fn machine(engine: &Engine, config: &ModelConfig) -> anyhow::Result<Value> {
+    let limits = measure_limits(engine)?;
+    let shape = [config.intermediate_size, config.hidden_size];
+    let gemm = |format| measure_gemm(format, shape, PROMPT, engine);
+    Ok(json!({
+        "threads": engine.threads(),
+        "kernels": engine.instructions(),
+        "read_gb_s": limits.read_bytes_per_second / 1e9,
+        "peak_gflop_s": limits.flops_per_second / 1e9,
+        "gemm_gflop_s": {
+            WeightFormat::F32.as_str(): gemm(WeightFormat::F32)? / 1e9,
+            WeightFormat::Bf16.as_str(): gemm(WeightFormat::Bf16)? / 1e9,
+        },
+    }))
+}
+
+/// What blocks in that format do.
+fn format(files: &ModelFiles, span: Range<u32>, weights: WeightFormat, engine: &Engine) -> anyhow::Result<Value> {
+    let limits = measure_limits(engine)?;
+    let dtype = weights.dtype().unwrap_or(WeightDType::Bf16);
+    let blocks = Blocks::load(files, span, Precision { weights, dtype }, engine)?;
+    Ok(json!({
+        "format": weights.as_str(),
+        "block_bytes": block_bytes(files.config(), weights),
+        "read_gb_s": limits.read_bytes_per_second / 1e9,
+        "decode_s": Bench::new(&blocks, 1, STEPS).median(1)?,
+        "batch16_s": Bench::new(&blocks, SEQUENCES, STEPS).median(1)?,
+        "prefill_s": Bench::new(&blocks, 1, PROMPT).best(PROMPT)?,
+    }))
 }
 
 /// Bytes of the matrices of a Llama's block.
@@ -79,17 +91,17 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(blocks: &'a Blocks, sequences: usize, max_length: usize) -> anyhow::Result<Self> {
+    fn new(blocks: &'a Blocks, sequences: usize, max_length: usize) -> Self {
         let n_blocks = blocks.span().len();
         let caches = (0..sequences)
             .map(|_| blocks.new_cache(n_blocks, 1, max_length))
             .collect();
-        Ok(Self {
+        Self {
             blocks,
             caches,
             scratch: Scratch::default(),
             position: 0,
-        })
+        }
     }
 
     /// Seconds a block that each of the next steps takes.

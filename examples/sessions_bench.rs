@@ -1,15 +1,18 @@
 //! Many sessions at once on one server: what all of them get together, how long a step takes, and how evenly.
 //!
 //! ```text
-//! $ cargo run --release --example sessions_bench -- MODEL [STEPS [ADDR PREFIX]]
+//! $ cargo run --release --example sessions_bench -- MODEL [STEPS [SESSIONS [ADDR PREFIX]]]
 //! sessions   tokens/s    p50 ms    p99 ms  slowest/fastest  tokens/batch
 //!        1     2345.6      0.42      0.61             1.00          1.00
 //!       16    12345.6      1.21      1.82             1.03         15.21
 //! ```
 //!
-//! MODEL is a folder, a repository or `demo`. With ADDR (a node of the swarm, ending in /p2p/PEER_ID) the servers are
-//! whoever serves PREFIX there; otherwise this program starts one of its own, on loopback. With a time such as `600s`
-//! instead of STEPS, sessions come and go at random for so long: `scripts/soak.py --sessions` watches the server meanwhile.
+//! MODEL is a folder, a repository or `demo`; SESSIONS says how many there are at a time, such as `1,4,16`. With ADDR (a
+//! node of the swarm, ending in /p2p/PEER_ID) the servers are whoever serves PREFIX there; otherwise this program starts one
+//! of its own, on loopback. All sessions have sent a short prompt before the time is taken.
+//!
+//! With a time such as `600s` instead of STEPS, sessions come and go at random for so long, SESSIONS at a time:
+//! `scripts/soak.py --sessions` watches the server meanwhile.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 #![expect(clippy::disallowed_methods, reason = "an example reads its environment itself")]
 
@@ -18,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use futures::{FutureExt, future::try_join_all};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use sepal::client::{self, Client};
+use sepal::client::{self, Client, Session};
 use sepal::dht::{self, Dht};
 use sepal::model::{Engine, Hidden, HubOptions, ModelSource};
 use sepal::p2p::{Config, Identity, Multiaddr, P2p, Router};
@@ -27,10 +30,9 @@ use sepal::swarm::signature;
 use sepal::task::Tasks;
 
 const PROMPT_TOKENS: usize = 8;
-const N_SESSIONS: [usize; 3] = [1, 4, 16];
-/// Sessions at a time while they come and go.
-const N_CHURNING: usize = 32;
-/// How often that is reported.
+/// Prompts that sessions which come and go share.
+const N_KNOWN: u64 = 8;
+/// How often it is reported how even sessions are that come and go.
 const REPORT: Duration = Duration::from_secs(60);
 
 /// Whoever asks, and how wide the model is.
@@ -45,6 +47,8 @@ async fn main() -> anyhow::Result<()> {
     let model = args.next().context("which MODEL?")?;
     let source = ModelSource::resolve(&model, &HubOptions::from_variables(|name| std::env::var(name).ok()))?;
     let how_long = args.next().unwrap_or_else(|| "200".to_owned());
+    let n_sessions = args.next().unwrap_or_else(|| "1,4,16".to_owned());
+    let n_sessions: Vec<usize> = n_sessions.split(',').map(str::parse).collect::<Result<_, _>>()?;
     let (own, entry, prefix) = match (args.next(), args.next()) {
         (Some(addr), Some(prefix)) => (None, vec![addr.parse()?], prefix),
         _ => {
@@ -60,8 +64,11 @@ async fn main() -> anyhow::Result<()> {
         width: source.config().hidden_size,
     };
     match how_long.strip_suffix('s') {
-        Some(seconds) => bench.churn(Duration::from_secs(seconds.parse()?)).await?,
-        None => bench.table(how_long.parse()?, own.as_ref()).await?,
+        Some(seconds) => {
+            let how_long = Duration::from_secs(seconds.parse()?);
+            bench.churn(how_long, n_sessions.into_iter().sum()).await?;
+        }
+        None => bench.table(how_long.parse()?, &n_sessions, own.as_ref()).await?,
     }
     if let Some(server) = own {
         println!("on the compute thread: {:?}", server.stats());
@@ -73,13 +80,13 @@ async fn main() -> anyhow::Result<()> {
 
 impl Bench {
     /// The same number of steps for every number of sessions.
-    async fn table(&self, steps: usize, server: Option<&Server>) -> anyhow::Result<()> {
+    async fn table(&self, steps: usize, n_sessions: &[usize], server: Option<&Server>) -> anyhow::Result<()> {
         println!("sessions   tokens/s    p50 ms    p99 ms  slowest/fastest  tokens/batch");
-        for n_sessions in N_SESSIONS {
+        for &n_sessions in n_sessions {
+            let sessions = try_join_all((0..n_sessions).map(|_| self.open(steps))).await?;
             let (before, started) = (server.map(Server::stats), Instant::now());
-            let sessions = (0..n_sessions).map(|seed| self.run(steps, seed));
-            let times: Vec<Vec<Duration>> = try_join_all(sessions).await?;
-            let rate = (n_sessions * (steps + PROMPT_TOKENS)) as f64 / started.elapsed().as_secs_f64();
+            let times = try_join_all(sessions.into_iter().map(|opened| self.run(opened, steps))).await?;
+            let rate = (n_sessions * steps) as f64 / started.elapsed().as_secs_f64();
             let evenness = slowest_to_fastest(times.iter().map(|times| times.iter().sum()));
             let mut all: Vec<Duration> = times.concat();
             all.sort_unstable();
@@ -89,19 +96,28 @@ impl Bench {
                 (now.block_tokens - before.block_tokens) as f64 / (now.block_runs - before.block_runs) as f64
             });
             let (p50, p99) = (at(50), at(99));
-            println!("{n_sessions:8} {rate:10.1} {p50:9.2} {p99:9.2} {evenness:16.2} {batch:13.2}");
+            println!("{n_sessions:8} {rate:10.1} {p50:9.3} {p99:9.3} {evenness:16.2} {batch:13.2}");
         }
         Ok(())
     }
 
-    /// One session: a short prompt, then one token after the other. Returns how long each of those took.
-    async fn run(&self, steps: usize, seed: usize) -> anyhow::Result<Vec<Duration>> {
+    /// A session that has sent a short prompt, and what its next tokens are made of: those of no other session, because a
+    /// server computes nothing twice.
+    async fn open(&self, steps: usize) -> anyhow::Result<(Session, StdRng)> {
+        let mut noise = StdRng::from_rng(&mut rand::rng());
         let mut session = self.client.session(PROMPT_TOKENS + steps);
-        session.step(self.noise(PROMPT_TOKENS, seed)?).await?;
+        session.step(self.tokens(PROMPT_TOKENS, &mut noise)?).await?;
+        Ok((session, noise))
+    }
+
+    /// One token after the other. Returns how long each of them took.
+    async fn run(&self, opened: (Session, StdRng), steps: usize) -> anyhow::Result<Vec<Duration>> {
+        let (mut session, mut noise) = opened;
         let mut times = Vec::with_capacity(steps);
         for _ in 0..steps {
+            let token = self.tokens(1, &mut noise)?;
             let started = Instant::now();
-            session.step(self.noise(1, seed)?).await?;
+            session.step(token).await?;
             times.push(started.elapsed());
         }
         session.close().await;
@@ -109,12 +125,12 @@ impl Bench {
     }
 
     /// Sessions of random lengths, of which some say goodbye, some disappear, and some disappear within a step.
-    async fn churn(&self, how_long: Duration) -> anyhow::Result<()> {
+    async fn churn(&self, how_long: Duration, n_sessions: usize) -> anyhow::Result<()> {
         let end = Instant::now() + how_long;
         println!("sessions      steps  slowest/fastest");
         while Instant::now() < end {
             let report = (Instant::now() + REPORT).min(end);
-            let slots = (0..N_CHURNING).map(|seed| self.come_and_go(seed, report));
+            let slots = (0..n_sessions).map(|_| self.come_and_go(report));
             let done: Vec<(usize, Duration)> = try_join_all(slots).await?.concat();
             let steps: usize = done.iter().map(|(steps, _)| steps).sum();
             let long = done.iter().filter(|(steps, _)| *steps >= 32);
@@ -124,31 +140,35 @@ impl Bench {
         Ok(())
     }
 
-    /// One session after the other. Returns how many steps each took, and how long they took together.
-    async fn come_and_go(&self, seed: usize, end: Instant) -> anyhow::Result<Vec<(usize, Duration)>> {
+    /// One session after the other, some of which begin as others did. Returns how many steps each took, and how long they
+    /// took together.
+    async fn come_and_go(&self, end: Instant) -> anyhow::Result<Vec<(usize, Duration)>> {
         let mut rng = StdRng::from_rng(&mut rand::rng());
         let mut done = Vec::new();
         while Instant::now() < end {
             let (prompt, steps) = (rng.random_range(1..64), rng.random_range(1..128));
+            let known = rng.random::<bool>().then(|| rng.random_range(0..N_KNOWN));
+            let mut noise = StdRng::seed_from_u64(known.unwrap_or_else(|| rng.random()));
             let mut session = self.client.session(prompt + steps + 1);
-            session.step(self.noise(prompt, seed)?).await?;
+            session.step(self.tokens(prompt, &mut noise)?).await?;
+            let mut noise = StdRng::from_rng(&mut rng);
             let started = Instant::now();
             for _ in 0..steps {
-                session.step(self.noise(1, seed)?).await?;
+                session.step(self.tokens(1, &mut noise)?).await?;
             }
             done.push((steps, started.elapsed()));
             match rng.random_range(0..3) {
                 0 => session.close().await,
                 1 => drop(session),
-                _ => drop(session.step(self.noise(1, seed)?).now_or_never()),
+                _ => drop(session.step(self.tokens(1, &mut noise)?).now_or_never()),
             }
         }
         Ok(done)
     }
 
-    fn noise(&self, tokens: usize, seed: usize) -> anyhow::Result<Hidden> {
-        let noise = (0..tokens * self.width).map(|i| ((i + 31 * seed) * 7919 % 2003) as f32 / 1001.5 - 1.0);
-        Ok(Hidden::new(noise.collect(), 1, tokens, self.width)?)
+    fn tokens(&self, tokens: usize, noise: &mut StdRng) -> anyhow::Result<Hidden> {
+        let data = (0..tokens * self.width).map(|_| noise.random_range(-1.0..1.0)).collect();
+        Ok(Hidden::new(data, 1, tokens, self.width)?)
     }
 }
 

@@ -2,11 +2,12 @@
 """Runs a swarm of many servers with many blocks on this machine and watches that it stays healthy and does not grow.
 
 Usage: scripts/soak.py [--servers 24] [--blocks 80] [--minutes 10] [--period 120]
-       scripts/soak.py --sessions [--blocks 8] [--minutes 10]
+       scripts/soak.py --sessions [--at-a-time 200] [--blocks 8] [--minutes 10]
 Needs: `cargo build --release`, with `--sessions` also `--example sessions_bench`; nothing but Python's standard library.
 Prints one line a minute and a verdict; exits with 1 if a server was missed by the health map, died, or the memory of the
 processes grew by more than a tenth after warming up. With --sessions there is one server, and sessions that come and go on
-it at random.
+it at random: closed, dropped, or dropped within a step; then it also fails if a session got no answer, or if pages of the
+cache are not given back.
 """
 import argparse
 import json
@@ -27,6 +28,10 @@ HIDDEN, HEADS, KV_HEADS, MLP, VOCAB = 64, 4, 2, 176, 256
 # Memory still grows while tables fill and every server has met every other one.
 WARM_UP_MINUTES = 3
 MAX_GROWTH = 1.10
+# Enough for 200 sessions of up to 192 tokens each; those that find no room wait, as they should.
+CACHE_TOKENS = 32768
+# How long a server may take to notice that a session is gone.
+NOTICE_SECONDS = 30
 
 
 def write_model(folder: pathlib.Path, n_blocks: int) -> None:
@@ -123,6 +128,7 @@ def main() -> None:
     parser.add_argument("--servers", type=int, default=24)
     parser.add_argument("--blocks", type=int, help="80, or 8 with --sessions")
     parser.add_argument("--sessions", action="store_true", help="let sessions come and go on one server")
+    parser.add_argument("--at-a-time", type=int, default=200, help="sessions at a time")
     parser.add_argument("--minutes", type=int, default=10)
     parser.add_argument("--period", type=int, default=120, help="seconds between announcements; 120 is what servers do")
     options = parser.parse_args()
@@ -158,39 +164,59 @@ def watch_sessions(swarm: Swarm, model: pathlib.Path, options) -> bool:
     addr = swarm.wait_line("bootstrap", "listening ")
     swarm.start(
         "server", "serve", str(model), "--dht-prefix", "soak", "--blocks", f"0:{options.blocks}", *any_port,
-        "--initial-peers", addr, "--throughput", "100", "--http", "127.0.0.1:0",
+        "--initial-peers", addr, "--throughput", "100", "--http", "127.0.0.1:0", "--attn-cache-tokens", str(CACHE_TOKENS),
     )
     swarm.wait_line("server", "online ")
     site = swarm.wait_line("server", "health map ")
     out = open(swarm.folder / "sessions.out", "wb")
-    command = [BINARY.parent / "examples" / "sessions_bench", model, f"{60 * options.minutes}s", addr, "soak"]
+    command = [BINARY.parent / "examples" / "sessions_bench", model, f"{60 * options.minutes}s", str(options.at_a_time), addr, "soak"]
     sessions = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-    print("minute  MiB of the server  steps/s  tokens/block run  step ms (p50, p99)  wait ms (p99)")
+    print("minute  MiB of the server  steps/s  tokens/block run  step ms (p50, p99)  wait ms (p99)  pages in use")
     sizes, before, started = [], own_numbers(site), time.monotonic()
     for minute in range(1, options.minutes + 1):
         time.sleep(max(0.0, started + 60 * minute - time.monotonic()))
         if swarm.dead():
             sys.exit(f"died: {swarm.dead()}")
-        status = pathlib.Path(f"/proc/{swarm.processes['server'].pid}/status").read_text()
-        sizes.append(int(status.split("VmRSS:")[1].split()[0]) / 1024)
+        sizes.append(resident_mib(swarm.processes["server"]))
         now = own_numbers(site)
         new = {name: value - before.get(name, 0.0) for name, value in now.items()}
         batch = new["block_tokens_total"] / max(1.0, new["block_runs_total"])
         print(
             f"{minute:6}  {sizes[-1]:17.1f}  {new['steps_total'] / 60:7.0f}  {batch:16.2f}  "
             f"{1e3 * now['step_seconds_p50']:8.2f} {1e3 * now['step_seconds_p99']:9.2f}  "
-            f"{1e3 * now['wait_seconds_p99']:13.2f}",
+            f"{1e3 * now['wait_seconds_p99']:13.2f}  {pages_in_use(now):12.0f}",
             flush=True,
         )
         before = now
     churned_well = sessions.wait(timeout=120) == 0
-    print((swarm.folder / "sessions.out").read_text(), end="")
-    left = own_numbers(site)["queue_length"]
+    said = (swarm.folder / "sessions.out").read_text()
+    print(said, end="")
+    left = settled(site)
     warm = sizes[min(WARM_UP_MINUTES, len(sizes)) - 1]
     growth, ended_well = sizes[-1] / warm, swarm.stop()
-    print(f"memory at the end / after {WARM_UP_MINUTES} minutes: {growth:.3f}; steps left over: {left:.0f}; all sessions got "
-          f"their answers: {churned_well}; all ended with success: {ended_well}")
-    return churned_well and ended_well and left == 0 and growth <= MAX_GROWTH
+    evenness = [float(line.split()[2]) for line in said.splitlines()[1:] if len(line.split()) == 3]
+    print(f"memory at the end / after {WARM_UP_MINUTES} minutes: {growth:.3f}; pages not given back: {pages_in_use(left):.0f}; "
+          f"slowest/fastest session: {max(evenness, default=float('nan')):.2f}; steps left over: {left['queue_length']:.0f}; "
+          f"all sessions got their answers: {churned_well}; all ended with success: {ended_well}")
+    return churned_well and ended_well and left["queue_length"] == 0 and pages_in_use(left) == 0 and growth <= MAX_GROWTH
+
+
+def resident_mib(process: subprocess.Popen) -> float:
+    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def pages_in_use(numbers: dict) -> float:
+    """Those of sessions: not free, and not kept only for the next who begins alike."""
+    return numbers["cache_pages"] - numbers["cache_pages_free"] - numbers["cache_pages_kept"] + numbers["cache_pages_overflow"]
+
+
+def settled(site: str) -> dict:
+    """What the server says once it knows that everybody has left."""
+    deadline = time.monotonic() + NOTICE_SECONDS
+    while (numbers := own_numbers(site)) and pages_in_use(numbers) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return numbers
 
 
 def watch(swarm: Swarm, model: pathlib.Path, options) -> bool:

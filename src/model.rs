@@ -81,6 +81,7 @@ use kv::{Arena, KvShape};
 pub use kv::{Cache, CacheCounts, KvDType};
 use layout::BlockLayout;
 use load::TensorReader;
+pub use linear::measure_gemm;
 pub use lora::{Adapter, AdapterError, AdapterId};
 pub use quant::{Precision, WeightFormat};
 pub use sample::{SampleError, Sampler, SamplingParams};

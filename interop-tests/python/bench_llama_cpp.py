@@ -1,9 +1,10 @@
 """Times llama.cpp's CPU kernels on a checkpoint of bench_shapes.py, for the engine benchmark.
 
-Usage: python bench_llama_cpp.py FOLDER THREADS FORMAT…      formats: F32 F16 BF16 Q8_0 Q4_0 Q4_K
-Prints one JSON object a format: seconds of a block for one token (median) and for a prompt of PROMPT tokens (best).
+Usage: python bench_llama_cpp.py FOLDER BLOCKS THREADS FORMAT…      formats: F32 F16 BF16 Q8_0 Q4_0 Q4_K
+Prints one JSON object a format: seconds of a block for one token (median) and for a prompt of PROMPT tokens (best), over
+the first BLOCKS of the checkpoint.
 The model has a vocabulary so small that its ends do not count, so a block is the whole divided by the number of blocks.
-Needs llama-cpp-python, gguf, safetensors and numpy.
+Needs llama-cpp-python, gguf and numpy.
 """
 
 import ctypes
@@ -16,7 +17,6 @@ import time
 import gguf
 import llama_cpp
 import numpy as np
-from safetensors import safe_open
 
 PROMPT, STEPS, PASSES = 512, 30, 3
 FTYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "BF16": 32}
@@ -35,14 +35,30 @@ def gguf_name(name: str) -> str:
     return f"blk.{block}.{NAMES[rest.removesuffix('.weight')]}.weight"
 
 
-def convert(folder: pathlib.Path, path: pathlib.Path) -> int:
-    """The checkpoint as a GGUF file in float32 without a vocabulary; returns its number of blocks."""
+def checkpoint(path: pathlib.Path):
+    """Names, and functions that read the tensors as float32: numpy knows no bfloat16, the upper half of one."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+
+    def read(info: dict) -> np.ndarray:
+        begin, end = info["data_offsets"]
+        kind = {"F32": np.float32, "BF16": np.uint16}[info["dtype"]]
+        data = np.fromfile(path, kind, (end - begin) // np.dtype(kind).itemsize, offset=8 + size + begin)
+        whole = data if kind is np.float32 else (data.astype(np.uint32) << 16).view(np.float32)
+        return whole.reshape(info["shape"])
+
+    return ((name, lambda info=info: read(info)) for name, info in header.items() if name != "__metadata__")
+
+
+def convert(folder: pathlib.Path, n_blocks: int, path: pathlib.Path) -> None:
+    """The first blocks of the checkpoint as a GGUF file in float32 without a vocabulary."""
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_block_count(n_blocks)
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
@@ -50,14 +66,13 @@ def convert(folder: pathlib.Path, path: pathlib.Path) -> int:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_tokenizer_model("no_vocab")
-    with safe_open(folder / "model.safetensors", "numpy") as checkpoint:
-        for name in checkpoint.keys():
-            writer.add_tensor(gguf_name(name), checkpoint.get_tensor(name).astype(np.float32))
+    for name, tensor in checkpoint(folder / "model.safetensors"):
+        if name in ENDS or int(name.split(".")[2]) < n_blocks:
+            writer.add_tensor(gguf_name(name), tensor())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return config["num_hidden_layers"]
 
 
 def quantize(source: pathlib.Path, target: pathlib.Path, kind: str) -> None:
@@ -79,30 +94,33 @@ def decode(context, tokens: list[int]) -> float:
 def measure(path: pathlib.Path, n_threads: int) -> tuple[float, float]:
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch = (PASSES + 2) * PROMPT + STEPS, PROMPT, PROMPT
+    params.n_ctx, params.n_batch, params.n_ubatch = PROMPT, PROMPT, PROMPT
     params.n_threads = params.n_threads_batch = n_threads
     context = llama_cpp.llama_init_from_model(model, params)
     decode(context, [1])
     steps = statistics.median(decode(context, [i % 500]) for i in range(STEPS))
-    prompt = [i * 7 % 500 for i in range(PROMPT)]
-    decode(context, prompt)
-    passes = min(decode(context, prompt) for _ in range(PASSES))
+    passes = []
+    for _ in range(1 + PASSES):  # the first warms up
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        passes.append(decode(context, [i * 7 % 500 for i in range(PROMPT)]))
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
-    return steps, passes
+    return steps, min(passes)
 
 
 def main() -> None:
-    folder, n_threads, kinds = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    folder, n_blocks, n_threads, kinds = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     llama_cpp.llama_log_set(QUIET, ctypes.c_void_p(0))
     whole = folder / "float32.gguf"
-    n_blocks = convert(folder, whole)
+    convert(folder, n_blocks, whole)
     for kind in kinds:
-        path = folder / f"{kind}.gguf"
-        quantize(whole, path, kind)
+        path = whole if kind == "F32" else folder / f"{kind}.gguf"
+        if path != whole:
+            quantize(whole, path, kind)
         steps, passes = measure(path, n_threads)
-        print(json.dumps({"engine": "llama.cpp", "format": kind, "decode_s": steps / n_blocks, "prefill_s": passes / n_blocks}), flush=True)
-        path.unlink()
+        print(json.dumps({"format": kind, "decode_s": steps / n_blocks, "prefill_s": passes / n_blocks}), flush=True)
+        if path != whole:
+            path.unlink()
     whole.unlink()
 
 

@@ -1,8 +1,10 @@
-"""Times servers of Petals beside ours with the same Petals client, on a checkpoint of bench_shapes.py or any Llama folder.
+"""Times a server of Petals beside ours with the same clients, on a checkpoint of bench_shapes.py or any Llama folder.
 
-Usage: python bench_petals.py SEPAL FOLDER BLOCKS DTYPE TOKENS THREADS
-SEPAL is our program; each server is a process on loopback, one at a time, and serves all BLOCKS in DTYPE (float32 or
-bfloat16) on THREADS threads. Prints one JSON object a server: seconds of a token in a session of TOKENS tokens (median).
+Usage: python bench_petals.py ORDER
+ORDER is a JSON object: programs (the folder of our release build), folder, blocks, dtype (float32 or bfloat16), threads,
+sessions (how many at a time, such as [1, 16]), steps (of each session with our client), python_steps (with Petals' client;
+0 for none). Each server is a process on loopback, one at a time, that serves all blocks. Prints a JSON object a server:
+what `sessions_bench` says, seconds of a step with Petals' client (median), and, of ours, seconds on the compute thread.
 """
 
 import json
@@ -15,9 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 PREFIX = "bench-hf"
 STARTUP = 180
+RUN = 420
+WARM_UP = 4  # steps with Petals' client that do not count
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+COLUMNS = ("sessions", "tokens_s", "p50_ms", "p99_ms", "slowest_fastest")
 
 
 class Process:
@@ -53,22 +60,57 @@ class Process:
         self.log.unlink()
 
 
-def servers(sepal: str, folder: str, n_blocks: int, dtype: str, threads: int, initial: str) -> dict[str, tuple[Process, str]]:
-    """How to start each server, and what it says when it serves."""
-    span = f"0:{n_blocks}"
-    petals = [sys.executable, str(pathlib.Path(__file__).with_name("petals_server.py")), folder, "--dht_prefix", PREFIX]
-    petals += ["--block_indices", span, "--initial_peers", initial, "--host_maddrs", "/ip4/127.0.0.1/tcp/0"]
-    petals += ["--device", "cpu", "--torch_dtype", dtype, "--throughput", "100", "--num_handlers", "1"]
-    ours = [sepal, "serve", folder, "--dht-prefix", PREFIX, "--blocks", span, "--initial-peers", initial, "--threads", str(threads)]
-    ours += ["--listen", "/ip4/127.0.0.1/tcp/0", "--dtype", dtype, "--throughput", "100", "--skip-reachability-check"]
-    return {
-        "petals": (lambda: Process(petals, SERVER_THREADS=str(threads)), r"(Started)"),
-        "sepal": (lambda: Process(ours), r"(online )"),
-    }
+def petals(order: dict, initial: str) -> Process:
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("petals_server.py")), order["folder"], "--dht_prefix", PREFIX]
+    command += ["--block_indices", f"0:{order['blocks']}", "--initial_peers", initial, "--host_maddrs", LOOPBACK]
+    command += ["--device", "cpu", "--torch_dtype", order["dtype"], "--throughput", "100", "--num_handlers", "1"]
+    server = Process(command, SERVER_THREADS=str(order["threads"]))
+    server.find(r"(Started)")
+    return server
 
 
-def client(folder: str, initial: str, n_tokens: int) -> float:
-    """Seconds of a token, by Petals' client: each one a step through the server."""
+def sepal(order: dict, initial: str) -> Process:
+    command = [f"{order['programs']}/sepal", "serve", order["folder"], "--dht-prefix", PREFIX, "--blocks", f"0:{order['blocks']}"]
+    command += ["--initial-peers", initial, "--listen", LOOPBACK, "--dtype", order["dtype"], "--threads", str(order["threads"])]
+    command += ["--throughput", "100", "--skip-reachability-check", "--http", "127.0.0.1:0"]
+    server = Process(command)
+    server.find(r"(online )")
+    return server
+
+
+def our_client(order: dict, initial: str) -> list[dict]:
+    """A row for each number of sessions."""
+    sessions = ",".join(map(str, order["sessions"]))
+    command = [f"{order['programs']}/examples/sessions_bench", order["folder"], str(order["steps"]), sessions, initial, PREFIX]
+    lines = finished(command).splitlines()[1:]
+    return [dict(zip(COLUMNS, map(float, line.split()))) for line in lines]
+
+
+def python_client(order: dict, initial: str) -> float:
+    """Seconds of a step. A process of its own: hivemind keeps one daemon a process, and torch's threads do not survive a
+    fork."""
+    command = [sys.executable, __file__, "client", order["folder"], initial, str(order["python_steps"])]
+    return float(finished(command).split()[-1])
+
+
+def finished(command: list[str]) -> str:
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=RUN)
+    if answer.returncode:
+        raise SystemExit(f"{command[0]}: {answer.stdout[-500:]}{answer.stderr[-3000:]}")
+    return answer.stdout
+
+
+def seconds_of_compute(server: Process) -> float:
+    """What a step took on the compute thread of our server once it was begun; half of the last steps took less."""
+    site = server.find(r"health map (\S+)")
+    with urllib.request.urlopen(site + "metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    step, wait = (float(re.search(rf"^sepal_server_{name}_seconds_p50 (\S+)", text, re.M)[1]) for name in ("step", "wait"))
+    return step - wait
+
+
+def client(folder: str, initial: str, n_steps: int) -> float:
+    """Seconds of a step of one token by Petals' client."""
     import torch
     from petals import AutoDistributedModelForCausalLM
 
@@ -77,30 +119,28 @@ def client(folder: str, initial: str, n_tokens: int) -> float:
     ).eval()
     hidden = torch.randn(1, 1, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
     times = []
-    with torch.inference_mode(), model.transformer.h.inference_session(max_length=n_tokens + 8) as session:
-        for step in range(n_tokens + 4):
+    with torch.inference_mode(), model.transformer.h.inference_session(max_length=n_steps + WARM_UP) as session:
+        for _ in range(n_steps + WARM_UP):
             start = time.perf_counter()
             session.step(hidden)
             times.append(time.perf_counter() - start)
-    return statistics.median(times[4:])
+    return statistics.median(times[WARM_UP:])
 
 
 def main() -> None:
-    sepal, folder, n_blocks, dtype, n_tokens, threads = sys.argv[1:7]
-    bootstrap = Process([sepal, "bootstrap", "--listen", "/ip4/127.0.0.1/tcp/0", "--no-port-mapping"])
+    order = json.loads(sys.argv[1])
+    bootstrap = Process([f"{order['programs']}/sepal", "bootstrap", "--listen", LOOPBACK, "--no-port-mapping"])
     try:
         initial = bootstrap.find(r"listening (/ip4/127\.0\.0\.1/tcp/\S+)")
-        for name, (start, ready) in servers(sepal, folder, int(n_blocks), dtype, int(threads), initial).items():
-            server = start()
+        for start in (petals, sepal):
+            server = start(order, initial)
             try:
-                server.find(ready)
-                # A process of its own: hivemind keeps one daemon a process, and torch's threads do not survive a fork.
-                order = [sys.executable, __file__, "client", folder, initial, n_tokens]
-                answer = subprocess.run(order, capture_output=True, text=True, timeout=STARTUP)
-                if answer.returncode:
-                    raise SystemExit(f"{name}: {answer.stderr[-3000:]}")
-                seconds = float(answer.stdout.split()[-1])
-                print(json.dumps({"server": name, "dtype": dtype, "blocks": int(n_blocks), "token_s": seconds}), flush=True)
+                result = {"server": start.__name__, "dtype": order["dtype"], "ours": our_client(order, initial)}
+                if start is sepal:
+                    result["compute_s"] = seconds_of_compute(server)
+                if order["python_steps"]:
+                    result["python_step_s"] = python_client(order, initial)
+                print(json.dumps(result), flush=True)
             finally:
                 server.stop()
     finally:

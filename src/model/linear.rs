@@ -1,7 +1,11 @@
 //! y = x · Wᵀ + b for any number of tokens, and the parallel regions of a block that are made of it. A token's y are the
 //! same bits whatever other tokens it is computed with.
 
+mod limit;
+
 use std::{cell::RefCell, ops::Range};
+
+pub use limit::measure_gemm;
 
 use super::{
     LoadError, WeightDType, WeightFormat,

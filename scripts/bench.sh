@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Every figure of the engine in one run on one machine, beside what the machine can do at best, llama.cpp and Petals.
+#
+# Usage: scripts/bench.sh [--quick] [SECTION…]     sections: limits blocks llama petals sessions hops accuracy soak
+#   Without a section all of them, 25 minutes, of which the soak takes 10; then examples/BENCHMARKS.md is written too.
+#   --quick: smaller models and fewer steps, to see that everything works; its figures mean little. The soak takes a minute.
+# Needs: the Rust toolchain, what scripts/python-env.sh needs and, for the section llama, what scripts/llama-cpp-env.sh needs;
+# 16 GB of memory and 8 GB in $TMPDIR. Both peers are installed from PyPI by those scripts the first time.
+# A section that fails is reported, the others go on; the exit status is 1 then.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+sections=(limits blocks llama petals sessions hops accuracy soak)
+
+usage() { sed -n '/^# Usage/,/^# Needs/{/^# Needs/!s/^# \{0,1\}//p}' scripts/bench.sh; }
+
+options=() wanted=()
+for argument in "$@"; do
+    case $argument in
+        -h | --help) usage; exit 0 ;;
+        --quick) options+=(--quick) ;;
+        -*) echo "bench.sh: no option $argument" >&2; usage >&2; exit 2 ;;
+        *)
+            [[ " ${sections[*]} " == *" $argument "* ]] || { echo "bench.sh: no section $argument; there are: ${sections[*]}" >&2; exit 2; }
+            wanted+=("$argument")
+            ;;
+    esac
+done
+
+wants() {
+    local section
+    for section; do
+        [[ ${#wanted[@]} -gt 0 && " ${wanted[*]} " != *" $section "* ]] || return 0
+    done
+    return 1
+}
+
+# An environment that cannot be made fails only the sections that need it.
+peer() {
+    "$1" || echo "bench.sh: $2 could not be installed (see above); the sections that compare with it will fail" >&2
+}
+
+echo '=== building' >&2
+cargo build --release --locked --bin sepal --example engine_bench --example sessions_bench --example accuracy
+petals="" llama_cpp=""
+if wants limits blocks llama petals sessions hops; then petals=$(peer scripts/python-env.sh Petals); fi
+if wants llama; then llama_cpp=$(peer scripts/llama-cpp-env.sh llama.cpp); fi
+
+exec python3 scripts/bench --programs "${CARGO_TARGET_DIR:-target}/release" --petals "$petals" --llama-cpp "$llama_cpp" \
+    "${options[@]}" "${wanted[@]}"

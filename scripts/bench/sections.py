@@ -1,0 +1,271 @@
+"""The sections of the engine's benchmark: each runs programs and returns what they found. How it is shown is not here."""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import report
+from report import Goal, Section, Table
+
+ROOT = report.ROOT
+PEERS = ROOT / "interop-tests" / "python"
+LIMIT = 900  # seconds a program may take
+TOKENS = 512
+
+# checkpoint, blocks in it, blocks of them that are timed alone: together they exceed the caches by far
+SHAPES = {"tinyllama-1.1b": (22, 8), "llama-8b": (2, 2)}
+QUICK_SHAPES = {"tinyllama-1.1b": (3, 3), "llama-8b": (1, 1)}
+ROWS_COLUMNS = {"tinyllama-1.1b": (5632, 2048), "llama-8b": (14336, 4096)}
+WEIGHTS = {"tinyllama-1.1b": 44_040_192, "llama-8b": 218_103_808}
+LARGE, TINY, TINY_BLOCKS = "tinyllama-1.1b", "tiny", 4
+
+# What decode should reach of the bandwidth, in per cent.
+FORMATS = {"float32": 85, "bfloat16": 85, "float16": None, "q8_0": 85, "q4_0": 75, "q4_k": 75, "nf4": 75}
+PREFILL_GOAL = {"float32": 70, "bfloat16": 70}
+GGML = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_k": "Q4_K"}
+LEVEL = 0.97  # closer than this two figures are the same
+
+
+class Bench:
+    """What the sections share: programs, checkpoints, and what was measured already."""
+
+    def __init__(self, options: argparse.Namespace, folder: pathlib.Path) -> None:
+        self.programs = options.programs.resolve()
+        self.pythons = {"Petals": options.petals, "llama.cpp": options.llama_cpp}
+        self.threads, self.quick, self.folder = options.threads, options.quick, folder
+        self.shapes = QUICK_SHAPES if self.quick else SHAPES
+
+    def python(self, peer: str) -> str:
+        if not self.pythons[peer]:
+            raise RuntimeError(f"{peer} could not be installed")
+        return self.pythons[peer]
+
+    def peer(self, peer: str, script: str, *arguments: object) -> list[dict]:
+        """The JSON objects that a script prints in the environment of a peer."""
+        return objects(run(self.python(peer), PEERS / script, *arguments))
+
+    @functools.cache
+    def model(self, shape: str) -> pathlib.Path:
+        """A checkpoint of random weights."""
+        path = self.folder / shape
+        n_blocks = TINY_BLOCKS if shape == TINY else self.shapes[shape][0]
+        run(self.python("Petals"), PEERS / "bench_shapes.py", path, shape, n_blocks, "bfloat16")
+        return path
+
+    @functools.cache
+    def limits(self, shape: str) -> dict:
+        """What the machine can do, with the matrices of a shape."""
+        limits = self.engine(shape, ())[0]
+        rows, columns = ROWS_COLUMNS[shape]
+        torch = self.peer("Petals", "bench_gemm.py", self.threads, rows, columns)[0]
+        gemms = {f"torch {dtype}": speed / 1e9 for dtype, speed in torch.items()}
+        gemms |= {f"sepal {dtype}": speed for dtype, speed in limits["gemm_gflop_s"].items()}
+        return limits | {"gemms": gemms}
+
+    @functools.cache
+    def engine(self, shape: str, formats: tuple[str, ...]) -> list[dict]:
+        """The machine, then a row for each format."""
+        program = self.programs / "examples" / "engine_bench"
+        return objects(run(program, self.model(shape), self.shapes[shape][1], self.threads, *formats))
+
+    def blocks(self, shape: str) -> dict[str, dict]:
+        return {row["format"]: row for row in self.engine(shape, tuple(FORMATS))[1:]}
+
+    def servers(self, shape: str, dtype: str, **order: object) -> dict[str, dict]:
+        """Petals and ours, by name."""
+        n_blocks = TINY_BLOCKS if shape == TINY else self.shapes[shape][0]
+        order |= {
+            "programs": str(self.programs), "folder": str(self.model(shape)), "blocks": n_blocks, "dtype": dtype, "threads": self.threads,
+        }  # fmt: skip
+        return {row["server"]: row for row in self.peer("Petals", "bench_petals.py", json.dumps(order))}
+
+
+def run(*command: object) -> str:
+    answer = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=LIMIT, cwd=ROOT)
+    if answer.returncode:
+        print(answer.stderr[-3000:], file=sys.stderr)
+        lines = answer.stderr.strip().splitlines()
+        raise RuntimeError(f"{pathlib.Path(str(command[0])).name} ended with {answer.returncode}: {lines[-1] if lines else ''}")
+    return answer.stdout
+
+
+def objects(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def limits(bench: Bench) -> Section:
+    tables, goals = [], []
+    for shape in bench.shapes:
+        found = bench.limits(shape)
+        rows, columns = ROWS_COLUMNS[shape]
+        of_shape = [[f"gemm of {TOKENS} × {columns} × {rows}, {name}", f"{speed:.0f} GFLOP/s"] for name, speed in found["gemms"].items()]
+        if not tables:
+            tables.append(Table(["machine", f"{found['threads']} threads, {found['kernels']}"], []))
+            tables[0].rows.append(["read from memory", f"{found['read_gb_s']:.1f} GB/s"])
+            tables[0].rows.append(["multiply-adds in registers, f32", f"{found['peak_gflop_s']:.0f} GFLOP/s"])
+            goals.append(Goal("read from memory", found["read_gb_s"], "GB/s", digits=1))
+            goals.append(Goal("multiply-adds in registers, f32", found["peak_gflop_s"], "GFLOP/s", digits=0))
+        tables[0].rows += of_shape
+        name, speed = max(found["gemms"].items(), key=lambda pair: pair[1])
+        goals.append(Goal(f"best gemm of {TOKENS} × {columns} × {rows}: {name}", speed, "GFLOP/s", digits=0))
+    return Section("limits", "What the machine can do", tables=tables, goals=goals)
+
+
+def blocks(bench: Bench) -> Section:
+    about = (
+        "A block of random weights, all of a span that exceeds the caches, in turn. *Decode* is a token of one sequence, as a share "
+        f"of the bandwidth that was measured right before; *16* is a token of each of 16 sequences; *prefill* is a prompt of {TOKENS} "
+        "tokens, attention included, counting only the arithmetic of the matrices, as a share of the best gemm above and of the peak."
+    )
+    section = Section("blocks", "Blocks beside the limits of the machine", about)
+    headers = ["", "MB", "decode ms", "GB/s", "of", "decode %", "16 ms", "16: tokens/s ×", "prefill ms", "GFLOP/s", "of gemm %", "of peak %"]
+    for shape in bench.shapes:
+        found, rows = bench.limits(shape), []
+        best = max(found["gemms"].values())
+        for name, row in bench.blocks(shape).items():
+            rate, speed = row["block_bytes"] / row["decode_s"] / 1e9, 2 * WEIGHTS[shape] * TOKENS / row["prefill_s"] / 1e9
+            share, of_gemm = 100 * rate / row["read_gb_s"], 100 * speed / best
+            rows.append([
+                name, f"{row['block_bytes'] / 1e6:.1f}", f"{1e3 * row['decode_s']:.2f}", f"{rate:.1f}", f"{row['read_gb_s']:.1f}",
+                f"{share:.0f}", f"{1e3 * row['batch16_s']:.2f}", f"{16 * row['decode_s'] / row['batch16_s']:.1f}",
+                f"{1e3 * row['prefill_s']:.0f}", f"{speed:.0f}", f"{of_gemm:.0f}", f"{100 * speed / found['peak_gflop_s']:.0f}",
+            ])  # fmt: skip
+            section.goals.append(Goal(f"{shape}, {name}: decode of bandwidth", share, "%", least=FORMATS[name], digits=0))
+            if name in PREFILL_GOAL:
+                section.goals.append(Goal(f"{shape}, {name}: prefill of best gemm", of_gemm, "%", least=PREFILL_GOAL[name], digits=0))
+        section.tables.append(Table([shape, *headers[1:]], rows))
+    return section
+
+
+def llama(bench: Bench) -> Section:
+    about = (
+        "The same checkpoints in llama.cpp, as many threads, equal quantisation, caches of its own choice. Ratios above 1: we take less "
+        f"time. From {LEVEL} on we call it level."
+    )
+    section = Section("llama", "Blocks beside llama.cpp", about)
+    for shape in bench.shapes:
+        ours, rows = bench.blocks(shape), []
+        theirs = bench.peer("llama.cpp", "bench_llama_cpp.py", bench.model(shape), bench.shapes[shape][1], bench.threads, *GGML.values())
+        for name, row in zip(GGML, theirs):
+            ratios = {kind: row[f"{kind}_s"] / ours[name][f"{kind}_s"] for kind in ("decode", "prefill")}
+            cells = [f"{1e3 * engine[f'{kind}_s']:.2f}" for kind in ratios for engine in (row, ours[name])]
+            rows.append([name, *cells[:2], f"{ratios['decode']:.2f}", *cells[2:], f"{ratios['prefill']:.2f}"])
+            section.goals += [Goal(f"{shape}, {name}: llama.cpp's {kind} time / ours", ratio, least=LEVEL) for kind, ratio in ratios.items()]
+        headers = [shape, "decode ms, llama.cpp", "sepal", "ratio", "prefill ms, llama.cpp", "sepal", "ratio"]
+        section.tables.append(Table(headers, rows))
+    return section
+
+
+def petals(bench: Bench) -> Section:
+    n_blocks = bench.shapes[LARGE][0]
+    about = (
+        f"All {n_blocks} blocks of {LARGE} behind one server on loopback, one session, one token at a time (median); the client sends "
+        "and receives hidden states and does nothing else."
+    )
+    section = Section("petals", "Servers beside Petals", about)
+    steps, table = 10 if bench.quick else 30, Table(["dtype", "client", "Petals ms", "sepal ms", "ratio"], [])
+    for dtype, least in (("float32", 1.5), ("bfloat16", 2.5)):
+        found = bench.servers(LARGE, dtype, sessions=[1], steps=steps, python_steps=steps)
+        for client, seconds in both_clients(found).items():
+            ratio = seconds["petals"] / seconds["sepal"]
+            table.rows.append([dtype, client, f"{1e3 * seconds['petals']:.1f}", f"{1e3 * seconds['sepal']:.1f}", f"{ratio:.2f}"])
+            section.goals.append(Goal(f"{dtype}, {client} client: Petals' step time / ours", ratio, least=least))
+    section.tables = [table]
+    return section
+
+
+def both_clients(found: dict[str, dict]) -> dict[str, dict[str, float]]:
+    """Seconds of a step, by client and server."""
+    return {
+        "our": {name: row["ours"][0]["p50_ms"] / 1e3 for name, row in found.items()},
+        "Python": {name: row["python_step_s"] for name, row in found.items()},
+    }
+
+
+def sessions(bench: Bench) -> Section:
+    n_blocks = bench.shapes[LARGE][0]
+    about = (
+        f"{n_blocks} blocks of {LARGE} in bfloat16 behind one server, sessions of our client that all decode at once. Client and server "
+        "share the machine."
+    )
+    section = Section("sessions", "Many sessions at once", about)
+    found = bench.servers(LARGE, "bfloat16", sessions=[1, 4, 16], steps=5 if bench.quick else 20, python_steps=0)
+    table = Table(["server", "sessions", "tokens/s", "× one", "p50 ms", "p99 ms", "slowest/fastest"], [])
+    for name, row in found.items():
+        one = row["ours"][0]
+        for many in row["ours"]:
+            gain = many["tokens_s"] / one["tokens_s"]
+            cells = [f"{many['tokens_s']:.1f}", f"{gain:.2f}", f"{many['p50_ms']:.1f}", f"{many['p99_ms']:.1f}"]
+            table.rows.append([name, f"{many['sessions']:.0f}", *cells, f"{many['slowest_fastest']:.2f}"])
+        section.goals.append(Goal(f"{name}: 16 sessions / one, tokens/s", gain, least=6 if name == "sepal" else None))
+        section.goals.append(Goal(f"{name}: p99 of a step, 16 sessions", many["p99_ms"], "ms", digits=1))
+    theirs, ours = (found[name]["ours"][-1]["tokens_s"] for name in ("petals", "sepal"))
+    section.goals.append(Goal("16 sessions: our tokens/s / Petals'", ours / theirs))
+    section.tables = [table]
+    return section
+
+
+def hops(bench: Bench) -> Section:
+    about = (
+        f"{TINY_BLOCKS} blocks of hardly any arithmetic behind one server, a token at a time. The *share* is our client's step less what "
+        "the server's compute thread took: network, both ends of the protocol, and the client's own work."
+    )
+    section = Section("hops", "What a hop costs", about)
+    steps, python_steps = (300, 60) if bench.quick else (2000, 300)
+    found = bench.servers(TINY, "float32", sessions=[1], steps=steps, python_steps=python_steps)
+    table = Table(["client", "Petals ms", "sepal ms", "ratio"], [])
+    for (client, seconds), least in zip(both_clients(found).items(), (10, 1.5)):
+        ratio = seconds["petals"] / seconds["sepal"]
+        table.rows.append([client, f"{1e3 * seconds['petals']:.3f}", f"{1e3 * seconds['sepal']:.3f}", f"{ratio:.1f}"])
+        section.goals.append(Goal(f"{client} client: Petals' step time / ours", ratio, least=least))
+    ours = found["sepal"]
+    share = 1e3 * ours["ours"][0]["p50_ms"] - 1e6 * ours["compute_s"]
+    table.rows.append(["share of our server and client", "", f"{share / 1e3:.3f}", ""])
+    section.goals.append(Goal("share of a step that is not computing", share, "µs", most=200, digits=0))
+    section.tables = [table]
+    return section
+
+
+def accuracy(bench: Bench) -> Section:
+    about = (
+        "The built-in model against itself in float32: Kullback-Leibler divergence of the next token, how often the most likely token is "
+        "the same, and the largest error of a block's output."
+    )
+    section = Section("accuracy", "Accuracy", about)
+    rows = [line.replace(" %", "").split() for line in run(bench.programs / "examples" / "accuracy").splitlines()[1:]]
+    section.tables = [Table(["format", "bits/weight", "KL, nats", "top-1 %", "largest error of a block"], rows)]
+    for name, _, divergence, agreement, error in rows[1:]:
+        section.goals.append(Goal(f"{name}: KL of logits", float(divergence), "nats", digits=6))
+        section.goals.append(Goal(f"{name}: top-1 agreement", float(agreement), "%", digits=1))
+        section.goals.append(Goal(f"{name}: largest error of a block", float(error), digits=4))
+    return section
+
+
+def soak(bench: Bench) -> Section:
+    minutes = 1 if bench.quick else 10
+    about = f"200 sessions at a time come and go at random for {minutes} min: `scripts/soak.py --sessions`."
+    section = Section("soak", "Sessions that come and go", about)
+    environment = os.environ | {"CARGO_TARGET_DIR": str(bench.programs.parent)}
+    command = [sys.executable, str(ROOT / "scripts" / "soak.py"), "--sessions", "--minutes", str(minutes)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60 * minutes + 300, cwd=ROOT, env=environment)
+    section.output = answer.stdout
+    number = lambda what: float(re.search(rf"{what}: ([\d.]+)", answer.stdout)[1])
+    try:
+        section.goals = [
+            Goal("memory at the end / when it was warm", number("memory at the end / after .* minutes"), most=1.1, digits=3),
+            Goal("pages not given back", number("pages not given back"), most=0, digits=0),
+            Goal("slowest / fastest session", number("slowest/fastest session"), digits=2),
+        ]
+    except TypeError:
+        section.failure = (answer.stderr.strip() or "no figures").splitlines()[-1]
+    if answer.returncode and not section.failure:
+        section.failure = "the soak says so"
+    return section
+
+
+ALL = {section.__name__: section for section in (limits, blocks, llama, petals, sessions, hops, accuracy, soak)}
