@@ -16,10 +16,16 @@
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 #![expect(clippy::disallowed_methods, reason = "an example reads its environment itself")]
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
-use futures::{FutureExt, future::try_join_all};
+use futures::{
+    FutureExt,
+    future::{try_join, try_join_all},
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sepal::client::{self, Client, Session};
 use sepal::dht::{self, Dht};
@@ -30,10 +36,18 @@ use sepal::swarm::signature;
 use sepal::task::Tasks;
 
 const PROMPT_TOKENS: usize = 8;
+/// Sessions of so many steps are compared.
+const LONG: usize = 32;
 /// Prompts that sessions which come and go share.
 const N_KNOWN: u64 = 8;
 /// How often it is reported how even sessions are that come and go.
 const REPORT: Duration = Duration::from_secs(60);
+
+/// A session that came and went: its steps of one token, and how long they took together.
+struct Done {
+    steps: usize,
+    time: Duration,
+}
 
 /// Whoever asks, and how wide the model is.
 struct Bench {
@@ -126,25 +140,27 @@ impl Bench {
 
     /// Sessions of random lengths, of which some say goodbye, some disappear, and some disappear within a step.
     async fn churn(&self, how_long: Duration, n_sessions: usize) -> anyhow::Result<()> {
-        let end = Instant::now() + how_long;
+        let (done, end) = (Mutex::new(Vec::new()), Instant::now() + how_long);
         println!("sessions      steps  slowest/fastest");
-        while Instant::now() < end {
-            let report = (Instant::now() + REPORT).min(end);
-            let slots = (0..n_sessions).map(|_| self.come_and_go(report));
-            let done: Vec<(usize, Duration)> = try_join_all(slots).await?.concat();
-            let steps: usize = done.iter().map(|(steps, _)| steps).sum();
-            let long = done.iter().filter(|(steps, _)| *steps >= 32);
-            let evenness = slowest_to_fastest(long.map(|(steps, time)| *time / *steps as u32));
-            println!("{:8} {steps:10} {evenness:16.2}", done.len());
-        }
+        let report = async {
+            while Instant::now() < end {
+                tokio::time::sleep(REPORT.min(end - Instant::now())).await;
+                let done: Vec<Done> = std::mem::take(&mut done.lock().unwrap_or_else(PoisonError::into_inner));
+                let steps: usize = done.iter().map(|session| session.steps).sum();
+                let long = done.iter().filter(|session| session.steps >= LONG);
+                let evenness = slowest_to_fastest(long.map(|session| session.time / session.steps as u32));
+                println!("{:8} {steps:10} {evenness:16.2}", done.len());
+            }
+            Ok(())
+        };
+        let slots = (0..n_sessions).map(|_| self.come_and_go(&done, end));
+        try_join(try_join_all(slots), report).await?;
         Ok(())
     }
 
-    /// One session after the other, some of which begin as others did. Returns how many steps each took, and how long they
-    /// took together.
-    async fn come_and_go(&self, end: Instant) -> anyhow::Result<Vec<(usize, Duration)>> {
+    /// One session after the other, some of which begin as others did.
+    async fn come_and_go(&self, done: &Mutex<Vec<Done>>, end: Instant) -> anyhow::Result<()> {
         let mut rng = StdRng::from_rng(&mut rand::rng());
-        let mut done = Vec::new();
         while Instant::now() < end {
             let (prompt, steps) = (rng.random_range(1..64), rng.random_range(1..128));
             let known = rng.random::<bool>().then(|| rng.random_range(0..N_KNOWN));
@@ -156,18 +172,23 @@ impl Bench {
             for _ in 0..steps {
                 session.step(self.tokens(1, &mut noise)?).await?;
             }
-            done.push((steps, started.elapsed()));
+            let time = started.elapsed();
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            done.push(Done { steps, time });
+            drop(done);
             match rng.random_range(0..3) {
                 0 => session.close().await,
                 1 => drop(session),
                 _ => drop(session.step(self.tokens(1, &mut noise)?).now_or_never()),
             }
         }
-        Ok(done)
+        Ok(())
     }
 
     fn tokens(&self, tokens: usize, noise: &mut StdRng) -> anyhow::Result<Hidden> {
-        let data = (0..tokens * self.width).map(|_| noise.random_range(-1.0..1.0)).collect();
+        let data = (0..tokens * self.width)
+            .map(|_| noise.random_range(-1.0..1.0))
+            .collect();
         Ok(Hidden::new(data, 1, tokens, self.width)?)
     }
 }

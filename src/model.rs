@@ -80,8 +80,8 @@ pub use hub::{Download, HubError, HubFault, HubOptions, Progress, Transfer, free
 use kv::{Arena, KvShape};
 pub use kv::{Cache, CacheCounts, KvDType};
 use layout::BlockLayout;
-use load::TensorReader;
 pub use linear::measure_gemm;
+use load::TensorReader;
 pub use lora::{Adapter, AdapterError, AdapterId};
 pub use quant::{Precision, WeightFormat};
 pub use sample::{SampleError, Sampler, SamplingParams};

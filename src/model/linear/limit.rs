@@ -22,7 +22,9 @@ pub fn measure_gemm(
 ) -> Result<f64, LoadError> {
     let source = |rows: Range<usize>, out: &mut [f32]| {
         let first = rows.start * cols;
-        out.iter_mut().enumerate().for_each(|(i, weight)| *weight = noise(first + i));
+        out.iter_mut()
+            .enumerate()
+            .for_each(|(i, weight)| *weight = noise(first + i));
     };
     let linear = Linear {
         weight: Matrix::pack(format, [rows, cols], &source, engine)?,
