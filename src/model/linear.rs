@@ -13,6 +13,7 @@ use super::{
         Dense, Engine, Input, Interleaved, Kernels, LANES, Output, Source, Tile, Wanted, compute_tiles,
         quant::{Forms, QuantKernels, QuantTokens},
     },
+    number::Slice,
     quant::QuantMatrix,
 };
 
@@ -41,6 +42,15 @@ pub(crate) struct Matrix {
 enum Packed {
     Dense(Dense),
     Quantised(QuantMatrix),
+}
+
+/// 16 rows of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Panel<'a> {
+    /// `[cols][16]`
+    Dense(Slice<'a>),
+    /// Groups of columns, as `cpu/quant/formats.rs` draws them.
+    Quantised(&'a [u8]),
 }
 
 impl Matrix {
@@ -78,6 +88,18 @@ impl Matrix {
             rows: matrix.rows(),
             cols: matrix.cols(),
             packed: Packed::Quantised(matrix),
+        }
+    }
+
+    pub(crate) fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    /// Rows 16 i and after as they are in memory, for whoever lays them out in another way.
+    pub(crate) fn panel(&self, i: usize) -> Panel<'_> {
+        match &self.packed {
+            Packed::Dense(dense) => Panel::Dense(dense.panel(i)),
+            Packed::Quantised(matrix) => Panel::Quantised(matrix.panels(i..i + 1).bytes),
         }
     }
 

@@ -8,6 +8,7 @@ mod row;
 mod super_block;
 
 use super::WeightDType;
+pub(crate) use encode::{byte_at, nibble};
 pub(crate) use packed::QuantMatrix;
 #[cfg(test)]
 pub(crate) use packed::encode_panel;

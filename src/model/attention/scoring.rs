@@ -28,7 +28,7 @@ impl Scoring {
 #[derive(Clone, Debug)]
 pub(crate) struct Alibi {
     /// For each query head.
-    pub(super) slopes: Vec<Slope>,
+    pub(in crate::model) slopes: Vec<Slope>,
 }
 
 impl Alibi {

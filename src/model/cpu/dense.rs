@@ -97,7 +97,7 @@ impl Dense {
     }
 
     /// Panel `i`, `[cols][16]`.
-    fn panel(&self, i: usize) -> Slice<'_> {
+    pub(crate) fn panel(&self, i: usize) -> Slice<'_> {
         let len = self.n_panels * LANES * self.cols;
         let all = match self.dtype {
             WeightDType::F32 => Slice::F32(self.memory.numbers(len)),

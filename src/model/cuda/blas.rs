@@ -46,7 +46,7 @@ pub(crate) struct Blas {
 unsafe impl Send for Blas {}
 
 /// `y = x · Wᵀ` with `x` `[tokens, cols]` and `w` `[rows, cols]` of one type, and `y` `[tokens, rows]` in f32: addresses on
-/// the card, and sizes.
+/// the card, and sizes. A token's y are `y_stride` numbers after those of the one before it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gemm {
     pub(crate) dtype: WeightDType,
@@ -56,6 +56,9 @@ pub(crate) struct Gemm {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) tokens: usize,
+    pub(crate) y_stride: usize,
+    /// Whether the product is added to what is in `y`.
+    pub(crate) add: bool,
 }
 
 impl Blas {
@@ -94,7 +97,7 @@ impl Blas {
             WeightDType::Bf16 => 14,
         };
         let [rows, cols, tokens] = [gemm.rows, gemm.cols, gemm.tokens].map(|size| size as c_int);
-        let (one, zero) = (1.0_f32, 0.0_f32);
+        let (one, keep) = (1.0_f32, if gemm.add { 1.0_f32 } else { 0.0 });
         // cuBLAS counts columns first: what is `[rows, cols]` here is its transpose there.
         // SAFETY: factors are on the host, matrices on the card, of the sizes that are said.
         let status = unsafe {
@@ -112,10 +115,10 @@ impl Blas {
                 gemm.x as *const c_void,
                 dtype,
                 cols,
-                (&raw const zero).cast(),
+                (&raw const keep).cast(),
                 gemm.y as *mut c_void,
                 F32,
-                rows,
+                gemm.y_stride as c_int,
                 COMPUTE_F32,
                 ANY_ALGORITHM,
             )

@@ -68,11 +68,12 @@ fn not_of_blocks(format: WeightFormat) -> ! {
 }
 
 /// Where the code of 8 bit of a row and a column of a group is.
-pub(super) fn byte_at(codes: usize, row: usize, column: usize) -> usize {
+pub(crate) fn byte_at(codes: usize, row: usize, column: usize) -> usize {
     codes + column / 4 * 64 + row * 4 + column % 4
 }
 
-fn nibble(group: &[u8], codes: usize, row: usize, column: usize) -> u8 {
+/// The code of 4 bit of a row and a column of a group.
+pub(crate) fn nibble(group: &[u8], codes: usize, row: usize, column: usize) -> u8 {
     let byte = group[codes + column / 8 * 64 + row * 4 + column % 4];
     if column % 8 < 4 { byte & 15 } else { byte >> 4 }
 }

@@ -1,0 +1,227 @@
+//! Products on a card against a plain f64 loop over the same weights, and against themselves in other batches.
+
+use std::ops::Range;
+
+use super::*;
+use crate::model::{
+    cuda::kernels::testing::{card, downloaded},
+    linear::Matrix,
+    testing::{assert_same_bits, engine, random, rng},
+};
+
+const SHAPES: [[usize; 2]; 6] = [[1, 8], [3, 32], [37, 70], [64, 256], [50, 523], [130, 1100]];
+
+fn linear(format: WeightFormat, [rows, cols]: [usize; 2], seed: u64) -> Linear {
+    let mut rng = rng(seed);
+    let weights = random(&mut rng, rows * cols);
+    let source = |range: Range<usize>, out: &mut [f32]| {
+        out.copy_from_slice(&weights[range.start * cols..range.end * cols]);
+    };
+    Linear {
+        weight: Matrix::pack(format, [rows, cols], &source, &engine()).unwrap(),
+        bias: seed.is_multiple_of(2).then(|| random(&mut rng, rows)),
+    }
+}
+
+/// In f64, with x as the card sees it; and what the sizes of all terms add up to.
+fn exact(linear: &Linear, x: &[f32]) -> Vec<(f64, f64)> {
+    let (weights, cols) = (linear.weight.to_f32(), linear.weight.cols());
+    let mut out = Vec::new();
+    for x in x.chunks_exact(cols) {
+        for (row, weights) in weights.chunks_exact(cols).enumerate() {
+            let terms = || weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let bias = linear.bias.as_ref().map_or(0.0, |bias| f64::from(bias[row]));
+            out.push((terms().sum::<f64>() + bias, terms().map(f64::abs).sum::<f64>() + bias.abs()));
+        }
+    }
+    out
+}
+
+/// As tokens are rounded for integer formats: to 8 bit, each block of 32 with its own scale.
+fn in_8_bit(x: &[f32], cols: usize) -> Vec<f32> {
+    let mut out = x.to_vec();
+    for block in out.chunks_mut(cols).flat_map(|token| token.chunks_mut(32)) {
+        let largest = block.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        let round = |x: f32| (x * (127.0 / largest)).round_ties_even() * (largest / 127.0);
+        block.iter_mut().for_each(|x| *x = round(*x));
+    }
+    out
+}
+
+#[track_caller]
+fn assert_exact(found: &[f32], expected: &[(f64, f64)], tolerance: f64) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, (expected, size))) in found.iter().zip(expected).enumerate() {
+        let difference = (f64::from(*found) - expected).abs();
+        assert!(difference <= tolerance * size + 1e-9, "{i}: {found} is not {expected} (of {size})");
+    }
+}
+
+fn applied(linear: &CardLinear, x: &[f32], add_to: Option<&[f32]>) -> Vec<f32> {
+    let device = linear.weight.device();
+    let tokens = x.len() / linear.weight.cols();
+    let x = Buffer::from_slice(device, x).unwrap();
+    match add_to {
+        Some(y) => {
+            let mut y = Buffer::from_slice(device, y).unwrap();
+            linear.add(x.all(), tokens, y.all_mut()).unwrap();
+            downloaded(&y)
+        }
+        None => {
+            let mut y = Buffer::temporary(device, tokens * linear.weight.rows()).unwrap();
+            linear.apply(x.all(), tokens, y.all_mut()).unwrap();
+            downloaded(&y)
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn weights_on_a_card_are_those_of_the_cpu_in_every_format() {
+    let device = card();
+    for format in WeightFormat::ALL {
+        for (seed, shape) in SHAPES.into_iter().enumerate() {
+            let linear = linear(format, shape, seed as u64);
+            let on_card = CardMatrix::of(&linear.weight, &engine(), &device).unwrap();
+            assert_same_bits(&on_card.to_f32().unwrap(), &linear.weight.to_f32());
+            assert!(on_card.bytes() >= linear.weight.rows() * linear.weight.cols() * 4 / 8);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn products_with_few_tokens_are_exact_in_every_format() {
+    let device = card();
+    for format in WeightFormat::ALL {
+        for (seed, shape) in SHAPES.into_iter().enumerate() {
+            let linear = linear(format, shape, seed as u64);
+            let on_card = CardLinear::of(&linear, &engine(), &device).unwrap();
+            let tokens = [1, 2, 5, 8, 13, few_tokens(format)][seed];
+            let x = random(&mut rng(7), tokens * shape[1]);
+            let seen = match format {
+                WeightFormat::Q8_0 | WeightFormat::Q4_0 | WeightFormat::Q4K => in_8_bit(&x, shape[1]),
+                _ => x.clone(),
+            };
+            let expected = exact(&linear, &seen);
+            let found = applied(&on_card, &x, None);
+            assert_exact(&found, &expected, 2e-6);
+            let y = random(&mut rng(8), found.len());
+            let added: Vec<(f64, f64)> = expected.iter().zip(&y).map(|((e, size), y)| (e + f64::from(*y), size + 1.0)).collect();
+            assert_exact(&applied(&on_card, &x, Some(&y)), &added, 2e-6);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn a_token_alone_and_among_few_gives_the_same_bits() {
+    let device = card();
+    for format in WeightFormat::ALL {
+        // Rows that several warps share, and some that none do.
+        for shape in [[37, 70], [10, 1100], [8196, 8]] {
+            let on_card = CardLinear::of(&linear(format, shape, 2), &engine(), &device).unwrap();
+            let few = few_tokens(format).min(17);
+            let x = random(&mut rng(9), few * shape[1]);
+            let alone: Vec<f32> = x.chunks_exact(shape[1]).take(3).flat_map(|x| applied(&on_card, x, None)).collect();
+            for tokens in [3, 8, few] {
+                let together = applied(&on_card, &x[..tokens * shape[1]], None);
+                let n = together.len().min(alone.len());
+                assert_same_bits(&together[..n], &alone[..n]);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn matrices_with_the_same_x_give_together_what_each_gives() {
+    let device = card();
+    for formats in [
+        [WeightFormat::Q4_0; 3],
+        [WeightFormat::Bf16; 3],
+        [WeightFormat::F32, WeightFormat::F16, WeightFormat::F32],
+    ] {
+        let linears: Vec<CardLinear> = formats
+            .into_iter()
+            .zip([(5, 4), (130, 1), (64, 6)])
+            .map(|(format, (rows, seed))| CardLinear::of(&linear(format, [rows, 520], seed), &engine(), &device).unwrap())
+            .collect();
+        let numbers = random(&mut rng(10), 3 * 520);
+        let x = Buffer::from_slice(&device, &numbers).unwrap();
+        let mut ys: [Buffer<f32>; 3] =
+            std::array::from_fn(|i| Buffer::zeros(&device, 3 * linears[i].weight.rows()).unwrap());
+        let views = ys.each_mut().map(Buffer::all_mut);
+        CardLinear::apply_each([&linears[0], &linears[1], &linears[2]], x.all(), 3, views).unwrap();
+        for (linear, y) in linears.iter().zip(&ys) {
+            assert_same_bits(&downloaded(y), &applied(linear, &numbers, None));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn products_with_many_tokens_are_as_exact_as_16_bits() {
+    let device = card();
+    for format in WeightFormat::ALL {
+        for (seed, shape) in [(1, [37, 70]), (2, [130, 523])] {
+            let linear = linear(format, shape, seed);
+            let on_card = CardLinear::of(&linear, &engine(), &device).unwrap();
+            let tokens = few_tokens(format) + 3;
+            let x = random(&mut rng(11), tokens * shape[1]);
+            let expected = exact(&linear, &x);
+            let tolerance = if format == WeightFormat::F32 { 2e-6 } else { 6e-3 };
+            let found = applied(&on_card, &x, None);
+            assert_exact(&found, &expected, tolerance);
+            let y = random(&mut rng(8), found.len());
+            let added: Vec<(f64, f64)> = expected.iter().zip(&y).map(|((e, size), y)| (e + f64::from(*y), size + 1.0)).collect();
+            assert_exact(&applied(&on_card, &x, Some(&y)), &added, tolerance);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn our_own_product_equals_that_of_cublas() {
+    let device = card();
+    assert!(device.has_blas(), "there is no cuBLAS to compare with");
+    for dtype in [WeightDType::F32, WeightDType::Bf16, WeightDType::F16] {
+        let (rows, cols, tokens, y_stride) = (70, 72, 67, 90);
+        let narrow = |numbers: Vec<f32>| -> Vec<u8> {
+            let number = |x: f32| match dtype {
+                WeightDType::F32 => x.to_le_bytes().to_vec(),
+                WeightDType::Bf16 => half::bf16::from_f32(x).to_le_bytes().to_vec(),
+                WeightDType::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
+            };
+            numbers.into_iter().flat_map(number).collect()
+        };
+        let weights = Buffer::from_slice(&device, &narrow(random(&mut rng(12), rows * cols))).unwrap();
+        let x = Buffer::from_slice(&device, &narrow(random(&mut rng(13), tokens * cols))).unwrap();
+        for add in [false, true] {
+            let before = random(&mut rng(14), tokens * y_stride);
+            let ys = [(); 2].map(|()| Buffer::from_slice(&device, &before).unwrap());
+            let gemm = |y: &Buffer<f32>| Gemm {
+                dtype,
+                weights: weights.all().address(),
+                x: x.all().address(),
+                y: y.all().address(),
+                rows,
+                cols,
+                tokens,
+                y_stride,
+                add,
+            };
+            assert!(device.multiply(gemm(&ys[0])).unwrap());
+            own_product(&device, gemm(&ys[1])).unwrap();
+            crate::model::testing::assert_close(&downloaded(&ys[1]), &downloaded(&ys[0]), 3e-5);
+        }
+    }
+}
+
+#[test]
+fn rows_are_shared_by_several_warps_only_where_there_are_few_rows_and_many_columns() {
+    assert_eq!(splits(7168, 1024), 1);
+    assert_eq!(splits(1024, 1024), 2);
+    assert_eq!(splits(2, 1024), 8);
+    assert_eq!(splits(2, 20), 1);
+}
