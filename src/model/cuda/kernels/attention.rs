@@ -10,8 +10,8 @@ use crate::model::{
     cuda::{
         CudaError,
         device::Device,
-        memory::{Buffer, View, ViewMut},
         launch::{Argument, Grid},
+        memory::{Buffer, View, ViewMut},
     },
     kv::{KvDType, PAGE_TOKENS},
 };
@@ -119,7 +119,10 @@ impl Sequences {
             2..=4 => 4,
             _ => 8,
         };
-        let max_splits = fews().map(|sequence| sequence.end().div_ceil(SPLIT_KEYS)).max().unwrap_or(0);
+        let max_splits = fews()
+            .map(|sequence| sequence.end().div_ceil(SPLIT_KEYS))
+            .max()
+            .unwrap_or(0);
         let (mut words, mut few, mut many) = (Vec::new(), Vec::new(), Vec::new());
         let (mut first_token, mut first_page) = (0, 0);
         for sequence in sequences {
@@ -133,7 +136,14 @@ impl Sequences {
             let all = sequence.tokens * group;
             for first in (0..all).step_by(rows) {
                 let partial = tiles.len() / TILE_WORDS * rows;
-                let tile = [first_page, first_token, sequence.position, first, rows.min(all - first), partial];
+                let tile = [
+                    first_page,
+                    first_token,
+                    sequence.position,
+                    first,
+                    rows.min(all - first),
+                    partial,
+                ];
                 tiles.extend(tile.map(|number| number as u32));
             }
             first_token += sequence.tokens;
@@ -237,7 +247,12 @@ impl CardHeads {
         if sequences.many.1 > 0 {
             let rows = many_rows(self);
             let shared = (rows + MANY_KEYS) * (dim + PAD) + rows * (MANY_KEYS + PAD);
-            launch(if rows == 64 { kernels[3] } else { kernels[4] }, sequences.many, 1, shared)?;
+            launch(
+                if rows == 64 { kernels[3] } else { kernels[4] },
+                sequences.many,
+                1,
+                shared,
+            )?;
         }
         Ok(())
     }

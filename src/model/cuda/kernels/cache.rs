@@ -4,8 +4,8 @@ use super::attention::Sequences;
 use crate::model::{
     cuda::{
         CudaError,
-        memory::{View, ViewMut},
         launch::{Argument, Grid},
+        memory::{View, ViewMut},
     },
     kv::{KvDType, KvShape, PAGE_TOKENS},
 };
@@ -54,7 +54,11 @@ impl CardHeads {
             n_kv_heads,
             head_dim,
         } = self.kv;
-        assert_eq!(queries.len(), tokens * self.n_heads * head_dim, "queries of other tokens");
+        assert_eq!(
+            queries.len(),
+            tokens * self.n_heads * head_dim,
+            "queries of other tokens"
+        );
         assert_eq!(keys.len(), tokens * n_kv_heads * head_dim, "keys of other tokens");
         assert_eq!(values.len(), keys.len(), "values of other tokens");
         assert_eq!(pages.len(), sequences.n_pages(), "pages of other sequences");

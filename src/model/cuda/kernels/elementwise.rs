@@ -3,7 +3,12 @@
 use super::THREADS;
 use crate::model::{
     config::parts::Activation,
-    cuda::{CudaError, device::Device, launch::{Argument, Grid}, memory::{View, ViewMut}},
+    cuda::{
+        CudaError,
+        device::Device,
+        launch::{Argument, Grid},
+        memory::{View, ViewMut},
+    },
 };
 
 /// Blocks of threads at most; each thread goes on with the next number that nobody has.
@@ -113,7 +118,13 @@ pub(crate) fn scatter_add_rows(
 ) -> Result<(), CudaError> {
     assert_eq!(x.len(), rows.len() * width, "other rows");
     assert_eq!(weights.len(), rows.len(), "weights of other rows");
-    let arguments = [x.into(), rows.into(), weights.into(), (width as u32).into(), (&*out).into()];
+    let arguments = [
+        x.into(),
+        rows.into(),
+        weights.into(),
+        (width as u32).into(),
+        (&*out).into(),
+    ];
     device.launch("elementwise/scatter_add_rows", grid_of_rows(rows.len()), &arguments)
 }
 
@@ -121,7 +132,10 @@ pub(crate) fn scatter_add_rows(
 mod tests {
     use super::*;
     use crate::model::{
-        cuda::{kernels::testing::{card, downloaded}, memory::Buffer},
+        cuda::{
+            kernels::testing::{card, downloaded},
+            memory::Buffer,
+        },
         testing::{assert_close, random, rng},
     };
 
@@ -169,7 +183,11 @@ mod tests {
         let chosen = Buffer::from_slice(&device, &rows).unwrap();
         let mut gathered = Buffer::zeros(&device, rows.len() * width).unwrap();
         gather_rows(&device, (on_card.all(), width), chosen.all(), &mut gathered.all_mut()).unwrap();
-        let expected: Vec<f32> = rows.iter().flat_map(|row| &x[*row as usize * width..][..width]).copied().collect();
+        let expected: Vec<f32> = rows
+            .iter()
+            .flat_map(|row| &x[*row as usize * width..][..width])
+            .copied()
+            .collect();
         assert_eq!(downloaded(&gathered), expected);
 
         let weights = [0.5_f32, 2.0, -1.0];

@@ -17,10 +17,10 @@ use crate::model::{
     cpu::Engine,
     cuda::{
         CudaError,
-        device::Device,
-        memory::{Buffer, View, ViewMut},
         blas::Gemm,
+        device::Device,
         launch::{Argument, Grid},
+        memory::{Buffer, View, ViewMut},
     },
     linear::Linear,
 };
@@ -64,7 +64,11 @@ enum Tokens {
     /// f32, copied with zeros after each token.
     Padded { copy: Buffer<f32>, stride: usize },
     /// In 8 bit.
-    Quantised { codes: Buffer<u8>, blocks: Buffer<u32>, n_blocks: usize },
+    Quantised {
+        codes: Buffer<u8>,
+        blocks: Buffer<u32>,
+        n_blocks: usize,
+    },
 }
 
 impl CardLinear {
@@ -171,7 +175,11 @@ impl Tokens {
                     (&codes).into(),
                     (&blocks).into(),
                 ];
-                device.launch("tokens/quantise_tokens", thread_per_item(n_blocks * 8, tokens), &arguments)?;
+                device.launch(
+                    "tokens/quantise_tokens",
+                    thread_per_item(n_blocks * 8, tokens),
+                    &arguments,
+                )?;
                 Ok(Self::Quantised {
                     codes,
                     blocks,
@@ -185,7 +193,13 @@ impl Tokens {
                     return Ok(Self::Plain { stride });
                 }
                 let copy = Buffer::temporary(device, tokens * stride)?;
-                copy_tokens("tokens/tokens_to_f32", (x, cols, tokens), (&copy).into(), (stride, false), device)?;
+                copy_tokens(
+                    "tokens/tokens_to_f32",
+                    (x, cols, tokens),
+                    (&copy).into(),
+                    (stride, false),
+                    device,
+                )?;
                 Ok(Self::Padded { copy, stride })
             }
         }
@@ -201,7 +215,13 @@ impl Tokens {
                 codes,
                 blocks,
                 n_blocks,
-            } => [none, codes.into(), blocks.into(), 0_u32.into(), (*n_blocks as u32).into()],
+            } => [
+                none,
+                codes.into(),
+                blocks.into(),
+                0_u32.into(),
+                (*n_blocks as u32).into(),
+            ],
         }
     }
 }
@@ -371,11 +391,7 @@ fn own_product(device: &Device, gemm: Gemm) -> Result<(), CudaError> {
         WeightDType::F16 => "product/product_f16",
     };
     let grid = Grid {
-        blocks: [
-            gemm.rows.div_ceil(TILE) as u32,
-            gemm.tokens.div_ceil(TILE) as u32,
-            1,
-        ],
+        blocks: [gemm.rows.div_ceil(TILE) as u32, gemm.tokens.div_ceil(TILE) as u32, 1],
         threads: THREADS,
         shared_bytes: 0,
     };

@@ -43,12 +43,15 @@ impl CardMatrix {
             let n_panels = layout.padded_rows() / PANEL;
             let (codes, rest) = bytes.split_at_mut(parts[1]);
             let (scales, factors) = rest.split_at_mut(parts[2] - parts[1]);
-            let mut all = [codes, scales, factors].into_iter().zip(layout.row_bytes).map(|(part, row)| {
-                let panels = part[..row * layout.padded_rows()].chunks_mut((row * PANEL).max(1));
-                let mut panels: Vec<Mutex<&mut [u8]>> = panels.map(Mutex::new).collect();
-                panels.resize_with(n_panels, || Mutex::new(&mut []));
-                panels
-            });
+            let mut all = [codes, scales, factors]
+                .into_iter()
+                .zip(layout.row_bytes)
+                .map(|(part, row)| {
+                    let panels = part[..row * layout.padded_rows()].chunks_mut((row * PANEL).max(1));
+                    let mut panels: Vec<Mutex<&mut [u8]>> = panels.map(Mutex::new).collect();
+                    panels.resize_with(n_panels, || Mutex::new(&mut []));
+                    panels
+                });
             let all: [Vec<Mutex<&mut [u8]>>; 3] = std::array::from_fn(|_| all.next().unwrap_or_default());
             engine.pool.run(n_panels, &|i| {
                 let mut parts = [0, 1, 2].map(|part| all[part][i].lock().unwrap_or_else(PoisonError::into_inner));
@@ -129,7 +132,11 @@ impl CardMatrix {
                 }
             }
         }
-        Ok(numbers.chunks_exact(stride).flat_map(|row| &row[..cols]).copied().collect())
+        Ok(numbers
+            .chunks_exact(stride)
+            .flat_map(|row| &row[..cols])
+            .copied()
+            .collect())
     }
 
     /// Starts to write `rows` quantised rows from `first` on, all columns of each, to `out`.

@@ -6,8 +6,8 @@ use crate::model::{
     cuda::{
         CudaError,
         device::Device,
-        memory::{Buffer, View, ViewMut},
         launch::{Argument, Grid},
+        memory::{Buffer, View, ViewMut},
     },
     norm::Norm,
 };

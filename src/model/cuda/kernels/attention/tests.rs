@@ -119,7 +119,9 @@ impl Scene {
         let kv = [keys.all(), values.all()];
         self.heads.cache(at, turn, &mut queries.all_mut(), kv).unwrap();
         let mut out = Buffer::temporary(&self.device, queries.len()).unwrap();
-        self.heads.attend(&scoring, at, queries.all(), &mut out.all_mut()).unwrap();
+        self.heads
+            .attend(&scoring, at, queries.all(), &mut out.all_mut())
+            .unwrap();
         (downloaded(&out), downloaded(&queries))
     }
 
@@ -137,7 +139,8 @@ impl Scene {
             for head in 0..self.heads.n_heads {
                 let kv_head = head * n_kv_heads / self.heads.n_heads;
                 let query = &tokens.queries[(position * self.heads.n_heads + head) * dim..][..dim];
-                let at = |numbers: &[f32], key: usize, d: usize| f64::from(numbers[(key * n_kv_heads + kv_head) * dim + d]);
+                let at =
+                    |numbers: &[f32], key: usize, d: usize| f64::from(numbers[(key * n_kv_heads + kv_head) * dim + d]);
                 let first = (position + 1).saturating_sub(self.scoring.window.unwrap_or(usize::MAX));
                 let score = |key: usize| {
                     let dot: f64 = (0..dim).map(|d| at(&keys, key, d) * f64::from(query[d])).sum();
@@ -149,10 +152,18 @@ impl Scene {
                     score + f64::from(bias.unwrap_or(0.0))
                 };
                 let shares: Vec<f64> = (first..=position).map(|key| score(key).exp()).collect();
-                let sink = self.scoring.sinks.as_ref().map_or(0.0, |sinks| f64::from(sinks[head]).exp());
+                let sink = self
+                    .scoring
+                    .sinks
+                    .as_ref()
+                    .map_or(0.0, |sinks| f64::from(sinks[head]).exp());
                 let total = shares.iter().sum::<f64>() + sink;
                 for d in 0..dim {
-                    let sum: f64 = shares.iter().enumerate().map(|(k, share)| share * at(&values, first + k, d)).sum();
+                    let sum: f64 = shares
+                        .iter()
+                        .enumerate()
+                        .map(|(k, share)| share * at(&values, first + k, d))
+                        .sum();
                     out.push((sum / total) as f32);
                 }
             }
@@ -190,7 +201,10 @@ fn few_and_many_tokens_find_what_a_plain_loop_finds_in_every_type() {
             // A token, a first few, and many.
             let (found, _) = scene.step(&[(0, 22..23), (1, 0..5), (2, 30..70)], None);
             let expected = [(0, 22..23), (1, 0..5), (2, 30..70)];
-            let expected: Vec<f32> = expected.into_iter().flat_map(|(i, range)| scene.exact(i, range)).collect();
+            let expected: Vec<f32> = expected
+                .into_iter()
+                .flat_map(|(i, range)| scene.exact(i, range))
+                .collect();
             assert_close(&found, &expected, 2e-5);
         }
     }
@@ -216,11 +230,27 @@ fn long_sequences_are_split_and_joined() {
 fn scores_are_changed_as_models_want_it() {
     let alibi = |kind| Some(Alibi::new(6, kind, 0.3));
     let scorings = [
-        Scoring { softcap: Some(0.8), ..plain() },
-        Scoring { window: Some(7), ..plain() },
-        Scoring { alibi: alibi(AlibiKind::Exact), ..plain() },
-        Scoring { alibi: alibi(AlibiKind::Bfloat16), ..plain() },
-        Scoring { sinks: Some(vec![0.5, -1.0, 2.0, 0.0, 1.0, 3.0]), window: Some(20), ..plain() },
+        Scoring {
+            softcap: Some(0.8),
+            ..plain()
+        },
+        Scoring {
+            window: Some(7),
+            ..plain()
+        },
+        Scoring {
+            alibi: alibi(AlibiKind::Exact),
+            ..plain()
+        },
+        Scoring {
+            alibi: alibi(AlibiKind::Bfloat16),
+            ..plain()
+        },
+        Scoring {
+            sinks: Some(vec![0.5, -1.0, 2.0, 0.0, 1.0, 3.0]),
+            window: Some(20),
+            ..plain()
+        },
     ];
     for scoring in scorings {
         let scene = Scene::new(heads(KvDType::F32, [6, 2, 16]), scoring, &[60, 301]);

@@ -31,7 +31,10 @@ fn exact(linear: &Linear, x: &[f32]) -> Vec<(f64, f64)> {
         for (row, weights) in weights.chunks_exact(cols).enumerate() {
             let terms = || weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
             let bias = linear.bias.as_ref().map_or(0.0, |bias| f64::from(bias[row]));
-            out.push((terms().sum::<f64>() + bias, terms().map(f64::abs).sum::<f64>() + bias.abs()));
+            out.push((
+                terms().sum::<f64>() + bias,
+                terms().map(f64::abs).sum::<f64>() + bias.abs(),
+            ));
         }
     }
     out
@@ -53,7 +56,10 @@ fn assert_exact(found: &[f32], expected: &[(f64, f64)], tolerance: f64) {
     assert_eq!(found.len(), expected.len());
     for (i, (found, (expected, size))) in found.iter().zip(expected).enumerate() {
         let difference = (f64::from(*found) - expected).abs();
-        assert!(difference <= tolerance * size + 1e-9, "{i}: {found} is not {expected} (of {size})");
+        assert!(
+            difference <= tolerance * size + 1e-9,
+            "{i}: {found} is not {expected} (of {size})"
+        );
     }
 }
 
@@ -107,7 +113,11 @@ fn products_with_few_tokens_are_exact_in_every_format() {
             let found = applied(&on_card, &x, None);
             assert_exact(&found, &expected, 2e-6);
             let y = random(&mut rng(8), found.len());
-            let added: Vec<(f64, f64)> = expected.iter().zip(&y).map(|((e, size), y)| (e + f64::from(*y), size + 1.0)).collect();
+            let added: Vec<(f64, f64)> = expected
+                .iter()
+                .zip(&y)
+                .map(|((e, size), y)| (e + f64::from(*y), size + 1.0))
+                .collect();
             assert_exact(&applied(&on_card, &x, Some(&y)), &added, 2e-6);
         }
     }
@@ -123,7 +133,11 @@ fn a_token_alone_and_among_few_gives_the_same_bits() {
             let on_card = CardLinear::of(&linear(format, shape, 2), &engine(), &device).unwrap();
             let few = few_tokens(format).min(17);
             let x = random(&mut rng(9), few * shape[1]);
-            let alone: Vec<f32> = x.chunks_exact(shape[1]).take(3).flat_map(|x| applied(&on_card, x, None)).collect();
+            let alone: Vec<f32> = x
+                .chunks_exact(shape[1])
+                .take(3)
+                .flat_map(|x| applied(&on_card, x, None))
+                .collect();
             for tokens in [3, 8, few] {
                 let together = applied(&on_card, &x[..tokens * shape[1]], None);
                 let n = together.len().min(alone.len());
@@ -145,7 +159,9 @@ fn matrices_with_the_same_x_give_together_what_each_gives() {
         let linears: Vec<CardLinear> = formats
             .into_iter()
             .zip([(5, 4), (130, 1), (64, 6)])
-            .map(|(format, (rows, seed))| CardLinear::of(&linear(format, [rows, 520], seed), &engine(), &device).unwrap())
+            .map(|(format, (rows, seed))| {
+                CardLinear::of(&linear(format, [rows, 520], seed), &engine(), &device).unwrap()
+            })
             .collect();
         let numbers = random(&mut rng(10), 3 * 520);
         let x = Buffer::from_slice(&device, &numbers).unwrap();
@@ -174,7 +190,11 @@ fn products_with_many_tokens_are_as_exact_as_16_bits() {
             let found = applied(&on_card, &x, None);
             assert_exact(&found, &expected, tolerance);
             let y = random(&mut rng(8), found.len());
-            let added: Vec<(f64, f64)> = expected.iter().zip(&y).map(|((e, size), y)| (e + f64::from(*y), size + 1.0)).collect();
+            let added: Vec<(f64, f64)> = expected
+                .iter()
+                .zip(&y)
+                .map(|((e, size), y)| (e + f64::from(*y), size + 1.0))
+                .collect();
             assert_exact(&applied(&on_card, &x, Some(&y)), &added, tolerance);
         }
     }
