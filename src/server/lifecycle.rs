@@ -35,7 +35,7 @@ use super::{
 use crate::{
     dht::Dht,
     model::{
-        AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource, Precision,
+        Adapter, AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource, Precision,
         ResolveError, WeightDType, WeightFormat,
     },
     p2p::P2p,
@@ -162,8 +162,9 @@ impl Lifecycle {
         let chosen = self.precision().weights;
         let weights = WeightFormat::ALL.map(|format| match format == chosen {
             true => (format, self.block_bytes()),
-            false => (format, config.block_bytes(format)),
+            false => (format, config.block_bytes(format) + self.adapter_bytes()),
         });
+        let adapters = self.config.adapters.iter().map(Adapter::file_bytes);
         Want {
             model: self.source.name().to_owned(),
             n_blocks: config.n_blocks,
@@ -176,7 +177,7 @@ impl Lifecycle {
                 config,
                 max_batch_size(&self.config, &self.source),
                 limits.max_chunk_size_bytes,
-            ),
+            ) + adapters.sum::<u64>(),
         }
     }
 
@@ -236,13 +237,20 @@ impl Lifecycle {
         self.config.quant.is_none() && self.source.own_format().is_some()
     }
 
-    /// Bytes of the weights of a block; of the largest where they differ.
+    /// Bytes of the weights of a block with its adapters; of the largest where they differ.
     pub(super) fn block_bytes(&self) -> u64 {
-        if self.keeps_own_formats() {
+        let weights = if self.keeps_own_formats() {
             self.source.own_block_bytes(self.dtype())
         } else {
             self.source.config().block_bytes(self.precision().weights)
-        }
+        };
+        weights + self.adapter_bytes()
+    }
+
+    /// Bytes of all adapters' updates of a block.
+    fn adapter_bytes(&self) -> u64 {
+        let adapters = self.config.adapters.iter();
+        adapters.map(|adapter| adapter.block_bytes(self.source.config())).sum()
     }
 
     /// Chooses, announces, loads, announces. If that fails, OFFLINE is announced and nothing is served.

@@ -3,7 +3,7 @@
 
 use interop_tests::{
     hub::{self, Hub, repository},
-    node::Swarm,
+    node::{self, Swarm},
     python,
 };
 use serde_json::{Value, json};
@@ -14,9 +14,12 @@ const LOSS_TOLERANCE: f64 = 2e-3;
 /// As for activations in `clients.rs`.
 const TOLERANCE: f64 = 1e-3;
 
-fn train(spans: &[&str], more: &[&str], order: &Value) -> Value {
+/// As `training.py` has it.
+const ADAPTER_PROMPT: [u32; 7] = [1, 17, 42, 99, 200, 5, 250];
+
+fn train(spans: &[&str], order: &Value) -> Value {
     let hub = Hub::new().unwrap();
-    let swarm = Swarm::start(&hub, spans, more).unwrap();
+    let swarm = Swarm::start(&hub, spans, &[]).unwrap();
     let mut order = order.clone();
     order["model"] = hub::MODEL.into();
     order["initial_peers"] = json!([swarm.bootstrap.addr]);
@@ -26,7 +29,7 @@ fn train(spans: &[&str], more: &[&str], order: &Value) -> Value {
 #[test]
 fn prompts_and_a_classifier_are_trained_through_our_servers_as_they_are_locally() {
     let scenarios = ["ptune", "deep_ptune", "classification"];
-    let results = train(&["0:2", "2:4"], &[], &json!({"scenarios": scenarios, "steps": 6}));
+    let results = train(&["0:2", "2:4"], &json!({"scenarios": scenarios, "steps": 6}));
     for scenario in scenarios {
         let [got, want] = ["got", "want"].map(|side| -> Vec<f64> {
             serde_json::from_value(results[scenario][side].clone()).unwrap_or_else(|_| panic!("{scenario}: {results}"))
@@ -40,16 +43,29 @@ fn prompts_and_a_classifier_are_trained_through_our_servers_as_they_are_locally(
 }
 
 #[test]
-fn a_petals_client_gets_text_activations_and_gradients_of_an_adapter() {
+fn both_clients_get_text_and_petals_gets_activations_and_gradients_of_an_adapter() {
     let folder = repository().join("protocol/vectors/sepal/lora/everything");
     let folder = folder.canonicalize().unwrap();
     let folder = folder.to_str().unwrap();
-    let order = json!({"scenarios": ["adapter"], "adapter": folder});
-    let results = train(&["0:3", "3:4"], &["--adapters", folder], &order);
+    let hub = Hub::new().unwrap();
+    let swarm = Swarm::start(&hub, &["0:3", "3:4"], &["--adapters", folder]).unwrap();
+    let order = json!({
+        "model": hub::MODEL,
+        "initial_peers": [swarm.bootstrap.addr],
+        "scenarios": ["adapter"],
+        "adapter": folder,
+    });
+    let results = python::run(&hub, "training.py", &order).unwrap();
     let result = &results["adapter"];
     assert_eq!(result["got"], result["want"]);
     assert_ne!(result["got"], result["without"], "the adapter changes the text");
     for difference in ["difference", "gradient_difference"] {
         assert!(result[difference].as_f64().unwrap() < TOLERANCE, "{result}");
     }
+    let generate = |more: &[&str]| {
+        let place = (hub::MODEL, swarm.bootstrap.addr.as_str());
+        node::generate_with(&hub, place, (&ADAPTER_PROMPT, 8), more).unwrap()["token_ids"].clone()
+    };
+    assert_eq!(generate(&["--adapter", "everything"]), result["want"][0], "peft's text by our client");
+    assert_eq!(generate(&[]), result["without"][0]);
 }

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 use super::{AdapterError, BlockAdapter, LowRank, Target, f32_linear};
 use crate::model::{
-    Engine, HubOptions,
+    Engine, HubOptions, ModelConfig, WeightFormat,
     hub::HubRepo,
     layout::{BlockLayout, LinearSpec},
 };
@@ -124,6 +124,36 @@ impl Adapter {
     /// What clients ask for.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes that its updates of a block of the model take in memory; of the block where they take most.
+    pub fn block_bytes(&self, config: &ModelConfig) -> u64 {
+        // It could be read when it was opened.
+        let Ok(tensors) = self.tensors() else { return 0 };
+        let of_block = |block_idx: u32| {
+            let ranks: BTreeMap<&str, usize> = tensors
+                .iter()
+                .filter_map(|(key, matrix)| {
+                    let module = inside_block(key, block_idx)?.strip_suffix(".lora_A.weight")?;
+                    Some((module, *matrix.shape().first()?))
+                })
+                .collect();
+            let layout = BlockLayout::new(config, block_idx, &|_| false);
+            let updates = projections(&layout).into_iter().map(|(_, spec)| {
+                let name = format!(".{}", spec.weight.name);
+                let module = inside_block(&name, block_idx).and_then(|inside| inside.strip_suffix(".weight"));
+                let rank = module.and_then(|module| ranks.get(module)).copied().unwrap_or(0);
+                let (rows, cols) = (spec.weight.rows.count, spec.weight.cols);
+                WeightFormat::F32.bytes(rank, cols) + WeightFormat::F32.bytes(rows, rank)
+            });
+            updates.sum::<usize>() as u64
+        };
+        (0..config.n_blocks).map(of_block).max().unwrap_or(0)
+    }
+
+    /// Bytes of its file, which stays in memory for blocks that are loaded later.
+    pub fn file_bytes(&self) -> u64 {
+        self.content.len() as u64
     }
 
     fn check(&self) -> Result<(), AdapterError> {

@@ -7,7 +7,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::model::{
-    Blocks, Hidden, HubOptions, Part, Scratch, WeightDType,
+    Blocks, Hidden, HubOptions, Part, Precision, Scratch, WeightDType, WeightFormat,
+    hub::testing::{FakeHub, REPO},
     testing::{assert_close, assert_same_bits, engine, fixture, random_hidden, recorded, rng, vectors},
 };
 
@@ -24,8 +25,12 @@ fn recorded_adapter(name: &str) -> Adapter {
 }
 
 fn blocks() -> Blocks {
+    blocks_in(WeightDType::F32)
+}
+
+fn blocks_in(precision: impl Into<Precision>) -> Blocks {
     let (files, _) = fixture("tiny-llama");
-    let blocks = Blocks::load(&files, 0..4, WeightDType::F32, &engine()).unwrap();
+    let blocks = Blocks::load(&files, 0..4, precision, &engine()).unwrap();
     blocks.with_adapters(&NAMES.map(recorded_adapter)).unwrap()
 }
 
@@ -60,7 +65,14 @@ fn blocks_with_adapters_and_their_gradients_equal_peft_within_1e_4() {
 
 #[test]
 fn sequences_with_different_adapters_in_one_batch_get_what_they_get_alone() {
-    let blocks = blocks();
+    sequences_get_what_they_get_alone(&blocks());
+    for weights in [WeightFormat::Bf16, WeightFormat::Q8_0, WeightFormat::Nf4] {
+        let dtype = WeightDType::F32;
+        sequences_get_what_they_get_alone(&blocks_in(Precision { weights, dtype }));
+    }
+}
+
+fn sequences_get_what_they_get_alone(blocks: &Blocks) {
     let wanted =
         [Some(0), None, Some(1), Some(1), Some(0)].map(|idx| idx.map(|idx: usize| blocks.adapter(NAMES[idx]).unwrap()));
     let mut inputs: Vec<Hidden> = (0..5)
@@ -169,4 +181,50 @@ fn the_scale_of_rank_stabilised_adapters_falls_with_the_root_of_the_rank() {
         blocks.blocks[0].block.adapters[0].get(Target::Down).unwrap().scale
     });
     assert!((plain - 4.0 / 3.0).abs() < 1e-6 && (stable - 4.0 / 3.0_f32.sqrt()).abs() < 1e-6);
+}
+
+#[test]
+fn an_adapter_of_a_repository_is_downloaded_once_and_is_the_one_in_the_folder() {
+    let folder = vectors("sepal/lora/everything");
+    let [config, weights] =
+        ["adapter_config.json", "adapter_model.safetensors"].map(|name| (name, fs::read(folder.join(name)).unwrap()));
+    let hub = FakeHub::with_large_files(&[(config.0, &config.1), (weights.0, &weights.1)]);
+    let cache = TempDir::new().unwrap();
+    let mut options = hub.options(cache.path());
+    // The revision that may be named is the model's.
+    options.revision = Some("v1".to_owned());
+    let downloaded = Adapter::open(REPO, &options).unwrap();
+    assert_eq!(downloaded.name(), REPO);
+    options.offline = true;
+    let cached = Adapter::open(REPO, &options).unwrap();
+    let (files, _) = fixture("tiny-llama");
+    let x = random_hidden(&mut rng(3), 1, 4, 64);
+    let outputs = [downloaded, cached, recorded_adapter("everything")].map(|adapter| {
+        let name = adapter.name().to_owned();
+        let blocks = Blocks::load(&files, 1..2, WeightDType::F32, &engine()).unwrap();
+        let blocks = blocks.with_adapters(&[adapter]).unwrap();
+        let mut x = x.clone();
+        blocks.forward_with(1, blocks.adapter(&name), &mut x).unwrap();
+        x.data
+    });
+    assert_same_bits(&outputs[0], &outputs[2]);
+    assert_same_bits(&outputs[1], &outputs[2]);
+    let missing = Adapter::open("owner/other", &hub.options(cache.path())).unwrap_err();
+    assert!(matches!(missing, AdapterError::Hub { .. }), "{missing}");
+}
+
+#[test]
+fn what_adapters_take_is_counted_as_it_is_packed() {
+    let (files, _) = fixture("tiny-llama");
+    for name in NAMES {
+        let adapter = recorded_adapter(name);
+        let blocks = Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap();
+        let blocks = blocks.with_adapters(std::slice::from_ref(&adapter)).unwrap();
+        let updates = &blocks.blocks[0].block.adapters[0].updates;
+        let packed = updates.iter().flatten().flat_map(|update| [&update.a.weight, &update.b.weight]);
+        let bytes = packed.map(|matrix| WeightFormat::F32.bytes(matrix.rows(), matrix.cols()) as u64);
+        assert_eq!(adapter.block_bytes(files.config()), bytes.sum::<u64>(), "{name}");
+        let file = vectors("sepal/lora").join(name).join("adapter_model.safetensors");
+        assert_eq!(adapter.file_bytes(), fs::metadata(file).unwrap().len());
+    }
 }
