@@ -1,10 +1,12 @@
 //! One description of the models of all families: sizes, and which parts they are put together from (`config/parts.rs`).
 //! The keys of a family's `config.json` are read in `family/`.
 
+pub(crate) mod packed;
 pub(crate) mod parts;
 pub(crate) mod read;
 pub(crate) mod rope;
 
+use packed::PackedWeights;
 use parts::{AttentionConfig, EndsConfig, FeedForwardConfig, NormConfig, Position, Residual};
 use read::optional;
 use rope::RopeConfig;
@@ -97,6 +99,8 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// The type the checkpoint was saved in, if it is said and one of ours.
     pub torch_dtype: Option<WeightDType>,
+    /// How the matrices of its blocks are packed, if they are.
+    pub packed: Option<PackedWeights>,
 }
 
 impl ModelConfig {
@@ -107,7 +111,8 @@ impl ModelConfig {
     pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
         let raw: Map<String, Value> = serde_json::from_slice(json).map_err(ConfigError::Json)?;
         let model_type: String = optional(&raw, "model_type")?.unwrap_or_default();
-        let config = Family::of_model_type(&model_type)?.read_config(&raw)?;
+        let mut config = Family::of_model_type(&model_type)?.read_config(&raw)?;
+        config.packed = packed::read(&raw)?;
         config.check()?;
         Ok(config)
     }

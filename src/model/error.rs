@@ -111,6 +111,12 @@ pub enum LoadError {
         #[source]
         source: Box<GgufError>,
     },
+    /// Packed codes and scales that do not belong together.
+    #[error("tensor {tensor} is packed in 4 bits, but not in words and groups of its size")]
+    Packing {
+        /// The matrix.
+        tensor: String,
+    },
     /// Only weights that are programs.
     #[error(
         "{model} has no safetensors weights, only {file}: reading that file would run code that it brings, so it is \

@@ -3,7 +3,10 @@
 
 use super::{
     ModelConfig, WeightFormat,
-    config::parts::{FeedForwardConfig, NormKind, Residual},
+    config::{
+        packed::PackedWeights,
+        parts::{FeedForwardConfig, NormKind, Residual},
+    },
     family::{BlockNames, ExpertNames, FeedForwardNames, PlainExperts, QkvNames},
 };
 
@@ -28,6 +31,9 @@ pub(crate) enum Packing {
     /// 4 bits each with a scale for every 32, in two tensors that are called `NAME_blocks` and `NAME_scales` (GPT-OSS).
     /// `shape` is that of the numbers.
     Mxfp4,
+    /// Codes of 4 bits with scales and zeros of groups, in tensors that are called `qweight`, `scales` and `qzeros` instead
+    /// of `weight` (GPTQ and AWQ). `shape` is that of the numbers.
+    Grouped(PackedWeights),
 }
 
 /// Rows of a tensor whose dimensions but that of the columns are taken as one. Row `r` is stored row `start + (r / run) · stride + r % run`.
@@ -150,7 +156,24 @@ impl BlockLayout {
         let prefixes = config.family.block_prefixes(block_idx);
         let has_norm = |prefix: &&String| exists(&format!("{prefix}{}.weight", names.attention_norm));
         let prefix = prefixes.iter().find(has_norm).unwrap_or(&prefixes[0]);
-        Namer { config, prefix, exists }.block(&names)
+        let mut layout = Namer { config, prefix, exists }.block(&names);
+        if let Some(packed) = config.packed {
+            // Any matrix may be left as it was.
+            for weight in layout.packable().filter(|weight| !exists(&weight.name)) {
+                weight.packing = Packing::Grouped(packed);
+            }
+        }
+        layout
+    }
+
+    /// The matrices that those who pack weights take: all but routers.
+    fn packable(&mut self) -> impl Iterator<Item = &mut TensorSpec> {
+        let mlps = self.mlps.iter_mut().flat_map(|mlp| {
+            let gate = mlp.gate.iter_mut();
+            gate.chain([&mut mlp.up, &mut mlp.down])
+        });
+        let attention = [&mut self.query, &mut self.key, &mut self.value, &mut self.output];
+        attention.into_iter().chain(mlps).map(|linear| &mut linear.weight)
     }
 
     /// Every weight matrix and its bias. Those of the router come first.

@@ -2,6 +2,7 @@
 //! The map is the one place outside the kernels where `unsafe` is needed. Nothing is downloaded here.
 
 mod blocks;
+mod grouped;
 mod mxfp4;
 
 pub(crate) use blocks::own_format_of;
@@ -180,6 +181,10 @@ impl<'a> TensorReader<'a> {
                 let dtype = dtype.unwrap_or(WeightDType::Bf16);
                 Ok(Frozen::owned(mxfp4::unpack(&blocks, &scales, dtype)))
             }
+            // No tables, vectors or routers are.
+            Packing::Grouped(_) => Err(LoadError::Packing {
+                tensor: spec.name.clone(),
+            }),
         }
     }
 

@@ -12,7 +12,6 @@ pub(crate) use encode::{byte_at, nibble};
 pub(crate) use packed::QuantMatrix;
 #[cfg(test)]
 pub(crate) use packed::encode_panel;
-#[cfg(test)]
 pub(crate) use row::PanelRow;
 
 /// Rows of a panel: weights are kept in groups of this many rows, column after column, and padded to whole panels.

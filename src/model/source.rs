@@ -326,7 +326,6 @@ impl ModelSource {
                 source,
             }
         };
-        check_packing(&config_json).map_err(unusable(CONFIG_FILE))?;
         let config = ModelConfig::from_json(&config_json).map_err(unusable(CONFIG_FILE))?;
         let generation = match generation_json {
             Some(json) => GenerationConfig::from_json(&json, &config).map_err(unusable(GENERATION_CONFIG_FILE))?,
@@ -378,26 +377,6 @@ fn model_type(config_json: &[u8]) -> Result<String, ConfigError> {
     }
     let typed: Typed = serde_json::from_slice(config_json).map_err(ConfigError::Json)?;
     Ok(typed.model_type)
-}
-
-/// What packed checkpoints say of themselves; without this the first tensor would be missing, by a name that nobody knows.
-fn check_packing(config_json: &[u8]) -> Result<(), ConfigError> {
-    /// Read by the family that is published so.
-    const READ: [&str; 1] = ["mxfp4"];
-    #[derive(Deserialize)]
-    struct Packed {
-        quantization_config: Option<Packing>,
-    }
-    #[derive(Deserialize)]
-    struct Packing {
-        quant_method: Option<String>,
-    }
-    let packed: Packed = serde_json::from_slice(config_json).map_err(ConfigError::Json)?;
-    let method = packed.quantization_config.map(|packing| packing.quant_method);
-    match method.map(Option::unwrap_or_default) {
-        Some(method) if !READ.contains(&method.as_str()) => Err(ConfigError::Quantization { method }),
-        _ => Ok(()),
-    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ResolveError> {

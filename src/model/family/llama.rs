@@ -119,5 +119,6 @@ pub(super) fn read_as(family: Family, raw: &Map<String, Value>) -> Result<ModelC
         bos_token_id: token_ids(raw, "bos_token_id")?.first().copied(),
         eos_token_ids: token_ids(raw, "eos_token_id")?,
         torch_dtype: torch_dtype.and_then(|name| WeightDType::from_torch_str(&name)),
+        packed: None,
     })
 }

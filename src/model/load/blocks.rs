@@ -3,7 +3,7 @@
 
 use std::{ops::Range, path::PathBuf, sync::OnceLock};
 
-use super::{TensorReader, gguf_tensor, in_gguf};
+use super::{TensorReader, gguf_tensor, grouped::Grouped, in_gguf};
 use crate::model::{
     GgufError, LoadError, WeightFormat,
     files::Weights,
@@ -11,30 +11,71 @@ use crate::model::{
     layout::{Packing, TensorSpec},
     linear::Matrix,
     quant::{
-        QuantMatrix,
+        PanelRow, QuantMatrix,
         ggml::{can_lay_out, lay_out, own_format},
     },
 };
 
-/// A tensor in blocks.
-pub(super) struct Blocks {
-    path: PathBuf,
-    tensor: GgufTensor,
-    own: WeightFormat,
+/// A matrix in blocks.
+pub(super) enum Blocks {
+    Gguf {
+        path: PathBuf,
+        tensor: GgufTensor,
+        own: WeightFormat,
+    },
+    Grouped(Grouped),
 }
 
-/// The format that a matrix is kept in with [`crate::model::ModelFiles::with_own_formats`]; `None` for one that the file
-/// does not have in blocks. `gguf` is the file if it is such.
+/// The format that a matrix is kept in with [`crate::model::ModelFiles::with_own_formats`], as far as can be told without
+/// its weights; `None` for one that the file does not have in blocks. `gguf` is the file if it is such.
 pub(crate) fn own_format_of(gguf: Option<&Gguf>, spec: &TensorSpec) -> Option<WeightFormat> {
     match spec.packing {
         Packing::Plain => own_format(gguf?.kind(&spec.name)?),
         Packing::Mxfp4 => None,
+        Packing::Grouped(packing) => Some(packing.own_format()),
+    }
+}
+
+impl Blocks {
+    fn own_format(&self) -> WeightFormat {
+        match self {
+            Self::Gguf { own, .. } => *own,
+            Self::Grouped(grouped) => grouped.own_format(),
+        }
+    }
+
+    fn can_lay_out(&self, format: WeightFormat) -> bool {
+        match self {
+            Self::Gguf { tensor, .. } => can_lay_out(tensor.kind, format) && tensor.is_verbatim(),
+            Self::Grouped(grouped) => grouped.can_lay_out(format),
+        }
+    }
+
+    fn lay_out(&self, row: usize, place: &mut PanelRow<'_>) -> Result<(), GgufError> {
+        match self {
+            Self::Gguf { tensor, .. } => lay_out(tensor.kind, tensor.row(row)?, place),
+            Self::Grouped(grouped) => grouped.lay_out(row, place),
+        }
+        Ok(())
+    }
+
+    fn widen_row(&self, row: usize, out: &mut [f32]) -> Result<(), GgufError> {
+        match self {
+            Self::Gguf { tensor, .. } => tensor.widen_row(row, out),
+            Self::Grouped(grouped) => {
+                grouped.widen_row(row, out);
+                Ok(())
+            }
+        }
     }
 }
 
 impl TensorReader<'_> {
     /// `None` if the matrix is stored as single numbers.
-    pub(super) fn blocks(&self, spec: &TensorSpec) -> Result<Option<Blocks>, LoadError> {
+    pub(super) fn blocks(&mut self, spec: &TensorSpec) -> Result<Option<Blocks>, LoadError> {
+        if let Packing::Grouped(packing) = spec.packing {
+            return self.grouped(spec, packing).map(Blocks::Grouped).map(Some);
+        }
         let Weights::Gguf { path, file } = self.files.weights() else {
             return Ok(None);
         };
@@ -43,31 +84,24 @@ impl TensorReader<'_> {
         };
         let tensor = gguf_tensor(path, file, &spec.name, &spec.shape)?;
         let path = path.clone();
-        Ok(Some(Blocks { path, tensor, own }))
+        Ok(Some(Blocks::Gguf { path, tensor, own }))
     }
 
     pub(super) fn pack_blocks(&self, spec: &TensorSpec, blocks: &Blocks) -> Result<Matrix, LoadError> {
         let format = if self.files.own_formats() {
-            blocks.own
+            blocks.own_format()
         } else {
             self.precision.weights
         };
         let shape = [spec.rows.count, spec.cols];
-        let (tensor, failed) = (&blocks.tensor, OnceLock::new());
+        let failed = OnceLock::new();
         // The first failure counts, whichever thread meets it.
         let note = |outcome: Result<(), GgufError>| {
             let _ = outcome.map_err(|error| failed.set(error));
         };
-        let packed = if can_lay_out(tensor.kind, format) && tensor.is_verbatim() {
-            let packed = QuantMatrix::lay_out(
-                format,
-                shape,
-                &|row, place| {
-                    let row = tensor.row(spec.rows.stored(row));
-                    note(row.map(|blocks| lay_out(tensor.kind, blocks, place)));
-                },
-                self.engine,
-            );
+        let packed = if blocks.can_lay_out(format) {
+            let write = |row, place: &mut PanelRow<'_>| note(blocks.lay_out(spec.rows.stored(row), place));
+            let packed = QuantMatrix::lay_out(format, shape, &write, self.engine);
             packed.map(Matrix::laid_out).map_err(|source| LoadError::Memory {
                 bytes: format.bytes(shape[0], shape[1]),
                 source,
@@ -75,14 +109,14 @@ impl TensorReader<'_> {
         } else {
             let source = |rows: Range<usize>, out: &mut [f32]| {
                 for (row, out) in rows.zip(out.chunks_exact_mut(spec.cols)) {
-                    note(tensor.widen_row(spec.rows.stored(row), out));
+                    note(blocks.widen_row(spec.rows.stored(row), out));
                 }
             };
             Matrix::pack(format, shape, &source, self.engine)
         };
-        match failed.into_inner() {
-            Some(error) => Err(in_gguf(&blocks.path)(error)),
-            None => packed,
+        match (blocks, failed.into_inner()) {
+            (Blocks::Gguf { path, .. }, Some(error)) => Err(in_gguf(path)(error)),
+            _ => packed,
         }
     }
 }

@@ -214,11 +214,28 @@ fn packed_weights_of_another_kind_are_refused_by_its_name() {
     let folder = TempDir::new().unwrap();
     let mut config: serde_json::Value =
         serde_json::from_slice(&fs::read(tiny_llama().join("config.json")).unwrap()).unwrap();
-    config["quantization_config"] = json!({"quant_method": "gptq", "bits": 4});
-    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    let error = ModelSource::resolve(&folder.path().display().to_string(), &nowhere()).unwrap_err();
-    let ResolveError::Config { source, .. } = &error else {
-        panic!("{error}")
-    };
-    assert!(source.to_string().contains("\"gptq\""), "{source}");
+    for (packing, said) in [
+        (json!({"quant_method": "bitsandbytes", "load_in_4bit": true}), "\"bitsandbytes\""),
+        (json!({"quant_method": "gptq", "bits": 8}), "\"gptq in 8 bits\""),
+        (
+            json!({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}),
+            "\"gptq in the layout marlin\"",
+        ),
+        (
+            json!({"quant_method": "awq", "bits": 4, "version": "gemv"}),
+            "\"awq in the layout gemv\"",
+        ),
+        (
+            json!({"quant_method": "gptq", "bits": 4, "lm_head": true}),
+            "\"gptq, the head too\"",
+        ),
+    ] {
+        config["quantization_config"] = packing;
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let error = ModelSource::resolve(&folder.path().display().to_string(), &nowhere()).unwrap_err();
+        let ResolveError::Config { source, .. } = &error else {
+            panic!("{error}")
+        };
+        assert!(source.to_string().contains(said), "{source}");
+    }
 }
