@@ -35,8 +35,8 @@ use super::{
 use crate::{
     dht::Dht,
     model::{
-        Adapter, AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource, Precision,
-        ResolveError, WeightDType, WeightFormat,
+        Adapter, AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource,
+        Precision, ResolveError, WeightDType, WeightFormat,
     },
     p2p::P2p,
     swarm::{

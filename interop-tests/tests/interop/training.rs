@@ -66,6 +66,10 @@ fn both_clients_get_text_and_petals_gets_activations_and_gradients_of_an_adapter
         let place = (hub::MODEL, swarm.bootstrap.addr.as_str());
         node::generate_with(&hub, place, (&ADAPTER_PROMPT, 8), more).unwrap()["token_ids"].clone()
     };
-    assert_eq!(generate(&["--adapter", "everything"]), result["want"][0], "peft's text by our client");
+    assert_eq!(
+        generate(&["--adapter", "everything"]),
+        result["want"][0],
+        "peft's text by our client"
+    );
     assert_eq!(generate(&[]), result["without"][0]);
 }

@@ -34,7 +34,11 @@ pub enum PackingMethod {
 impl PackedWeights {
     /// The format that has the same weights without rounding: 4 bits around 8 are q4_0, codes less another zero q8_0.
     pub(crate) fn own_format(self) -> WeightFormat {
-        if self.is_plain { WeightFormat::Q4_0 } else { WeightFormat::Q8_0 }
+        if self.is_plain {
+            WeightFormat::Q4_0
+        } else {
+            WeightFormat::Q8_0
+        }
     }
 }
 
@@ -87,7 +91,10 @@ pub(super) fn read(raw: &Map<String, Value>) -> Result<Option<PackedWeights>, Co
     }
     let Some(method) = raw.method() else {
         let layout = raw.checkpoint_format.as_ref().or(raw.version.as_ref());
-        return Err(refused(&format!(" in the layout {}", layout.map_or("", String::as_str))));
+        return Err(refused(&format!(
+            " in the layout {}",
+            layout.map_or("", String::as_str)
+        )));
     };
     match raw.bits {
         Some(4) => {}

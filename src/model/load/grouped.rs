@@ -41,11 +41,15 @@ impl TensorReader<'_> {
     /// A tensor that is missing or of another shape.
     pub(super) fn grouped(&mut self, spec: &TensorSpec, packing: PackedWeights) -> Result<Grouped, LoadError> {
         let [rows, cols] = spec.shape[..] else {
-            return Err(LoadError::Packing { tensor: spec.name.clone() });
+            return Err(LoadError::Packing {
+                tensor: spec.name.clone(),
+            });
         };
         let size = packing.group_size.unwrap_or(cols);
         if size == 0 || !cols.is_multiple_of(WORD) || !rows.is_multiple_of(WORD) {
-            return Err(LoadError::Packing { tensor: spec.name.clone() });
+            return Err(LoadError::Packing {
+                tensor: spec.name.clone(),
+            });
         }
         let n_groups = cols.div_ceil(size);
         let stem = spec.name.strip_suffix(".weight").unwrap_or(&spec.name);
@@ -61,7 +65,9 @@ impl TensorReader<'_> {
             PackingMethod::Awq => (0..cols).map(|column| column / size).collect(),
         };
         if group_of.iter().any(|group| *group >= n_groups) {
-            return Err(LoadError::Packing { tensor: spec.name.clone() });
+            return Err(LoadError::Packing {
+                tensor: spec.name.clone(),
+            });
         }
         let of_zero = |i: usize| {
             let (group, row) = (i / rows, i % rows);

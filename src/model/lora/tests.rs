@@ -221,7 +221,10 @@ fn what_adapters_take_is_counted_as_it_is_packed() {
         let blocks = Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap();
         let blocks = blocks.with_adapters(std::slice::from_ref(&adapter)).unwrap();
         let updates = &blocks.blocks[0].block.adapters[0].updates;
-        let packed = updates.iter().flatten().flat_map(|update| [&update.a.weight, &update.b.weight]);
+        let packed = updates
+            .iter()
+            .flatten()
+            .flat_map(|update| [&update.a.weight, &update.b.weight]);
         let bytes = packed.map(|matrix| WeightFormat::F32.bytes(matrix.rows(), matrix.cols()) as u64);
         assert_eq!(adapter.block_bytes(files.config()), bytes.sum::<u64>(), "{name}");
         let file = vectors("sepal/lora").join(name).join("adapter_model.safetensors");

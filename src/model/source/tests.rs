@@ -215,7 +215,10 @@ fn packed_weights_of_another_kind_are_refused_by_its_name() {
     let mut config: serde_json::Value =
         serde_json::from_slice(&fs::read(tiny_llama().join("config.json")).unwrap()).unwrap();
     for (packing, said) in [
-        (json!({"quant_method": "bitsandbytes", "load_in_4bit": true}), "\"bitsandbytes\""),
+        (
+            json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+            "\"bitsandbytes\"",
+        ),
         (json!({"quant_method": "gptq", "bits": 8}), "\"gptq in 8 bits\""),
         (
             json!({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}),

@@ -77,7 +77,10 @@ fn codes_and_scales_are_kept_where_a_format_has_them() {
         let specs = matrices(&files);
         assert!(specs.len() >= 10, "{name}");
         for spec in specs {
-            let (wanted, found) = (exact.matrix(&spec).unwrap().to_f32(), kept.matrix(&spec).unwrap().to_f32());
+            let (wanted, found) = (
+                exact.matrix(&spec).unwrap().to_f32(),
+                kept.matrix(&spec).unwrap().to_f32(),
+            );
             if is_exact {
                 assert!(wanted == found, "{name}: {}", spec.name);
             }
@@ -127,7 +130,10 @@ fn what_does_not_fit_together_is_named() {
     };
     let other_groups = refused(&|config| config["quantization_config"]["group_size"] = 16.into());
     let text = other_groups.to_string();
-    assert!(matches!(other_groups, LoadError::Shape { .. }) && text.contains("q_proj.qzeros"), "{text}");
+    assert!(
+        matches!(other_groups, LoadError::Shape { .. }) && text.contains("q_proj.qzeros"),
+        "{text}"
+    );
     let other_method = refused(&|config| {
         config["quantization_config"] = serde_json::json!({"quant_method": "awq", "bits": 4, "group_size": 32});
     });
