@@ -216,7 +216,21 @@ pub fn generate(hub: &Hub, initial: &str, prompt: &[u32], n_tokens: usize) -> an
 ///
 /// As [`generate`].
 pub fn generate_with(hub: &Hub, place: (&str, &str), text: (&[u32], usize), more: &[&str]) -> anyhow::Result<Value> {
-    let mut process = generating(hub, place, text, &[&["--json"], more].concat())?;
+    finish(generating(hub, place, text, &[&["--json"], more].concat())?)
+}
+
+/// The same for a model without a tokenizer, all of whose flags are given.
+///
+/// # Errors
+///
+/// As [`generate`].
+pub fn generate_ids(hub: &Hub, (model, initial): (&str, &str), flags: &[&str]) -> anyhow::Result<Value> {
+    let mut arguments = vec!["generate", model, "--initial-peers", initial, "--temperature", "0", "--json"];
+    arguments.extend(flags);
+    finish(Process::start("sepal generate", &mut sepal(hub, &arguments)?)?)
+}
+
+fn finish(mut process: Process) -> anyhow::Result<Value> {
     let answer = process.answer(WORK)?;
     let status = process.wait_exit(ANSWER)?;
     if !status.success() {

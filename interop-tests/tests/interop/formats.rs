@@ -2,13 +2,15 @@
 //! weights in different formats, and get what transformers computes with the weights as they are, within what a format can
 //! tell.
 
+use std::fs;
+
 use interop_tests::{
     STARTUP,
-    hub::{self, Hub},
+    hub::{self, Hub, repository},
     node::{self, Node},
     python,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 const PROMPT: [u32; 7] = [1, 17, 42, 99, 200, 5, 250];
 const N_TOKENS: usize = 12;
@@ -84,6 +86,48 @@ fn clients_get_from_servers_in_every_weight_format_what_its_bits_can_tell() {
         assert_eq!((ours.len(), theirs.len()), (N_TOKENS, N_TOKENS), "{format}");
         if same_text {
             assert_eq!((&ours, &theirs), (&want, &want), "{format}");
+        }
+    }
+}
+
+/// Without `--quant` a server says which formats the files have; with `none` it computes what transformers does with the
+/// weights that are in them.
+#[test]
+fn files_in_blocks_are_served_as_they_are_or_widened() {
+    let hub = Hub::new().unwrap();
+    let vectors = repository().join("protocol/vectors/sepal").canonicalize().unwrap();
+    let path = |name: &str| vectors.join(name).to_str().unwrap().to_owned();
+    let (gguf, packed) = (path("gguf/llama-q4_k_m.gguf"), path("packed/awq"));
+    let reference: Value = serde_json::from_slice(&fs::read(vectors.join("packed/awq/reference.json")).unwrap()).unwrap();
+    let prompt = node::ids(&reference["input_ids"][0]).unwrap();
+    let prompt: Vec<String> = prompt.iter().map(u32::to_string).collect();
+    let flags = ["--prompt-ids", &prompt.join(","), "--max-new-tokens", "6", "--dht-prefix"];
+    for quant in ["auto", "none"] {
+        let bootstrap = Node::bootstrap(&hub, &[]).unwrap();
+        let prefixes = [format!("{gguf}=in-gguf"), format!("{packed}=in-awq")];
+        let more = ["--quant", quant, "--dht-prefix", &prefixes[0], "--dht-prefix", &prefixes[1]];
+        let first = format!("{gguf}=0:1");
+        let more = [&more[..], &["--blocks", &first]].concat();
+        let mut server = Node::serve_models(&hub, &[&gguf, &packed], "0:2", &bootstrap.addr, &more).unwrap();
+        for prefix in ["in-gguf", "in-awq"] {
+            server.process.wait_line(&format!("online {prefix}"), STARTUP).unwrap();
+        }
+        let said = server.process.said().err;
+        let weights = match quant {
+            "auto" => ["\"q4_k\"", "\"q8_0\""],
+            _ => ["\"float32\""; 2],
+        };
+        for weights in weights {
+            assert!(said.contains(&format!("weights={weights}")), "{quant}: {said}");
+        }
+        for (model, prefix) in [(&gguf, "in-gguf"), (&packed, "in-awq")] {
+            let more = [&flags[..], &[prefix]].concat();
+            let answer = node::generate_ids(&hub, (model, &bootstrap.addr), &more).unwrap();
+            let found = node::ids(&answer["token_ids"]).unwrap();
+            assert_eq!(found.len(), 6, "{answer}");
+            if quant == "none" && prefix == "in-awq" {
+                assert_eq!(found, node::ids(&reference["greedy"]).unwrap());
+            }
         }
     }
 }
