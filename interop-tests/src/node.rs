@@ -225,7 +225,15 @@ pub fn generate_with(hub: &Hub, place: (&str, &str), text: (&[u32], usize), more
 ///
 /// As [`generate`].
 pub fn generate_ids(hub: &Hub, (model, initial): (&str, &str), flags: &[&str]) -> anyhow::Result<Value> {
-    let mut arguments = vec!["generate", model, "--initial-peers", initial, "--temperature", "0", "--json"];
+    let mut arguments = vec![
+        "generate",
+        model,
+        "--initial-peers",
+        initial,
+        "--temperature",
+        "0",
+        "--json",
+    ];
     arguments.extend(flags);
     finish(Process::start("sepal generate", &mut sepal(hub, &arguments)?)?)
 }

@@ -98,14 +98,28 @@ fn files_in_blocks_are_served_as_they_are_or_widened() {
     let vectors = repository().join("protocol/vectors/sepal").canonicalize().unwrap();
     let path = |name: &str| vectors.join(name).to_str().unwrap().to_owned();
     let (gguf, packed) = (path("gguf/llama-q4_k_m.gguf"), path("packed/awq"));
-    let reference: Value = serde_json::from_slice(&fs::read(vectors.join("packed/awq/reference.json")).unwrap()).unwrap();
+    let reference: Value =
+        serde_json::from_slice(&fs::read(vectors.join("packed/awq/reference.json")).unwrap()).unwrap();
     let prompt = node::ids(&reference["input_ids"][0]).unwrap();
     let prompt: Vec<String> = prompt.iter().map(u32::to_string).collect();
-    let flags = ["--prompt-ids", &prompt.join(","), "--max-new-tokens", "6", "--dht-prefix"];
+    let flags = [
+        "--prompt-ids",
+        &prompt.join(","),
+        "--max-new-tokens",
+        "6",
+        "--dht-prefix",
+    ];
     for quant in ["auto", "none"] {
         let bootstrap = Node::bootstrap(&hub, &[]).unwrap();
         let prefixes = [format!("{gguf}=in-gguf"), format!("{packed}=in-awq")];
-        let more = ["--quant", quant, "--dht-prefix", &prefixes[0], "--dht-prefix", &prefixes[1]];
+        let more = [
+            "--quant",
+            quant,
+            "--dht-prefix",
+            &prefixes[0],
+            "--dht-prefix",
+            &prefixes[1],
+        ];
         let first = format!("{gguf}=0:1");
         let more = [&more[..], &["--blocks", &first]].concat();
         let mut server = Node::serve_models(&hub, &[&gguf, &packed], "0:2", &bootstrap.addr, &more).unwrap();
