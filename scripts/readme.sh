@@ -58,6 +58,11 @@ answer=$(sepal generate demo --initial-peers "$addr" --prompt "What is 2+2?" 2>"
 echo "What is 2+2? $answer"
 grep -q 4 <<<"$answer" || fail "generate answered: $answer"
 
+says 'sepal chat org/model --initial-peers ADDR --system "Answer in French." <questions.txt'
+printf 'What is 2+2?\nWhat is 7 plus 5?\n/stats\n' >"$work/questions.txt"
+sepal chat demo --initial-peers "$addr" --temperature 0 --system "Answer in French." <"$work/questions.txt" | tee "$work/chat"
+grep -qx '2 + 2 = 4.' "$work/chat" && grep -qx '7 + 5 = 12.' "$work/chat" || fail 'the chat does not know what 2+2 and 7+5 are'
+
 says 'cargo run --release --example whois -- demo-hf 8 ADDR'
 cargo run --release --locked --quiet --example whois -- demo-hf 8 "$addr" | tee "$work/whois"
 [ "$(grep -c ' online ' "$work/whois")" = 8 ] || fail 'whois does not see a server for each of the 8 blocks'

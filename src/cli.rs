@@ -4,11 +4,14 @@
 //! Results go to stdout as stable lines that scripts may read, logs go to stderr.
 
 mod bootstrap;
+mod caller;
+mod chat;
 mod compute;
 mod conversation;
 mod demo;
 mod doctor;
 mod environment;
+mod form;
 mod generate;
 mod gpus;
 mod health;
@@ -21,6 +24,7 @@ mod node;
 mod output;
 mod progress;
 mod quant;
+mod sampling;
 mod serve;
 mod signals;
 mod standing;
@@ -60,6 +64,8 @@ enum Command {
     SwarmKey(swarm::KeyArgs),
     /// Generate text through the servers of a swarm.
     Generate(Box<generate::Args>),
+    /// Talk to a model through the servers of a swarm.
+    Chat(Box<chat::Args>),
     /// Show how a swarm is: models, servers, missing blocks.
     Health(health::Args),
 }
@@ -74,7 +80,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         cli.verbose,
         cli.quiet,
         match &cli.command {
-            Command::Demo(_) | Command::Doctor(_) | Command::Info(_) => true,
+            Command::Chat(_) | Command::Demo(_) | Command::Doctor(_) | Command::Info(_) => true,
             Command::Health(args) => args.fills_the_terminal(),
             _ => false,
         },
@@ -94,6 +100,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Serve(args) => serve::run(*args).await,
             Command::SwarmKey(args) => swarm::make_key(&args),
             Command::Generate(args) => generate::run(*args).await,
+            Command::Chat(args) => chat::run(*args).await,
             Command::Health(args) => health::run(args).await,
         }
     });

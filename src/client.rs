@@ -11,10 +11,13 @@
 mod attempts;
 mod bans;
 mod chat;
+mod constraint;
+mod conversations;
 mod error;
 mod generate;
 mod history;
 mod remote;
+mod run;
 mod session;
 mod text;
 
@@ -28,8 +31,11 @@ use std::{
 use self::bans::Bans;
 pub use self::{
     chat::{Chat, ChatError, ChatTemplate, Ending, LocalTime},
+    constraint::{Constraint, ConstraintError, Constraints},
+    conversations::{Conversations, Limits},
     error::{ClientError, RemoteError},
-    generate::{FinishReason, Generation, Params},
+    generate::{FinishReason, Generation, Params, Token},
+    run::Run,
     session::{HopReport, Session},
     text::{TextCodec, TextError},
 };
@@ -216,6 +222,13 @@ impl Client {
     }
 }
 
+/// By the version that a server announces: Sepal's says so, Petals' is a number.
+fn takes_back(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let petals = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version.starts_with("sepal") || petals >= (2, 3)
+}
+
 impl Shared {
     /// Reads all block records again and pings servers that a route may start or end with.
     async fn refresh(&self) {
@@ -269,6 +282,14 @@ impl Shared {
             Some("float16") => DType::F16,
             _ => DType::F32,
         }
+    }
+
+    /// Whether a server takes back tokens: Petals does since 2.3, Sepal always has.
+    fn can_rewind(&self, peer: PeerId) -> bool {
+        let snapshot = self.directory.snapshot();
+        let span = snapshot.spans.iter().find(|span| span.peer == peer);
+        let version = span.and_then(|span| span.info.version.as_deref());
+        version.is_some_and(takes_back)
     }
 
     /// A server that answered starts afresh, whatever it did before.

@@ -84,7 +84,7 @@ pub use linear::measure_gemm;
 use load::TensorReader;
 pub use lora::{Adapter, AdapterError, AdapterId};
 pub use quant::{Precision, WeightFormat};
-pub use sample::{SampleError, Sampler, SamplingParams};
+pub use sample::{Choice, Logprobs, MAX_LOGPROBS, SampleError, Sampler, SamplingParams, Seen};
 pub use sharing::CacheOptions;
 pub use source::{ChatFiles, ModelSource, ResolveError};
 pub use tensor::Hidden;

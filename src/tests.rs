@@ -4,6 +4,7 @@
 mod caller;
 mod cancelling;
 mod churning;
+mod conversing;
 mod faulty;
 mod generating;
 mod limits;

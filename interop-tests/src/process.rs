@@ -137,8 +137,17 @@ impl Process {
     ///
     /// If it no longer reads.
     pub fn tell(&mut self, order: &Value) -> anyhow::Result<()> {
+        self.say(&order.to_string())
+    }
+
+    /// Writes one line to the process.
+    ///
+    /// # Errors
+    ///
+    /// If it no longer reads.
+    pub fn say(&mut self, line: &str) -> anyhow::Result<()> {
         let stdin = self.child.stdin.as_mut().context("stdin is closed")?;
-        writeln!(stdin, "{order}").with_context(|| format!("{} no longer listens", self.name))?;
+        writeln!(stdin, "{line}").with_context(|| format!("{} no longer listens", self.name))?;
         Ok(stdin.flush()?)
     }
 

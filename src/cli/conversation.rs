@@ -20,6 +20,11 @@ pub(super) struct ConversationArgs {
 }
 
 impl ConversationArgs {
+    /// Whether there is any of it.
+    pub(super) fn is_given(&self) -> bool {
+        self.chat_template.is_some() || self.system.is_some()
+    }
+
     /// The template that conversations with the model are rendered with.
     ///
     /// # Errors

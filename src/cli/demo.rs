@@ -18,7 +18,7 @@ use super::{
     signals,
 };
 use crate::{
-    client::{self, Client, Generation, Params, TextCodec},
+    client::{self, Client, Generation, Params, TextCodec, Token},
     model::{Engine, SamplingParams},
     p2p::{self, Identity, Multiaddr, PeerId},
     server::{self, BlockChoice, LimitChoice, Server},
@@ -152,8 +152,8 @@ async fn ask(args: &Args, model: &Model, node: &Node, servers: &[(Node, Arc<Serv
             temperature: 0.0,
             ..defaults.sampling()
         },
-        stop: Vec::new(),
         eos_token_ids: defaults.eos_token_ids.clone(),
+        ..Params::default()
     };
     let route = client.route(prompt.len() + params.max_new_tokens).await?;
     let route: Vec<String> = route
@@ -170,13 +170,13 @@ async fn ask(args: &Args, model: &Model, node: &Node, servers: &[(Node, Arc<Serv
     output::line(format_args!("> {}", args.prompt));
     // The model begins its answer with a line break, as a text would; here the question stands on a line of its own.
     let mut begun = false;
-    let mut on_text = |text: &str| {
-        let text = if begun { text } else { text.trim_start() };
+    let mut on_token = |token: &Token| {
+        let text = if begun { &token.text } else { token.text.trim_start() };
         begun |= !text.is_empty();
         output::piece(text);
     };
     let generation = client
-        .generate(Some(&codec), &prompt, &params, &mut on_text)
+        .generate(Some(&codec), &prompt, &params, &mut on_token)
         .await
         .context("the demonstration failed")?;
     output::line("");

@@ -5,15 +5,18 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::{
+    caller::CallerArgs,
     conversation::{self, ConversationArgs},
+    form::FormArgs,
     model::{Model, ModelArgs},
-    node, output, signals,
+    node, output,
+    sampling::SamplingArgs,
+    signals,
     swarm::SwarmArgs,
 };
 use crate::{
-    client::{self, Client, Generation, Params, TextCodec},
-    model::SamplingParams,
-    swarm::directory::Filter,
+    client::{Generation, Params, TextCodec, Token},
+    model::{Logprobs, SamplingParams},
 };
 
 #[derive(Debug, ClapArgs)]
@@ -46,68 +49,16 @@ pub(super) struct Args {
     max_new_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Tell how probable each token was, with --json: the N most probable ones, before penalties and filters.
+    #[arg(long, value_name = "N", requires = "json")]
+    logprobs: Option<usize>,
+    #[command(flatten)]
+    form: FormArgs,
     /// Text that ends the generation; may be given several times.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Do not let servers send activations straight to each other.
-    #[arg(long)]
-    no_push: bool,
-    /// LoRA adapter to use; only servers that have it are.
-    #[arg(long, value_name = "NAME", alias = "active_adapter")]
-    adapter: Option<String>,
-    /// Failed servers, and pauses for missing blocks, before giving up.
-    #[arg(long, value_name = "N", default_value_t = 5, alias = "max_retries")]
-    max_retries: usize,
-}
-
-/// How tokens are chosen. Everything not given comes from the model's generation_config.json.
-#[derive(Debug, Default, ClapArgs)]
-pub(super) struct SamplingArgs {
-    /// 0 always takes the most likely token.
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
-    temperature: Option<f32>,
-    /// Only the K most likely tokens; 0 for all.
-    #[arg(long, value_name = "K", alias = "top_k")]
-    top_k: Option<usize>,
-    /// Only the most likely tokens that together have this probability.
-    #[arg(long, value_name = "P", alias = "top_p", allow_negative_numbers = true)]
-    top_p: Option<f32>,
-    /// More than 1 makes tokens that were there before less likely.
-    #[arg(long, value_name = "R", alias = "repetition_penalty", allow_negative_numbers = true)]
-    repetition_penalty: Option<f32>,
-    /// Makes sampling repeatable [default: a new one each time].
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-}
-
-impl SamplingArgs {
-    /// # Errors
-    /// Names the flag that is out of range.
-    pub(super) fn chosen(&self, mut params: SamplingParams) -> anyhow::Result<SamplingParams> {
-        if let Some(temperature) = self.temperature {
-            if !temperature.is_finite() || temperature < 0.0 {
-                bail!("--temperature {temperature} must be 0 or more");
-            }
-            params.temperature = temperature;
-        }
-        if let Some(top_p) = self.top_p {
-            if !(top_p > 0.0 && top_p <= 1.0) {
-                bail!("--top-p {top_p} must be more than 0 and at most 1");
-            }
-            params.top_p = top_p;
-        }
-        if let Some(penalty) = self.repetition_penalty {
-            if !penalty.is_finite() || penalty <= 0.0 {
-                bail!("--repetition-penalty {penalty} must be more than 0");
-            }
-            params.repetition_penalty = penalty;
-        }
-        if let Some(top_k) = self.top_k {
-            params.top_k = top_k;
-        }
-        params.seed = self.seed.unwrap_or_else(rand::random);
-        Ok(params)
-    }
+    #[command(flatten)]
+    caller: CallerArgs,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
@@ -118,7 +69,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         Err(_) if args.prompt.is_none() && args.message.is_none() && args.stop.is_empty() => None,
         Err(error) => return Err(error.into()),
     };
-    let params = args.params(&model)?;
+    let params = args.params(&model, codec.as_ref())?;
     let prompt = args.prompt(&model, codec.as_ref()).await?;
     let vocab_size = model.source.config().vocab_size;
     if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
@@ -135,7 +86,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     node.tasks.shutdown().await;
     let generation = outcome?;
     if args.json {
-        output::line(report(&generation));
+        output::line(report(&generation, codec.as_ref()));
     } else {
         output::line("");
     }
@@ -148,28 +99,15 @@ async fn generate(
     node: &node::Node,
     (codec, prompt, params): (Option<&TextCodec>, &[u32], &Params),
 ) -> anyhow::Result<Generation> {
-    node.join().await?;
-    let config = client::Config {
-        push: !args.no_push,
-        backoff: client::Backoff {
-            max_retries: args.max_retries,
-            ..client::Backoff::default()
-        },
-        filter: Filter {
-            adapter: args.adapter.clone(),
-            ..Filter::default()
-        },
-        ..client::Config::new(model.prefix.clone())
-    };
-    let client = Client::connect(config, &model.source, (node.p2p.clone(), node.dht.clone()), &node.tasks).await?;
+    let client = args.caller.connect(model, node).await?;
     let stream = !args.json;
-    let mut on_text = move |text: &str| {
+    let mut on_token = move |token: &Token| {
         if stream {
-            output::piece(text);
+            output::piece(&token.text);
         }
     };
     client
-        .generate(codec, prompt, params, &mut on_text)
+        .generate(codec, prompt, params, &mut on_token)
         .await
         .context("generation failed")
 }
@@ -177,6 +115,9 @@ async fn generate(
 impl Args {
     /// The tokens to go on from.
     async fn prompt(&self, model: &Model, codec: Option<&TextCodec>) -> anyhow::Result<Vec<u32>> {
+        if self.message.is_none() && self.conversation.is_given() {
+            bail!("--system and --chat-template need --message");
+        }
         let Some(codec) = codec else {
             return Ok(self.prompt_ids.clone());
         };
@@ -193,13 +134,18 @@ impl Args {
         Ok(codec.encode_rendered(&conversation::prompt(&template, messages)?)?)
     }
 
-    fn params(&self, model: &Model) -> anyhow::Result<Params> {
+    fn params(&self, model: &Model, codec: Option<&TextCodec>) -> anyhow::Result<Params> {
         let defaults = model.source.generation_config();
+        let sampling = SamplingParams {
+            logprobs: self.logprobs,
+            ..self.sampling.chosen(defaults.sampling())?
+        };
         Ok(Params {
             max_new_tokens: self.max_new_tokens,
-            sampling: self.sampling.chosen(defaults.sampling())?,
+            sampling,
             stop: self.stop.clone(),
             eos_token_ids: defaults.eos_token_ids.clone(),
+            constraint: self.form.constraint(model, codec)?,
         })
     }
 }
@@ -208,7 +154,7 @@ fn milliseconds(time: std::time::Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-fn report(generation: &Generation) -> serde_json::Value {
+fn report(generation: &Generation, codec: Option<&TextCodec>) -> serde_json::Value {
     let route: Vec<_> = generation
         .route
         .iter()
@@ -220,9 +166,22 @@ fn report(generation: &Generation) -> serde_json::Value {
             })
         })
         .collect();
+    let probable = |(logprobs, id): (&Logprobs, &u32)| {
+        let entry = |id: u32, logprob: f32| {
+            let token = codec.and_then(|codec| codec.decode(&[id]).ok());
+            json!({"id": id, "token": token, "logprob": logprob})
+        };
+        let mut chosen = entry(*id, logprobs.chosen);
+        chosen["top_logprobs"] = logprobs.top.iter().map(|(id, logprob)| entry(*id, *logprob)).collect();
+        chosen
+    };
+    let logprobs = generation.logprobs.iter().zip(&generation.token_ids).map(probable);
+    let logprobs: Vec<_> = logprobs.collect();
     json!({
         "text": generation.text,
         "token_ids": generation.token_ids,
+        "logprobs": (!logprobs.is_empty()).then_some(logprobs),
+        "finish_reason": generation.finish_reason.name(),
         "prompt_tokens": generation.prompt_tokens,
         "tokens_per_second": generation.tokens_per_second(),
         "time_to_first_token_ms": milliseconds(generation.time_to_first_token),

@@ -27,6 +27,16 @@ pub(super) fn piece(text: &str) {
     drop(io::stdout().flush());
 }
 
+/// A remark beside the results, on stderr.
+pub(super) fn note(text: &str) {
+    eprintln!("{text}");
+}
+
+/// An error after which the program goes on.
+pub(super) fn error(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}
+
 /// Help and version go to stdout and are no failure; anything else explains itself on stderr.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
     drop(error.print());

@@ -2,6 +2,39 @@
 
 use anyhow::Context;
 
+/// Each time that a person presses Ctrl-C, which then does not end the program.
+#[derive(Debug)]
+pub(super) struct Interrupts {
+    #[cfg(unix)]
+    signals: tokio::signal::unix::Signal,
+    #[cfg(windows)]
+    signals: tokio::signal::windows::CtrlC,
+}
+
+impl Interrupts {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// When the system lets nobody listen for signals.
+    pub(super) fn listen() -> anyhow::Result<Self> {
+        #[cfg(unix)]
+        let signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt());
+        #[cfg(windows)]
+        let signals = tokio::signal::windows::ctrl_c();
+        Ok(Self {
+            signals: signals.context("cannot listen for Ctrl-C")?,
+        })
+    }
+
+    /// The next time. None is lost while nobody waits.
+    pub(super) async fn next(&mut self) {
+        // The end of the stream would be the end of the program.
+        if self.signals.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// Returns when the person or the system asks the program to stop.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sepal_protocol::WireError;
 use thiserror::Error;
 
-use super::text::TextError;
+use super::{constraint::ConstraintError, text::TextError};
 use crate::{
     model::{ComputeError, LoadError, ResolveError, SampleError},
     p2p::{OpenError, PeerId, StreamError},
@@ -65,6 +65,9 @@ pub enum ClientError {
     /// No token could be chosen.
     #[error("cannot choose a token")]
     Sample(#[from] SampleError),
+    /// What the output should be like cannot be kept.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// Tokens that are no text.
     #[error("cannot turn tokens into text")]
     Text(#[from] TextError),

@@ -1,18 +1,14 @@
-//! The token loop: embed, step through the swarm, head, sample, until an end token, a stop string or the length.
+//! What to generate, and what came of it. The token loop itself is in `run`.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use super::{
-    Client, ClientError, HopReport, Session,
-    text::{Piece, TextCodec, TextStream},
+    Client, ClientError, HopReport,
+    constraint::Constraint,
+    run::{Run, Start},
+    text::TextCodec,
 };
-use crate::model::{Ends, Hidden, Sampler, SamplingParams};
-
-/// Numbers that are copied or multiplied at once: that takes less time than handing them to another thread and back.
-const INLINE_NUMBERS: usize = 1 << 18;
+use crate::model::{Logprobs, SamplingParams};
 
 /// What to generate.
 #[derive(Clone, Debug, Default)]
@@ -25,15 +21,46 @@ pub struct Params {
     pub stop: Vec<String>,
     /// Tokens that end the generation.
     pub eos_token_ids: Vec<u32>,
+    /// What the text has to be like.
+    pub constraint: Option<Constraint>,
 }
 
 /// Why a generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// An end token or a stop string.
-    Stop,
+    /// This end token.
+    EndToken(u32),
+    /// This stop string.
+    StopText(String),
+    /// The text is all that its constraint allows.
+    Complete,
     /// The length that was asked for.
     Length,
+    /// Whoever asked for it wanted no more.
+    Interrupted,
+}
+
+impl FinishReason {
+    /// As the API of OpenAI has it: `length` if there would have been more, else `stop`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::EndToken(_) | Self::StopText(_) | Self::Complete | Self::Interrupted => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// One new token, as soon as it is chosen.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// The text that is certain now: nothing while a character or a stop string is not complete, and without a codec.
+    pub text: String,
+    /// How probable it was, if [`SamplingParams::logprobs`] asks.
+    pub logprobs: Option<Logprobs>,
+    /// With the last token, why it is the last.
+    pub finish: Option<FinishReason>,
 }
 
 /// A finished generation.
@@ -43,8 +70,12 @@ pub struct Generation {
     pub text: String,
     /// The new tokens, an end token included.
     pub token_ids: Vec<u32>,
+    /// How probable each of them was; empty unless that was asked for.
+    pub logprobs: Vec<Logprobs>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that the servers had in their caches already.
+    pub reused_tokens: usize,
     /// From the call to the first new token.
     pub time_to_first_token: Duration,
     /// From the call to the last new token.
@@ -69,157 +100,32 @@ impl Generation {
 }
 
 impl Client {
-    /// Continues `prompt` (token ids) in a session of its own and hands each new piece of text to `on_text`. Without a
-    /// `codec` there are tokens and no text, and stop strings are never found.
+    /// Starts to continue `prompt` (token ids) in a session of its own. Without a `codec` there are tokens and no text, and
+    /// stop strings are never found. Nothing is sent before the first [`Run::next`].
     ///
     /// # Errors
-    /// As [`Session::step`]; what was handed out before stays right.
+    /// No tokens, or parameters out of their range.
+    pub fn begin(&self, codec: Option<&TextCodec>, prompt: &[u32], params: &Params) -> Result<Run, ClientError> {
+        let session = self.session(prompt.len() + params.max_new_tokens);
+        Run::new(self, codec, Start { prompt, session }, params)
+    }
+
+    /// Continues `prompt` in a session of its own and hands each new token to `on_token`.
+    ///
+    /// # Errors
+    /// As [`Client::begin`] and [`Run::next`]; what was handed out before stays right.
     pub async fn generate(
         &self,
         codec: Option<&TextCodec>,
         prompt: &[u32],
         params: &Params,
-        on_text: &mut (dyn FnMut(&str) + Send),
+        on_token: &mut (dyn FnMut(&Token) + Send),
     ) -> Result<Generation, ClientError> {
-        if prompt.is_empty() {
-            return Err(ClientError::EmptyPrompt);
-        }
-        let mut run = Run::new(self.ends.clone(), codec, prompt, params)?;
-        let mut session = self.session(prompt.len() + params.max_new_tokens);
-        let outcome = run.drive(&mut session, on_text).await;
-        let route = session.report();
-        session.close().await;
-        let finish_reason = outcome?;
-        Ok(Generation {
-            text: run.text,
-            token_ids: run.tokens.split_off(prompt.len()),
-            prompt_tokens: prompt.len(),
-            time_to_first_token: run.first_token.unwrap_or_default(),
-            total_time: run.last_token,
-            route,
-            finish_reason,
-        })
+        let mut run = self.begin(codec, prompt, params)?;
+        let outcome = run.drive(on_token).await;
+        let (generation, used) = run.end();
+        used.session.close().await;
+        outcome?;
+        generation
     }
-}
-
-/// One generation on its way.
-struct Run<'a> {
-    ends: Arc<Ends>,
-    params: &'a Params,
-    /// `None` only while a token is being chosen.
-    sampler: Option<Sampler>,
-    /// `None` without a tokenizer, and after the end of the text.
-    stream: Option<TextStream>,
-    /// Prompt and new tokens.
-    tokens: Vec<u32>,
-    prompt_len: usize,
-    text: String,
-    started: Instant,
-    first_token: Option<Duration>,
-    last_token: Duration,
-}
-
-impl<'a> Run<'a> {
-    fn new(
-        ends: Arc<Ends>,
-        codec: Option<&TextCodec>,
-        prompt: &[u32],
-        params: &'a Params,
-    ) -> Result<Self, ClientError> {
-        Ok(Self {
-            ends,
-            params,
-            sampler: Some(Sampler::new(params.sampling.clone())?),
-            stream: codec.map(|codec| codec.stream(prompt, &params.stop)),
-            tokens: prompt.to_vec(),
-            prompt_len: prompt.len(),
-            text: String::new(),
-            started: Instant::now(),
-            first_token: None,
-            last_token: Duration::ZERO,
-        })
-    }
-
-    async fn drive(
-        &mut self,
-        session: &mut Session,
-        on_text: &mut (dyn FnMut(&str) + Send),
-    ) -> Result<FinishReason, ClientError> {
-        while self.tokens.len() - self.prompt_len < self.params.max_new_tokens {
-            let input = self.embed(session.position()).await?;
-            let output = session.step(input).await?;
-            let token = self.choose(output).await?;
-            self.last_token = self.started.elapsed();
-            self.first_token.get_or_insert(self.last_token);
-            self.tokens.push(token);
-            if self.params.eos_token_ids.contains(&token) {
-                self.finish_text(on_text)?;
-                return Ok(FinishReason::Stop);
-            }
-            let Some(stream) = &mut self.stream else { continue };
-            let piece = stream.push(token)?;
-            let stopped = piece.stopped;
-            self.show(piece, on_text);
-            if stopped {
-                return Ok(FinishReason::Stop);
-            }
-        }
-        self.finish_text(on_text)?;
-        Ok(FinishReason::Length)
-    }
-
-    fn show(&mut self, piece: Piece, on_text: &mut (dyn FnMut(&str) + Send)) {
-        if !piece.text.is_empty() {
-            on_text(&piece.text);
-            self.text.push_str(&piece.text);
-        }
-    }
-
-    fn finish_text(&mut self, on_text: &mut (dyn FnMut(&str) + Send)) -> Result<(), ClientError> {
-        if let Some(stream) = self.stream.take() {
-            let piece = stream.finish()?;
-            self.show(piece, on_text);
-        }
-        Ok(())
-    }
-
-    /// Embeddings of the tokens from `position` on.
-    async fn embed(&self, position: usize) -> Result<Hidden, ClientError> {
-        let (ends, tokens) = (self.ends.clone(), self.tokens[position..].to_vec());
-        let n_numbers = tokens.len() * ends.config().hidden_size;
-        compute(n_numbers, move || ends.embed(&tokens))
-            .await?
-            .map_err(ClientError::Compute)
-    }
-
-    /// The token that follows the last position of `output`.
-    async fn choose(&mut self, output: Hidden) -> Result<u32, ClientError> {
-        let ends = self.ends.clone();
-        let tokens = std::mem::take(&mut self.tokens);
-        let mut sampler = self.sampler.take().ok_or(ClientError::Interrupted)?;
-        let n_numbers = ends.config().hidden_size * ends.config().vocab_size;
-        let (token, tokens, sampler) = compute(n_numbers, move || {
-            let last = &output.data[output.data.len() - output.width..];
-            let logits = ends.logits(last).map_err(ClientError::Compute);
-            let token = logits.and_then(|logits| Ok(sampler.next(&logits, &tokens)?));
-            (token, tokens, sampler)
-        })
-        .await?;
-        self.tokens = tokens;
-        self.sampler = Some(sampler);
-        token
-    }
-}
-
-/// Runs `work`, which is about so many numbers: not on an asynchronous thread if they are many.
-async fn compute<T: Send + 'static>(
-    n_numbers: usize,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ClientError> {
-    if n_numbers <= INLINE_NUMBERS {
-        return Ok(work());
-    }
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| ClientError::Interrupted)
 }

@@ -53,6 +53,15 @@ impl History {
         }
     }
 
+    /// Forgets everything from `tokens` on.
+    pub(crate) fn truncate(&mut self, tokens: usize) {
+        self.tokens = self.tokens.min(tokens);
+        let bytes = self.tokens * self.width * self.dtype.size();
+        for row in &mut self.rows {
+            row.truncate(bytes);
+        }
+    }
+
     /// Everything that was pushed, in messages of bounded size, each made when it is asked for: as float32 a long history
     /// takes several times its size. None is an error in practice: what was a tensor once is one again.
     pub(crate) fn replay(&self) -> impl Iterator<Item = Result<Hidden, WireError>> {
@@ -181,6 +190,17 @@ mod tests {
         let replay: Vec<Hidden> = history.replay().map(Result::unwrap).collect();
         assert_eq!(replay.iter().map(|part| part.tokens).collect::<Vec<_>>(), [512, 88]);
         assert_eq!(concat(replay).data, x.data);
+    }
+
+    #[test]
+    fn what_was_taken_back_is_not_replayed() {
+        let x = numbered(2, 6, 3);
+        let mut history = History::new(DType::F32);
+        history.push(&sent(&x, DType::F32));
+        history.truncate(4);
+        history.push(&sent(&narrow(&x, 5..6), DType::F32));
+        let replay = concat(history.replay().map(Result::unwrap).collect());
+        assert_eq!(replay.data, concat(vec![narrow(&x, 0..4), narrow(&x, 5..6)]).data);
     }
 
     #[test]

@@ -101,6 +101,11 @@ impl Remote {
         self.position
     }
 
+    /// The next step starts at `position`, which the server has in its cache.
+    pub(crate) fn rewind(&mut self, position: usize) {
+        self.position = position;
+    }
+
     /// This session as an entry of `next_servers`, so that the server before it can push to it.
     pub(crate) fn as_next_server(&self) -> NextServer {
         NextServer {

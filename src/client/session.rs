@@ -74,6 +74,36 @@ impl Session {
         self.position
     }
 
+    /// Most tokens that can go through.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// Whether it can go on after an error or a dropped step: it cannot.
+    pub fn is_over(&self) -> bool {
+        self.broken
+    }
+
+    /// Goes back to `position`, so that the next step continues from there. `false` if that cannot be done, and nothing has
+    /// changed: the session is over, it has not come so far, or a server does not know `start_from_position` (Petals
+    /// before 2.3).
+    pub fn rewind(&mut self, position: usize) -> bool {
+        if position == self.position {
+            return !self.broken;
+        }
+        let can = |state: &HopState| self.shared.can_rewind(state.hop.peer);
+        // At 0 a server would take the next step for the first one.
+        if self.broken || position == 0 || position > self.position || !self.hops.iter().all(can) {
+            return false;
+        }
+        for state in &mut self.hops {
+            state.remote.rewind(position);
+            state.history.truncate(position);
+        }
+        self.position = position;
+        true
+    }
+
     /// Servers in use, in order, with their times.
     pub fn report(&self) -> Vec<HopReport> {
         let report = |state: &HopState| HopReport {

@@ -1,10 +1,14 @@
 //! Text to tokens and back: the model's own tokenizer, text that appears token by token, and stop strings. Prompts are
 //! taken as they are; what is wrapped around them comes from `chat`.
 
+mod bytes;
+
 use std::sync::Arc;
 
 use thiserror::Error;
 use tokenizers::Tokenizer;
+
+use self::bytes::Spelling;
 
 /// How many tokens of the prompt the first output token is decoded together with.
 ///
@@ -33,12 +37,16 @@ pub enum TextError {
     /// The tokenizer refuses the tokens.
     #[error("the output cannot be turned into text")]
     Decode(#[source] tokenizers::Error),
+    /// The decoder does more than put the bytes of the tokens one behind the other.
+    #[error("the tokenizer does not say which bytes its tokens stand for")]
+    NoBytes,
 }
 
 /// The tokenizer of a model. Clones share it.
 #[derive(Clone, Debug)]
 pub struct TextCodec {
     tokenizer: Arc<Tokenizer>,
+    spelling: Option<Spelling>,
 }
 
 impl TextCodec {
@@ -53,6 +61,7 @@ impl TextCodec {
         tokenizer.with_truncation(None).map_err(TextError::Load)?;
         Ok(Self {
             tokenizer: Arc::new(tokenizer),
+            spelling: Spelling::of(bytes),
         })
     }
 
@@ -82,6 +91,16 @@ impl TextCodec {
         self.tokenizer.decode(ids, true).map_err(TextError::Decode)
     }
 
+    /// The bytes that each of the tokens `0..vocab_size` stands for. Special tokens begin with 0xFF, ids that are no token
+    /// have none.
+    ///
+    /// # Errors
+    /// [`TextError::NoBytes`].
+    pub(super) fn token_bytes(&self, vocab_size: usize) -> Result<Vec<Vec<u8>>, TextError> {
+        let spelling = self.spelling.ok_or(TextError::NoBytes)?;
+        Ok(spelling.bytes(&self.tokenizer, vocab_size))
+    }
+
     /// Starts the text that follows `prompt`. It ends before the first of `stops`; empty stop strings are ignored.
     pub fn stream(&self, prompt: &[u32], stops: &[String]) -> TextStream {
         let context = prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec();
@@ -99,8 +118,8 @@ impl TextCodec {
 pub struct Piece {
     /// Complete characters, possibly none.
     pub text: String,
-    /// A stop string was completed. It and what follows it are not part of the text.
-    pub stopped: bool,
+    /// The stop string that was completed. It and what follows it are not part of the text.
+    pub stopped: Option<String>,
 }
 
 /// Text that appears token by token. What has been handed out is never taken back, and the pieces put together are the
@@ -162,7 +181,7 @@ impl TextStream {
 struct StopStrings {
     stops: Vec<String>,
     held: String,
-    stopped: bool,
+    stopped: Option<String>,
 }
 
 impl StopStrings {
@@ -174,24 +193,31 @@ impl StopStrings {
     }
 
     fn push(&mut self, text: &str) -> Piece {
-        if self.stopped {
+        if self.stopped.is_some() {
             return Piece {
                 text: String::new(),
-                stopped: true,
+                stopped: self.stopped.clone(),
             };
         }
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.stopped = true;
+        let found = self
+            .stops
+            .iter()
+            .filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
+        if let Some((at, stop)) = found.min() {
+            self.stopped = Some(stop.clone());
             let mut text = std::mem::take(&mut self.held);
             text.truncate(at);
-            return Piece { text, stopped: true };
+            return Piece {
+                text,
+                stopped: self.stopped.clone(),
+            };
         }
         let certain = self.certain();
         let rest = self.held.split_off(certain);
         Piece {
             text: std::mem::replace(&mut self.held, rest),
-            stopped: false,
+            stopped: None,
         }
     }
 

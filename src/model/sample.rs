@@ -1,15 +1,26 @@
 //! Logits to a token: greedy or drawn, with the penalties and filters of transformers in transformers' order. It knows no
 //! tensors and keeps no history; the caller passes both.
+//!
+//! ```text
+//! logits ─▶ bias ─▶ penalties ─▶ what is allowed ─▶ temperature ─▶ top-k ─▶ top-p ─▶ min-p ─▶ token
+//!    └────▶ log-probabilities, of the distribution as the model gave it
+//! ```
+
+mod logprobs;
+mod penalties;
 
 use std::cmp::Ordering;
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use thiserror::Error;
 
+pub use self::logprobs::Logprobs;
+
 /// How the next token is chosen. The default is greedy.
 ///
-/// The order and the arithmetic are those of transformers 4.43 (`generation/logits_process.py`): repetition penalty,
-/// then, when drawing, temperature, top-k, top-p.
+/// The order and the arithmetic are those of transformers 4.57 (`generation/logits_process.py`): biases, repetition penalty,
+/// then, when drawing, temperature, top-k, top-p, min-p. Presence and frequency penalties, which transformers has not, are
+/// those of OpenAI's API and come after the repetition penalty, as in vLLM.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits before drawing; 0 means greedy.
@@ -18,8 +29,18 @@ pub struct SamplingParams {
     pub top_k: usize,
     /// Only the most probable tokens that together reach this probability are drawn from; 1 means all.
     pub top_p: f32,
+    /// Only tokens are drawn that are at least so many times as probable as the most probable one; 0 means all.
+    pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens that occurred before, prompt included; 1 means none.
     pub repetition_penalty: f32,
+    /// Taken off the logits of tokens that were generated before, -2 to 2; 0 means none.
+    pub presence_penalty: f32,
+    /// Taken off as often as a token was generated before, -2 to 2; 0 means none.
+    pub frequency_penalty: f32,
+    /// Added to the logits of tokens, before everything else.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Log-probabilities to tell with each token: how many of the most probable ones, besides the one that was chosen.
+    pub logprobs: Option<usize>,
     /// Start of the random sequence. The same seed gives the same draws in the same release of this program.
     pub seed: u64,
 }
@@ -30,7 +51,12 @@ impl Default for SamplingParams {
             temperature: 0.0,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            logprobs: None,
             seed: 0,
         }
     }
@@ -45,15 +71,50 @@ pub enum SampleError {
     /// Not a probability.
     #[error("top-p must be above 0 and at most 1, not {0}")]
     TopP(f32),
+    /// Not a share.
+    #[error("min-p must be at least 0 and at most 1, not {0}")]
+    MinP(f32),
     /// Zero, negative or not a number.
     #[error("repetition penalty must be a number above 0, not {0}")]
     RepetitionPenalty(f32),
+    /// Beyond what the API of OpenAI allows.
+    #[error("presence and frequency penalties must be from -2 to 2, not {0}")]
+    Penalty(f32),
+    /// Not a number.
+    #[error("the bias of token {0} must be a number")]
+    Bias(u32),
+    /// More log-probabilities than are told.
+    #[error("at most {MAX_LOGPROBS} log-probabilities are told for a token, not {0}")]
+    Logprobs(usize),
     /// A computation went wrong on the way: some server of the route returned values that are not numbers.
     #[error("the model's output is not a number for some token: a server computes wrongly")]
     NotANumber,
     /// No logits at all, or all of them minus infinity.
     #[error("the model's output rules out every token")]
     NoCandidate,
+}
+
+/// Most log-probabilities told for one token; OpenAI and vLLM tell 20.
+pub const MAX_LOGPROBS: usize = 20;
+/// OpenAI's range of presence and frequency penalties, on both sides of 0.
+const MAX_PENALTY: f32 = 2.0;
+
+/// The tokens so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen<'a> {
+    /// What the model was given.
+    pub prompt: &'a [u32],
+    /// What was generated.
+    pub output: &'a [u32],
+}
+
+/// A chosen token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Its id.
+    pub token: u32,
+    /// How probable it was, where that was asked for.
+    pub logprobs: Option<Logprobs>,
 }
 
 /// Chooses tokens, one after another; holds the random state.
@@ -83,6 +144,20 @@ impl Sampler {
         if !(params.top_p > 0.0 && params.top_p <= 1.0) {
             return Err(SampleError::TopP(params.top_p));
         }
+        if !(0.0..=1.0).contains(&params.min_p) {
+            return Err(SampleError::MinP(params.min_p));
+        }
+        for penalty in [params.presence_penalty, params.frequency_penalty] {
+            if !(-MAX_PENALTY..=MAX_PENALTY).contains(&penalty) {
+                return Err(SampleError::Penalty(penalty));
+            }
+        }
+        if let Some((token, _)) = params.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
+            return Err(SampleError::Bias(*token));
+        }
+        if let Some(wanted) = params.logprobs.filter(|wanted| *wanted > MAX_LOGPROBS) {
+            return Err(SampleError::Logprobs(wanted));
+        }
         if !(params.repetition_penalty > 0.0 && params.repetition_penalty.is_finite()) {
             return Err(SampleError::RepetitionPenalty(params.repetition_penalty));
         }
@@ -90,26 +165,41 @@ impl Sampler {
         Ok(Self { params, rng })
     }
 
-    /// The next token. `logits` has one number per token of the vocabulary, `history` the ids of prompt and output so far.
-    /// Of equal highest logits the lowest id wins when greedy, as `torch.argmax` on a CPU.
+    /// The next token. `logits` has one number per token of the vocabulary; `allows` rules tokens out. Of equal highest
+    /// logits the lowest id wins when greedy, as `torch.argmax` on a CPU.
     ///
     /// # Errors
-    /// The logits are not numbers or rule out every token.
-    pub fn next(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, SampleError> {
-        let mut scores = logits.to_vec();
-        penalise(&mut scores, history, self.params.repetition_penalty);
-        if scores.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
+    /// The logits are not numbers or every token is ruled out.
+    pub fn next(
+        &mut self,
+        logits: &[f32],
+        seen: Seen<'_>,
+        allows: Option<&dyn Fn(u32) -> bool>,
+    ) -> Result<Choice, SampleError> {
+        if logits.iter().any(|score| score.is_nan() || *score == f32::INFINITY) {
             return Err(SampleError::NotANumber);
         }
-        if self.params.temperature == 0.0 {
-            return highest(&scores);
+        let mut scores = logits.to_vec();
+        penalties::apply(&mut scores, seen, &self.params);
+        if let Some(allows) = allows {
+            for (token, score) in scores.iter_mut().enumerate() {
+                if !allows(token as u32) {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
         }
-        let drawn_from = candidates(&scores, &self.params);
-        let drawn = self.draw(&weights(&drawn_from));
-        drawn_from
-            .get(drawn)
-            .map(|candidate| candidate.token)
-            .ok_or(SampleError::NoCandidate)
+        let token = if self.params.temperature == 0.0 {
+            highest(&scores)?
+        } else {
+            let drawn_from = candidates(&scores, &self.params);
+            let drawn = self.draw(&weights(&drawn_from));
+            let drawn = drawn_from.get(drawn).ok_or(SampleError::NoCandidate)?;
+            drawn.token
+        };
+        Ok(Choice {
+            token,
+            logprobs: self.params.logprobs.map(|top| Logprobs::of(logits, token, top)),
+        })
     }
 
     /// An index into `weights`, each with a chance in proportion to its value.
@@ -137,26 +227,7 @@ fn highest(scores: &[f32]) -> Result<u32, SampleError> {
     best.map(|(token, _)| token as u32).ok_or(SampleError::NoCandidate)
 }
 
-/// `RepetitionPenaltyLogitsProcessor`: each token that occurred is penalised once, however often it occurred.
-fn penalise(scores: &mut [f32], history: &[u32], penalty: f32) {
-    if penalty == 1.0 {
-        return;
-    }
-    let mut seen: Vec<u32> = history.to_vec();
-    seen.sort_unstable();
-    seen.dedup();
-    for token in seen {
-        if let Some(score) = scores.get_mut(token as usize) {
-            *score = if *score < 0.0 {
-                *score * penalty
-            } else {
-                *score / penalty
-            };
-        }
-    }
-}
-
-/// Temperature, top-k and top-p: who remains, the most probable first, equals by id.
+/// Temperature, top-k, top-p and min-p: who remains, the most probable first, equals by id.
 fn candidates(scores: &[f32], params: &SamplingParams) -> Vec<Candidate> {
     let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut remaining: Vec<Candidate> = scores
@@ -171,6 +242,7 @@ fn candidates(scores: &[f32], params: &SamplingParams) -> Vec<Candidate> {
     keep_top_k(&mut remaining, params.top_k);
     remaining.sort_unstable_by(most_probable_first);
     keep_top_p(&mut remaining, params.top_p);
+    keep_min_p(&mut remaining, params.min_p);
     remaining
 }
 
@@ -205,6 +277,11 @@ fn keep_top_p(remaining: &mut Vec<Candidate>, top_p: f32) {
         })
         .count();
     remaining.truncate(remaining.len().saturating_sub(dropped).max(1));
+}
+
+/// `MinPLogitsWarper`: what is less probable than `min_p` of the most probable goes. Sorted candidates in, sorted out.
+fn keep_min_p(remaining: &mut Vec<Candidate>, min_p: f32) {
+    remaining.retain(|candidate| candidate.score.exp() >= min_p);
 }
 
 /// Softmax without the division: the highest has weight 1.

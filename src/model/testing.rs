@@ -237,7 +237,9 @@ pub(super) fn generate(files: &ModelFiles, prompt: &[u32], n: usize, dtype: Weig
         }
         position = history.len();
         let logits = ends.logits(&x.data[x.data.len() - x.width..]).unwrap();
-        history.push(sampler.next(&logits, &history).unwrap());
+        let (prompt, output) = history.split_at(prompt.len());
+        let choice = sampler.next(&logits, Seen { prompt, output }, None).unwrap();
+        history.push(choice.token);
     }
     history.split_off(prompt.len())
 }

@@ -8,7 +8,7 @@ use super::setup::{
     N_BLOCKS, Node, PREFIX, Swarm, WIDTH, assert_close, config, engine, model, reference, soon, tokens,
 };
 use crate::{
-    client::{Backoff, Client, ClientError, Config, Generation, Params, TextCodec},
+    client::{Backoff, Client, ClientError, Config, Generation, Params, TextCodec, Token},
     model::{Blocks, Ends, Hidden, Precision, WeightDType, WeightFormat},
     server,
 };
@@ -59,7 +59,16 @@ pub(super) async fn generate(
         ..Params::default()
     };
     let codec = numbers();
-    soon("a generation", client.generate(Some(&codec), prompt, &params, on_text)).await
+    let mut on_token = |token: &Token| {
+        if !token.text.is_empty() {
+            on_text(&token.text);
+        }
+    };
+    soon(
+        "a generation",
+        client.generate(Some(&codec), prompt, &params, &mut on_token),
+    )
+    .await
 }
 
 async fn greedy(spans: &[Range<u32>]) {

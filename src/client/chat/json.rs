@@ -8,13 +8,15 @@ use minijinja::{
 /// How deep a value may be; Python has a limit as well.
 const MAX_DEPTH: usize = 200;
 
-/// How the text is laid out.
-struct Style {
+/// How the text is laid out, and what of it is there.
+struct Writer {
     ensure_ascii: bool,
     indent: Option<String>,
     between_items: String,
     after_key: String,
     sort_keys: bool,
+    depth: usize,
+    out: String,
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
@@ -43,35 +45,34 @@ pub(super) fn tojson(value: &Value, given: &[Value], named: Kwargs) -> Result<St
     // Lines end without a space behind the comma.
     let between_items = if indent.is_some() { "," } else { ", " };
     let separator = |at: usize, default: &str| separators.get(at).cloned().unwrap_or_else(|| default.to_owned());
-    let style = Style {
+    let mut writer = Writer {
         ensure_ascii: argument(0)?.is_true(),
         between_items: separator(0, between_items),
         after_key: separator(1, ": "),
         indent,
         sort_keys: argument(3)?.is_true(),
+        depth: 0,
+        out: String::new(),
     };
     named.assert_all_used()?;
-    let mut out = String::new();
-    style.write(value, 0, &mut out)?;
-    Ok(out)
+    writer.write(value)?;
+    Ok(writer.out)
 }
 
-impl Style {
-    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
-        if depth > MAX_DEPTH {
+impl Writer {
+    fn write(&mut self, value: &Value) -> Result<(), Error> {
+        if self.depth > MAX_DEPTH {
             return Err(Error::new(ErrorKind::InvalidOperation, "tojson: too deep"));
         }
         match value.kind() {
-            ValueKind::None => out.push_str("null"),
-            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => out.push_str(&number(value)),
-            ValueKind::String => self.write_text(value.as_str().unwrap_or_default(), out),
-            ValueKind::Map => return self.write_map(value, depth, out),
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.out.push_str(&number(value)),
+            ValueKind::String => self.write_text(value.as_str().unwrap_or_default()),
+            ValueKind::Map => return self.write_map(value),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
-                return self.write_items(('[', ']'), items, depth, out, |item, depth, out| {
-                    self.write(&item, depth, out)
-                });
+                return self.write_items(('[', ']'), items, |writer, item| writer.write(&item));
             }
             kind => {
                 let message = format!("tojson: {kind} is not JSON serializable");
@@ -81,7 +82,7 @@ impl Style {
         Ok(())
     }
 
-    fn write_map(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+    fn write_map(&mut self, value: &Value) -> Result<(), Error> {
         let mut entries = Vec::new();
         for key in value.try_iter()? {
             let name = match key.kind() {
@@ -94,64 +95,64 @@ impl Style {
         if self.sort_keys {
             entries.sort_by(|(a, _), (b, _)| a.cmp(b));
         }
-        self.write_items(('{', '}'), entries, depth, out, |(name, item), depth, out| {
-            self.write_text(&name, out);
-            out.push_str(&self.after_key);
-            self.write(&item, depth, out)
+        self.write_items(('{', '}'), entries, |writer, (name, item)| {
+            writer.write_text(&name);
+            writer.out.push_str(&writer.after_key);
+            writer.write(&item)
         })
     }
 
     fn write_items<T>(
-        &self,
+        &mut self,
         (open, close): (char, char),
         items: Vec<T>,
-        depth: usize,
-        out: &mut String,
-        mut write: impl FnMut(T, usize, &mut String) -> Result<(), Error>,
+        mut write: impl FnMut(&mut Self, T) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        out.push(open);
+        self.out.push(open);
+        self.depth += 1;
         let is_empty = items.is_empty();
         for (at, item) in items.into_iter().enumerate() {
             if at > 0 {
-                out.push_str(&self.between_items);
+                self.out.push_str(&self.between_items);
             }
-            self.write_line_start(depth + 1, out);
-            write(item, depth + 1, out)?;
+            self.start_line();
+            write(self, item)?;
         }
+        self.depth -= 1;
         if !is_empty {
-            self.write_line_start(depth, out);
+            self.start_line();
         }
-        out.push(close);
+        self.out.push(close);
         Ok(())
     }
 
-    fn write_line_start(&self, depth: usize, out: &mut String) {
+    fn start_line(&mut self) {
         if let Some(indent) = &self.indent {
-            out.push('\n');
-            out.push_str(&indent.repeat(depth));
+            self.out.push('\n');
+            self.out.push_str(&indent.repeat(self.depth));
         }
     }
 
-    fn write_text(&self, text: &str, out: &mut String) {
-        out.push('"');
+    fn write_text(&mut self, text: &str) {
+        self.out.push('"');
         for c in text.chars() {
             match c {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\u{8}' => self.out.push_str("\\b"),
+                '\u{c}' => self.out.push_str("\\f"),
                 c if c < ' ' || (self.ensure_ascii && !c.is_ascii()) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
-                        out.push_str(&format!("\\u{unit:04x}"));
+                        self.out.push_str(&format!("\\u{unit:04x}"));
                     }
                 }
-                c => out.push(c),
+                c => self.out.push(c),
             }
         }
-        out.push('"');
+        self.out.push('"');
     }
 }
 

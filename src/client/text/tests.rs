@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::model::{
-    Blocks, Ends, HubOptions, ModelSource, Precision, Sampler, WeightDType, WeightFormat, testing::engine,
+    Blocks, Ends, HubOptions, ModelSource, Precision, Sampler, Seen, WeightDType, WeightFormat, testing::engine,
 };
 
 /// A tokenizer like Llama 2's: words after `▁`, every byte as a fallback, and a decoder that drops the first space.
@@ -59,12 +59,12 @@ fn streamed(codec: &TextCodec, prompt: &[u32], tokens: &[u32], stops: &[&str]) -
     for &token in tokens {
         let piece = stream.push(token).unwrap();
         text.push_str(&piece.text);
-        if piece.stopped {
+        if piece.stopped.is_some() {
             return (text, true);
         }
     }
     let piece = stream.finish().unwrap();
-    (text + &piece.text, piece.stopped)
+    (text + &piece.text, piece.stopped.is_some())
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn text_that_cannot_begin_a_stop_string_is_not_held_back() {
     let mut stops = StopStrings::new(&["END".to_owned(), "NO".to_owned()]);
     let shown = ["xE", "Ny", "EN", "O", "z"].map(|text| stops.push(text).text);
     assert_eq!(shown, ["x", "ENy", "", "E", ""]);
-    assert!(stops.stopped);
+    assert_eq!(stops.stopped.as_deref(), Some("NO"));
 }
 
 #[test]
@@ -210,7 +210,11 @@ fn answer_of(model: &str, question: &str, precision: impl Into<Precision>) -> St
         }
         position = history.len();
         let logits = ends.logits(&x.data[x.data.len() - x.width..]).unwrap();
-        let token = sampler.next(&logits, &history).unwrap();
+        let seen = Seen {
+            prompt: &history,
+            output: &[],
+        };
+        let token = sampler.next(&logits, seen, None).unwrap().token;
         if source.generation_config().eos_token_ids.contains(&token) {
             break;
         }
@@ -288,4 +292,21 @@ fn pieces_of_a_gguf_file_are_put_together_by_their_scores() {
     assert_eq!(codec.encode("ab aba").unwrap(), [1, 9, 8, 10]);
     assert_eq!(codec.encode("!").unwrap(), [1, 4, 3]);
     assert_eq!(codec.decode(&[1, 9, 8, 10, 3]).unwrap(), "ab aba!");
+}
+
+#[test]
+fn the_bytes_of_all_tokens_put_together_are_the_text() {
+    let demo = TextCodec::from_json(include_bytes!("../../model/demo/tokenizer.json")).unwrap();
+    let words = demo.token_bytes(520).unwrap();
+    let text = "What is 7 plus 12? Übung 🌸\n";
+    let ids = demo.encode_rendered(text).unwrap();
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| words[*id as usize].clone()).collect();
+    assert_eq!(String::from_utf8(bytes).unwrap(), text);
+    assert_eq!(words[1], b"\xff<bos>");
+    assert_eq!(words.len(), 520);
+    assert!(words[519].is_empty());
+    let sentences = codec();
+    let words = sentences.token_bytes(270).unwrap();
+    assert_eq!(words[word(&sentences, "▁a") as usize], b" a");
+    assert_eq!(words[byte(0xf0) as usize], [0xf0]);
 }

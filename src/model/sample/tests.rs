@@ -15,11 +15,17 @@ struct Case {
     temperature: f32,
     top_k: usize,
     top_p: f32,
+    #[serde(default)]
+    min_p: f32,
     repetition_penalty: f32,
+    #[serde(default)]
+    logit_bias: Vec<(u32, f32)>,
     history: Vec<u32>,
     logits: Vec<f32>,
     greedy: u32,
     probabilities: Vec<f32>,
+    #[serde(default)]
+    logprobs: Vec<f32>,
 }
 
 impl Case {
@@ -28,23 +34,47 @@ impl Case {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
+            min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
+            logit_bias: self.logit_bias.clone(),
             seed: 1,
+            ..SamplingParams::default()
         }
+    }
+
+    fn seen(&self) -> Seen<'_> {
+        let (prompt, output) = self.history.split_at(self.history.len() / 2);
+        Seen { prompt, output }
     }
 }
 
 fn cases() -> Vec<Case> {
-    let json = include_str!(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/protocol/vectors/petals/sampling.json"
-    ));
-    serde_json::from_str::<Vectors>(json).unwrap().cases
+    let files = [
+        include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/protocol/vectors/petals/sampling.json"
+        )),
+        include_str!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/protocol/vectors/sepal/sampling.json"
+        )),
+    ];
+    let read = |json| serde_json::from_str::<Vectors>(json).unwrap().cases;
+    files.into_iter().flat_map(read).collect()
+}
+
+/// The next token where nothing is ruled out.
+fn next(sampler: &mut Sampler, logits: &[f32], history: &[u32]) -> Result<u32, SampleError> {
+    let seen = Seen {
+        prompt: history,
+        output: &[],
+    };
+    sampler.next(logits, seen, None).map(|choice| choice.token)
 }
 
 fn probabilities(case: &Case) -> Vec<f32> {
     let mut scores = case.logits.clone();
-    penalise(&mut scores, &case.history, case.repetition_penalty);
+    penalties::apply(&mut scores, case.seen(), &case.params());
     let drawn_from = candidates(&scores, &case.params());
     let weights = weights(&drawn_from);
     let total: f32 = weights.iter().sum();
@@ -67,7 +97,7 @@ fn probabilities_are_those_of_transformers() {
         }
         drawn += 1;
     }
-    assert_eq!(drawn, 13);
+    assert_eq!(drawn, 20);
 }
 
 #[test]
@@ -75,7 +105,7 @@ fn greedy_tokens_are_those_of_transformers() {
     for (index, case) in cases().iter().enumerate().filter(|(_, case)| case.temperature == 0.0) {
         let mut sampler = Sampler::new(case.params()).unwrap();
         assert_eq!(
-            sampler.next(&case.logits, &case.history),
+            next(&mut sampler, &case.logits, &case.history),
             Ok(case.greedy),
             "case {index}"
         );
@@ -89,7 +119,7 @@ fn drawn_tokens_follow_the_probabilities() {
     let mut sampler = Sampler::new(case.params()).unwrap();
     let mut counts = vec![0_usize; case.logits.len()];
     for _ in 0..DRAWS {
-        counts[sampler.next(&case.logits, &case.history).unwrap() as usize] += 1;
+        counts[next(&mut sampler, &case.logits, &case.history).unwrap() as usize] += 1;
     }
     for (token, (&count, &expected)) in counts.iter().zip(&case.probabilities).enumerate() {
         let share = count as f32 / DRAWS as f32;
@@ -108,7 +138,7 @@ fn the_same_seed_draws_the_same_tokens_and_another_seed_others() {
     let draw = |seed| {
         let mut sampler = Sampler::new(SamplingParams { seed, ..case.params() }).unwrap();
         (0..50)
-            .map(|_| sampler.next(&case.logits, &case.history).unwrap())
+            .map(|_| next(&mut sampler, &case.logits, &case.history).unwrap())
             .collect::<Vec<_>>()
     };
     assert_eq!(draw(5), draw(5));
@@ -118,7 +148,7 @@ fn the_same_seed_draws_the_same_tokens_and_another_seed_others() {
 #[test]
 fn of_equal_logits_the_lowest_id_wins_when_greedy() {
     let mut sampler = Sampler::new(SamplingParams::default()).unwrap();
-    assert_eq!(sampler.next(&[0.5, 2.0, 2.0, -1.0], &[]), Ok(1));
+    assert_eq!(next(&mut sampler, &[0.5, 2.0, 2.0, -1.0], &[]), Ok(1));
 }
 
 #[test]
@@ -128,7 +158,7 @@ fn a_token_of_the_history_outside_the_vocabulary_changes_nothing() {
         ..SamplingParams::default()
     };
     assert_eq!(
-        Sampler::new(params).unwrap().next(&[1.0, 3.0, 2.0], &[1, 70_000]),
+        next(&mut Sampler::new(params).unwrap(), &[1.0, 3.0, 2.0], &[1, 70_000]),
         Ok(2)
     );
 }
@@ -140,7 +170,7 @@ fn a_very_low_temperature_is_greedy_and_does_not_overflow() {
         ..SamplingParams::default()
     };
     let mut sampler = Sampler::new(params).unwrap();
-    assert_eq!(sampler.next(&[1.0, 30.0, 2.0], &[]), Ok(1));
+    assert_eq!(next(&mut sampler, &[1.0, 30.0, 2.0], &[]), Ok(1));
 }
 
 #[test]
@@ -151,11 +181,14 @@ fn logits_that_are_no_numbers_are_refused() {
             ..SamplingParams::default()
         };
         let mut sampler = Sampler::new(params).unwrap();
-        assert_eq!(sampler.next(&[1.0, f32::NAN], &[]), Err(SampleError::NotANumber));
-        assert_eq!(sampler.next(&[f32::INFINITY, 1.0], &[]), Err(SampleError::NotANumber));
-        assert_eq!(sampler.next(&[], &[]), Err(SampleError::NoCandidate));
+        assert_eq!(next(&mut sampler, &[1.0, f32::NAN], &[]), Err(SampleError::NotANumber));
         assert_eq!(
-            sampler.next(&[f32::NEG_INFINITY; 3], &[]),
+            next(&mut sampler, &[f32::INFINITY, 1.0], &[]),
+            Err(SampleError::NotANumber)
+        );
+        assert_eq!(next(&mut sampler, &[], &[]), Err(SampleError::NoCandidate));
+        assert_eq!(
+            next(&mut sampler, &[f32::NEG_INFINITY; 3], &[]),
             Err(SampleError::NoCandidate)
         );
     }
@@ -176,5 +209,86 @@ fn parameters_out_of_range_are_refused() {
         with(|p| p.repetition_penalty = 0.0),
         Err(SampleError::RepetitionPenalty(0.0))
     );
+    assert_eq!(with(|p| p.min_p = -0.1), Err(SampleError::MinP(-0.1)));
+    assert_eq!(with(|p| p.presence_penalty = 2.5), Err(SampleError::Penalty(2.5)));
+    assert_eq!(with(|p| p.frequency_penalty = -3.0), Err(SampleError::Penalty(-3.0)));
+    assert_eq!(with(|p| p.logit_bias = vec![(4, f32::NAN)]), Err(SampleError::Bias(4)));
+    assert_eq!(with(|p| p.logprobs = Some(21)), Err(SampleError::Logprobs(21)));
     assert_eq!(with(|_| ()), Ok(()));
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_unmodified_distribution() {
+    let mut compared = 0;
+    for case in cases().iter().filter(|case| !case.logprobs.is_empty()) {
+        let params = SamplingParams {
+            logprobs: Some(5),
+            ..case.params()
+        };
+        let choice = Sampler::new(params)
+            .unwrap()
+            .next(&case.logits, case.seen(), None)
+            .unwrap();
+        let found = choice.logprobs.unwrap();
+        assert!((found.chosen - case.logprobs[choice.token as usize]).abs() < 1e-5);
+        let mut ids: Vec<u32> = (0..64).collect();
+        ids.sort_by(|&a, &b| {
+            case.logits[b as usize]
+                .total_cmp(&case.logits[a as usize])
+                .then(a.cmp(&b))
+        });
+        let top: Vec<u32> = found.top.iter().map(|(token, _)| *token).collect();
+        assert_eq!(top, ids[..5]);
+        for (token, logprob) in found.top {
+            assert!((logprob - case.logprobs[token as usize]).abs() < 1e-5);
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, 9);
+}
+
+#[test]
+fn no_more_log_probabilities_than_tokens_are_told() {
+    let params = SamplingParams {
+        logprobs: Some(20),
+        ..SamplingParams::default()
+    };
+    let mut sampler = Sampler::new(params).unwrap();
+    let choice = sampler.next(&[0.0, 0.0], Seen::default(), None).unwrap();
+    let half = 0.5_f32.ln();
+    assert_eq!(choice.logprobs.unwrap().top, [(0, half), (1, half)]);
+}
+
+#[test]
+fn presence_and_frequency_are_penalised_in_the_output_only() {
+    let penalised = |change: fn(&mut SamplingParams)| {
+        let mut params = SamplingParams::default();
+        change(&mut params);
+        let mut scores = vec![1.0; 4];
+        let seen = Seen {
+            prompt: &[0, 0, 1],
+            output: &[1, 2, 2, 9],
+        };
+        penalties::apply(&mut scores, seen, &params);
+        scores
+    };
+    assert_eq!(penalised(|p| p.presence_penalty = 0.5), [1.0, 0.5, 0.5, 1.0]);
+    assert_eq!(penalised(|p| p.frequency_penalty = 0.5), [1.0, 0.5, 0.0, 1.0]);
+    let both = penalised(|p| (p.presence_penalty, p.frequency_penalty) = (-1.0, 0.25));
+    assert_eq!(both, [1.0, 1.75, 1.5, 1.0]);
+}
+
+#[test]
+fn tokens_that_are_ruled_out_are_never_chosen() {
+    for temperature in [0.0, 1.0] {
+        let params = SamplingParams {
+            temperature,
+            ..SamplingParams::default()
+        };
+        let mut sampler = Sampler::new(params).unwrap();
+        let third = sampler.next(&[5.0, 9.0, 1.0], Seen::default(), Some(&|token| token == 2));
+        assert_eq!(third.unwrap().token, 2);
+        let none = sampler.next(&[5.0, 9.0, 1.0], Seen::default(), Some(&|_| false));
+        assert_eq!(none, Err(SampleError::NoCandidate));
+    }
 }
