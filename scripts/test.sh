@@ -3,7 +3,7 @@
 #
 # Usage: scripts/test.sh          everything
 #        scripts/test.sh STEP…    some steps, by the names printed at the end
-# Needs: the Rust toolchain with rustfmt and clippy, a C compiler, CPython 3.11 with pip; root for the step network.
+# Needs: the Rust toolchain with rustfmt and clippy, a C and a C++ compiler, CPython 3.11 with pip; root for the step network.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,6 +39,33 @@ run_interop() {
     fi
 }
 
+# Tests that need a card, by cargo arguments: of nextest and of cargo test.
+run_on_card() {
+    if have_nextest; then
+        cargo nextest run --lib --run-ignored only --locked -E "$1"
+    else
+        cargo test --lib --locked -- --ignored $2
+    fi
+}
+
+step_cuda() {
+    local card="" libraries="${CARGO_TARGET_DIR:-target}/emulated-card"
+    if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
+        echo "cuda: on $(nvidia-smi -L | head -1)"
+    else
+        echo 'cuda: no NVIDIA card here: on the emulated one (interop-tests/cuda/README.md)'
+        interop-tests/cuda/build.sh "$libraries" || return 1
+        card=$(cd "$libraries" && pwd)
+    fi
+    LD_LIBRARY_PATH="$card${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
+        run_on_card 'test(cuda) and not test(every_program_compiles)' 'cuda --skip every_program_compiles' || return 1
+    # What the host's compiler accepts, NVIDIA's may not.
+    source scripts/venv.sh
+    make_venv nvrtc interop-tests/cuda/requirements.txt || return 1
+    LD_LIBRARY_PATH=$(echo "$venv"/lib/python3*/site-packages/nvidia/cuda_nvrtc/lib) \
+        run_on_card 'test(every_program_compiles)' every_program_compiles
+}
+
 step_interop() { run_interop interop; }
 
 step_network() {
@@ -59,7 +86,7 @@ step_browser() { scripts/browser.sh; }
 
 step_readme() { scripts/readme.sh; }
 
-steps=(format lint doc unit python interop network browser readme)
+steps=(format lint doc unit python cuda interop network browser readme)
 [ $# -gt 0 ] || set -- "${steps[@]}"
 
 summary=()

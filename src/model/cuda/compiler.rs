@@ -149,6 +149,9 @@ impl Compiler {
         let options = [
             format!("--gpu-architecture={}", self.target.architecture()),
             "--std=c++17".into(),
+            // The kernels say themselves where a product and a sum are rounded once: otherwise the same line could round
+            // differently for another number of tokens.
+            "--fmad=false".into(),
         ];
         let options: Vec<CString> = options
             .iter()
