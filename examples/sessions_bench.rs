@@ -5,11 +5,12 @@
 //! sessions   tokens/s    p50 ms    p99 ms  slowest/fastest  tokens/batch
 //!        1     2345.6      0.42      0.61             1.00          1.00
 //!       16    12345.6      1.21      1.82             1.03         15.21
+//! one session: 0.420 ms a step (p99 0.610), its blocks alone 0.250 ms (p99 0.260), all else 0.170 ms (p99 0.350)
 //! ```
 //!
 //! MODEL is a folder, a repository or `demo`; SESSIONS says how many there are at a time, such as `1,4,16`. With ADDR (a
 //! node of the swarm, ending in /p2p/PEER_ID) the servers are whoever serves PREFIX there; otherwise this program starts one
-//! of its own, on loopback. All sessions have sent a short prompt before the time is taken.
+//! of its own, on loopback, and the last line shows what is not arithmetic of blocks, of client and server together. All sessions have sent a short prompt before the time is taken.
 //!
 //! With a time such as `600s` instead of STEPS, sessions come and go at random for so long, SESSIONS at a time:
 //! `scripts/soak.py --sessions` watches the server meanwhile.
@@ -29,7 +30,7 @@ use futures::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sepal::client::{self, Client, Session};
 use sepal::dht::{self, Dht};
-use sepal::model::{Engine, Hidden, HubOptions, ModelSource};
+use sepal::model::{Blocks, Engine, Hidden, HubOptions, ModelSource, Part, Scratch};
 use sepal::p2p::{Config, Identity, Multiaddr, P2p, Router};
 use sepal::server::{self, BlockChoice, LimitChoice, Server, Throughput};
 use sepal::swarm::signature;
@@ -63,10 +64,11 @@ async fn main() -> anyhow::Result<()> {
     let how_long = args.next().unwrap_or_else(|| "200".to_owned());
     let n_sessions = args.next().unwrap_or_else(|| "1,4,16".to_owned());
     let n_sessions: Vec<usize> = n_sessions.split(',').map(str::parse).collect::<Result<_, _>>()?;
+    let engine = Engine::new(None)?;
     let (own, entry, prefix) = match (args.next(), args.next()) {
         (Some(addr), Some(prefix)) => (None, vec![addr.parse()?], prefix),
         _ => {
-            let (server, addrs) = serve(&source).await?;
+            let (server, addrs) = serve(&source, &engine).await?;
             (Some(server), addrs, "bench".to_owned())
         }
     };
@@ -82,7 +84,19 @@ async fn main() -> anyhow::Result<()> {
             let how_long = Duration::from_secs(seconds.parse()?);
             bench.churn(how_long, n_sessions.into_iter().sum()).await?;
         }
-        None => bench.table(how_long.parse()?, &n_sessions, own.as_ref()).await?,
+        None => {
+            let steps = how_long.parse()?;
+            let one = bench.table(steps, &n_sessions, own.as_ref()).await?;
+            if own.is_some() && !one.is_empty() {
+                let alone = bench.alone(&source, &engine, steps)?;
+                let [(whole, whole_99), (blocks, blocks_99)] = [one, alone].map(quantiles);
+                let (rest, rest_99) = (whole - blocks, whole_99 - blocks_99);
+                println!(
+                    "one session: {whole:.3} ms a step (p99 {whole_99:.3}), its blocks alone {blocks:.3} ms (p99 \
+                     {blocks_99:.3}), all else {rest:.3} ms (p99 {rest_99:.3})"
+                );
+            }
+        }
     }
     if let Some(server) = own {
         println!("on the compute thread: {:?}", server.stats());
@@ -93,8 +107,14 @@ async fn main() -> anyhow::Result<()> {
 }
 
 impl Bench {
-    /// The same number of steps for every number of sessions.
-    async fn table(&self, steps: usize, n_sessions: &[usize], server: Option<&Server>) -> anyhow::Result<()> {
+    /// The same number of steps for every number of sessions. Returns how long those of one session alone took.
+    async fn table(
+        &self,
+        steps: usize,
+        n_sessions: &[usize],
+        server: Option<&Server>,
+    ) -> anyhow::Result<Vec<Duration>> {
+        let mut of_one = Vec::new();
         println!("sessions   tokens/s    p50 ms    p99 ms  slowest/fastest  tokens/batch");
         for &n_sessions in n_sessions {
             let sessions = try_join_all((0..n_sessions).map(|_| self.open(steps))).await?;
@@ -102,17 +122,48 @@ impl Bench {
             let times = try_join_all(sessions.into_iter().map(|opened| self.run(opened, steps))).await?;
             let rate = (n_sessions * steps) as f64 / started.elapsed().as_secs_f64();
             let evenness = slowest_to_fastest(times.iter().map(|times| times.iter().sum()));
-            let mut all: Vec<Duration> = times.concat();
-            all.sort_unstable();
-            let at = |per_cent: usize| all[(all.len() - 1) * per_cent / 100].as_secs_f64() * 1e3;
+            let all: Vec<Duration> = times.concat();
+            if n_sessions == 1 {
+                of_one.clone_from(&all);
+            }
             let batch = server.zip(before).map_or(f64::NAN, |(server, before)| {
                 let now = server.stats();
                 (now.block_tokens - before.block_tokens) as f64 / (now.block_runs - before.block_runs) as f64
             });
-            let (p50, p99) = (at(50), at(99));
+            let (p50, p99) = quantiles(all);
             println!("{n_sessions:8} {rate:10.1} {p50:9.3} {p99:9.3} {evenness:16.2} {batch:13.2}");
         }
-        Ok(())
+        Ok(of_one)
+    }
+
+    /// How long the steps of one session take where there is nothing but its blocks.
+    fn alone(&self, source: &ModelSource, engine: &Engine, steps: usize) -> anyhow::Result<Vec<Duration>> {
+        let (span, mut noise) = (0..source.config().n_blocks, StdRng::from_rng(&mut rand::rng()));
+        let files = source.files_for_span(span.clone())?;
+        let blocks = Blocks::load(&files, span.clone(), source.config().auto_dtype(), engine)?;
+        let chain: Vec<u32> = span.clone().collect();
+        let mut cache = blocks.new_cache(span.len(), 1, PROMPT_TOKENS + steps);
+        let (mut scratch, mut times) = (Scratch::default(), Vec::with_capacity(steps));
+        for step in 0..=steps {
+            let (position, tokens) = match step {
+                0 => (0, PROMPT_TOKENS),
+                _ => (PROMPT_TOKENS + step - 1, 1),
+            };
+            let mut x = self.tokens(tokens, &mut noise)?;
+            let started = Instant::now();
+            let part = Part {
+                cache: &mut cache,
+                chain_idx: 0,
+                x: &mut x,
+                position,
+                tokens: 0..tokens,
+            };
+            blocks.run_batch(&chain, &mut [part], &mut scratch)?;
+            if step > 0 {
+                times.push(started.elapsed());
+            }
+        }
+        Ok(times)
     }
 
     /// A session that has sent a short prompt, and what its next tokens are made of: those of no other session, because a
@@ -193,6 +244,13 @@ impl Bench {
     }
 }
 
+/// Milliseconds that half of `times` are below, and that one in a hundred is above.
+fn quantiles(mut times: Vec<Duration>) -> (f64, f64) {
+    times.sort_unstable();
+    let at = |per_cent: usize| times[(times.len() - 1) * per_cent / 100].as_secs_f64() * 1e3;
+    (at(50), at(99))
+}
+
 fn slowest_to_fastest(times: impl Iterator<Item = Duration> + Clone) -> f64 {
     let (slowest, fastest) = (times.clone().max(), times.min());
     slowest.unwrap_or_default().as_secs_f64() / fastest.unwrap_or_default().as_secs_f64()
@@ -218,7 +276,7 @@ async fn node(entry: &[Multiaddr], tasks: &Tasks) -> anyhow::Result<(P2p, Dht)> 
 }
 
 /// A server of the whole model, alone in its swarm, and where it is.
-async fn serve(source: &ModelSource) -> anyhow::Result<(Server, Vec<Multiaddr>)> {
+async fn serve(source: &ModelSource, engine: &Engine) -> anyhow::Result<(Server, Vec<Multiaddr>)> {
     let tasks = Tasks::new();
     let (p2p, dht) = node(&[], &tasks).await?;
     let n_blocks = source.config().n_blocks;
@@ -228,7 +286,7 @@ async fn serve(source: &ModelSource) -> anyhow::Result<(Server, Vec<Multiaddr>)>
             "bench".to_owned(),
             BlockChoice::Fixed(0..n_blocks),
             LimitChoice::default(),
-            Engine::new(None)?,
+            engine.clone(),
         )
     };
     let server = Server::new(config, source.clone(), (p2p.clone(), dht), &tasks);

@@ -18,8 +18,10 @@ use super::{
 };
 
 /// Up to here a weight is widened in registers as it comes from memory; more tokens than this are worth an
-/// interleaved copy of x and a widened one of each part of the weights.
-const FEW_TOKENS: usize = 16;
+/// interleaved copy of x and a widened one of each part of the weights. With f32 there is nothing to widen, and the copy
+/// is worth it earlier.
+const FEW_TOKENS: usize = 32;
+const FEW_TOKENS_OF_F32: usize = 16;
 
 /// Tokens that are multiplied with a part of the weights while it is in a cache; a multiple of what the kernel
 /// interleaves.
@@ -352,6 +354,10 @@ fn region<const N: usize>(
     });
     let formats = || all.iter().map(|linear| linear.weight.format);
     let (forms, dense) = (Forms::of(formats()), formats().any(|format| format.dtype().is_some()));
+    let most_few = match formats().any(|format| format == WeightFormat::F32) {
+        true => FEW_TOKENS_OF_F32,
+        false => FEW_TOKENS,
+    };
     let mut input = INPUT.take();
     let step = tokens_at_a_time(tokens);
     for first in (0..tokens).step_by(step) {
@@ -365,7 +371,7 @@ fn region<const N: usize>(
                 add: left.add,
             }
         });
-        let few = n_tokens <= FEW_TOKENS;
+        let few = n_tokens <= most_few;
         let wanted = Wanted {
             interleaved: dense && !few,
             forms,

@@ -18,6 +18,13 @@ const PAGES_PER_BLOCK: usize = KEY_BLOCK / PAGE_TOKENS;
 /// Panels of values that are multiplied at a time.
 const VALUE_PANELS: usize = 8;
 
+/// From so many queries on keys and values are widened to f32 once for all of them, and the values of several pages put
+/// behind each other. The sums are the same, in the same order.
+const MANY_QUERIES: usize = 24;
+
+/// Panels of values that are put together at a time: they stay in a first-level cache.
+const WIDE_PANELS: usize = 4;
+
 /// What a split gives for one query: `width` weighted sums, the largest score and the sum of exponentials.
 pub(super) struct Part;
 
@@ -47,6 +54,8 @@ pub(super) struct Local {
     scores: Vec<f32>,
     /// Scales of keys and of values of a block.
     scales: [Vec<f32>; 2],
+    /// Panels of f32.
+    wide: Vec<f32>,
     /// The split that is computed, and those before it.
     split: Running,
     whole: Running,
@@ -173,12 +182,16 @@ impl Local {
             out: &mut self.split.out,
         };
         heads.engine.kernels.softmax_block(&view, &mut self.scores, sums);
-        for (i, page) in pages.iter().enumerate() {
-            let tokens = concerned(i);
+        let mut i = 0;
+        while i < pages.len() {
+            let (first, page, tokens) = (i, &pages[i], concerned(i));
+            let same = |i: &usize| pages[*i].finite && concerned(*i) == tokens;
+            i += (i..pages.len()).take_while(same).count().max(1);
             if page.finite {
-                self.add_values(heads, page.values, (i * PAGE_TOKENS, 0..PAGE_TOKENS), tokens);
+                self.add_pages(heads, (&pages[first..i], first * PAGE_TOKENS), tokens);
                 continue;
             }
+            let i = first;
             // What a query does not see may be no number, and must not even be multiplied with nothing.
             for token in tokens.from..tokens.to {
                 let keys = unit.keys(token, first_key + i * PAGE_TOKENS, window);
@@ -202,6 +215,10 @@ impl Local {
                 std::array::from_fn(|j| pages[(i + j).min(pages.len() - 1)].keys);
             let (from, to) = (tokens.from * heads.group, tokens.to * heads.group);
             if from < to {
+                let panels = match to - from {
+                    MANY_QUERIES.. => widened(heads, &panels[..n], &mut self.wide),
+                    _ => panels,
+                };
                 heads.engine.kernels.multiply_panels(
                     &panels[..n],
                     Rows {
@@ -217,6 +234,52 @@ impl Local {
                 );
             }
             i += n;
+        }
+    }
+
+    /// `out[query] += Σ_key share[query][key] · value[key]` over pages that all are finite and concern the same tokens;
+    /// their scores start at `at`.
+    fn add_pages(&mut self, heads: &Heads, (pages, at): (&[HeadPage<'_>], usize), tokens: Concerned) {
+        let (from, to) = (tokens.from * heads.group, tokens.to * heads.group);
+        if to < from + MANY_QUERIES {
+            for (i, page) in pages.iter().enumerate() {
+                let keys = (at + i * PAGE_TOKENS, 0..PAGE_TOKENS);
+                self.add_values(heads, page.values, keys, tokens);
+            }
+            return;
+        }
+        let panel_len = PAGE_TOKENS * LANES;
+        let n_panels = pages[0].values.len() / panel_len;
+        self.wide.resize(self.wide.len().max(WIDE_PANELS * KEY_BLOCK * LANES), 0.0);
+        for first in (0..n_panels).step_by(WIDE_PANELS) {
+            let n = WIDE_PANELS.min(n_panels - first);
+            let wide_len = pages.len() * panel_len;
+            for (panel, wide) in (first..first + n).zip(self.wide.chunks_exact_mut(wide_len)) {
+                for (page, wide) in pages.iter().zip(wide.chunks_exact_mut(panel_len)) {
+                    let values = page.values.range(panel * panel_len..(panel + 1) * panel_len);
+                    match values {
+                        Slice::F32(values) => wide.copy_from_slice(values),
+                        _ => drop(heads.engine.kernels.widen(values, wide)),
+                    }
+                }
+            }
+            let panels: [Slice<'_>; WIDE_PANELS] = std::array::from_fn(|i| {
+                let i = i.min(n - 1);
+                Slice::F32(&self.wide[i * wide_len..(i + 1) * wide_len])
+            });
+            heads.engine.kernels.multiply_panels(
+                &panels[..n],
+                Rows {
+                    data: &self.scores[from * KEY_BLOCK + at..],
+                    stride: KEY_BLOCK,
+                },
+                RowsMut {
+                    data: &mut self.split.out[from * self.width + first * LANES..],
+                    stride: self.width,
+                },
+                to - from,
+                true,
+            );
         }
     }
 
@@ -295,6 +358,21 @@ impl Local {
             }
         }
     }
+}
+
+/// The keys of some pages as f32.
+fn widened<'a>(
+    heads: &Heads,
+    panels: &[Slice<'a>],
+    wide: &'a mut Vec<f32>,
+) -> [Slice<'a>; PAGES_PER_BLOCK] {
+    let len = heads.kv.head_dim * PAGE_TOKENS;
+    wide.resize(wide.len().max(PAGES_PER_BLOCK * len), 0.0);
+    let mut out = [Slice::F32(&[]); PAGES_PER_BLOCK];
+    for ((panel, wide), out) in panels.iter().zip(wide.chunks_exact_mut(len)).zip(&mut out) {
+        *out = Slice::F32(heads.engine.kernels.widen(*panel, wide));
+    }
+    out
 }
 
 impl Unit {

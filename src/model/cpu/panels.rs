@@ -82,6 +82,35 @@ unsafe fn multiply_chains<L: Lanes16, const N: usize>(steps: usize) -> f32 {
     }
 }
 
+/// The sum of `numbers`, as quickly as they come from memory.
+///
+/// # Safety
+/// The CPU has the instructions of `L`.
+#[inline(always)]
+unsafe fn sum<L: Lanes16>(numbers: &[f32]) -> f32 {
+    const LINES: usize = 8;
+    // Further ahead than a product asks: nothing else is done here.
+    const AHEAD: usize = 4096;
+    let chunks = numbers.chunks_exact(LINES * LANES);
+    let rest: f32 = chunks.remainder().iter().sum();
+    // SAFETY: the caller's promise; a chunk has that many lines, and what is prefetched need not exist.
+    unsafe {
+        let mut sums = [L::zero(); LINES];
+        for chunk in chunks {
+            for (line, sum) in sums.iter_mut().enumerate() {
+                let at = chunk.as_ptr().add(line * LANES);
+                L::prefetch(at.cast::<u8>().wrapping_add(AHEAD));
+                *sum = L::load_f32(at).mul_add(1.0, *sum);
+            }
+        }
+        let mut out = [[0.0_f32; LANES]; LINES];
+        for (sum, out) in sums.iter().zip(&mut out) {
+            sum.store(out.as_mut_ptr());
+        }
+        out.as_flattened().iter().sum::<f32>() + rest
+    }
+}
+
 /// The kernel compiled for one instruction set: what [`dispatch`] calls.
 macro_rules! entries {
     ($lanes:ty $(, #[$feature:meta])?) => {
@@ -119,6 +148,13 @@ macro_rules! entries {
         $(#[$feature])?
         pub(in crate::model::cpu) unsafe fn multiply_registers(steps: usize) -> f32 {
             unsafe { super::multiply_registers::<$lanes>(steps) }
+        }
+
+        /// # Safety
+        /// The CPU has the instructions of this file.
+        $(#[$feature])?
+        pub(in crate::model::cpu) unsafe fn sum(numbers: &[f32]) -> f32 {
+            unsafe { super::sum::<$lanes>(numbers) }
         }
 
         pub(in crate::model::cpu) fn chains() -> usize {
@@ -216,7 +252,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If `from` is no multiple of 16 numbers, or `to` has another length.
-    pub(super) fn widen<'a>(self, from: Slice<'a>, to: &'a mut [f32]) -> &'a [f32] {
+    pub(crate) fn widen<'a>(self, from: Slice<'a>, to: &'a mut [f32]) -> &'a [f32] {
         assert!(
             from.len().is_multiple_of(LANES) && from.len() == to.len(),
             "not a whole panel"
@@ -295,6 +331,16 @@ const fn token_group<L: Lanes16>(left: usize) -> usize {
 /// Panels of one [`Product`]: they stay in the cache while all tokens pass.
 pub(super) const PANEL_GROUP: usize = 4;
 
+/// How many tokens of x in rows a tile takes at most. More than 8 would leave too few panels to it, and x has more rows
+/// than a cache has ways. Where arithmetic is the limit, fewer tokens and more panels load less for each product.
+#[inline(always)]
+fn most_tokens<L: Lanes16>(product: &Product<'_, impl Sized>) -> usize {
+    const MANY: usize = 12;
+    let panels = PANEL_GROUP.min(product.panels.len());
+    let balanced = L::SUMS / panels.max(1);
+    if product.tokens >= MANY && balanced >= 4 { balanced.min(8) } else { 8 }
+}
+
 /// The product in tiles that leave the sums in registers, of x in rows.
 ///
 /// # Safety
@@ -303,8 +349,7 @@ pub(super) const PANEL_GROUP: usize = 4;
 pub(super) unsafe fn multiply<L: Lanes16, E: Element16>(product: Product<'_, E>, stride: usize) {
     let mut first = 0;
     while first < product.tokens {
-        // More than 8 tokens would leave too few panels to a tile, and x has more rows than a cache has ways.
-        let tokens = token_group::<L>((product.tokens - first).min(8));
+        let tokens = token_group::<L>((product.tokens - first).min(most_tokens::<L>(&product)));
         // SAFETY: first + tokens <= product.tokens, and the caller's promise.
         unsafe {
             let part = Product {
