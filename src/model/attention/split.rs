@@ -250,7 +250,8 @@ impl Local {
         }
         let panel_len = PAGE_TOKENS * LANES;
         let n_panels = pages[0].values.len() / panel_len;
-        self.wide.resize(self.wide.len().max(WIDE_PANELS * KEY_BLOCK * LANES), 0.0);
+        self.wide
+            .resize(self.wide.len().max(WIDE_PANELS * KEY_BLOCK * LANES), 0.0);
         for first in (0..n_panels).step_by(WIDE_PANELS) {
             let n = WIDE_PANELS.min(n_panels - first);
             let wide_len = pages.len() * panel_len;
@@ -361,11 +362,7 @@ impl Local {
 }
 
 /// The keys of some pages as f32.
-fn widened<'a>(
-    heads: &Heads,
-    panels: &[Slice<'a>],
-    wide: &'a mut Vec<f32>,
-) -> [Slice<'a>; PAGES_PER_BLOCK] {
+fn widened<'a>(heads: &Heads, panels: &[Slice<'a>], wide: &'a mut Vec<f32>) -> [Slice<'a>; PAGES_PER_BLOCK] {
     let len = heads.kv.head_dim * PAGE_TOKENS;
     wide.resize(wide.len().max(PAGES_PER_BLOCK * len), 0.0);
     let mut out = [Slice::F32(&[]); PAGES_PER_BLOCK];

@@ -338,7 +338,11 @@ fn most_tokens<L: Lanes16>(product: &Product<'_, impl Sized>) -> usize {
     const MANY: usize = 12;
     let panels = PANEL_GROUP.min(product.panels.len());
     let balanced = L::SUMS / panels.max(1);
-    if product.tokens >= MANY && balanced >= 4 { balanced.min(8) } else { 8 }
+    if product.tokens >= MANY && balanced >= 4 {
+        balanced.min(8)
+    } else {
+        8
+    }
 }
 
 /// The product in tiles that leave the sums in registers, of x in rows.
