@@ -23,7 +23,6 @@ mod block;
 mod builtin;
 mod config;
 mod cpu;
-#[expect(dead_code, reason = "blocks that run on cards are being put together")]
 mod cuda;
 mod ends;
 mod error;
@@ -39,8 +38,10 @@ mod layout;
 mod linear;
 mod load;
 mod lora;
+mod machine;
 mod norm;
 mod number;
+mod places;
 mod quant;
 mod rope;
 mod sample;
@@ -65,6 +66,7 @@ pub use config::{
 };
 use cpu::Kernels;
 pub use cpu::{Engine, MachineLimits, measure_limits};
+use cuda::Device;
 pub use cuda::{CudaError, Toolkit};
 pub use ends::Ends;
 pub use error::{ComputeError, ConfigError, LoadError};
@@ -75,7 +77,6 @@ pub use gguf::GgufError;
 #[cfg(test)]
 pub(crate) use gguf::testing::{demo_gguf, sentence_piece_json};
 use grad::Through;
-use hub::Lease;
 pub use hub::{Download, HubError, HubFault, HubOptions, Progress, Transfer, free_space};
 use kv::{Arena, KvShape};
 pub use kv::{Cache, CacheCounts, KvDType};
@@ -83,6 +84,8 @@ use layout::BlockLayout;
 pub use linear::measure_gemm;
 use load::TensorReader;
 pub use lora::{Adapter, AdapterError, AdapterId};
+pub use machine::{Cards, Machine, ProofError};
+use places::{Held, spread};
 pub use quant::{Precision, WeightFormat};
 pub use sample::{Choice, Logprobs, MAX_LOGPROBS, SampleError, Sampler, SamplingParams, Seen};
 pub use sharing::CacheOptions;
@@ -110,6 +113,8 @@ pub struct Blocks {
     config: Arc<ModelConfig>,
     span: Range<u32>,
     precision: Precision,
+    /// Those that the blocks' places are numbers of.
+    cards: Vec<Arc<Device>>,
     shared: Shared,
     blocks: Vec<Arc<Held>>,
     /// The names of the adapters, by [`AdapterId`].
@@ -121,36 +126,20 @@ pub struct Blocks {
     poison: Option<f32>,
 }
 
-/// A block's weights.
-#[derive(Debug)]
-struct Held {
-    block: Block,
-    /// Keeps the files that they are from.
-    _lease: Option<Arc<Lease>>,
-}
-
-impl Held {
-    fn load(files: &ModelFiles, reader: &mut TensorReader<'_>, block_idx: u32) -> Result<Arc<Self>, LoadError> {
-        Ok(Arc::new(Self {
-            block: Block::load(reader, files.config(), block_idx)?,
-            _lease: files.lease(),
-        }))
-    }
-}
-
 impl Blocks {
-    /// Loads the blocks of `span` and packs their weights for the kernels of `engine`, which will run them. With a
-    /// [`WeightDType`], weights and caches are of that type.
+    /// Loads the blocks of `span` and packs their weights for the kernels of `machine`, which will run them: an [`Engine`],
+    /// or one with cards, which then have all of them. With a [`WeightDType`], weights and caches are of that type.
     ///
     /// # Errors
-    /// An empty span or one outside the model; the first file or tensor that is not as the configuration says.
+    /// An empty span or one outside the model; the first file or tensor that is not as the configuration says; a card
+    /// without the memory.
     pub fn load(
         files: &ModelFiles,
         span: Range<u32>,
         precision: impl Into<Precision>,
-        engine: &Engine,
+        machine: impl Into<Machine>,
     ) -> Result<Self, LoadError> {
-        let precision = precision.into();
+        let (precision, machine) = (precision.into(), machine.into());
         let config = files.shared_config();
         if span.is_empty() || span.end > config.n_blocks {
             return Err(LoadError::Span {
@@ -158,24 +147,30 @@ impl Blocks {
                 n_blocks: config.n_blocks,
             });
         }
-        let mut reader = TensorReader::new(files, precision, engine);
+        let mut reader = TensorReader::new(files, precision, &machine.engine);
+        let places = spread(&machine, span.len()).map_err(LoadError::Card)?;
         let blocks: Result<Vec<_>, LoadError> = span
             .clone()
-            .map(|block_idx| Held::load(files, &mut reader, block_idx))
+            .zip(places)
+            .map(|(block_idx, place)| {
+                let block = Block::load(&mut reader, &config, block_idx)?;
+                Held::new(block, files.lease(), (&machine, place))
+            })
             .collect();
         let heads = Heads {
-            engine: engine.clone(),
+            engine: machine.engine,
             kv: KvShape::new(&config, precision.dtype.into()),
             group: config.group_size(),
         };
         let shared = Shared {
-            arena: Arena::empty(heads.kv),
+            arena: Arena::of(heads.kv, (&machine.cards, &[]), 0)?,
             heads,
         };
         Ok(Self {
             config,
             span,
             precision,
+            cards: machine.cards,
             shared,
             blocks: blocks?,
             adapters: Vec::new(),
@@ -236,7 +231,7 @@ impl Blocks {
                 // The names that differ between checkpoints of a family are not those that adapters have.
                 let layout = BlockLayout::new(&self.config, block_idx, &|_| false);
                 let adapter = adapter.block(&layout, block_idx, &self.shared.heads.engine)?;
-                held.block.adapters.push(adapter);
+                held.add_adapter(adapter, &self.shared.heads.engine)?;
             }
             self.adapters.push(name);
         }
@@ -316,7 +311,7 @@ impl Blocks {
     /// # Errors
     /// As [`Blocks::step`].
     pub fn forward_with(&self, block: u32, adapter: Option<AdapterId>, x: &mut Hidden) -> Result<(), ComputeError> {
-        self.block(block)?;
+        self.held_block(block)?;
         self.check(x)?;
         if x.data.is_empty() {
             // There may be any number of sequences without tokens.
@@ -338,7 +333,7 @@ impl Blocks {
         x_in: &Hidden,
         grad_out: &Hidden,
     ) -> Result<Hidden, ComputeError> {
-        let block = self.block(block)?;
+        let held = self.held_block(block)?;
         self.check(x_in)?;
         grad_out.check_size()?;
         let shape = |x: &Hidden| [x.batch, x.tokens, x.width];
@@ -351,11 +346,11 @@ impl Blocks {
         if x_in.data.is_empty() {
             return Ok(x_in.clone());
         }
-        let through = Through {
-            engine: &self.shared.heads.engine,
-            adapter: adapter.and_then(|AdapterId(idx)| block.adapters.get(idx)),
-        };
-        Ok(grad::backward(block, through, &self.config, x_in, grad_out))
+        let engine = &self.shared.heads.engine;
+        held.with_host(engine, |block, adapters| {
+            let adapter = adapter.and_then(|AdapterId(idx)| adapters.get(idx));
+            grad::backward(block, Through { engine, adapter }, &self.config, x_in, grad_out)
+        })
     }
 
     fn held(&self, block: u32) -> Option<&Arc<Held>> {
@@ -363,13 +358,11 @@ impl Blocks {
         self.blocks.get(idx as usize)
     }
 
-    fn block(&self, block: u32) -> Result<&Block, ComputeError> {
-        self.held(block)
-            .map(|held| &held.block)
-            .ok_or_else(|| ComputeError::Block {
-                block,
-                span: self.span(),
-            })
+    fn held_block(&self, block: u32) -> Result<&Held, ComputeError> {
+        self.held(block).map(|held| &**held).ok_or_else(|| ComputeError::Block {
+            block,
+            span: self.span(),
+        })
     }
 
     fn check(&self, x: &Hidden) -> Result<(), ComputeError> {

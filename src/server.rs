@@ -52,7 +52,7 @@ pub use self::{
 use self::{current::Current, lifecycle::Lifecycle};
 use crate::{
     dht::Dht,
-    model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, Engine, KvDType, ModelSource, WeightDType, WeightFormat},
+    model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, KvDType, Machine, ModelSource, Precision, WeightDType, WeightFormat},
     p2p::{Handler, P2p},
     swarm::{monitor::Monitor, standing::Access},
     task::Tasks,
@@ -80,7 +80,7 @@ pub struct Config {
     /// Format of the weight matrices; `None` keeps those in blocks that the checkpoint has so, and the others in `dtype`.
     pub quant: Option<WeightFormat>,
     /// What blocks are computed with.
-    pub engine: Engine,
+    pub machine: Machine,
     /// Announced speed.
     pub throughput: Throughput,
     /// File that remembers measured speeds; `None` measures at every start.
@@ -109,6 +109,17 @@ pub struct Config {
     pub choose_after: Duration,
     /// How long after a move new sessions may still be opened at the blocks that were left.
     pub linger: Duration,
+}
+
+impl Config {
+    /// How weights and cache of the model are kept.
+    pub fn formats(&self, source: &ModelSource) -> (Precision, KvDType) {
+        let dtype = self.dtype.unwrap_or_else(|| source.config().auto_dtype());
+        let own = || source.own_format().unwrap_or(dtype.into());
+        let weights = self.quant.unwrap_or_else(own);
+        let kv_dtype = self.limits.kv_dtype.unwrap_or(dtype.into());
+        (Precision { weights, dtype }, kv_dtype)
+    }
 }
 
 /// Which blocks a server serves.
@@ -170,14 +181,14 @@ impl Default for LimitChoice {
 
 impl Config {
     /// The defaults for a choice of blocks.
-    pub fn new(prefix: String, blocks: BlockChoice, limits: LimitChoice, engine: Engine) -> Self {
+    pub fn new(prefix: String, blocks: BlockChoice, limits: LimitChoice, machine: impl Into<Machine>) -> Self {
         Self {
             prefix,
             blocks,
             adapters: Vec::new(),
             dtype: None,
             quant: None,
-            engine,
+            machine: machine.into(),
             throughput: Throughput::Auto,
             throughput_cache: None,
             compression: Compression::None,
@@ -212,8 +223,12 @@ pub struct Server {
 /// When one does not fit beside those before it; says what would.
 pub fn plan(servers: &[Arc<Server>]) -> Result<(), DoesNotFit> {
     let wants: Vec<_> = servers.iter().map(|server| server.lifecycle.want()).collect();
-    let free = capacity::free_memory().unwrap_or(u64::MAX);
-    for (server, count) in servers.iter().zip(capacity::plan(free, &wants)?) {
+    // All are on one machine.
+    let free = servers
+        .first()
+        .map(|server| server.lifecycle.free())
+        .unwrap_or_default();
+    for (server, count) in servers.iter().zip(capacity::plan(&free, &wants)?) {
         server.lifecycle.plan_count(count);
     }
     Ok(())

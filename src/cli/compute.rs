@@ -1,12 +1,13 @@
-//! What a command computes with: the one flag about threads. Which instructions are used is up to the CPU.
+//! What a command computes with: processor or cards, and how much of the processor. Which instructions are used is up to it.
 
-use std::num::NonZeroUsize;
+use std::{error::Error, num::NonZeroUsize};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
-use tracing::info;
+use tracing::{debug, info, warn};
 
-use crate::model::Engine;
+use super::environment;
+use crate::model::{Cards, CudaError, Engine, KvDType, Machine, Precision};
 
 /// How much of the machine to compute with.
 #[derive(Clone, Copy, Debug, Args)]
@@ -14,6 +15,22 @@ pub(super) struct ComputeArgs {
     /// Threads that compute [default: one per physical core].
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+}
+
+/// Where blocks are.
+#[derive(Clone, Debug, Args)]
+pub(super) struct DeviceArgs {
+    /// What blocks are computed with. auto takes all NVIDIA cards if they can be used, otherwise the processor; cuda:0,2 takes
+    /// these. Where cards cannot be used, it says why, and the processor does it.
+    #[arg(long, value_name = "auto|cpu|cuda[:N,…]", default_value = "auto", value_parser = parse_device)]
+    device: Device,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Device {
+    Auto,
+    Cpu,
+    Cuda(Cards),
 }
 
 impl ComputeArgs {
@@ -27,5 +44,81 @@ impl ComputeArgs {
             "what blocks are computed with"
         );
         Ok(engine)
+    }
+}
+
+impl DeviceArgs {
+    /// The machine with its cards, if they are wanted and compute what the processor does in all of these formats; without
+    /// them otherwise, and it is said why.
+    ///
+    /// # Errors
+    /// A card that there is not.
+    pub(super) fn machine(&self, engine: &Engine, formats: &[(Precision, KvDType)]) -> anyhow::Result<Machine> {
+        let wanted = match &self.device {
+            Device::Cpu => return Ok(engine.into()),
+            Device::Auto => &Cards::All,
+            Device::Cuda(cards) => cards,
+        };
+        let machine = match Machine::with_cards(engine.clone(), wanted, &environment::toolkit()) {
+            Ok(machine) => machine,
+            Err(error @ CudaError::NoSuchCard { .. }) => bail!(error),
+            Err(error @ CudaError::NoDriver) if self.device == Device::Auto => {
+                debug!(%error, "no cards");
+                return Ok(engine.into());
+            }
+            Err(error) => return Ok(without_cards(engine, &error)),
+        };
+        for (precision, kv_dtype) in formats {
+            if let Err(error) = machine.prove(*precision, *kv_dtype) {
+                return Ok(without_cards(engine, &error));
+            }
+        }
+        Ok(machine)
+    }
+}
+
+fn without_cards(engine: &Engine, error: &(dyn Error + 'static)) -> Machine {
+    warn!(error, "the processor computes, because cards cannot be used");
+    engine.into()
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    let (kind, numbers) = text
+        .split_once(':')
+        .map_or((text, None), |(kind, numbers)| (kind, Some(numbers)));
+    let wrong = || format!("expected auto, cpu, cuda or cuda with numbers of cards such as cuda:0,1, got {text:?}");
+    match (kind, numbers) {
+        ("auto", None) => Ok(Device::Auto),
+        ("cpu", None) => Ok(Device::Cpu),
+        ("cuda", None) => Ok(Device::Cuda(Cards::All)),
+        ("cuda", Some(numbers)) => {
+            let mut cards = Vec::new();
+            for number in numbers.split(',') {
+                let card = number.trim().parse().map_err(|_| wrong())?;
+                if cards.contains(&card) {
+                    return Err(format!("card {card} is there twice"));
+                }
+                cards.push(card);
+            }
+            Ok(Device::Cuda(Cards::These(cards)))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_the_processor_all_cards_or_some() {
+        assert_eq!(parse_device("auto"), Ok(Device::Auto));
+        assert_eq!(parse_device("cpu"), Ok(Device::Cpu));
+        assert_eq!(parse_device("cuda"), Ok(Device::Cuda(Cards::All)));
+        assert_eq!(parse_device("cuda:1, 0"), Ok(Device::Cuda(Cards::These(vec![1, 0]))));
+        assert!(parse_device("cuda:1,1").unwrap_err().contains("twice"));
+        for wrong in ["cuda:", "cuda:x", "gpu", "cpu:0", ""] {
+            assert!(parse_device(wrong).unwrap_err().contains("cuda:0,1"), "{wrong}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::Args as ClapArgs;
 
 use super::{
-    compute::ComputeArgs,
+    compute::{ComputeArgs, DeviceArgs},
     model::{Model, ModelArgs},
     node::{self, Node},
     output,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     client::{self, Client, Generation, Params, TextCodec, Token},
-    model::{Engine, SamplingParams},
+    model::SamplingParams,
     p2p::{self, Identity, Multiaddr, PeerId},
     server::{self, BlockChoice, LimitChoice, Server},
 };
@@ -37,6 +37,8 @@ pub(super) struct Args {
     max_new_tokens: usize,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     quant: QuantArgs,
 }
@@ -63,10 +65,25 @@ async fn tell(args: Args) -> anyhow::Result<()> {
 
     // One machine, so the servers share its threads.
     let engine = args.compute.start()?;
+    let config = |blocks| server::Config {
+        quant: args.quant.chosen(&model.name, model.source.config().auto_dtype()),
+        ..server::Config::new(
+            model.prefix.clone(),
+            BlockChoice::Fixed(blocks),
+            LimitChoice::default(),
+            &engine,
+        )
+    };
+    let formats = config(0..1).formats(&model.source);
+    let machine = args.device.machine(&engine, &[formats])?;
     let mut servers = Vec::new();
     for index in 0..N_SERVERS {
         let blocks = n_blocks * index / N_SERVERS..n_blocks * (index + 1) / N_SERVERS;
-        servers.push(start_server(&model, (index, blocks), &entry, (&engine, &args.quant)).await?);
+        let config = server::Config {
+            machine: machine.clone(),
+            ..config(blocks)
+        };
+        servers.push(start_server(&model, index, &entry, config).await?);
     }
     let node = start_node("client", true, &entry).await?;
     node.join().await?;
@@ -106,21 +123,15 @@ async fn start_node(name: &str, client_mode: bool, initial_peers: &[Multiaddr]) 
 
 async fn start_server(
     model: &Model,
-    (index, blocks): (u32, std::ops::Range<u32>),
+    index: u32,
     entry: &[Multiaddr],
-    (engine, quant): (&Engine, &QuantArgs),
+    config: server::Config,
 ) -> anyhow::Result<(Node, Arc<Server>)> {
     let name = format!("server {}", index + 1);
     let node = start_node(&name, false, entry).await?;
     let config = server::Config {
         public_name: Some(name.clone()),
-        quant: quant.chosen(&model.name, model.source.config().auto_dtype()),
-        ..server::Config::new(
-            model.prefix.clone(),
-            BlockChoice::Fixed(blocks),
-            LimitChoice::default(),
-            engine.clone(),
-        )
+        ..config
     };
     let server = node.servers([(config, model)]).remove(0);
     node.join().await?;

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::model::HubOptions;
+use crate::model::{HubOptions, Toolkit};
 
 /// Where models are found and how the hub is reached, as every Hugging Face tool reads it; flags come before variables.
 pub(super) fn hub_options(token: Option<String>, revision: Option<String>) -> HubOptions {
@@ -39,9 +39,29 @@ pub(super) fn on_path(programs: &[&'static str]) -> Vec<&'static str> {
     programs.iter().filter(found).copied().collect()
 }
 
+/// Where NVIDIA's libraries may be besides where the system has them: in the toolkit that is chosen, and in the Python
+/// environment that is.
+pub(super) fn toolkit() -> Toolkit {
+    let in_toolkit = ["CUDA_HOME", "CUDA_PATH"].map(|name| set(name).map(|home| home.join("lib64")));
+    let in_python = ["VIRTUAL_ENV", "CONDA_PREFIX"].map(|name| set(name).map(|home| home.join("lib")));
+    let of_user = set("HOME").map(|home| home.join(".local/lib"));
+    Toolkit {
+        folders: in_toolkit
+            .into_iter()
+            .chain(in_python)
+            .chain([of_user])
+            .flatten()
+            .collect(),
+        kernels: Some(cache_folder().join("kernels")),
+    }
+}
+
+fn set(name: &str) -> Option<PathBuf> {
+    env::var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
 /// The folder for what this program remembers between runs.
 pub(super) fn cache_folder() -> PathBuf {
-    let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
     base.unwrap_or_else(env::temp_dir).join("sepal")
 }

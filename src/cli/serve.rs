@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use futures::future::{join_all, try_join_all};
 
 use super::{
-    compute::ComputeArgs,
+    compute::{ComputeArgs, DeviceArgs},
     environment,
     map::{self, MapArgs},
     model::Model,
@@ -72,6 +72,8 @@ pub(super) struct Args {
     no_auto_relay: bool,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
@@ -199,10 +201,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         .iter()
         .map(|model| args.server_config(model, &engine))
         .collect::<Result<_, _>>()?;
+    let pairs = configs.iter().zip(&models);
+    let formats: Vec<_> = pairs.map(|(config, model)| config.formats(&model.source)).collect();
+    let machine = args.device.machine(&engine, &formats)?;
     let node = node::listen(&args.listen, &swarm, !args.no_auto_relay).await?;
     let standing = Standing::of(&node, &args.standing);
     let monitor = standing::monitor(&args.monitor, &args.standing, &swarm.initial_peers);
     let with_access = configs.into_iter().map(|config| server::Config {
+        machine: machine.clone(),
         access: standing.access(),
         monitor: monitor.clone(),
         adapters: adapters.clone(),
@@ -399,7 +405,7 @@ impl Args {
             expiration: self.announcing.expiration,
             balance_quality: self.announcing.balance_quality,
             mean_balance_check_period: self.announcing.mean_balance_check_period,
-            ..server::Config::new(model.prefix.clone(), self.choice(model)?, limits, engine.clone())
+            ..server::Config::new(model.prefix.clone(), self.choice(model)?, limits, engine)
         })
     }
 }

@@ -2,11 +2,15 @@
 //! once for all of them, or through several blocks one after the other. Which sessions meet, and how many tokens of each,
 //! is not decided here.
 
+mod on_card;
+
 use std::ops::Range;
 
 use super::{
     Blocks, Cache, ComputeError, Hidden,
     block::{self, Block, Segment},
+    cuda::Tables,
+    places::Placed,
 };
 
 /// The tokens of one session that go through some blocks now.
@@ -35,6 +39,7 @@ pub struct Scratch {
     segments: Vec<Segment<'static>>,
     /// Those of a part of a step. Always empty between two calls.
     inside: Vec<Segment<'static>>,
+    tables: Tables,
 }
 
 impl Part<'_> {
@@ -97,7 +102,7 @@ impl Blocks {
     /// Only by a mistake in the kernels. The activations of several parts are unchanged then as well.
     pub fn run_batch(&self, blocks: &[u32], parts: &mut [Part<'_>], scratch: &mut Scratch) -> Result<(), ComputeError> {
         for (offset, block) in blocks.iter().enumerate() {
-            self.block(*block)?;
+            self.held_block(*block)?;
             for part in &mut *parts {
                 self.check_part(part, offset)?;
             }
@@ -152,14 +157,26 @@ impl Blocks {
         parts: &mut [Part<'_>],
         scratch: &mut Scratch,
     ) -> Result<(), ComputeError> {
-        for (offset, block) in blocks.iter().enumerate() {
-            let block = self.block(*block)?;
-            let mut segments = emptied(std::mem::take(&mut scratch.segments));
-            for part in parts.iter_mut().filter(|part| !part.tokens.is_empty()) {
-                segments.extend(part.segments(offset)?);
+        #[cfg(test)]
+        assert!(!self.poison.is_some_and(|poison| x.contains(&poison)), "poisoned");
+        let mut offset = 0;
+        while let Some(block) = blocks.get(offset) {
+            match &self.held_block(*block)?.block {
+                Placed::Host(block) => {
+                    let mut segments = emptied(std::mem::take(&mut scratch.segments));
+                    for part in parts.iter_mut().filter(|part| !part.tokens.is_empty()) {
+                        segments.extend(part.segments(offset)?);
+                    }
+                    self.run(block, x, &mut segments, (&mut scratch.block, &mut scratch.inside));
+                    scratch.segments = emptied(segments);
+                    offset += 1;
+                }
+                Placed::Card(place, _) => {
+                    let stretch = self.on_card(*place, &blocks[offset..]);
+                    self.run_on_card((*place, &stretch), (x, offset), parts, &mut scratch.tables)?;
+                    offset += stretch.len();
+                }
             }
-            self.run(block, x, &mut segments, (&mut scratch.block, &mut scratch.inside));
-            scratch.segments = emptied(segments);
         }
         Ok(())
     }
@@ -194,8 +211,6 @@ impl Blocks {
         if x.is_empty() {
             return;
         }
-        #[cfg(test)]
-        assert!(!self.poison.is_some_and(|poison| x.contains(&poison)), "poisoned");
         if x.len() <= tokens_at_a_time * width {
             return block.run(&self.shared, x, segments, scratch);
         }

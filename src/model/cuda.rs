@@ -12,6 +12,7 @@
 #![expect(unsafe_code, reason = "the libraries of NVIDIA are C")]
 
 mod blas;
+mod block;
 mod compiler;
 mod device;
 mod driver;
@@ -20,8 +21,15 @@ mod kernels;
 mod launch;
 mod library;
 mod memory;
+mod stretch;
 
+pub(crate) use block::CardBlock;
 pub(crate) use device::Device;
 pub use device::Toolkit;
 pub use error::CudaError;
-pub(crate) use memory::{Buffer, Piece};
+pub(crate) use kernels::cache::{CardHeads, page_bytes};
+pub(crate) use memory::{Buffer, Piece, View};
+pub(crate) use stretch::{Stretch, Tables};
+
+#[cfg(test)]
+mod tests;

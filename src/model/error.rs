@@ -8,7 +8,7 @@ use std::{
 
 use thiserror::Error;
 
-use super::GgufError;
+use super::{CudaError, GgufError};
 
 /// A `config.json` that cannot be used.
 #[derive(Debug, Error)]
@@ -188,6 +188,9 @@ pub enum LoadError {
         /// What the file has.
         found: safetensors::Dtype,
     },
+    /// A card has no memory for the blocks, or failed.
+    #[error("the blocks cannot be brought to a card")]
+    Card(#[source] CudaError),
     /// Blocks were asked for that the model does not have.
     #[error("blocks {}:{} were asked for, but the model has {n_blocks} blocks", span.start, span.end)]
     Span {
@@ -216,9 +219,12 @@ impl LoadError {
     }
 }
 
-/// A step that cannot be computed: a mistake of the caller's.
+/// A step that cannot be computed: a mistake of the caller's, or a card that failed.
 #[derive(Debug, Error)]
 pub enum ComputeError {
+    /// A card failed.
+    #[error("the card failed")]
+    Card(#[source] CudaError),
     /// The block is not loaded.
     #[error("block {block} was asked for, but blocks {}:{} are loaded", span.start, span.end)]
     Block {

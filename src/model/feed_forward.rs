@@ -183,7 +183,7 @@ impl Experts {
             taken,
             ..
         } = scratch;
-        self.choose(scores, choices);
+        choices.choose(self.config, scores);
         for (expert, choices) in self.experts.iter().zip(&choices.by_expert) {
             if choices.is_empty() {
                 continue;
@@ -209,14 +209,16 @@ impl Experts {
             });
         }
     }
+}
 
+impl Choices {
     /// The tokens of each expert, from the router's scores `[tokens, experts]`.
-    pub(crate) fn choose(&self, scores: &[f32], choices: &mut Choices) {
-        let Choices { by_expert, chosen } = choices;
-        by_expert.resize(self.experts.len(), Vec::new());
+    pub(crate) fn choose(&mut self, config: ExpertsConfig, scores: &[f32]) {
+        let Self { by_expert, chosen } = self;
+        by_expert.resize(config.n_experts, Vec::new());
         by_expert.iter_mut().for_each(Vec::clear);
-        for (token, scores) in scores.chunks_exact(self.experts.len()).enumerate() {
-            route(self.config, scores, chosen);
+        for (token, scores) in scores.chunks_exact(config.n_experts).enumerate() {
+            route(config, scores, chosen);
             for (expert, weight) in &*chosen {
                 by_expert[*expert].push(Choice { token, weight: *weight });
             }

@@ -15,8 +15,8 @@ mod track;
 
 use std::sync::Arc;
 
-pub(crate) use arena::Arena;
 pub use arena::CacheCounts;
+pub(crate) use arena::{Arena, PageRef};
 pub(crate) use page::{HeadPage, PAGE_TOKENS};
 pub(crate) use row::Row;
 use track::Track;
@@ -81,13 +81,6 @@ impl KvShape {
             _ => 0,
         };
         2 * self.n_kv_heads * (self.head_dim * self.dtype.size() + scale)
-    }
-
-    /// Bytes of a page on a card: whole units of what the driver hands out.
-    pub(crate) fn card_page_bytes(self) -> usize {
-        /// Addresses of pages leave room for the number of a token.
-        const UNIT: usize = 256;
-        (PAGE_TOKENS * self.bytes_per_token()).next_multiple_of(UNIT)
     }
 
     /// Numbers of a head in whole panels.

@@ -114,7 +114,6 @@ impl Matrix {
     }
 
     /// The weights row after row.
-    #[cfg(test)]
     pub(crate) fn to_f32(&self) -> Vec<f32> {
         match &self.packed {
             Packed::Dense(panels) => {

@@ -29,6 +29,16 @@ pub(crate) enum Target {
 
 impl Target {
     const COUNT: usize = 7;
+
+    pub(crate) const ALL: [Self; Self::COUNT] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Output,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+    ];
 }
 
 /// One of the adapters that were loaded with some blocks.

@@ -24,6 +24,11 @@ impl Rope {
         }
     }
 
+    /// Whether all angles are those of `other`.
+    pub(crate) fn turns_as(&self, other: &Self) -> bool {
+        self.config == other.config
+    }
+
     /// How many numbers at the start of a head are rotated.
     pub(crate) fn rotary_dim(&self) -> usize {
         self.config.rotary_dim
@@ -112,6 +117,11 @@ impl Angles {
                 (*sin, *cos) = (sine * amplitude, cosine * amplitude);
             }
         });
+    }
+
+    /// Those of all tokens, `[tokens, rotary_dim]`.
+    pub(crate) fn numbers(&self) -> &[f32] {
+        &self.numbers
     }
 
     /// `rotary_dim / 2` cosines of token `token`, and as many sines.

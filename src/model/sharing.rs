@@ -26,9 +26,9 @@ impl Blocks {
         kv.dtype = options.dtype.unwrap_or(self.precision.dtype.into());
         let n_pages = options.block_tokens.div_ceil(PAGE_TOKENS as u64);
         let n_pages = usize::try_from(n_pages).unwrap_or(usize::MAX);
-        self.shared.arena = Arena::new(*kv, n_pages).ok_or(LoadError::CacheMemory {
-            bytes: (n_pages as u64).saturating_mul(PAGE_TOKENS as u64 * kv.bytes_per_token() as u64),
-        })?;
+        let on_card = |card| self.blocks.iter().filter(|held| held.place() == Some(card)).count();
+        let shares: Vec<usize> = (0..self.cards.len()).map(on_card).collect();
+        self.shared.arena = Arena::of(*kv, (&self.cards, &shares), n_pages)?;
         self.share_prefixes = options.share_prefixes && n_pages > 0;
         Ok(self)
     }
@@ -53,7 +53,7 @@ impl Blocks {
     /// computed at as many positions further on. `has_prompts` says that more than `x` decides what comes out.
     pub fn begin_step(&self, cache: &mut Cache, x: &mut Hidden, position: usize, has_prompts: bool) -> usize {
         let sequence_len = position.saturating_add(x.tokens);
-        let mut ropes = self.blocks.iter().filter_map(|held| held.block.rope.as_ref());
+        let mut ropes = self.blocks.iter().filter_map(|held| held.rope());
         let mark = match ropes.any(|rope| rope.depends_on(sequence_len)) {
             true => sequence_len as u64,
             false => 0,

@@ -80,7 +80,7 @@ fn quantised_blocks_give_the_same_bits_token_by_token_as_at_once() {
         let x = &states(&reference, "float32")[0];
         let mut projected = Vec::new();
         for n in [1, 2, 3, x.tokens] {
-            let linear = &blocks.blocks[0].block.query;
+            let linear = &blocks.blocks[0].host().query;
             let parts = x.data.chunks(n * x.width).map(|x| linear.applied(&engine(), x));
             projected.push(parts.flatten().collect::<Vec<f32>>());
         }

@@ -7,7 +7,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-pub(crate) use self::free::free_memory;
+pub(crate) use self::free::{free_memory, plannable_on_card};
 use crate::model::{ModelConfig, WeightDType, WeightFormat};
 
 /// Defaults of Petals that depend on whether keys and values are shared among heads (`server/server.py`).
@@ -130,16 +130,16 @@ pub struct DoesNotFit {
     pub remedy: String,
 }
 
-/// How many blocks of each model to hold in `free` bytes: those that were asked for, and of the others equal shares of
+/// How many blocks of each model to hold in `free` bytes, of which each place has some (a block is in one of them): those that were asked for, and of the others equal shares of
 /// what is left, at least one and at most all.
 ///
 /// # Errors
 /// The first model that does not fit beside those before it.
-pub(crate) fn plan(free: u64, wants: &[Want]) -> Result<Vec<u32>, DoesNotFit> {
-    let mut left = free;
+pub(crate) fn plan(free: &[u64], wants: &[Want]) -> Result<Vec<u32>, DoesNotFit> {
+    let mut left = free.to_vec();
     for want in wants {
         if let Some(n_blocks) = want.wanted {
-            left = take(left, want, n_blocks)?;
+            take(&mut left, want, n_blocks)?;
         }
     }
     let mut open = wants.iter().filter(|want| want.wanted.is_none()).count() as u64;
@@ -148,10 +148,10 @@ pub(crate) fn plan(free: u64, wants: &[Want]) -> Result<Vec<u32>, DoesNotFit> {
         let n_blocks = match want.wanted {
             Some(n_blocks) => n_blocks,
             None => {
-                let share = (left / open).saturating_sub(want.scratch);
+                let share: Vec<u64> = left.iter().map(|left| left / open).collect();
                 open -= 1;
-                let n_blocks = fit(share, want.block(), want.n_blocks).max(1);
-                left = take(left, want, n_blocks)?;
+                let n_blocks = fit(&share, want).min(want.n_blocks).max(1);
+                take(&mut left, want, n_blocks)?;
                 n_blocks
             }
         };
@@ -160,31 +160,44 @@ pub(crate) fn plan(free: u64, wants: &[Want]) -> Result<Vec<u32>, DoesNotFit> {
     Ok(plan)
 }
 
-fn take(free: u64, want: &Want, n_blocks: u32) -> Result<u64, DoesNotFit> {
-    let needed = want.bytes(n_blocks);
-    free.checked_sub(needed).ok_or_else(|| DoesNotFit {
-        model: want.model.clone(),
-        n_blocks,
-        needed,
-        free,
-        remedy: remedy(free, want, n_blocks),
-    })
+fn take(left: &mut [u64], want: &Want, n_blocks: u32) -> Result<(), DoesNotFit> {
+    if fit(left, want) < n_blocks {
+        return Err(DoesNotFit {
+            model: want.model.clone(),
+            n_blocks,
+            needed: want.bytes(n_blocks),
+            free: left.iter().fold(0, |sum: u64, left| sum.saturating_add(*left)),
+            remedy: remedy(left, want, n_blocks),
+        });
+    }
+    let mut counts = vec![0; left.len()];
+    for _ in 0..n_blocks {
+        let most = (0..left.len()).max_by_key(|place| left[*place] - counts[*place] * want.block());
+        counts[most.unwrap_or(0)] += 1;
+    }
+    for (left, count) in left.iter_mut().zip(counts).filter(|(_, count)| *count > 0) {
+        *left = left.saturating_sub(count * want.block() + want.scratch);
+    }
+    Ok(())
 }
 
-fn fit(bytes: u64, per_block: u64, n_blocks: u32) -> u32 {
-    let fitting = u32::try_from(bytes / per_block.max(1)).unwrap_or(n_blocks);
-    fitting.min(n_blocks)
+/// How many blocks fit into `places`.
+fn fit(places: &[u64], want: &Want) -> u32 {
+    let fitting = places
+        .iter()
+        .map(|free| free.saturating_sub(want.scratch) / want.block().max(1));
+    u32::try_from(fitting.fold(0, u64::saturating_add)).unwrap_or(u32::MAX)
 }
 
-/// What would fit into `free` bytes instead: fewer blocks, smaller weights, a smaller cache.
-fn remedy(free: u64, want: &Want, n_blocks: u32) -> String {
-    let free = free.saturating_sub(want.scratch);
+/// What would fit into `places` instead: fewer blocks, smaller weights, a smaller cache.
+fn remedy(places: &[u64], want: &Want, n_blocks: u32) -> String {
     let mut ways = Vec::new();
-    let fitting = fit(free, want.block(), n_blocks);
+    let fitting = fit(places, want).min(n_blocks);
     if fitting > 0 {
         ways.push(format!("--num-blocks {fitting} fits"));
     }
-    let per_block = free / u64::from(n_blocks.max(1));
+    let free = places.iter().map(|free| free.saturating_sub(want.scratch));
+    let per_block = free.fold(0, u64::saturating_add) / u64::from(n_blocks.max(1));
     let now = want.block() - want.cache();
     let smaller = want.weights.iter().filter(|(_, bytes)| *bytes < now);
     if let Some((format, _)) = smaller.clone().find(|(_, bytes)| bytes + want.cache() <= per_block) {
@@ -242,39 +255,52 @@ mod tests {
 
     #[test]
     fn as_many_blocks_as_fit_are_served_and_at_most_all() {
-        assert_eq!(plan(8 * GIB, &[want(None)]), Ok(vec![10]));
-        assert_eq!(plan(800 * GIB, &[want(None)]), Ok(vec![32]));
+        assert_eq!(plan(&[8 * GIB], &[want(None)]), Ok(vec![10]));
+        assert_eq!(plan(&[800 * GIB], &[want(None)]), Ok(vec![32]));
     }
 
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
-        let error = plan(8 * GIB, &[want(Some(16))]).unwrap_err();
+        let error = plan(&[8 * GIB], &[want(Some(16))]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "16 blocks of org/model need 12.5 GiB, 8.0 GiB are free: --num-blocks 10 fits, or --quant q4_0"
         );
-        let error = plan(10 * GIB, &[want(Some(16))]).unwrap_err();
+        let error = plan(&[10 * GIB], &[want(Some(16))]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "16 blocks of org/model need 12.5 GiB, 10.0 GiB are free: --num-blocks 12 fits, or --quant q8_0, or \
              --attn-cache-tokens 6144"
         );
-        let error = plan(GIB / 2, &[want(None)]).unwrap_err();
+        let error = plan(&[GIB / 2], &[want(None)]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "1 block of org/model needs 1.2 GiB, 512.0 MiB are free"
         );
-        assert_eq!(plan(13 * GIB, &[want(Some(16))]), Ok(vec![16]));
+        assert_eq!(plan(&[13 * GIB], &[want(Some(16))]), Ok(vec![16]));
+    }
+
+    #[test]
+    fn a_block_is_on_one_card() {
+        // Two and a half blocks would fit on each.
+        let cards = [GIB / 2 + 15 * GIB / 8; 2];
+        assert_eq!(plan(&cards, &[want(None)]), Ok(vec![4]));
+        let error = plan(&cards, &[want(Some(5))]).unwrap_err();
+        assert!(error.remedy.starts_with(": --num-blocks 4 fits"), "{error}");
+        assert_eq!(
+            plan(&cards, &[want(Some(3)), want(Some(1))]).map_err(|error| error.n_blocks),
+            Err(1)
+        );
     }
 
     #[test]
     fn several_models_share_what_those_leave_that_were_asked_for() {
         let wants = [want(None), want(Some(4)), want(None)];
         // 3.5 GiB are taken, the other two have 8 GiB each.
-        assert_eq!(plan(39 * GIB / 2, &wants), Ok(vec![10, 4, 10]));
-        let error = plan(4 * GIB, &wants).unwrap_err();
+        assert_eq!(plan(&[39 * GIB / 2], &wants), Ok(vec![10, 4, 10]));
+        let error = plan(&[4 * GIB], &wants).unwrap_err();
         assert_eq!((error.n_blocks, error.free), (1, GIB / 2));
         let both = [want(Some(4)), want(Some(4))];
-        assert_eq!(plan(6 * GIB, &both).unwrap_err().free, 5 * GIB / 2);
+        assert_eq!(plan(&[6 * GIB], &both).unwrap_err().free, 5 * GIB / 2);
     }
 }

@@ -19,7 +19,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
     time::timeout,
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     BlockChoice, Config,
@@ -35,7 +35,8 @@ use super::{
 use crate::{
     dht::Dht,
     model::{
-        Adapter, AdapterError, Blocks, CacheOptions, ComputeError, KvDType, LoadError, ModelConfig, ModelSource,
+        Adapter, AdapterError, Blocks, CacheOptions, ComputeError, CudaError, KvDType, LoadError, ModelConfig,
+        ModelSource,
         Precision, ResolveError, WeightDType, WeightFormat,
     },
     p2p::P2p,
@@ -96,6 +97,9 @@ pub enum StartError {
     /// There is not enough memory.
     #[error("the blocks do not fit into memory")]
     DoesNotFit(#[source] DoesNotFit),
+    /// A card does not compute any more.
+    #[error("a card is lost; start the server again, and look into the system's log if that happens often")]
+    CardLost(#[source] CudaError),
     /// The process is shutting down.
     #[error("interrupted while loading")]
     Interrupted,
@@ -205,7 +209,7 @@ impl Lifecycle {
     }
 
     pub(super) fn kv_dtype(&self) -> KvDType {
-        self.config.limits.kv_dtype.unwrap_or(self.dtype().into())
+        self.config.formats(&self.source).1
     }
 
     /// Memory for as many tokens as sessions can reserve, as [`Serving::session_bytes`] counts them.
@@ -220,16 +224,11 @@ impl Lifecycle {
     }
 
     pub(super) fn dtype(&self) -> WeightDType {
-        self.config.dtype.unwrap_or_else(|| self.source.config().auto_dtype())
+        self.precision().dtype
     }
 
     pub(super) fn precision(&self) -> Precision {
-        let dtype = self.dtype();
-        let own = || self.source.own_format().unwrap_or(dtype.into());
-        Precision {
-            weights: self.config.quant.unwrap_or_else(own),
-            dtype,
-        }
+        self.config.formats(&self.source).0
     }
 
     /// Whether matrices that the checkpoint has in blocks stay so.
@@ -274,8 +273,8 @@ impl Lifecycle {
             prefix = self.config.prefix,
             dtype = self.dtype().as_torch_str(),
             weights = self.precision().weights.as_str(),
-            instructions = self.config.engine.instructions(),
-            quant_instructions = self.config.engine.quant_instructions(),
+            kernels = self.config.machine.kernels(),
+            quant_kernels = self.config.machine.quant_kernels(),
             "serving these blocks"
         );
         self.hosted.set_record(self.record(None));
@@ -343,11 +342,26 @@ impl Lifecycle {
         if let Some(count) = self.count.get() {
             return Ok(*count);
         }
-        let free = capacity::free_memory().unwrap_or(u64::MAX);
-        let plan = capacity::plan(free, &[self.want()]).map_err(StartError::DoesNotFit)?;
+        let plan = capacity::plan(&self.free(), &[self.want()]).map_err(StartError::DoesNotFit)?;
         let count = plan.first().copied().unwrap_or(1);
         self.plan_count(count);
         Ok(count)
+    }
+
+    /// Bytes that may be planned with, in each place that blocks can be in. Where nobody says what is free, there is no reason
+    /// to expect the worst; of a card that does not answer there is.
+    pub(super) fn free(&self) -> Vec<u64> {
+        match self.config.machine.free_on_cards() {
+            Ok(None) => vec![capacity::free_memory().unwrap_or(u64::MAX)],
+            Ok(Some(cards)) => cards.into_iter().map(capacity::plannable_on_card).collect(),
+            Err(error) => {
+                error!(
+                    error = &error as &dyn std::error::Error,
+                    "a card does not say what is free"
+                );
+                vec![0]
+            }
+        }
     }
 
     fn attn_cache_tokens(&self, config: &ModelConfig) -> usize {
@@ -374,14 +388,14 @@ impl Lifecycle {
         let (source, precision) = (self.source.clone(), self.precision());
         let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
         let adapters = self.config.adapters.clone();
-        let (engine, own_formats) = (self.config.engine.clone(), self.keeps_own_formats());
+        let (machine, own_formats) = (self.config.machine.clone(), self.keeps_own_formats());
         let loading = tokio::task::spawn_blocking(move || {
             let (start, end) = (span.start, span.end);
             let files = source
                 .files_for_span(span.clone())
                 .map_err(|source| StartError::Fetch { start, end, source })?;
             let files = if own_formats { files.with_own_formats() } else { files };
-            let loaded = Blocks::load(&files, span, precision, &engine).and_then(|blocks| match cache {
+            let loaded = Blocks::load(&files, span, precision, &machine).and_then(|blocks| match cache {
                 Some(options) => blocks.with_cache(options),
                 None => Ok(blocks),
             });
@@ -458,11 +472,13 @@ impl Lifecycle {
         };
         let cache_tokens = self.attn_cache_tokens(config);
         let cache_bytes = capacity::cache_bytes(config, blocks.dtype(), cache_tokens, blocks.span().len());
+        let worker = Worker::start(blocks.clone(), choice.max_queue, self.current.counters.clone())
+            .map_err(StartError::Thread)?;
+        self.watch_cards(worker.clone());
         Ok(Serving {
             prefix: self.config.prefix.clone(),
             span: blocks.span(),
-            worker: Worker::start(blocks.clone(), choice.max_queue, self.current.counters.clone())
-                .map_err(StartError::Thread)?,
+            worker,
             memory: old.map_or_else(|| Memory::new(cache_bytes), |old| old.memory.clone()),
             sessions: old.map(|old| old.sessions.clone()).unwrap_or_default(),
             limits,
@@ -476,15 +492,29 @@ impl Lifecycle {
         })
     }
 
+    /// Reports a card that is lost: whoever waits for moves then stops the server.
+    fn watch_cards(&self, worker: Worker) {
+        if !self.config.machine.has_cards() {
+            return;
+        }
+        let report = self.report.clone();
+        self.tasks.spawn_until_stopped("cards", async move {
+            if let Some(cause) = worker.lost().await {
+                // It fails when nobody waits for moves any more.
+                drop(report.send(Err(StartError::CardLost(cause))).await);
+            }
+        });
+    }
+
     fn throughput_key(&self) -> Key {
         Key {
             model: self.source.name().to_owned(),
             dtype: self.dtype().as_torch_str(),
             quantisation: self.precision().weights.as_str(),
             kv_dtype: self.kv_dtype(),
-            threads: self.config.engine.threads(),
-            kernels: self.config.engine.instructions(),
-            quant_kernels: self.config.engine.quant_instructions(),
+            threads: self.config.machine.engine().threads(),
+            kernels: self.config.machine.kernels(),
+            quant_kernels: self.config.machine.quant_kernels(),
         }
     }
 

@@ -23,7 +23,7 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::{
-    BlockChoice, capacity,
+    BlockChoice,
     lifecycle::{Lifecycle, StartError},
     serving::Serving,
 };
@@ -100,8 +100,7 @@ impl Lifecycle {
         };
         let added = added(&old.span, to);
         let needed = self.block_bytes() * added.len() as u64;
-        // Where the system does not say what is free, there is no reason to expect the worst.
-        let free = capacity::free_memory().unwrap_or(u64::MAX);
+        let free = self.free().into_iter().fold(0, u64::saturating_add);
         if needed <= free {
             info!(from = ?old.span, ?to, "moving to blocks that the swarm needs more; sessions go on");
             return self.go_beside(&old, to, added).await;

@@ -1,7 +1,7 @@
 //! One step of a session on its way through its chain: where it is, which of its tokens go next, and how it ends. Who
 //! else goes with it is not decided here.
 
-use std::{ops::Range, time::Instant};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use tokio::sync::oneshot;
 
@@ -67,8 +67,14 @@ impl Riding {
         }
     }
 
-    pub(crate) fn chain_len(&self) -> usize {
-        self.step.work.chain.len()
+    /// Its chain, and which block of that is next.
+    pub(crate) fn ahead(&self) -> (&Arc<[u32]>, usize) {
+        (&self.step.work.chain, self.next)
+    }
+
+    /// Whether something is added to its activations between two blocks.
+    pub(crate) fn has_prompts(&self) -> bool {
+        self.step.work.prompts.is_some()
     }
 
     /// Whether it goes as a whole, and with everybody.
@@ -144,14 +150,14 @@ impl Riding {
         self.error = Some(error);
     }
 
-    /// A block was run. Returns whether this step's tokens are through the last block of their chain.
-    pub(crate) fn block_ran(&mut self) -> bool {
+    /// So many blocks were run. Returns whether this step's tokens are through the last block of their chain.
+    pub(crate) fn blocks_ran(&mut self, n_blocks: usize) -> bool {
         if !std::mem::take(&mut self.aboard) {
-            self.overtaken += 1;
+            self.overtaken += n_blocks;
             return false;
         }
         let work = &mut self.step.work;
-        self.next += 1;
+        self.next += n_blocks;
         if self.next < work.chain.len() {
             if let Some(prompts) = &work.prompts {
                 prompts.add_to_tokens(self.next, &mut work.x, self.chunk.clone());

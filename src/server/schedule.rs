@@ -20,8 +20,9 @@ const MAX_CHUNK: usize = 2048;
 const FIRST_CHUNK: usize = 64;
 /// How long a step of another session may take because a prompt rides along.
 const SHARED_PASS: Duration = Duration::from_millis(200);
-/// How long one block of a prompt may take while nobody else is there: whoever comes then waits for it.
-const LONE_BLOCK: Duration = Duration::from_millis(250);
+/// How long the blocks that a prompt goes through at a call may take while nobody else is there: whoever comes then waits
+/// for them. On the host that is one block.
+const LONE_CALL: Duration = Duration::from_millis(250);
 /// Weight of the last measurement in the mean.
 const NEWEST: f64 = 0.25;
 
@@ -106,15 +107,15 @@ impl Pace {
         self.seconds = Some(mean + NEWEST * (newest - mean));
     }
 
-    /// Tokens of prompts to take into a pass through `chain_len` blocks.
-    pub(crate) fn chunk(&self, chain_len: usize, crowded: bool) -> usize {
+    /// Tokens of prompts to take into a pass through `chain_len` blocks, of which `at_a_call` go at a call.
+    pub(crate) fn chunk(&self, (chain_len, at_a_call): (usize, usize), crowded: bool) -> usize {
         let Some(seconds) = self.seconds else {
             return FIRST_CHUNK;
         };
         let per_block = if crowded {
             SHARED_PASS.as_secs_f64() / chain_len.max(1) as f64
         } else {
-            LONE_BLOCK.as_secs_f64()
+            LONE_CALL.as_secs_f64() / at_a_call.max(1) as f64
         };
         // Out of range, infinite or not a number: the cast keeps to what an usize holds.
         ((per_block / seconds) as usize).clamp(MIN_CHUNK, MAX_CHUNK)
@@ -215,16 +216,21 @@ mod tests {
     #[test]
     fn chunks_are_as_long_as_the_time_allows() {
         let mut pace = Pace::default();
-        assert_eq!(pace.chunk(4, true), FIRST_CHUNK);
+        assert_eq!(pace.chunk((4, 1), true), FIRST_CHUNK);
         pace.ran(1, 1000 * MS);
-        assert_eq!(pace.chunk(4, true), FIRST_CHUNK, "one token says nothing about many");
+        assert_eq!(
+            pace.chunk((4, 1), true),
+            FIRST_CHUNK,
+            "one token says nothing about many"
+        );
         pace.ran(100, 50 * MS);
-        assert_eq!((pace.chunk(4, true), pace.chunk(4, false)), (100, 500));
-        assert_eq!(pace.chunk(1000, true), MIN_CHUNK);
+        assert_eq!((pace.chunk((4, 1), true), pace.chunk((4, 1), false)), (100, 500));
+        assert_eq!(pace.chunk((4, 4), false), 125, "four blocks at a call");
+        assert_eq!(pace.chunk((1000, 1), true), MIN_CHUNK);
         pace.ran(100, Duration::ZERO);
-        assert!(pace.chunk(4, true) > 100);
+        assert!(pace.chunk((4, 1), true) > 100);
         let mut instant = Pace::default();
         instant.ran(100, Duration::ZERO);
-        assert_eq!(instant.chunk(4, true), MAX_CHUNK);
+        assert_eq!(instant.chunk((4, 1), true), MAX_CHUNK);
     }
 }

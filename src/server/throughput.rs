@@ -84,8 +84,9 @@ pub(crate) struct Key {
     pub(crate) quantisation: &'static str,
     pub(crate) kv_dtype: KvDType,
     pub(crate) threads: usize,
-    pub(crate) kernels: &'static str,
-    pub(crate) quant_kernels: &'static str,
+    /// Instruction sets, or cards.
+    pub(crate) kernels: String,
+    pub(crate) quant_kernels: String,
 }
 
 impl fmt::Display for Key {
@@ -375,8 +376,8 @@ mod tests {
             quantisation: "q8_0",
             kv_dtype: KvDType::Int8,
             threads: 8,
-            kernels: "avx2",
-            quant_kernels: "vnni",
+            kernels: "avx2".into(),
+            quant_kernels: "vnni".into(),
         };
         let text = key.to_string();
         for part in ["org/model", "bfloat16", "q8_0", "Int8", "8 threads", "avx2"] {

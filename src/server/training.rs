@@ -46,7 +46,7 @@ impl Training {
     ) -> Result<usize, RequestError> {
         match self {
             Self::Forward { pass, .. } => {
-                let tokens = pace.chunk(pass.chain_len(), crowded);
+                let tokens = pace.chunk((pass.chain_len(), 1), crowded);
                 pass.advance(blocks, tokens, scratch)
             }
             Self::Backward {

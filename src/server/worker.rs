@@ -1,18 +1,19 @@
-//! The one thread that computes. It takes jobs from the queue, runs blocks for all that wait at the same one, and sends
-//! the results back; it never touches a socket, and nothing asynchronous ever computes.
+//! The one thread that computes, or has cards compute. It takes jobs from the queue, runs blocks for all that wait at the
+//! same one, and sends the results back; it never touches a socket, and nothing asynchronous ever computes.
 //!
 //! A job carries everything it works on, the session's cache included, and gives it back with the answer. So no lock is
 //! held across compute, and a job whose caller left is simply dropped, its cache and lease with it.
 
 use std::{
     collections::VecDeque,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, error};
 
 use super::{
@@ -27,7 +28,7 @@ use super::{
     stats::Counters,
     training::Training,
 };
-use crate::model::{AdapterId, Blocks, Cache, Hidden, Part, Scratch, emptied};
+use crate::model::{AdapterId, Blocks, Cache, ComputeError, CudaError, Hidden, Part, Scratch, emptied};
 
 /// How long after a short step its session is still expected to send the next one.
 const STILL_THERE: Duration = Duration::from_secs(1);
@@ -78,6 +79,7 @@ type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Worker {
     queue: Queue<Job>,
+    lost: watch::Receiver<Option<CudaError>>,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,7 @@ impl Worker {
     /// When the system gives no thread.
     pub(crate) fn start(blocks: Arc<Blocks>, queue_limit: usize, counters: Arc<Counters>) -> std::io::Result<Self> {
         let queue = Queue::new(queue_limit);
+        let (lost_sender, lost) = watch::channel(None);
         let compute = Compute {
             blocks,
             queue: queue.clone(),
@@ -124,11 +127,12 @@ impl Worker {
             last_short: None,
             scratch: Scratch::default(),
             parts: Vec::new(),
+            lost: lost_sender,
         };
         thread::Builder::new()
             .name("compute".into())
             .spawn(move || compute.run())?;
-        Ok(Self { queue })
+        Ok(Self { queue, lost })
     }
 
     /// Runs one step of a session.
@@ -167,6 +171,16 @@ impl Worker {
         self.queue.close();
     }
 
+    /// Waits until a card is lost and returns why; until the thread ends if none is.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(crate) async fn lost(&self) -> Option<CudaError> {
+        let mut lost = self.lost.clone();
+        let lost = lost.wait_for(Option::is_some).await.ok()?;
+        lost.clone()
+    }
+
     /// Jobs that wait or run.
     pub(crate) fn queued(&self) -> usize {
         self.queue.len()
@@ -198,6 +212,8 @@ struct Compute {
     scratch: Scratch,
     /// Always empty between two block runs.
     parts: Vec<Part<'static>>,
+    /// Where it is said that a card is lost.
+    lost: watch::Sender<Option<CudaError>>,
 }
 
 impl Compute {
@@ -257,18 +273,48 @@ impl Compute {
         }
     }
 
-    /// Runs one block for all steps that wait at it.
+    /// Runs one block, or as many as go at a call, for all steps that wait at the first.
     fn run_steps(&mut self) {
         let Some(block) = next_block(self.steps.iter().map(Riding::place)) else {
             return;
         };
         let start = Instant::now();
         let tokens = self.board(block);
-        self.run_block(block);
-        self.pace.ran(tokens, start.elapsed());
-        self.counters.block_runs.add();
-        self.counters.block_tokens.add_many(tokens);
-        self.settle();
+        let Some((chain, stretch)) = self.stretch() else { return };
+        let n_blocks = stretch.len();
+        self.run_blocks(&chain[stretch]);
+        let each = start.elapsed() / u32::try_from(n_blocks).unwrap_or(u32::MAX);
+        self.pace.ran(tokens, each);
+        self.counters.block_runs.add_many(n_blocks);
+        self.counters.block_tokens.add_many(tokens * n_blocks);
+        self.settle(n_blocks);
+    }
+
+    /// Which blocks everybody aboard goes through at this call, as a part of a chain: those that go together and that all
+    /// their chains have next, until somebody gets prompts between two of them, or waits at one.
+    fn stretch(&self) -> Option<(Arc<[u32]>, Range<usize>)> {
+        let mut aboard = self.steps.iter().filter(|step| step.is_aboard());
+        let first = aboard.next()?;
+        let (chain, next) = first.ahead();
+        let ahead = &chain[next..];
+        let mut n_blocks = if first.has_prompts() {
+            1
+        } else {
+            self.blocks.at_a_call(ahead)
+        };
+        for step in aboard {
+            let (other, at) = step.ahead();
+            let common = ahead.iter().zip(&other[at..]).take_while(|(a, b)| a == b).count();
+            n_blocks = n_blocks.min(if step.has_prompts() { 1 } else { common });
+        }
+        let somebody_waits = |block: &u32| {
+            self.steps
+                .iter()
+                .any(|step| !step.is_aboard() && step.place().block == *block)
+        };
+        let until = ahead[..n_blocks].iter().skip(1).position(somebody_waits);
+        let n_blocks = until.map_or(n_blocks, |until| until + 1);
+        Some((chain.clone(), next..next + n_blocks))
     }
 
     /// Decides who goes through `block`: all short steps, and of the others as many tokens as the time allows, those
@@ -281,7 +327,9 @@ impl Compute {
             short += step.board(usize::MAX);
         }
         for step in self.steps.iter_mut().filter(waiting).filter(|step| !step.is_short()) {
-            let budget = self.pace.chunk(step.chain_len(), crowded);
+            let (chain, next) = step.ahead();
+            let at_a_call = self.blocks.at_a_call(&chain[next..]);
+            let budget = self.pace.chunk((chain.len(), at_a_call), crowded);
             let wants = step.wants(budget.saturating_sub(long));
             // A large chunk was cut while nobody else was there. It goes when it is its turn, or has no company.
             let alone = short + long == 0 || step.place().is_urgent();
@@ -292,15 +340,16 @@ impl Compute {
         short + long
     }
 
-    fn run_block(&mut self, block: u32) {
+    fn run_blocks(&mut self, chain: &[u32]) {
         let mut parts: Vec<Part<'_>> = emptied(std::mem::take(&mut self.parts));
         let aboard = self.steps.iter_mut().filter(|step| step.is_aboard());
         parts.extend(aboard.map(Riding::part));
         let n_parts = parts.len();
         let (blocks, scratch) = (&*self.blocks, &mut self.scratch);
-        let outcome = guarded(|| blocks.run_batch(&[block], &mut parts, scratch));
+        let outcome = guarded(|| blocks.run_batch(chain, &mut parts, scratch));
         self.parts = emptied(parts);
         let Err(error) = outcome else { return };
+        note_loss(&self.lost, &error);
         let mut aboard = self.steps.iter_mut().filter(|step| step.is_aboard());
         if n_parts == 1 {
             if let Some(step) = aboard.next() {
@@ -309,9 +358,9 @@ impl Compute {
             return;
         }
         // Nothing was changed, so that each can go alone: only those that fail again have to end.
-        debug!(block, n_parts, "a batch failed; its steps are run one by one");
+        debug!(?chain, n_parts, %error, "a batch failed; its steps are run one by one");
         for step in aboard {
-            let outcome = guarded(|| blocks.run_batch(&[block], &mut [step.part()], scratch));
+            let outcome = guarded(|| blocks.run_batch(chain, &mut [step.part()], scratch));
             if let Err(error) = outcome {
                 step.failed(error);
             }
@@ -319,11 +368,11 @@ impl Compute {
     }
 
     /// Moves everybody on, answers those that are through, and puts those that have more to do behind the others.
-    fn settle(&mut self) {
+    fn settle(&mut self, n_blocks: usize) {
         let mut idx = 0;
         for _ in 0..self.steps.len() {
             let step = &mut self.steps[idx];
-            let through = step.block_ran();
+            let through = step.blocks_ran(n_blocks);
             if step.is_over() {
                 if step.is_short() {
                     self.last_short = Some(Instant::now());
@@ -346,7 +395,10 @@ impl Compute {
         let (crowded, start) = (!self.steps.is_empty() || self.had_short_step(), Instant::now());
         let (blocks, scratch, pace) = (&*self.blocks, &mut self.scratch, &self.pace);
         match guarded(|| job.advance(blocks, (pace, crowded), scratch)) {
-            Err(error) => job.fail(error),
+            Err(error) => {
+                note_loss(&self.lost, &error);
+                job.fail(error);
+            }
             Ok(tokens) => {
                 self.pace.ran(tokens, start.elapsed());
                 if job.is_done() {
@@ -361,6 +413,15 @@ impl Compute {
     /// Whether a short step was done a moment ago: its session will want the next.
     fn had_short_step(&self) -> bool {
         self.last_short.is_some_and(|last| last.elapsed() < STILL_THERE)
+    }
+}
+
+/// Says so if a card is lost: nothing that is computed from now on can be right.
+fn note_loss(lost: &watch::Sender<Option<CudaError>>, error: &RequestError) {
+    if let RequestError::Compute(ComputeError::Card(error)) = error
+        && error.is_fatal()
+    {
+        lost.send_replace(Some(error.clone()));
     }
 }
 

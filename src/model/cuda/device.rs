@@ -15,9 +15,8 @@ use super::{
     error::CudaError,
 };
 
-/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`, and `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`
 const CAPABILITY: [c_int; 2] = [75, 76];
-const MULTIPROCESSORS: c_int = 16;
 
 /// `CU_STREAM_NON_BLOCKING`
 const OWN_ORDER: u32 = 1;
@@ -40,7 +39,6 @@ pub(crate) struct Device {
     context: Handle,
     pub(super) stream: Handle,
     name: String,
-    multiprocessors: u32,
     compiler: Compiler,
     blas: Option<Mutex<Blas>>,
     pub(super) loaded: Mutex<Loaded>,
@@ -102,7 +100,6 @@ impl Device {
             context: ptr::null_mut(),
             stream: ptr::null_mut(),
             name: driver.name_of_card(device, ordinal)?,
-            multiprocessors: attribute(MULTIPROCESSORS)?.unsigned_abs().max(1),
             compiler,
             blas: None,
             loaded: Mutex::default(),
@@ -127,11 +124,6 @@ impl Device {
     /// Its number.
     pub(crate) fn ordinal(&self) -> usize {
         self.ordinal
-    }
-
-    /// How many groups of threads run at the same time at least.
-    pub(crate) fn multiprocessors(&self) -> u32 {
-        self.multiprocessors
     }
 
     /// Bytes of memory that are free, and all.

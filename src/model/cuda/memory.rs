@@ -203,18 +203,6 @@ impl<T: Pod> Buffer<T> {
         copied
     }
 
-    /// Copies numbers of the same card to place `at` and after.
-    ///
-    /// # Errors
-    /// When the card is lost.
-    pub(crate) fn copy_from(&mut self, at: usize, numbers: View<'_, T>) -> Result<(), CudaError> {
-        let address = self.at(&(at..at + numbers.len));
-        if numbers.len == 0 {
-            return Ok(());
-        }
-        self.device.copy(numbers.address, address, size_of::<T>() * numbers.len)
-    }
-
     /// Fills it with zeros.
     ///
     /// # Errors
@@ -273,24 +261,6 @@ impl<T> ViewMut<'_, T> {
 
     pub(crate) fn address(&self) -> u64 {
         self.address
-    }
-
-    /// The same for as long as this is not used.
-    pub(crate) fn reborrow(&mut self) -> ViewMut<'_, T> {
-        ViewMut {
-            address: self.address,
-            len: self.len,
-            of: PhantomData,
-        }
-    }
-
-    /// To be read.
-    pub(crate) fn as_view(&self) -> View<'_, T> {
-        View {
-            address: self.address,
-            len: self.len,
-            of: PhantomData,
-        }
     }
 
     /// Some of them.
@@ -383,12 +353,10 @@ mod tests {
         let mut back = vec![0.0; 990];
         buffer.download(10, &mut back).unwrap();
         assert_eq!(back, numbers[10..]);
-        let other = Buffer::from_slice(&device, &[-1.0_f32, -2.0]).unwrap();
-        buffer.copy_from(998, other.all()).unwrap();
         buffer.upload(0, &[7.0]).unwrap();
         let mut all = vec![0.0; 1000];
         buffer.download(0, &mut all).unwrap();
-        assert_eq!((all[0], all[1], all[998], all[999]), (7.0, 1.0, -1.0, -2.0));
+        assert_eq!((all[0], all[1], all[999]), (7.0, 1.0, 999.0));
         buffer.clear().unwrap();
         buffer.download(0, &mut all).unwrap();
         assert_eq!(all, [0.0; 1000]);

@@ -86,7 +86,7 @@ impl Experts {
         // By the weight of each expert for each token, where it was chosen.
         let mut by_weight = vec![None; scores.len()];
         let mut choices = Choices::default();
-        self.choose(&scores, &mut choices);
+        choices.choose(self.config, &scores);
         for (expert, choices) in choices.by_expert.iter().enumerate() {
             if choices.is_empty() {
                 continue;

@@ -112,13 +112,13 @@ const PARTS: [Part; 15] = [
 
 fn blocks_with(part: fn(&mut Block), config: Value, seed: u64) -> Blocks {
     let mut blocks = random_blocks(config, seed, WeightDType::F32);
-    part(&mut Arc::get_mut(&mut blocks.blocks[1]).unwrap().block);
+    part(Arc::get_mut(&mut blocks.blocks[1]).unwrap().host_mut());
     blocks
 }
 
 fn pass<'a>(blocks: &'a Blocks, x: &Hidden) -> Pass<'a> {
     Pass {
-        block: &blocks.blocks[1].block,
+        block: blocks.blocks[1].host(),
         through: Through {
             engine: &blocks.shared.heads.engine,
             adapter: None,

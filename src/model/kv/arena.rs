@@ -8,12 +8,12 @@ use std::sync::{
 
 use super::{
     KvShape,
-    page::{Home, Page},
+    page::{Home, PAGE_TOKENS, Page},
     prefix::Index,
 };
 use crate::model::{
-    CudaError,
-    cuda::{Buffer, Device, Piece},
+    CudaError, LoadError,
+    cuda::{Buffer, Device, Piece, page_bytes},
 };
 
 /// Pages of one shape, in one or several places: on the heap, or on cards, a place for each. Those that do not fit come from the heap and go back to it: the last page of every sequence may
@@ -79,6 +79,29 @@ impl std::iter::Sum for CacheCounts {
 }
 
 impl Arena {
+    /// An arena of `n_pages` pages on the heap; or on cards, if there are any, in proportion to `shares`.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub(crate) fn of(
+        shape: KvShape,
+        (cards, shares): (&[Arc<Device>], &[usize]),
+        n_pages: usize,
+    ) -> Result<Arc<Self>, LoadError> {
+        if cards.is_empty() {
+            return Self::new(shape, n_pages).ok_or(LoadError::CacheMemory {
+                bytes: (n_pages as u64).saturating_mul((PAGE_TOKENS * shape.bytes_per_token()) as u64),
+            });
+        }
+        let total = shares.iter().sum::<usize>().max(1);
+        let shares = shares.iter().copied().chain(std::iter::repeat(0));
+        let on_each = cards.iter().zip(shares).map(|(card, share)| {
+            let n_pages = n_pages.saturating_mul(share).div_ceil(total);
+            (card.clone(), n_pages)
+        });
+        Self::on_cards(shape, &on_each.collect::<Vec<_>>()).map_err(LoadError::Card)
+    }
+
     /// An arena of `n_pages` pages, all allocated and touched. `None` if there is not enough memory.
     pub(crate) fn new(shape: KvShape, n_pages: usize) -> Option<Arc<Self>> {
         let mut free = Vec::new();
@@ -90,6 +113,7 @@ impl Arena {
     }
 
     /// An arena without pages: all come from the heap.
+    #[cfg(test)]
     pub(crate) fn empty(shape: KvShape) -> Arc<Self> {
         Self::with(shape, Vec::new(), vec![Vec::new()])
     }
@@ -99,7 +123,7 @@ impl Arena {
     /// # Errors
     /// A card that has not enough memory.
     pub(crate) fn on_cards(shape: KvShape, cards: &[(Arc<Device>, usize)]) -> Result<Arc<Self>, CudaError> {
-        let bytes = shape.card_page_bytes();
+        let bytes = page_bytes(shape);
         let pages = cards.iter().enumerate().map(|(place, (card, n_pages))| {
             let buffer = Arc::new(Buffer::zeros(card, n_pages * bytes)?);
             let pieces = (0..*n_pages).map(|i| Piece::of(&buffer, i * bytes..(i + 1) * bytes));
@@ -154,7 +178,7 @@ impl Arena {
         let page = match free {
             Some(page) => page,
             None => {
-                let bytes = arena.shape.card_page_bytes();
+                let bytes = page_bytes(arena.shape);
                 let buffer = Arc::new(Buffer::temporary(&arena.cards[place], bytes)?);
                 arena.overflow.fetch_add(1, Ordering::Relaxed);
                 Arc::new(Page::on_card(Piece::of(&buffer, 0..bytes), Home::Overflow(place)))

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::model::HubError;
+use crate::model::{CudaError, HubError};
 
 /// An adapter that cannot be used. Each variant names the file or the adapter.
 #[derive(Debug, Error)]
@@ -77,6 +77,9 @@ pub enum AdapterError {
         /// The tensor.
         tensor: String,
     },
+    /// A card has no memory for it.
+    #[error("an adapter cannot be brought to a card")]
+    Card(#[source] CudaError),
     /// Two adapters of one name.
     #[error("there are two adapters called {name}")]
     Twice {

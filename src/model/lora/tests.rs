@@ -178,7 +178,7 @@ fn the_scale_of_rank_stabilised_adapters_falls_with_the_root_of_the_rank() {
         let (files, _) = fixture("tiny-llama");
         let blocks = Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap();
         let blocks = blocks.with_adapters(&[adapter.unwrap()]).unwrap();
-        blocks.blocks[0].block.adapters[0].get(Target::Down).unwrap().scale
+        blocks.blocks[0].host().adapters[0].get(Target::Down).unwrap().scale
     });
     assert!((plain - 4.0 / 3.0).abs() < 1e-6 && (stable - 4.0 / 3.0_f32.sqrt()).abs() < 1e-6);
 }

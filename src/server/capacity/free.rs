@@ -28,6 +28,14 @@ pub(crate) fn free_memory() -> Option<u64> {
     Some((least as f64 * SHARE) as u64)
 }
 
+/// Kept free on a card, in bytes: code and workspace of NVIDIA's libraries, and activations beyond the largest request.
+const CARD_RESERVE: u64 = 512 << 20;
+
+/// Bytes of the `free` ones on a card that may be planned with.
+pub(crate) fn plannable_on_card(free: u64) -> u64 {
+    free.saturating_sub(CARD_RESERVE.min(free / 8))
+}
+
 /// What the group of `text`, the content of `/proc/self/cgroup`, and those it is in leave; `None` without a limit.
 fn left_by_groups(root: &Path, text: &str) -> Option<u64> {
     // Version 2 has one line, `0::/path`.
