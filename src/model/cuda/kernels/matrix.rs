@@ -72,11 +72,6 @@ impl CardMatrix {
         self.layout.cols
     }
 
-    /// Bytes of the card's memory.
-    pub(crate) fn bytes(&self) -> usize {
-        self.memory.len()
-    }
-
     pub(super) fn device(&self) -> &Arc<Device> {
         self.memory.device()
     }

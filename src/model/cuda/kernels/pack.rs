@@ -28,6 +28,7 @@ use crate::model::{
 pub(super) const PANEL: usize = 16;
 
 /// Lanes of a warp.
+#[cfg(test)]
 const LANES: usize = 32;
 
 /// Columns that a warp takes together of 16 bits, and of nf4.
