@@ -36,8 +36,7 @@ use crate::{
     dht::Dht,
     model::{
         Adapter, AdapterError, Blocks, CacheOptions, ComputeError, CudaError, KvDType, LoadError, ModelConfig,
-        ModelSource,
-        Precision, ResolveError, WeightDType, WeightFormat,
+        ModelSource, Precision, ResolveError, WeightDType, WeightFormat,
     },
     p2p::P2p,
     swarm::{
