@@ -220,7 +220,7 @@ fn what_adapters_take_is_counted_as_it_is_packed() {
         let adapter = recorded_adapter(name);
         let blocks = Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap();
         let blocks = blocks.with_adapters(std::slice::from_ref(&adapter)).unwrap();
-        let updates = &blocks.blocks[0].block.adapters[0].updates;
+        let updates = &blocks.blocks[0].host().adapters[0].updates;
         let packed = updates
             .iter()
             .flatten()

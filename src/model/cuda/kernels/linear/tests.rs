@@ -90,7 +90,6 @@ fn weights_on_a_card_are_those_of_the_cpu_in_every_format() {
             let linear = linear(format, shape, seed as u64);
             let on_card = CardMatrix::of(&linear.weight, &engine(), &device).unwrap();
             assert_same_bits(&on_card.to_f32().unwrap(), &linear.weight.to_f32());
-            assert!(on_card.bytes() >= linear.weight.rows() * linear.weight.cols() * 4 / 8);
         }
     }
 }
