@@ -33,8 +33,11 @@ pub enum GgufError {
     /// It ends before what it announces, or announces what no file can have.
     #[error("it is damaged or incomplete: {0}")]
     Damaged(&'static str),
-    /// One of several that belong together.
-    #[error("it is part of a model in {count} files: put them together with llama-gguf-split --merge")]
+    /// One of several that belong together, without the others.
+    #[error(
+        "it is part of a model in {count} files: name the one that ends in -00001-of-{count:05}.gguf, with the others beside it, \
+         or put them together with llama-gguf-split --merge"
+    )]
     Split {
         /// How many there are.
         count: u64,
@@ -86,28 +89,37 @@ pub enum GgufError {
     },
 }
 
-/// A GGUF file whose header has been read.
+/// A GGUF file, or several that belong together, whose headers have been read.
 #[derive(Debug)]
 pub(crate) struct Gguf {
     header: Header,
-    content: Bytes,
+    contents: Vec<Bytes>,
     names: names::Names,
 }
 
 impl Gguf {
-    /// Reads the header of a mapped file.
+    /// Reads the headers of all mapped files of a model. The first has the metadata.
     ///
     /// # Errors
-    /// It is damaged, or holds no model that we have blocks for.
-    pub(crate) fn read(content: Bytes) -> Result<Self, GgufError> {
-        let header = Header::read(&content)?;
-        if let Some(count) = header.integer("split.count").filter(|count| *count > 1) {
+    /// One is damaged, or they hold no model that we have blocks for, or not all of one.
+    pub(crate) fn read(contents: Vec<Bytes>) -> Result<Self, GgufError> {
+        let mut header = Header::read(contents.first().ok_or(GgufError::NotGguf)?)?;
+        let count = header.integer("split.count").unwrap_or(1).max(1);
+        let is_part = |header: &Header, part: usize| header.integer("split.no").unwrap_or(0) == part as u64;
+        if count != contents.len() as u64 || !is_part(&header, 0) {
             return Err(GgufError::Split { count });
+        }
+        for (part, content) in contents.iter().enumerate().skip(1) {
+            let other = Header::read(content)?;
+            if !is_part(&other, part) {
+                return Err(GgufError::Split { count });
+            }
+            header.join(other, part);
         }
         Ok(Self {
             names: names::Names::new(&header)?,
             header,
-            content,
+            contents,
         })
     }
 
@@ -163,7 +175,7 @@ impl Gguf {
             tensor: place.tensor.clone(),
             kind: header::kind_name(info.kind),
         })?;
-        let bytes = self.header.bytes(info, kind, &self.content)?;
+        let bytes = self.header.bytes(info, kind, &self.contents)?;
         GgufTensor::new(place, info, kind, bytes)
     }
 
@@ -177,6 +189,32 @@ impl Gguf {
 /// Whether the name is that of a GGUF file.
 pub(crate) fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("gguf"))
+}
+
+/// The name without its end, the number and the count, of a file that is named as one of several (`llama-gguf-split`).
+fn part_of(file: &str) -> Option<(&str, u32, u32)> {
+    let number = |digits: &str| digits.parse().ok().filter(|_| digits.len() == 5);
+    let (rest, count) = file.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (name, no) = rest.rsplit_once('-')?;
+    Some((name, number(no)?, number(count)?))
+}
+
+/// All files of the model of which this is the one, or the first by its name.
+pub(crate) fn parts(file: &str) -> Vec<String> {
+    match part_of(file) {
+        Some((name, 1, count)) => {
+            let part = |no| format!("{name}-{no:05}-of-{count:05}.gguf");
+            (1..=count).map(part).collect()
+        }
+        _ => vec![file.to_owned()],
+    }
+}
+
+/// Whether another file of the same model comes before this one.
+pub(crate) fn is_later_part(path: &Path) -> bool {
+    path.to_str()
+        .and_then(part_of)
+        .is_some_and(|(_, no, _)| no != 1)
 }
 
 #[cfg(test)]

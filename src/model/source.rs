@@ -19,7 +19,7 @@ use super::{
     ConfigError, GenerationConfig, GgufError, LoadError, ModelConfig, ModelFiles, ShardIndex, WeightFormat, builtin,
     error::PICKLE_FILES,
     files::{INDEX_FILE, SINGLE_FILE, group_of_ends, groups_of_span},
-    gguf::{Gguf, is_gguf},
+    gguf::{self, Gguf, is_gguf},
     hub::{HubError, HubOptions, HubRepo, Tensors, Want},
     load,
 };
@@ -49,7 +49,10 @@ enum Place {
     Folder(PathBuf),
     Hub(HubRepo),
     Gguf {
+        /// The first of several.
         path: PathBuf,
+        /// All.
+        paths: Vec<PathBuf>,
         file: Arc<Gguf>,
         repo: Option<HubRepo>,
     },
@@ -110,14 +113,13 @@ impl ModelSource {
             Place::BuiltIn
         } else if Path::new(name).is_dir() {
             match only_gguf(Path::new(name)) {
-                Some(path) => gguf_at(path, None)?,
+                Some(path) => gguf_at(&path, None)?,
                 None => Place::Folder(PathBuf::from(name)),
             }
         } else if is_gguf(Path::new(name)) && Path::new(name).is_file() {
-            gguf_at(PathBuf::from(name), None)?
+            gguf_at(Path::new(name), None)?
         } else if let Some((repo, file)) = name.split_once(':').filter(|(_, file)| is_gguf(Path::new(file))) {
-            let mut repo = HubRepo::open(repo, options)?;
-            gguf_at(repo.get(file)?, Some(repo))?
+            gguf_at(Path::new(file), Some(HubRepo::open(repo, options)?))?
         } else if name.starts_with(['.', '/', '~', '\\']) {
             return Err(ResolveError::NoFolder { path: name.into() });
         } else {
@@ -174,7 +176,7 @@ impl ModelSource {
         let path = match &self.place {
             Place::BuiltIn => return Ok(Cow::Borrowed(builtin::TOKENIZER)),
             Place::Folder(folder) => folder.join(TOKENIZER_FILE),
-            Place::Gguf { path, file, repo } => return self.tokenizer_of_gguf(path, file, repo.as_ref()),
+            Place::Gguf { path, file, repo, .. } => return self.tokenizer_of_gguf(path, file, repo.as_ref()),
             Place::Hub(repo) => match repo.clone().get(TOKENIZER_FILE) {
                 Err(HubError::NotFound { .. }) => return Err(missing()),
                 found => found?,
@@ -224,8 +226,13 @@ impl ModelSource {
         let repo = match &self.place {
             Place::BuiltIn => return Ok(ModelFiles::from_bytes(builtin::CONFIG, builtin::weights())?),
             Place::Folder(folder) => return Ok(ModelFiles::from_folder(folder)?),
-            Place::Gguf { path, file, repo } => {
-                let whole = |repo: &HubRepo| repo.lease(path);
+            Place::Gguf {
+                path,
+                paths,
+                file,
+                repo,
+            } => {
+                let whole = |repo: &HubRepo| repo.lease(paths);
                 let (config, file) = (self.config.clone(), (path.clone(), file.clone()));
                 return Ok(ModelFiles::from_gguf(config, file, repo.as_ref().and_then(whole)));
             }
@@ -344,20 +351,28 @@ impl ModelSource {
     }
 }
 
-/// The one GGUF file of a folder that has no other model.
+/// The one GGUF file of a folder that has no other model, or the first of the one that is in several.
 fn only_gguf(folder: &Path) -> Option<PathBuf> {
     if folder.join(CONFIG_FILE).exists() {
         return None;
     }
     let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
-    let mut files = files.filter(|path| is_gguf(path));
+    let mut files = files.filter(|path| is_gguf(path) && !gguf::is_later_part(path));
     files.next().filter(|_| files.next().is_none())
 }
 
-fn gguf_at(path: PathBuf, repo: Option<HubRepo>) -> Result<Place, ResolveError> {
-    let file = Gguf::read(load::map(&path)?).map_err(unusable_gguf(&path))?;
+/// The model in a GGUF file, or in those of which it is the first, of this machine or of a repository.
+fn gguf_at(path: &Path, mut repo: Option<HubRepo>) -> Result<Place, ResolveError> {
+    let paths = match (path.to_str().map(gguf::parts), &mut repo) {
+        (Some(names), Some(repo)) => names.iter().map(|name| repo.get(name)).collect::<Result<Vec<_>, _>>()?,
+        (Some(names), None) => names.into_iter().map(PathBuf::from).collect(),
+        (None, _) => vec![path.to_owned()],
+    };
+    let contents = paths.iter().map(|path| load::map(path)).collect::<Result<_, _>>()?;
+    let file = Gguf::read(contents).map_err(unusable_gguf(&paths[0]))?;
     Ok(Place::Gguf {
-        path,
+        path: paths[0].clone(),
+        paths,
         file: Arc::new(file),
         repo,
     })

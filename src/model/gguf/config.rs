@@ -168,7 +168,7 @@ fn plain_floats(gguf: &Gguf, tensor: &str) -> Option<Vec<f64>> {
     let info = gguf.header.tensors.get(tensor).filter(|info| info.kind == 0)?;
     let bytes = gguf
         .header
-        .bytes(info, candle_core::quantized::GgmlDType::F32, &gguf.content)
+        .bytes(info, candle_core::quantized::GgmlDType::F32, &gguf.contents)
         .ok()?;
     let floats = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>);
     Some(floats.map(f64::from).collect())

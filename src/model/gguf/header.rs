@@ -36,15 +36,16 @@ pub(super) struct Info {
     pub(super) shape: Vec<usize>,
     /// ggml's number for how the numbers are written.
     pub(super) kind: u32,
-    /// From where the numbers begin.
+    /// From the beginning of its file.
     offset: u64,
+    /// Which of the model's files.
+    part: usize,
 }
 
 #[derive(Debug)]
 pub(crate) struct Header {
     metadata: HashMap<String, Value>,
     pub(super) tensors: HashMap<String, Info>,
-    data_start: u64,
 }
 
 impl Header {
@@ -63,7 +64,7 @@ impl Header {
             let kind = reader.u32()?;
             metadata.insert(key, reader.value(kind, 0)?);
         }
-        let mut tensors = HashMap::new();
+        let mut tensors: HashMap<String, Info> = HashMap::new();
         for _ in 0..n_tensors {
             let name = reader.text()?;
             let info = reader.info()?;
@@ -79,11 +80,18 @@ impl Header {
         let data_start = (reader.at as u64)
             .checked_next_multiple_of(alignment)
             .ok_or(GgufError::Damaged("its alignment is too large"))?;
-        Ok(Self {
-            metadata,
-            tensors,
-            data_start,
-        })
+        for info in tensors.values_mut() {
+            let start = data_start.checked_add(info.offset);
+            info.offset = start.ok_or(GgufError::Damaged("a tensor is not inside"))?;
+        }
+        Ok(Self { metadata, tensors })
+    }
+
+    /// Takes over the tensors of another file of the model.
+    pub(super) fn join(&mut self, other: Self, part: usize) {
+        let tensors = other.tensors.into_iter();
+        self.tensors
+            .extend(tensors.map(|(name, info)| (name, Info { part, ..info })));
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
@@ -124,8 +132,8 @@ impl Header {
         }
     }
 
-    /// The bytes of a tensor whose numbers are written as `kind`.
-    pub(super) fn bytes(&self, info: &Info, kind: GgmlDType, content: &Bytes) -> Result<Bytes, GgufError> {
+    /// The bytes of a tensor whose numbers are written as `kind`, out of the files.
+    pub(super) fn bytes(&self, info: &Info, kind: GgmlDType, contents: &[Bytes]) -> Result<Bytes, GgufError> {
         let row = info.shape.last().copied().unwrap_or(0);
         let numbers = info
             .shape
@@ -133,15 +141,13 @@ impl Header {
             .try_fold(1usize, |product, dim| product.checked_mul(*dim));
         let numbers = numbers.filter(|_| row.is_multiple_of(kind.block_size()));
         let len = numbers.and_then(|numbers| (numbers / kind.block_size()).checked_mul(kind.type_size()));
-        let start = self
-            .data_start
-            .checked_add(info.offset)
-            .and_then(|start| usize::try_from(start).ok());
+        let start = usize::try_from(info.offset).ok();
         let range = start
             .zip(len)
             .and_then(|(start, len)| Some(start..start.checked_add(len)?));
-        match range.filter(|range| range.end <= content.len()) {
-            Some(range) => Ok(content.slice(range)),
+        let inside = contents.get(info.part).zip(range);
+        match inside.filter(|(content, range)| range.end <= content.len()) {
+            Some((content, range)) => Ok(content.slice(range)),
             None => Err(GgufError::Damaged("a tensor is not inside")),
         }
     }
@@ -266,6 +272,7 @@ impl<'a> Reader<'a> {
             shape,
             kind: self.u32()?,
             offset: self.u64()?,
+            part: 0,
         })
     }
 }

@@ -192,5 +192,5 @@ pub(crate) fn sentence_piece_json(tokens: &[&str], scores: &[f32]) -> Vec<u8> {
     .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value))
     .collect();
     let file = gguf_of(&json!({}), &Tensors::new(), GgmlDType::F32, &metadata);
-    super::Gguf::read(file.into()).unwrap().tokenizer_json().unwrap()
+    super::Gguf::read(vec![file.into()]).unwrap().tokenizer_json().unwrap()
 }

@@ -127,6 +127,48 @@ fn every_kind_of_numbers_gives_the_outputs_of_the_same_numbers_in_safetensors() 
     );
 }
 
+/// The same tensors in one file and in three, of which the later have nothing but tensors.
+fn split(config: &serde_json::Value, tensors: &Tensors) -> [(String, Vec<u8>); 3] {
+    std::array::from_fn(|no| {
+        let some = tensors.iter().enumerate().filter(|(idx, _)| idx % 3 == no);
+        let some = some.map(|(_, (name, tensor))| (name.clone(), tensor.clone())).collect();
+        let mut metadata = if no == 0 { metadata_of(config) } else { Metadata::new() };
+        metadata.push(("split.no".to_owned(), gguf_file::Value::U16(no as u16)));
+        metadata.push(("split.count".to_owned(), gguf_file::Value::U16(3)));
+        let name = format!("model-{:05}-of-00003.gguf", no + 1);
+        (name, gguf_of(config, &some, GgmlDType::Q8_0, &metadata))
+    })
+}
+
+#[test]
+fn a_model_in_several_files_is_the_one_in_one_file_in_a_folder_and_in_a_repository() {
+    let (config, folder) = (config(), TempDir::new().unwrap());
+    let tensors = tensors(&config);
+    let whole = gguf_of(&config, &tensors, GgmlDType::Q8_0, &metadata_of(&config));
+    let expected = outputs(&resolve(&written(&folder, &whole)).unwrap());
+    let (parts, folder, cache) = (split(&config, &tensors), TempDir::new().unwrap(), TempDir::new().unwrap());
+    for (name, part) in &parts {
+        fs::write(folder.path().join(name), part).unwrap();
+    }
+    assert_eq!(outputs(&resolve(folder.path()).unwrap()), expected, "by the folder");
+    assert_eq!(outputs(&resolve(&folder.path().join(&parts[0].0)).unwrap()), expected);
+    let later = resolve(&folder.path().join(&parts[1].0)).unwrap_err();
+    let ResolveError::Load(LoadError::Gguf { source, .. }) = later else {
+        panic!("{later}")
+    };
+    assert!(source.to_string().contains("-00001-of-00003.gguf"), "{source}");
+
+    let files: Vec<(&str, &[u8])> = parts.iter().map(|(name, part)| (name.as_str(), &part[..])).collect();
+    let hub = FakeHub::with_large_files(&files);
+    let name = format!("{REPO}:{}", parts[0].0);
+    let source = ModelSource::resolve(&name, &hub.options(cache.path())).unwrap();
+    assert_eq!(outputs(&source), expected, "of a repository");
+
+    fs::remove_file(folder.path().join(&parts[2].0)).unwrap();
+    let missing = resolve(folder.path()).unwrap_err().to_string();
+    assert!(missing.contains("model-00003-of-00003.gguf"), "{missing}");
+}
+
 #[test]
 fn a_file_in_a_repository_is_downloaded_and_used() {
     let (config, cache) = (config(), TempDir::new().unwrap());
@@ -182,7 +224,7 @@ fn truncated_and_garbled_files_are_refused_at_every_length() {
     let config = small_config(json!({"vocab_size": 16, "tie_word_embeddings": true}));
     let whole = gguf_of(&config, &tensors(&config), GgmlDType::F32, &metadata_of(&config));
     let header = 2500;
-    let read = |bytes: &[u8]| Gguf::read(Bytes::copy_from_slice(bytes));
+    let read = |bytes: &[u8]| Gguf::read(vec![Bytes::copy_from_slice(bytes)]);
     for len in (0..header).step_by(7) {
         let Ok(file) = read(&whole[..len]) else { continue };
         assert!(
@@ -273,7 +315,7 @@ fn what_cannot_be_used_is_named() {
         .collect();
     assert!(error(&without).contains("llama.block_count"));
     assert!(matches!(
-        Gguf::read(Bytes::from_static(b"GGML....")),
+        Gguf::read(vec![Bytes::from_static(b"GGML....")]),
         Err(GgufError::NotGguf)
     ));
     assert_eq!(header::kind_name(23), "IQ4_XS");

@@ -110,11 +110,14 @@ impl HubRepo {
         }
     }
 
-    /// Keeps a file of the repository that is here; `None` if the cache cannot be written, and so nothing be deleted.
-    pub(crate) fn lease(&self, path: &Path) -> Option<Lease> {
-        let content = fs::read_link(path).unwrap_or_else(|_| path.to_owned());
-        let lock = self.folder.blob_lock(content.file_name()?.to_str()?);
-        Some(Lease(vec![Lock::try_shared(&lock).ok()??]))
+    /// Keeps files of the repository that are here; `None` if the cache cannot be written, and so nothing be deleted.
+    pub(crate) fn lease(&self, paths: &[PathBuf]) -> Option<Lease> {
+        let locks = paths.iter().map(|path| {
+            let content = fs::read_link(path).unwrap_or_else(|_| path.to_owned());
+            let lock = self.folder.blob_lock(content.file_name()?.to_str()?);
+            Lock::try_shared(&lock).ok()?
+        });
+        locks.collect::<Option<_>>().map(Lease)
     }
 
     /// The files with wants that [`HubRepo::weights`] would download, each once.
