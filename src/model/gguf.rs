@@ -212,9 +212,7 @@ pub(crate) fn parts(file: &str) -> Vec<String> {
 
 /// Whether another file of the same model comes before this one.
 pub(crate) fn is_later_part(path: &Path) -> bool {
-    path.to_str()
-        .and_then(part_of)
-        .is_some_and(|(_, no, _)| no != 1)
+    path.to_str().and_then(part_of).is_some_and(|(_, no, _)| no != 1)
 }
 
 #[cfg(test)]

@@ -146,7 +146,11 @@ fn a_model_in_several_files_is_the_one_in_one_file_in_a_folder_and_in_a_reposito
     let tensors = tensors(&config);
     let whole = gguf_of(&config, &tensors, GgmlDType::Q8_0, &metadata_of(&config));
     let expected = outputs(&resolve(&written(&folder, &whole)).unwrap());
-    let (parts, folder, cache) = (split(&config, &tensors), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (parts, folder, cache) = (
+        split(&config, &tensors),
+        TempDir::new().unwrap(),
+        TempDir::new().unwrap(),
+    );
     for (name, part) in &parts {
         fs::write(folder.path().join(name), part).unwrap();
     }
