@@ -3,13 +3,13 @@
 //! ```text
 //! $ cargo run --release --example engine_bench -- FOLDER BLOCKS THREADS [FORMAT...]
 //! {"threads":2,"kernels":"AVX-512","read_gb_s":25.9,"peak_gflop_s":301.2,"gemm_gflop_s":{"float32":270.0,"bfloat16":260.1}}
-//! {"format":"bfloat16","block_bytes":88080384,"read_gb_s":26.1,"decode_s":0.0036,"batch16_s":0.0071,"prefill_s":0.19}
+//! {"format":"bfloat16","block_bytes":88080384,"read_gb_s":26.1,"peak_gflop_s":301.2,"decode_s":0.0036, ...}
 //! ```
 //!
 //! FOLDER is a Llama-shaped checkpoint whose first BLOCKS together exceed the caches by far. Seconds are those of one block:
 //! of one token (median), of one token of each of 16 sequences (median), of a prompt of 512 tokens (best). `gemm` is the
-//! product of 512 tokens with the block's largest matrix alone; `read_gb_s` is measured again beside every format, because
-//! the machine may not be alone. A JSON object a line, for `scripts/bench.sh`; `block_bytes` are those of the weight
+//! product of 512 tokens with the block's largest matrix alone; what the machine can do is measured again beside every
+//! format, because it may not be alone. A JSON object a line, for `scripts/bench.sh`; `block_bytes` are those of the weight
 //! matrices in that format.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
@@ -68,6 +68,7 @@ fn format(files: &ModelFiles, span: Range<u32>, weights: WeightFormat, engine: &
         "format": weights.as_str(),
         "block_bytes": block_bytes(files.config(), weights),
         "read_gb_s": limits.read_bytes_per_second / 1e9,
+        "peak_gflop_s": limits.flops_per_second / 1e9,
         "decode_s": Bench::new(&blocks, 1, STEPS).median(1)?,
         "batch16_s": Bench::new(&blocks, SEQUENCES, STEPS).median(1)?,
         "prefill_s": Bench::new(&blocks, 1, PROMPT).best(PROMPT)?,
