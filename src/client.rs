@@ -307,3 +307,18 @@ impl Shared {
             .failed(peer, Instant::now());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_that_take_tokens_back_are_known_by_their_version() {
+        for version in ["sepal 0.1", "2.3.0.dev2", "2.10.1", "3.0"] {
+            assert!(takes_back(version), "{version}");
+        }
+        for version in ["2.2.0.post1", "1.1.5", "", "unknown"] {
+            assert!(!takes_back(version), "{version}");
+        }
+    }
+}

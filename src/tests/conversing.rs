@@ -127,7 +127,7 @@ async fn a_server_lost_between_two_messages_changes_nothing() {
 #[tokio::test]
 async fn an_answer_that_was_broken_off_leaves_the_session_usable() {
     let swarm = Swarm::start().await;
-    let _servers = swarm.serve_all(&[0..4]).await;
+    let _server = swarm.serve(0..4).await;
     let (node, client) = client(&swarm).await;
     let conversations = Conversations::new(client.clone(), Limits::default(), &node.tasks);
     let first = reference().prompt;
@@ -145,7 +145,7 @@ async fn an_answer_that_was_broken_off_leaves_the_session_usable() {
 #[tokio::test]
 async fn sessions_that_wait_too_long_are_closed() {
     let swarm = Swarm::start().await;
-    let servers = swarm.serve_all(&[0..4]).await;
+    let server = swarm.serve(0..4).await;
     let (node, client) = client(&swarm).await;
     let limits = Limits {
         max_idle_time: Duration::from_millis(40),
@@ -154,13 +154,13 @@ async fn sessions_that_wait_too_long_are_closed() {
     let conversations = Conversations::new(client, limits, &node.tasks);
     say(&conversations, &reference().prompt).await;
     super::setup::until("the session is closed", || conversations.n_idle() == 0).await;
-    servers[0].idle().await;
+    server.idle().await;
 }
 
 #[tokio::test]
 async fn tokens_come_one_by_one_with_what_is_known_of_them() {
     let swarm = Swarm::start().await;
-    let _servers = swarm.serve_all(&[0..4]).await;
+    let _server = swarm.serve(0..4).await;
     let (_node, client) = client(&swarm).await;
     let reference = reference();
     let params = Params {
@@ -199,7 +199,7 @@ async fn demo() -> (Swarm, TextCodec) {
 #[tokio::test]
 async fn json_of_a_schema_comes_out_whatever_the_model_would_say() {
     let (swarm, codec) = demo().await;
-    let _servers = swarm.serve_all(&[0..8]).await;
+    let _server = swarm.serve(0..8).await;
     let (_node, client) = client(&swarm).await;
     let ends = &swarm.source.generation_config().eos_token_ids;
     let constraints = Constraints::new(&codec, swarm.source.config().vocab_size, ends).unwrap();

@@ -34,7 +34,7 @@ impl ModelSource {
     /// # Errors
     /// A file cannot be downloaded, read or understood.
     pub fn chat_files(&self) -> Result<ChatFiles, ResolveError> {
-        let mut chat = self.from_files()?;
+        let mut chat = self.configured()?;
         if let Place::Gguf { file, .. } = &self.place {
             // What is beside the file comes first, as with tokenizers.
             let own = file.chat_files();
@@ -52,7 +52,7 @@ impl ModelSource {
         Ok(chat)
     }
 
-    fn from_files(&self) -> Result<ChatFiles, ResolveError> {
+    fn configured(&self) -> Result<ChatFiles, ResolveError> {
         let object = |name: &'static str| -> Result<Map<String, Value>, ResolveError> {
             let Some(json) = self.optional_file(name)? else {
                 return Ok(Map::new());
