@@ -15,6 +15,9 @@ use crate::task::Tasks;
 /// How much longer than the first prompt and its answer a conversation may become before it needs a new session.
 const ROOM: usize = 2;
 
+/// How often sessions that waited too long are looked for at most.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+
 /// What is kept open.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -59,7 +62,7 @@ impl Conversations {
         let background = this.clone();
         tasks.spawn_until_stopped("idle sessions", async move {
             loop {
-                tokio::time::sleep(background.limits.max_idle_time / 4).await;
+                tokio::time::sleep((background.limits.max_idle_time / 4).max(SHORTEST_PAUSE)).await;
                 background.close_idle(background.limits.max_idle).await;
             }
         });

@@ -281,7 +281,9 @@ fn keep_top_p(remaining: &mut Vec<Candidate>, top_p: f32) {
 
 /// `MinPLogitsWarper`: what is less probable than `min_p` of the most probable goes. Sorted candidates in, sorted out.
 fn keep_min_p(remaining: &mut Vec<Candidate>, min_p: f32) {
-    remaining.retain(|candidate| candidate.score.exp() >= min_p);
+    if min_p > 0.0 {
+        remaining.retain(|candidate| candidate.score.exp() >= min_p);
+    }
 }
 
 /// Softmax without the division: the highest has weight 1.

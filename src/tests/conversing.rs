@@ -188,6 +188,24 @@ async fn tokens_come_one_by_one_with_what_is_known_of_them() {
     }
 }
 
+#[tokio::test]
+async fn a_generation_may_be_pulled_by_another_task() {
+    let swarm = Swarm::start().await;
+    let _server = swarm.serve(0..4).await;
+    let (node, client) = client(&swarm).await;
+    let reference = reference();
+    let mut run = client.begin(None, &reference.prompt, &params()).unwrap();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    node.tasks.spawn_until_stopped("a reader", async move {
+        let mut ids = Vec::new();
+        while let Ok(Some(token)) = run.next().await {
+            ids.push(token.id);
+        }
+        drop(sender.send(ids));
+    });
+    assert_eq!(soon("all tokens", receiver).await.unwrap(), reference.greedy[..NEW]);
+}
+
 /// A swarm that serves the built-in model.
 async fn demo() -> (Swarm, TextCodec) {
     let mut swarm = Swarm::start().await;
