@@ -4,7 +4,12 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::{HubOptions, gguf::testing::demo_gguf, hub::testing, testing::vectors};
+use crate::model::{
+    HubOptions,
+    gguf::testing::demo_gguf,
+    hub::testing::{self, FakeHub, REPO},
+    testing::vectors,
+};
 
 fn nowhere() -> HubOptions {
     HubOptions {
@@ -82,6 +87,23 @@ fn files_with_templates_come_before_the_configuration() {
         names(&chat_files(&folder).unwrap()),
         [("default", "new"), ("rag", "rag")]
     );
+}
+
+#[test]
+fn templates_of_a_repository_are_downloaded_also_from_their_folder() {
+    let cache = TempDir::new().unwrap();
+    let config = fs::read(vectors("petals/tiny-llama").join("config.json")).unwrap();
+    let hub = FakeHub::with_files(&[
+        ("config.json", &config),
+        ("chat_template.jinja", b"usual"),
+        ("additional_chat_templates/tool_use.jinja", b"tools"),
+    ]);
+    let source = ModelSource::resolve(REPO, &hub.options(cache.path())).unwrap();
+    for _ in 0..2 {
+        let files = source.chat_files().unwrap();
+        assert_eq!(names(&files), [("default", "usual"), ("tool_use", "tools")]);
+    }
+    assert_eq!(hub.sent("chat_template.jinja"), 5, "downloaded once");
 }
 
 #[test]
