@@ -26,7 +26,8 @@ const WARPS: usize = 8;
 /// New tokens of a sequence that are few.
 const FEW_TOKENS: usize = 16;
 
-/// The largest head that the kernels for many tokens take.
+/// The largest head that the kernels for many tokens take. Above 128 they need 71 KiB of shared memory, which all cards have
+/// but those of capability 7.5.
 const MAX_MANY_DIM: usize = 256;
 
 /// u32 words of a tile.

@@ -189,7 +189,7 @@ impl Tokens {
             _ => {
                 // Loads of 16 bytes.
                 let stride = cols.next_multiple_of(8);
-                if stride == cols && x.address() % 16 == 0 {
+                if stride == cols && x.address().is_multiple_of(16) {
                     return Ok(Self::Plain { stride });
                 }
                 let copy = Buffer::temporary(device, tokens * stride)?;
