@@ -48,6 +48,31 @@ run_on_card() {
     fi
 }
 
+# The answer of the built-in model, which a swarm computes on this device; the log goes to a file.
+answer_on() {
+    RUST_LOG=warn,sepal=info cargo run --quiet --locked --bin sepal -- demo --device "$1" 2>"$2" |
+        sed -n '/^> /,/^hops/p' | sed '/^hops/d'
+}
+
+# A whole swarm on cards says what it says on the processor.
+demo_on_card() {
+    local log expected found
+    log=$(mktemp)
+    expected=$(answer_on cpu "$log") || return 1
+    found=$(answer_on cuda "$log") || return 1
+    if ! grep -q 'a card to compute with' "$log" || grep -q 'cards cannot be used' "$log"; then
+        echo 'cuda: the demonstration did not use a card:' >&2
+        cat "$log" >&2
+        return 1
+    fi
+    if [ -z "$expected" ] || [ "$found" != "$expected" ]; then
+        printf 'cuda: the demonstration says on a card\n%s\nand on the processor\n%s\n' "$found" "$expected" >&2
+        return 1
+    fi
+    echo 'cuda: the demonstration says on a card what it says on the processor'
+    rm "$log"
+}
+
 step_cuda() {
     local card="" libraries="${CARGO_TARGET_DIR:-target}/emulated-card"
     if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
@@ -57,8 +82,10 @@ step_cuda() {
         interop-tests/cuda/build.sh "$libraries" || return 1
         card=$(cd "$libraries" && pwd)
     fi
-    LD_LIBRARY_PATH="$card${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
+    # What there is no second card for is tested on the first one twice.
+    EMULATED_CARDS=2 LD_LIBRARY_PATH="$card${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
         run_on_card 'test(cuda) and not test(every_program_compiles)' 'cuda --skip every_program_compiles' || return 1
+    EMULATED_CARDS=2 LD_LIBRARY_PATH="$card${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" demo_on_card || return 1
     # What the host's compiler accepts, NVIDIA's may not.
     source scripts/venv.sh
     make_venv nvrtc interop-tests/cuda/requirements.txt || return 1

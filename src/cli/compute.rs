@@ -4,7 +4,7 @@ use std::{error::Error, num::NonZeroUsize};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::environment;
 use crate::model::{Cards, CudaError, Engine, KvDType, Machine, Precision};
@@ -66,20 +66,24 @@ impl DeviceArgs {
                 debug!(%error, "no cards");
                 return Ok(engine.into());
             }
-            Err(error) => return Ok(without_cards(engine, &error)),
+            Err(error) => return Ok(self.without_cards(engine, &error)),
         };
         for (precision, kv_dtype) in formats {
             if let Err(error) = machine.prove(*precision, *kv_dtype) {
-                return Ok(without_cards(engine, &error));
+                return Ok(self.without_cards(engine, &error));
             }
         }
         Ok(machine)
     }
-}
 
-fn without_cards(engine: &Engine, error: &(dyn Error + 'static)) -> Machine {
-    warn!(error, "the processor computes, because cards cannot be used");
-    engine.into()
+    /// Says why the processor computes: loudly to whoever asked for cards.
+    fn without_cards(&self, engine: &Engine, error: &(dyn Error + 'static)) -> Machine {
+        match &self.device {
+            Device::Cuda(_) => error!(error, "the processor computes, because cards cannot be used"),
+            Device::Auto | Device::Cpu => warn!(error, "the processor computes, because cards cannot be used"),
+        }
+        engine.into()
+    }
 }
 
 fn parse_device(text: &str) -> Result<Device, String> {

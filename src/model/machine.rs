@@ -165,7 +165,7 @@ impl Machine {
             let found = proof(&alone, precision, kv_dtype)?;
             let off = difference(&found, &expected);
             // Not a number is no agreement.
-            if !(off <= TOLERANCE) {
+            if off.is_nan() || off > TOLERANCE {
                 return Err(ProofError::Disagrees {
                     card: card.ordinal(),
                     name: card.name().to_owned(),

@@ -25,7 +25,7 @@ pub(crate) struct Held {
 pub(crate) enum Placed {
     Host(Block),
     /// On the card of this number among those of the machine.
-    Card(usize, CardBlock),
+    Card(usize, Box<CardBlock>),
 }
 
 impl Held {
@@ -42,7 +42,7 @@ impl Held {
             None => Placed::Host(block),
             Some(place) => {
                 let card = CardBlock::of(block, &machine.engine, &machine.cards[place]);
-                Placed::Card(place, card.map_err(LoadError::Card)?)
+                Placed::Card(place, Box::new(card.map_err(LoadError::Card)?))
             }
         };
         Ok(Arc::new(Self { block, _lease: lease }))

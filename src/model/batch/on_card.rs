@@ -20,7 +20,7 @@ impl Blocks {
     /// The first of `blocks`, as far as they are on the card of this place.
     pub(super) fn on_card(&self, place: usize, blocks: &[u32]) -> Vec<&CardBlock> {
         let on_card = |block: &u32| match &self.held(*block)?.block {
-            Placed::Card(at, block) if *at == place => Some(block),
+            Placed::Card(at, block) if *at == place => Some(&**block),
             _ => None,
         };
         blocks.iter().map_while(on_card).collect()

@@ -42,7 +42,7 @@ impl CardBlock {
             attention_post_norm: self.attention_post_norm.as_ref().map(norm),
             mlp_norm: self.mlp_norm.as_ref().map(norm),
             feed_forward: match &self.feed_forward {
-                CardFeedForward::Dense(dense) => FeedForward::Dense(mlp(dense)?),
+                CardFeedForward::Dense(dense) => FeedForward::Dense(mlp(dense.as_ref())?),
                 CardFeedForward::Experts(experts) => FeedForward::Experts(Experts {
                     config: experts.config,
                     router: linear(&experts.router)?,

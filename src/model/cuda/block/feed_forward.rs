@@ -22,7 +22,7 @@ use crate::model::{
 /// After attention.
 #[derive(Debug)]
 pub(super) enum CardFeedForward {
-    Dense(CardMlp),
+    Dense(Box<CardMlp>),
     Experts(CardExperts),
 }
 
@@ -57,7 +57,7 @@ impl CardFeedForward {
             })
         };
         match part {
-            FeedForward::Dense(dense) => mlp(dense).map(Self::Dense),
+            FeedForward::Dense(dense) => Ok(Self::Dense(Box::new(mlp(dense)?))),
             FeedForward::Experts(experts) => Ok(Self::Experts(CardExperts {
                 config: experts.config,
                 router: linear(&experts.router)?,
