@@ -23,7 +23,7 @@ pub(crate) struct Held {
 /// A block where it runs.
 #[derive(Debug)]
 pub(crate) enum Placed {
-    Host(Block),
+    Host(Box<Block>),
     /// On the card of this number among those of the machine.
     Card(usize, Box<CardBlock>),
 }
@@ -39,7 +39,7 @@ impl Held {
         (machine, place): (&Machine, Option<usize>),
     ) -> Result<Arc<Self>, LoadError> {
         let block = match place {
-            None => Placed::Host(block),
+            None => Placed::Host(Box::new(block)),
             Some(place) => {
                 let card = CardBlock::of(block, &machine.engine, &machine.cards[place]);
                 Placed::Card(place, Box::new(card.map_err(LoadError::Card)?))
