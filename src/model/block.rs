@@ -109,7 +109,8 @@ impl Block {
         let mut spans = std::mem::take(&mut scratch.spans);
         let updates = Updates::new(&self.adapters, segments, &mut spans);
         scratch.normed.resize(x.len(), 0.0);
-        self.attend(shared, updates, x, (segments, scratch));
+        self.project(engine, updates, x, scratch);
+        self.attend(shared, segments, scratch);
         let Scratch {
             normed,
             heads,
@@ -165,22 +166,13 @@ impl Block {
         scratch.spans = spans;
     }
 
-    /// What the output projection gets: `scratch.heads`. Leaves what attention reads in `scratch.normed`.
-    fn attend(
-        &self,
-        shared: &Shared,
-        updates: Updates<'_>,
-        x: &[f32],
-        (segments, scratch): (&mut [Segment<'_>], &mut Scratch),
-    ) {
-        let heads = &shared.heads;
-        let engine = &heads.engine;
+    /// Queries, keys and values of all tokens. Leaves what attention reads in `scratch.normed`.
+    fn project(&self, engine: &Engine, updates: Updates<'_>, x: &[f32], scratch: &mut Scratch) {
         let Scratch {
             normed,
             queries,
             keys,
             values,
-            angles,
             feed_forward,
             ..
         } = scratch;
@@ -193,13 +185,25 @@ impl Block {
         let projections = [&self.query, &self.key, &self.value];
         apply_each(engine, projections, source, [queries, keys, values]);
         for (target, out) in [
-            (Target::Query, &mut *queries),
-            (Target::Key, &mut *keys),
-            (Target::Value, &mut *values),
+            (Target::Query, queries),
+            (Target::Key, keys),
+            (Target::Value, values),
         ] {
             updates.add(target, engine, (normed, out), &mut feed_forward.updates);
         }
+    }
 
+    /// What the output projection gets, of what was projected: `scratch.heads`.
+    fn attend(&self, shared: &Shared, segments: &mut [Segment<'_>], scratch: &mut Scratch) {
+        let heads = &shared.heads;
+        let engine = &heads.engine;
+        let Scratch {
+            queries,
+            keys,
+            values,
+            angles,
+            ..
+        } = scratch;
         if let Some(rope) = &self.rope {
             angles.reset(rope);
             for segment in &*segments {

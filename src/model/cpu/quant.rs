@@ -152,8 +152,8 @@ impl QuantTokens {
     pub(super) fn writer(&mut self) -> QuantWriter<'_> {
         QuantWriter {
             cols: self.cols,
-            blocks: (!self.blocks.is_empty()).then(|| Start(self.blocks.as_mut_ptr())),
-            floats: (!self.floats.is_empty()).then(|| Start(self.floats.as_mut_ptr())),
+            blocks: (!self.blocks.is_empty()).then_some(Start(self.blocks.as_mut_ptr())),
+            floats: (!self.floats.is_empty()).then_some(Start(self.floats.as_mut_ptr())),
             data: PhantomData,
         }
     }
