@@ -184,11 +184,7 @@ impl Block {
         };
         let projections = [&self.query, &self.key, &self.value];
         apply_each(engine, projections, source, [queries, keys, values]);
-        for (target, out) in [
-            (Target::Query, queries),
-            (Target::Key, keys),
-            (Target::Value, values),
-        ] {
+        for (target, out) in [(Target::Query, queries), (Target::Key, keys), (Target::Value, values)] {
             updates.add(target, engine, (normed, out), &mut feed_forward.updates);
         }
     }
