@@ -224,9 +224,9 @@ impl Bench {
                 session.step(self.tokens(1, &mut noise)?).await?;
             }
             let time = started.elapsed();
-            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-            done.push(Done { steps, time });
-            drop(done);
+            done.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Done { steps, time });
             match rng.random_range(0..3) {
                 0 => session.close().await,
                 1 => drop(session),
