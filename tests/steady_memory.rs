@@ -2,6 +2,7 @@
 //! prompts that are computed again, are counted by an allocator that counts. Alone in its program, so that nobody else
 //! is counted.
 #![expect(unsafe_code, reason = "an allocator is unsafe to be, also one that only counts")]
+#![expect(clippy::unwrap_used, reason = "all of this program is a test")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

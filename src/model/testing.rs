@@ -194,7 +194,7 @@ pub(super) fn random_blocks(changes: Value, seed: u64, precision: impl Into<Prec
     let folder = write_model(&config, &random_tensors(&config, seed));
     let files = ModelFiles::from_folder(folder.path()).unwrap();
     let n_blocks = files.config().n_blocks;
-    Blocks::load(&files, 0..n_blocks, precision, &engine()).unwrap()
+    Blocks::load(&files, 0..n_blocks, precision, engine()).unwrap()
 }
 
 /// `x` through `block`, `n` tokens at a time, in a cache of its own.
@@ -224,7 +224,7 @@ pub(super) fn ids(value: &Value) -> Vec<u32> {
 pub(super) fn generate(files: &ModelFiles, prompt: &[u32], n: usize, dtype: WeightDType) -> Vec<u32> {
     let config = files.config();
     let ends = Ends::load(files, dtype, &engine()).unwrap();
-    let blocks = Blocks::load(files, 0..config.n_blocks, dtype, &engine()).unwrap();
+    let blocks = Blocks::load(files, 0..config.n_blocks, dtype, engine()).unwrap();
     let mut cache = blocks.new_cache(config.n_blocks as usize, 1, prompt.len() + n);
     let mut sampler = Sampler::new(SamplingParams::default()).unwrap();
     let (mut history, mut position) = (prompt.to_vec(), 0);

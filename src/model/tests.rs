@@ -13,7 +13,7 @@ fn load(name: &str, precision: impl Into<Precision>) -> (Blocks, Value) {
     let (files, reference) = fixture(name);
     let n_blocks = files.config().n_blocks;
     (
-        Blocks::load(&files, 0..n_blocks, precision, &engine()).unwrap(),
+        Blocks::load(&files, 0..n_blocks, precision, engine()).unwrap(),
         reference,
     )
 }
@@ -110,7 +110,7 @@ fn every_kind_of_rope_scaling_and_of_biases_equals_transformers_whole_and_token_
         }
         let folder = write_model(&config, &tensors);
         let files = ModelFiles::from_folder(folder.path()).unwrap();
-        let blocks = Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap();
+        let blocks = Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap();
         println!("{}", case["name"]);
         assert_close(&whole(&blocks, 0, &x).data, &recorded(&case["output"]).data, 2e-5);
         let one_by_one = recorded(&case["output_one_by_one"]);

@@ -146,7 +146,7 @@ impl Local {
     fn with(precision: impl Into<Precision>) -> Self {
         let source = model();
         let files = source.files_for_span(0..N_BLOCKS).unwrap();
-        let blocks = Blocks::load(&files, 0..N_BLOCKS, precision, &engine()).unwrap();
+        let blocks = Blocks::load(&files, 0..N_BLOCKS, precision, engine()).unwrap();
         let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32, &engine()).unwrap();
         Self { blocks, ends }
     }

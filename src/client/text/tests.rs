@@ -191,7 +191,7 @@ fn answer_of(model: &str, question: &str, precision: impl Into<Precision>) -> St
         &source.files_for_span(0..n_blocks).unwrap(),
         0..n_blocks,
         precision,
-        &engine(),
+        engine(),
     )
     .unwrap();
     let ends = Ends::load(&source.files_for_ends().unwrap(), precision.dtype, &engine()).unwrap();

@@ -37,7 +37,7 @@ fn every_weight_format_stays_near_float32_on_the_built_in_model() {
     let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32, &engine()).unwrap();
     let load = |weights| {
         let dtype = WeightDType::F32;
-        Blocks::load(&files, 0..n_blocks, Precision { weights, dtype }, &engine()).unwrap()
+        Blocks::load(&files, 0..n_blocks, Precision { weights, dtype }, engine()).unwrap()
     };
     let vocabulary = source.config().vocab_size;
     let tokens: Vec<u32> = (0..32).map(|i| (i * 37 + 11) % vocabulary as u32).collect();

@@ -96,7 +96,7 @@ mod tests {
         let lib = tempfile::tempdir().unwrap();
         let package = lib.path().join("python3.11/site-packages/nvidia/cuda_nvrtc/lib");
         fs::create_dir_all(&package).unwrap();
-        assert_eq!(python_packages(lib.path()), [package.clone()]);
+        assert_eq!(python_packages(lib.path()), std::slice::from_ref(&package));
         fs::write(package.join("libnvrtc-of-nobody.so.12"), "no library").unwrap();
         let name = "libnvrtc-of-nobody.so.12".to_owned();
         assert!(open(&[name], &[lib.path().to_owned()]).is_none());

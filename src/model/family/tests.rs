@@ -29,7 +29,7 @@ fn states(reference: &Value) -> Vec<Hidden> {
 }
 
 fn blocks(files: &ModelFiles, dtype: WeightDType) -> Blocks {
-    Blocks::load(files, 0..files.config().n_blocks, dtype, &engine()).unwrap()
+    Blocks::load(files, 0..files.config().n_blocks, dtype, engine()).unwrap()
 }
 
 #[test]

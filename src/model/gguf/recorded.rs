@@ -62,7 +62,7 @@ fn in_float32_every_architecture_gives_what_transformers_makes_of_the_same_weigh
     for (name, _) in FILES {
         println!("{name}");
         let (_, files, reference) = fixture(name);
-        let blocks = Blocks::load(&files, 0..files.config().n_blocks, WeightDType::F32, &engine()).unwrap();
+        let blocks = Blocks::load(&files, 0..files.config().n_blocks, WeightDType::F32, engine()).unwrap();
         for (block, pair) in (0..).zip(states(&reference).windows(2)) {
             assert_close(&whole(&blocks, block, &pair[0]).data, &pair[1].data, 1e-4);
         }
@@ -121,7 +121,7 @@ fn with_own_formats_activations_are_those_of_transformers_within_8_bits() {
             weights: format,
             dtype: WeightDType::F32,
         };
-        let blocks = Blocks::load(&files.with_own_formats(), 0..n_blocks, precision, &engine()).unwrap();
+        let blocks = Blocks::load(&files.with_own_formats(), 0..n_blocks, precision, engine()).unwrap();
         for (block, pair) in (0..).zip(states(&reference).windows(2)) {
             let error = accuracy::max_error(&pair[1].data, &whole(&blocks, block, &pair[0]).data);
             println!("{name} {block}: {error}");

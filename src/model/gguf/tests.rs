@@ -63,7 +63,7 @@ fn outputs(source: &ModelSource) -> Vec<f32> {
         &source.files_for_span(0..n_blocks).unwrap(),
         0..n_blocks,
         WeightDType::F32,
-        &engine(),
+        engine(),
     )
     .unwrap();
     let ends = Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32, &engine()).unwrap();

@@ -44,7 +44,7 @@ fn load(files: &ModelFiles, weights: impl Into<WeightFormat>) -> Blocks {
         weights: weights.into(),
         dtype: WeightDType::F32,
     };
-    Blocks::load(files, 0..files.config().n_blocks, precision, &engine()).unwrap()
+    Blocks::load(files, 0..files.config().n_blocks, precision, engine()).unwrap()
 }
 
 /// The gradient by `x` through all blocks.

@@ -32,7 +32,7 @@ fn load(folder: &TempDir) -> Result<Blocks, LoadError> {
         &ModelFiles::from_folder(folder.path())?,
         0..2,
         WeightDType::F32,
-        &engine(),
+        engine(),
     )
 }
 
@@ -112,7 +112,7 @@ fn a_folder_without_weights_says_what_is_read() {
 fn a_span_outside_the_model_is_refused() {
     let (files, _) = fixture("tiny-llama");
     for span in [0..5, 2..2, 4..5] {
-        let error = Blocks::load(&files, span, WeightDType::F32, &engine())
+        let error = Blocks::load(&files, span, WeightDType::F32, engine())
             .unwrap_err()
             .to_string();
         assert!(error.ends_with("the model has 4 blocks"), "{error}");
@@ -156,13 +156,13 @@ fn only_the_shards_of_the_span_are_needed_and_give_the_same_blocks() {
         parsed.files_for_span(files.config(), 0..2),
         ["a.safetensors", "b.safetensors"]
     );
-    let error = Blocks::load(&files, 0..1, WeightDType::F32, &engine())
+    let error = Blocks::load(&files, 0..1, WeightDType::F32, engine())
         .unwrap_err()
         .to_string();
     assert!(error.contains("a.safetensors"), "{error}");
     let mut x = random_hidden(&mut rng(1), 1, 3, 24);
     let mut expected = x.clone();
-    Blocks::load(&files, 1..2, WeightDType::F32, &engine())
+    Blocks::load(&files, 1..2, WeightDType::F32, engine())
         .unwrap()
         .forward(1, &mut x)
         .unwrap();

@@ -30,7 +30,7 @@ fn blocks() -> Blocks {
 
 fn blocks_in(precision: impl Into<Precision>) -> Blocks {
     let (files, _) = fixture("tiny-llama");
-    let blocks = Blocks::load(&files, 0..4, precision, &engine()).unwrap();
+    let blocks = Blocks::load(&files, 0..4, precision, engine()).unwrap();
     blocks.with_adapters(&NAMES.map(recorded_adapter)).unwrap()
 }
 
@@ -122,7 +122,7 @@ fn adapters_have_the_name_of_their_folder_or_the_one_they_are_given() {
     assert_eq!(open(&format!("mine/all={folder}")).unwrap().name(), "mine/all");
     let (files, _) = fixture("tiny-llama");
     let twice = [open(folder).unwrap(), open(folder).unwrap()];
-    let error = Blocks::load(&files, 0..1, WeightDType::F32, &engine())
+    let error = Blocks::load(&files, 0..1, WeightDType::F32, engine())
         .unwrap()
         .with_adapters(&twice);
     assert_eq!(
@@ -162,7 +162,7 @@ fn what_an_adapter_does_and_we_cannot_is_said() {
         assert_eq!(error, format!("adapter a {text}, which is not supported"));
     }
     let (files, _) = fixture("tiny-llama31");
-    let other = Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap();
+    let other = Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap();
     let fits = other.with_adapters(&[recorded_adapter("everything")]);
     assert!(fits.is_err() || files.config().hidden_size == 64);
 }
@@ -176,7 +176,7 @@ fn the_scale_of_rank_stabilised_adapters_falls_with_the_root_of_the_rank() {
     ]
     .map(|adapter| {
         let (files, _) = fixture("tiny-llama");
-        let blocks = Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap();
+        let blocks = Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap();
         let blocks = blocks.with_adapters(&[adapter.unwrap()]).unwrap();
         blocks.blocks[0].host().adapters[0].get(Target::Down).unwrap().scale
     });
@@ -201,7 +201,7 @@ fn an_adapter_of_a_repository_is_downloaded_once_and_is_the_one_in_the_folder() 
     let x = random_hidden(&mut rng(3), 1, 4, 64);
     let outputs = [downloaded, cached, recorded_adapter("everything")].map(|adapter| {
         let name = adapter.name().to_owned();
-        let blocks = Blocks::load(&files, 1..2, WeightDType::F32, &engine()).unwrap();
+        let blocks = Blocks::load(&files, 1..2, WeightDType::F32, engine()).unwrap();
         let blocks = blocks.with_adapters(&[adapter]).unwrap();
         let mut x = x.clone();
         blocks.forward_with(1, blocks.adapter(&name), &mut x).unwrap();
@@ -218,7 +218,7 @@ fn what_adapters_take_is_counted_as_it_is_packed() {
     let (files, _) = fixture("tiny-llama");
     for name in NAMES {
         let adapter = recorded_adapter(name);
-        let blocks = Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap();
+        let blocks = Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap();
         let blocks = blocks.with_adapters(std::slice::from_ref(&adapter)).unwrap();
         let updates = &blocks.blocks[0].host().adapters[0].updates;
         let packed = updates

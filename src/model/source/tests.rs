@@ -33,7 +33,7 @@ fn the_built_in_model_is_complete_and_its_weights_are_used_in_place() {
     let n_blocks = source.config().n_blocks;
     assert_eq!(n_blocks % 2, 0, "two servers hold half each");
     let files = source.files_for_span(0..n_blocks).unwrap();
-    assert!(Blocks::load(&files, 0..n_blocks, WeightDType::Bf16, &engine()).is_ok());
+    assert!(Blocks::load(&files, 0..n_blocks, WeightDType::Bf16, engine()).is_ok());
     assert!(Ends::load(&source.files_for_ends().unwrap(), WeightDType::F32, &engine()).is_ok());
     assert_eq!(builtin::weights().as_ptr().align_offset(64), 0);
     assert!(builtin::weights().len() <= 3_000_000);
@@ -45,7 +45,7 @@ fn a_folder_is_used_as_it_is_and_has_no_repository_name() {
     let source = ModelSource::resolve(&name, &nowhere()).unwrap();
     assert_eq!((source.name(), source.repo_name()), (name.as_str(), None));
     assert_eq!(source.generation_config().eos_token_ids, [2]);
-    assert!(Blocks::load(&source.files_for_span(1..3).unwrap(), 1..3, WeightDType::F32, &engine()).is_ok());
+    assert!(Blocks::load(&source.files_for_span(1..3).unwrap(), 1..3, WeightDType::F32, engine()).is_ok());
     assert!(matches!(source.tokenizer_json(), Err(ResolveError::NoTokenizer { .. })));
 }
 
@@ -140,7 +140,7 @@ fn a_server_downloads_the_shards_of_its_blocks_only() {
     let source = ModelSource::resolve(REPO, &hub.options(cache.path())).unwrap();
     assert_eq!(source.repo_name(), Some(REPO));
     let files = source.files_for_span(2..4).unwrap();
-    assert!(Blocks::load(&files, 2..4, WeightDType::F32, &engine()).is_ok());
+    assert!(Blocks::load(&files, 2..4, WeightDType::F32, engine()).is_ok());
     let expected = ["config.json", INDEX_FILE, "second.safetensors"];
     assert_eq!(hub.asked(), expected);
 }
@@ -176,7 +176,7 @@ fn of_a_checkpoint_in_one_file_only_the_blocks_are_downloaded() {
     let hub = FakeHub::with_files(&[("config.json", &config), (SINGLE_FILE, &weights)]);
     let source = ModelSource::resolve(REPO, &hub.options(cache.path())).unwrap();
     for _ in 0..2 {
-        assert!(Blocks::load(&source.files_for_span(0..1).unwrap(), 0..1, WeightDType::F32, &engine()).is_ok());
+        assert!(Blocks::load(&source.files_for_span(0..1).unwrap(), 0..1, WeightDType::F32, engine()).is_ok());
     }
     assert_eq!(hub.asked(), ["config.json", SINGLE_FILE]);
     assert!(hub.sent(SINGLE_FILE) < weights.len() as u64 / 2);

@@ -22,7 +22,7 @@ fn blocks(precision: impl Into<Precision>) -> Arc<Blocks> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/petals/tiny-llama");
     let files = ModelFiles::from_folder(folder.as_ref()).unwrap();
     Arc::new(
-        Blocks::load(&files, 0..4, precision, &engine())
+        Blocks::load(&files, 0..4, precision, engine())
             .unwrap()
             .with_poison(POISON),
     )

@@ -55,7 +55,7 @@ fn packed_weights_give_what_transformers_makes_of_them_in_float32() {
     for (name, ..) in MODELS {
         println!("{name}");
         let (_, files, reference) = fixture(name);
-        let blocks = Blocks::load(&files, 0..files.config().n_blocks, WeightDType::F32, &engine()).unwrap();
+        let blocks = Blocks::load(&files, 0..files.config().n_blocks, WeightDType::F32, engine()).unwrap();
         for (block, pair) in (0..).zip(states(&reference).windows(2)) {
             assert_close(&whole(&blocks, block, &pair[0]).data, &pair[1].data, 1e-4);
         }
@@ -109,7 +109,7 @@ fn another_format_can_be_asked_for() {
     let (_, files, reference) = fixture("awq");
     for (weights, tolerance) in [(WeightFormat::Bf16, 0.01), (WeightFormat::Q4K, 0.2)] {
         let dtype = WeightDType::F32;
-        let blocks = Blocks::load(&files, 0..1, Precision { weights, dtype }, &engine()).unwrap();
+        let blocks = Blocks::load(&files, 0..1, Precision { weights, dtype }, engine()).unwrap();
         let states = states(&reference);
         let error = distance(&states[1].data, &whole(&blocks, 0, &states[0]).data);
         assert!(error > 0.0 && error <= tolerance, "{}: {error}", weights.as_str());
@@ -126,7 +126,7 @@ fn what_does_not_fit_together_is_named() {
         fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         fs::copy(from.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
         let files = ModelFiles::from_folder(folder.path()).unwrap();
-        Blocks::load(&files, 0..1, WeightDType::F32, &engine()).unwrap_err()
+        Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap_err()
     };
     let other_groups = refused(&|config| config["quantization_config"]["group_size"] = 16.into());
     let text = other_groups.to_string();
