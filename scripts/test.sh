@@ -58,8 +58,11 @@ answer_on() {
 demo_on_card() {
     local log expected found
     log=$(mktemp)
-    expected=$(answer_on cpu "$log") || return 1
-    found=$(answer_on cuda "$log") || return 1
+    if ! expected=$(answer_on cpu "$log") || ! found=$(answer_on cuda "$log"); then
+        echo 'cuda: the demonstration failed:' >&2
+        cat "$log" >&2
+        return 1
+    fi
     if ! grep -q 'a card to compute with' "$log" || grep -q 'cards cannot be used' "$log"; then
         echo 'cuda: the demonstration did not use a card:' >&2
         cat "$log" >&2

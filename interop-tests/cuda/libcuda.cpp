@@ -66,9 +66,10 @@ struct Card {
 
 std::recursive_mutex everything;
 bool ready = false;
-std::vector<std::unique_ptr<Card>> cards;
+// Never destroyed: threads of the program may still give things back while it ends.
+std::vector<std::unique_ptr<Card>> &cards = *new std::vector<std::unique_ptr<Card>>;
 // By address on the card.
-std::map<uint64_t, Allocation> allocations;
+std::map<uint64_t, Allocation> &allocations = *new std::map<uint64_t, Allocation>;
 size_t memory_bytes = 0;
 thread_local Card *current = nullptr;
 
