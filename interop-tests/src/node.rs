@@ -255,3 +255,18 @@ fn finish(mut process: Process) -> anyhow::Result<Value> {
 pub fn ids(value: &Value) -> anyhow::Result<Vec<u32>> {
     Ok(serde_json::from_value(value.clone())?)
 }
+
+/// The servers that `generate` took, and the blocks of each.
+///
+/// # Errors
+///
+/// If the answer names none.
+pub fn route(answer: &Value) -> anyhow::Result<Vec<(&str, &str)>> {
+    let hops = answer["route"].as_array().context("no route")?;
+    fn hop(hop: &Value) -> Option<(&str, &str)> {
+        Some((hop["peer"].as_str()?, hop["blocks"].as_str()?))
+    }
+    hops.iter()
+        .map(|at| hop(at).context("a hop without peer or blocks"))
+        .collect()
+}

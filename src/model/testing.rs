@@ -34,6 +34,14 @@ pub(super) fn recorded(tensor: &Value) -> Hidden {
     Hidden::new(recorded_numbers(tensor), shape[0], shape[1], shape[2]).unwrap()
 }
 
+/// Recorded input of block 0 and outputs of all blocks.
+pub(super) fn recorded_states(reference: &Value) -> Vec<Hidden> {
+    let outputs = reference["blocks"].as_array().unwrap().iter().map(recorded);
+    std::iter::once(recorded(&reference["block_inputs"]))
+        .chain(outputs)
+        .collect()
+}
+
 pub(super) fn recorded_numbers(tensor: &Value) -> Vec<f32> {
     assert_eq!(tensor["dtype"], "float32");
     let bytes = hex::decode(tensor["hex_le"].as_str().unwrap()).unwrap();

@@ -54,12 +54,7 @@ fn clients(hub: &Hub, initial: &str, route: &[(&str, &str)]) {
 
     let answer = node::generate(hub, initial, &node::ids(&prompts[0]).unwrap(), 8).unwrap();
     assert_eq!(answer["token_ids"], results["greedy"]["want"][0], "{answer}");
-    let hops = answer["route"].as_array().unwrap();
-    let taken: Vec<(&str, &str)> = hops
-        .iter()
-        .map(|hop| (hop["peer"].as_str().unwrap(), hop["blocks"].as_str().unwrap()))
-        .collect();
-    assert_eq!(taken, route, "{answer}");
+    assert_eq!(node::route(&answer).unwrap(), route, "{answer}");
 }
 
 #[test]

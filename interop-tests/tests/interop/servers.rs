@@ -15,12 +15,7 @@ fn generate_and_compare(hub: &Hub, initial: &str, route: &[(&str, &str)]) {
     let answer = node::generate(hub, initial, &PROMPT, N_TOKENS).unwrap();
     assert_eq!(node::ids(&answer["token_ids"]).unwrap(), want, "{answer}");
     assert_eq!(answer["prompt_tokens"], PROMPT.len(), "{answer}");
-    let hops = answer["route"].as_array().unwrap();
-    let taken: Vec<(&str, &str)> = hops
-        .iter()
-        .map(|hop| (hop["peer"].as_str().unwrap(), hop["blocks"].as_str().unwrap()))
-        .collect();
-    assert_eq!(taken, route, "{answer}");
+    assert_eq!(node::route(&answer).unwrap(), route, "{answer}");
 }
 
 #[test]

@@ -8,9 +8,12 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::{
-    Blocks, Hidden, ModelFiles, WeightDType,
+    Blocks, ModelFiles, WeightDType,
     layout::BlockLayout,
-    testing::{assert_close, engine, fixture_at, generate, ids, recorded, stepwise, vectors, whole, write_model},
+    testing::{
+        assert_close, engine, fixture_at, generate, ids, recorded_states as states, stepwise, vectors, whole,
+        write_model,
+    },
 };
 
 /// The fixtures of this table that are whole models with recorded states of all blocks.
@@ -18,14 +21,6 @@ fn models() -> impl Iterator<Item = (Family, &'static str)> {
     let all = Family::ALL.into_iter();
     let fixtures = all.flat_map(|family| family.support().fixtures.iter().map(move |path| (family, *path)));
     fixtures.filter(|(_, path)| *path != "petals/tiny-llama" && !path.ends_with(".json"))
-}
-
-/// Input of block 0 and outputs of all blocks.
-fn states(reference: &Value) -> Vec<Hidden> {
-    let outputs = reference["blocks"].as_array().unwrap().iter().map(recorded);
-    std::iter::once(recorded(&reference["block_inputs"]))
-        .chain(outputs)
-        .collect()
 }
 
 fn blocks(files: &ModelFiles, dtype: WeightDType) -> Blocks {

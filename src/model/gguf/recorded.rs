@@ -7,13 +7,13 @@ use candle_core::quantized::GgmlDType;
 use serde_json::Value;
 
 use crate::model::{
-    Blocks, Hidden, ModelFiles, ModelSource, Precision, WeightDType, WeightFormat, accuracy,
+    Blocks, ModelFiles, ModelSource, Precision, WeightDType, WeightFormat, accuracy,
     files::Weights,
     hub::testing::options,
     layout::{BlockLayout, TensorSpec},
     load::TensorReader,
     quant::ggml::{can_lay_out, own_format},
-    testing::{assert_close, engine, generate, ids, recorded, vectors, whole},
+    testing::{assert_close, engine, generate, ids, recorded_states as states, vectors, whole},
 };
 
 /// Each with the format that most of its weights have.
@@ -37,14 +37,6 @@ fn fixture(name: &str) -> (ModelSource, ModelFiles, Value) {
     let files = source.files_for_span(0..source.config().n_blocks).unwrap();
     let reference = fs::read_to_string(path.with_extension("json")).unwrap();
     (source, files, serde_json::from_str(&reference).unwrap())
-}
-
-/// Input of block 0 and outputs of all blocks.
-fn states(reference: &Value) -> Vec<Hidden> {
-    let outputs = reference["blocks"].as_array().unwrap().iter().map(recorded);
-    std::iter::once(recorded(&reference["block_inputs"]))
-        .chain(outputs)
-        .collect()
 }
 
 /// Every matrix of every block, and how the file has it.

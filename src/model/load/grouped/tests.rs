@@ -7,11 +7,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::model::{
-    Blocks, Hidden, LoadError, ModelFiles, ModelSource, Precision, WeightDType, WeightFormat,
+    Blocks, LoadError, ModelFiles, ModelSource, Precision, WeightDType, WeightFormat,
     hub::testing::options,
     layout::{BlockLayout, Packing, TensorSpec},
     load::TensorReader,
-    testing::{assert_close, distance, engine, generate, ids, recorded, vectors, whole},
+    testing::{assert_close, distance, engine, generate, ids, recorded_states as states, vectors, whole},
 };
 
 /// Each with the format of its matrices, and whether that has the same weights.
@@ -30,13 +30,6 @@ fn fixture(name: &str) -> (ModelSource, ModelFiles, Value) {
     let files = source.files_for_span(0..source.config().n_blocks).unwrap();
     let reference = fs::read_to_string(folder.join("reference.json")).unwrap();
     (source, files, serde_json::from_str(&reference).unwrap())
-}
-
-fn states(reference: &Value) -> Vec<Hidden> {
-    let outputs = reference["blocks"].as_array().unwrap().iter().map(recorded);
-    std::iter::once(recorded(&reference["block_inputs"]))
-        .chain(outputs)
-        .collect()
 }
 
 fn matrices(files: &ModelFiles) -> Vec<TensorSpec> {
