@@ -3,6 +3,7 @@
 //!
 //! Results go to stdout as stable lines that scripts may read, logs go to stderr.
 
+mod api;
 mod bootstrap;
 mod caller;
 mod chat;
@@ -66,6 +67,8 @@ enum Command {
     Generate(Box<generate::Args>),
     /// Talk to a model through the servers of a swarm.
     Chat(Box<chat::Args>),
+    /// Serve models of a swarm as an API that software for OpenAI's can use.
+    Api(Box<api::Args>),
     /// Show how a swarm is: models, servers, missing blocks.
     Health(health::Args),
 }
@@ -101,6 +104,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::SwarmKey(args) => swarm::make_key(&args),
             Command::Generate(args) => generate::run(*args).await,
             Command::Chat(args) => chat::run(*args).await,
+            Command::Api(args) => api::run(*args).await,
             Command::Health(args) => health::run(args).await,
         }
     });

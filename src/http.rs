@@ -1,4 +1,4 @@
-//! The health map over HTTP: JSON for programs, events for the page, metrics for Prometheus, the page itself.
+//! What is served over HTTP: the health map of a swarm, and, in `openai.rs`, the API of OpenAI. The map is JSON for programs, events for the page, metrics for Prometheus, the page itself.
 //!
 //! ```text
 //!   GET /                          page.html, which asks for the two below and nothing else
@@ -14,8 +14,10 @@
 
 mod error;
 mod events;
+mod headers;
 mod metrics;
 mod monitor;
+mod openai;
 mod page;
 mod serve;
 #[cfg(test)]
@@ -27,10 +29,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Request, State},
-    http::{
-        HeaderValue, StatusCode,
-        header::{self, HeaderName},
-    },
+    http::{StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -41,6 +40,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 pub use self::{
     error::HttpError,
     metrics::{OwnNumber, OwnValue},
+    openai::{Api, ApiLimits, ModelText, ServedModel, serve_api},
 };
 use self::{metrics::OwnNumbers, page::Page};
 use crate::{
@@ -62,7 +62,7 @@ pub(crate) struct App {
     tasks: Tasks,
 }
 
-/// A health map that answers until its tasks are stopped.
+/// A site that answers until its tasks are stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// Where it listens; the port is the real one if 0 was asked for.
@@ -80,9 +80,7 @@ pub async fn serve(
     own: impl Fn() -> Vec<OwnNumber> + Send + Sync + 'static,
     tasks: &Tasks,
 ) -> Result<Site, HttpError> {
-    let cannot = |source| HttpError::Listen { addr, source };
-    let listener = TcpListener::bind(addr).await.map_err(cannot)?;
-    let addr = listener.local_addr().map_err(cannot)?;
+    let (listener, site) = listen(addr).await?;
     let app = App {
         health,
         page: Arc::new(Page::built_in()),
@@ -91,7 +89,18 @@ pub async fn serve(
         tasks: tasks.clone(),
     };
     tasks.spawn("http", serve::run(listener, router(app), tasks.clone()));
-    Ok(Site { addr })
+    Ok(site)
+}
+
+/// Listens on `addr`; connections wait until the site is served.
+///
+/// # Errors
+/// [`HttpError`] if `addr` cannot be listened on.
+pub async fn listen(addr: SocketAddr) -> Result<(TcpListener, Site), HttpError> {
+    let cannot = |source| HttpError::Listen { addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(cannot)?;
+    let addr = listener.local_addr().map_err(cannot)?;
+    Ok((listener, Site { addr }))
 }
 
 fn router(app: App) -> Router {
@@ -145,18 +154,6 @@ async fn within_time(request: Request, next: Next) -> Response {
 /// Headers that let a browser do with an answer what the page needs and nothing else.
 async fn protect(State(app): State<App>, request: Request<Body>, next: Next) -> Response {
     let mut response = next.run(request).await;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_SECURITY_POLICY, app.page.policy.clone());
-    for (name, value) in [
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
+    headers::protect(response.headers_mut(), app.page.policy.clone());
     response
 }

@@ -9,7 +9,7 @@
 //!
 //! ```text
 //!                cli            flags to configuration, wires everything together
-//!                http           the health map: JSON, events, metrics, a page
+//!                http           the API of OpenAI · the health map: JSON, events, metrics, a page
 //!          server   client      run blocks for others · generate text through others
 //!           swarm   model       who serves what · load and run transformer blocks
 //!            dht                Hivemind's Kademlia: records by key, without addresses

@@ -1,6 +1,7 @@
 //! All layers together: servers and clients in a swarm of real nodes on loopback, with the tiny Llama model whose
 //! numbers were recorded from transformers and from Petals. What one layer does alone is tested there.
 
+mod api;
 mod caller;
 mod cancelling;
 mod churning;

@@ -14,7 +14,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &["task"]),
     ("server", &["task", "p2p", "dht", "swarm", "model"]),
     ("client", &["task", "p2p", "dht", "swarm", "model"]),
-    ("http", &["task", "p2p", "swarm"]),
+    ("http", &["task", "p2p", "swarm", "model", "client"]),
     (
         "cli",
         &["task", "p2p", "dht", "swarm", "model", "server", "client", "http"],

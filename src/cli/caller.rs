@@ -1,8 +1,12 @@
-//! How this program calls servers of a model: the flags that `generate` and `chat` share, and the client that they make.
+//! How this program calls servers of a model: the flags that `generate`, `chat` and `api` share, and the client that they make.
 
 use clap::Args as ClapArgs;
 
-use super::{model::Model, node::Node};
+use super::{
+    model::Model,
+    models::{ForModel, of},
+    node::Node,
+};
 use crate::{
     client::{self, Client},
     swarm::directory::Filter,
@@ -14,8 +18,8 @@ pub(super) struct CallerArgs {
     #[arg(long)]
     no_push: bool,
     /// LoRA adapter to use; only servers that have it are.
-    #[arg(long, value_name = "NAME", alias = "active_adapter")]
-    adapter: Option<String>,
+    #[arg(long, value_name = "[MODEL=]NAME", alias = "active_adapter", value_parser = ForModel::<String>::parse)]
+    pub(super) adapter: Vec<ForModel<String>>,
     /// Failed servers, and pauses for missing blocks, before giving up.
     #[arg(long, value_name = "N", default_value_t = 5, alias = "max_retries")]
     max_retries: usize,
@@ -35,7 +39,7 @@ impl CallerArgs {
                 ..client::Backoff::default()
             },
             filter: Filter {
-                adapter: self.adapter.clone(),
+                adapter: of(&self.adapter, &model.name).cloned(),
                 ..Filter::default()
             },
             ..client::Config::new(model.prefix.clone())

@@ -20,6 +20,14 @@ pub(super) struct ConversationArgs {
 }
 
 impl ConversationArgs {
+    /// Only another template, if there is to be one.
+    pub(super) fn of_template(chat_template: Option<PathBuf>) -> Self {
+        Self {
+            chat_template,
+            system: None,
+        }
+    }
+
     /// Whether there is any of it.
     pub(super) fn is_given(&self) -> bool {
         self.chat_template.is_some() || self.system.is_some()

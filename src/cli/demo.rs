@@ -1,7 +1,8 @@
-//! `sepal demo`: a whole swarm on this machine. Four real nodes, each with its own identity, host and DHT, talking TCP;
-//! nothing is handed over in memory.
+//! `sepal demo`: a whole swarm on this machine, and an API in front of it if that is asked for. Four real nodes, each with
+//! its own identity, host and DHT, talking TCP; nothing is handed over in memory.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,6 +11,7 @@ use anyhow::Context;
 use clap::Args as ClapArgs;
 
 use super::{
+    api::{self, LimitArgs},
     compute::{ComputeArgs, DeviceArgs},
     model::{Model, ModelArgs},
     node::{self, Node},
@@ -19,6 +21,7 @@ use super::{
 };
 use crate::{
     client::{self, Client, Generation, Params, TextCodec, Token},
+    http,
     model::SamplingParams,
     p2p::{self, Identity, Multiaddr, PeerId},
     server::{self, BlockChoice, LimitChoice, Server},
@@ -41,16 +44,59 @@ pub(super) struct Args {
     device: DeviceArgs,
     #[command(flatten)]
     quant: QuantArgs,
+    /// Leave the swarm running afterwards and serve its model at this address, as `sepal api` does.
+    #[arg(long, value_name = "IP:PORT")]
+    http: Option<SocketAddr>,
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+/// The swarm of the demonstration.
+struct Stage {
+    model: Model,
+    bootstrap: Node,
+    servers: Vec<(Node, Arc<Server>)>,
+    node: Node,
+    client: Client,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
-    tokio::select! {
-        outcome = tell(args) => outcome,
-        stopped = signals::stop_requested() => stopped,
+    let mut stop = Box::pin(signals::stop_requested());
+    let listening = match args.http {
+        Some(addr) => Some(http::listen(addr).await?),
+        None => None,
+    };
+    let stage = tokio::select! {
+        stage = tell(&args) => stage?,
+        stopped = &mut stop => return stopped,
+    };
+    let outcome = match listening {
+        Some(listening) => {
+            let (limits, tasks) = (&args.limits, &stage.node.tasks);
+            let template = api::template_of(&stage.model, None).await?;
+            let named = (stage.model.name.clone(), template);
+            let served = api::served_model(&stage.model, named, stage.client.clone(), (limits, tasks), None).await?;
+            output::line("");
+            api::serve(listening, vec![served], (limits, tasks), stop).await
+        }
+        None => Ok(()),
+    };
+    stage.end().await;
+    outcome
+}
+
+impl Stage {
+    async fn end(self) {
+        for (node, server) in &self.servers {
+            server.shutdown().await;
+            node.tasks.shutdown().await;
+        }
+        self.node.tasks.shutdown().await;
+        self.bootstrap.tasks.shutdown().await;
     }
 }
 
-async fn tell(args: Args) -> anyhow::Result<()> {
+async fn tell(args: &Args) -> anyhow::Result<Stage> {
     let start = Instant::now();
     let model = ModelArgs::named("demo").resolve().await?;
     let n_blocks = model.source.config().n_blocks;
@@ -87,16 +133,15 @@ async fn tell(args: Args) -> anyhow::Result<()> {
     }
     let node = start_node("client", true, &entry).await?;
     node.join().await?;
-    let generation = ask(&args, &model, &node, &servers).await?;
+    let (client, generation) = ask(args, &model, &node, &servers).await?;
     table(&generation, start.elapsed());
-
-    for (node, server) in &servers {
-        server.shutdown().await;
-        node.tasks.shutdown().await;
-    }
-    node.tasks.shutdown().await;
-    bootstrap.tasks.shutdown().await;
-    Ok(())
+    Ok(Stage {
+        model,
+        bootstrap,
+        servers,
+        node,
+        client,
+    })
 }
 
 /// A node of its own on a free loopback port; a client listens nowhere.
@@ -147,7 +192,12 @@ async fn start_server(
     Ok((node, server))
 }
 
-async fn ask(args: &Args, model: &Model, node: &Node, servers: &[(Node, Arc<Server>)]) -> anyhow::Result<Generation> {
+async fn ask(
+    args: &Args,
+    model: &Model,
+    node: &Node,
+    servers: &[(Node, Arc<Server>)],
+) -> anyhow::Result<(Client, Generation)> {
     let name = |peer: PeerId| {
         let index = servers.iter().position(|(node, _)| node.p2p.peer_id() == peer);
         index.map_or_else(|| peer.to_string(), |index| format!("server {}", index + 1))
@@ -191,7 +241,7 @@ async fn ask(args: &Args, model: &Model, node: &Node, servers: &[(Node, Arc<Serv
         .await
         .context("the demonstration failed")?;
     output::line("");
-    Ok(generation)
+    Ok((client, generation))
 }
 
 fn spans(client: &Client, name: &dyn Fn(PeerId) -> String) -> String {

@@ -132,6 +132,13 @@ impl ChatTemplate {
         })
     }
 
+    /// Whether the template that is used with tools has this text in it; public templates spell out how tools are called.
+    pub fn mentions(&self, text: &str) -> bool {
+        let named = |wanted: &str| self.files.templates.iter().find(|(name, _)| name == wanted);
+        let used = named(TOOL_USE).or_else(|| named(DEFAULT));
+        used.is_some_and(|(_, template)| template.contains(text))
+    }
+
     /// The text of a conversation. It has the special tokens in it: it is encoded without further ones. `now` is what
     /// `strftime_now` of the template tells.
     ///

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Client, ClientError, Session,
+    Client, ClientError, HopReport, Session,
     constraint::Constraint,
     generate::{FinishReason, Generation, Params, Token},
     text::{Piece, TextCodec, TextStream},
@@ -132,6 +132,11 @@ impl Run {
             logprobs: choice.logprobs,
             finish: self.finish.clone(),
         }))
+    }
+
+    /// The servers in use, in order, with their times so far.
+    pub fn route(&self) -> Vec<HopReport> {
+        self.session.report()
     }
 
     /// Hands every token to `on_token`.

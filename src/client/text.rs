@@ -96,7 +96,7 @@ impl TextCodec {
     ///
     /// # Errors
     /// [`TextError::NoBytes`].
-    pub(super) fn token_bytes(&self, vocab_size: usize) -> Result<Vec<Vec<u8>>, TextError> {
+    pub fn token_bytes(&self, vocab_size: usize) -> Result<Vec<Vec<u8>>, TextError> {
         let spelling = self.spelling.ok_or(TextError::NoBytes)?;
         Ok(spelling.bytes(&self.tokenizer, vocab_size))
     }

@@ -1,10 +1,10 @@
-//! Why there is no map over HTTP.
+//! Why nothing is served over HTTP.
 
 use std::{io, net::SocketAddr};
 
 use thiserror::Error;
 
-/// The map cannot be served.
+/// The site cannot be served.
 #[derive(Debug, Error)]
 pub enum HttpError {
     /// The address is taken, or not ours.

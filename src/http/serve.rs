@@ -30,6 +30,9 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// How long a connection lives. Browsers that listen to events come back by themselves; one who never reads goes.
 const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 
+/// How long the last request of a connection may take when it has lived so long: the longest answer there is.
+const LONGEST_ANSWER: Duration = Duration::from_secs(1800);
+
 /// How long requests may still take when the node stops. Shorter than the time that all tasks have for it.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
@@ -73,19 +76,24 @@ async fn connection(stream: TcpStream, from: SocketAddr, router: Router, tasks: 
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let stop = tasks.token();
-    let ended = tokio::select! {
+    let stopping = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_ANSWERS).await;
+    };
+    let mut ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         () = tokio::time::sleep(MAX_LIFETIME) => None,
         () = stop.cancelled() => None,
     };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            let last = tokio::time::timeout(LAST_ANSWERS, connection).await;
-            last.unwrap_or(Ok(()))
-        }
-    };
+    if ended.is_none() {
+        connection.as_mut().graceful_shutdown();
+        ended = tokio::select! {
+            ended = connection => Some(ended),
+            () = tokio::time::sleep(LONGEST_ANSWER) => None,
+            () = stopping => None,
+        };
+    }
+    let ended = ended.unwrap_or(Ok(()));
     if let Err(error) = ended {
         tracing::debug!(%from, error = &error as &dyn std::error::Error, "an HTTP connection broke");
     }

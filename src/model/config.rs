@@ -9,7 +9,7 @@ pub(crate) mod rope;
 use packed::PackedWeights;
 use parts::{AttentionConfig, EndsConfig, FeedForwardConfig, NormConfig, Position, Residual};
 use read::optional;
-use rope::RopeConfig;
+use rope::{RopeConfig, RopeScaling};
 use serde_json::{Map, Value};
 
 use super::{
@@ -144,6 +144,25 @@ impl ModelConfig {
     /// Query heads per key/value head.
     pub fn group_size(&self) -> usize {
         self.n_heads / self.n_kv_heads
+    }
+
+    /// The longest text the model was made for, in tokens, stretched as vLLM derives `max_model_len`; `None` if positions
+    /// are not counted.
+    pub fn context_length(&self) -> Option<usize> {
+        let Position::Rotary(rope) = &self.attention.position else {
+            return None;
+        };
+        let stretched = |positions: usize, factor: f32| (positions as f32 * factor.max(1.0)) as usize;
+        let stretched = match &rope.scaling {
+            RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor } => stretched(rope.max_positions, *factor),
+            RopeScaling::Yarn {
+                factor,
+                original_max_positions,
+                ..
+            } => stretched(*original_max_positions, *factor),
+            RopeScaling::Default | RopeScaling::Llama3 { .. } | RopeScaling::LongRope { .. } => 0,
+        };
+        Some(stretched.max(rope.max_positions))
     }
 
     /// The rotation in block `block_idx`; `None` if positions are told otherwise.

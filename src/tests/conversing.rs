@@ -207,7 +207,7 @@ async fn a_generation_may_be_pulled_by_another_task() {
 }
 
 /// A swarm that serves the built-in model.
-async fn demo() -> (Swarm, TextCodec) {
+pub(super) async fn demo() -> (Swarm, TextCodec) {
     let mut swarm = Swarm::start().await;
     swarm.source = ModelSource::resolve("demo", &HubOptions::from_variables(|_| None)).unwrap();
     let codec = TextCodec::from_json(&swarm.source.tokenizer_json().unwrap()).unwrap();

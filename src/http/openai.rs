@@ -1,0 +1,162 @@
+//! The API of OpenAI over the swarm: what software that knows that API asks of it, unchanged.
+//!
+//! ```text
+//!   GET  /v1/models, /v1/models/ID     what is served                                    model.rs
+//!   POST /v1/chat/completions          messages in, the next message out                 chat.rs
+//!   POST /v1/completions               texts or tokens in, what follows them out         completions.rs
+//!
+//!   body.rs ─▶ fields.rs, params.rs, messages.rs, tools.rs ─▶ Job ─▶ answers.rs ─▶ deliver.rs ─▶ one object, or events
+//!   bounded     what is asked for, or an error that names it         one task each    calls.rs, logprobs.rs, */writer.rs
+//! ```
+//!
+//! Requests and generations are bounded by [`ApiLimits`], connections in `serve.rs`. It finds no servers and computes nothing
+//! itself; that is [`crate::client`].
+
+mod answers;
+mod body;
+mod calls;
+mod chat;
+mod completions;
+mod deliver;
+mod error;
+mod fields;
+mod logprobs;
+mod messages;
+mod model;
+mod params;
+mod tools;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request},
+    http::{Method, Uri},
+    middleware::{self, Next},
+    response::Response,
+    routing::{get, post},
+};
+use serde_json::{Map, Value};
+use tokio::net::TcpListener;
+
+pub use self::model::{ModelText, ServedModel};
+use self::{answers::Gate, error::ApiError, fields::Fields};
+use super::{headers, serve};
+use crate::task::Tasks;
+
+/// How much the API takes on.
+#[derive(Clone, Copy, Debug)]
+pub struct ApiLimits {
+    /// Generations at the same time; each choice of a request is one.
+    pub parallel: usize,
+    /// Requests that may wait for others to end; more are refused at once.
+    pub queue: usize,
+    /// Longest answer of a chat, in tokens, where the request does not say.
+    pub default_max_tokens: usize,
+}
+
+/// What the handlers share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Api {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    models: Vec<Arc<ServedModel>>,
+    gate: Gate,
+    default_max_tokens: usize,
+    tasks: Tasks,
+}
+
+impl Api {
+    /// An API of these models, the first of which is the default of nobody: requests name theirs. Its generations run in
+    /// `tasks` and have a few seconds to end when these are stopped.
+    pub fn new(models: Vec<ServedModel>, limits: ApiLimits, tasks: &Tasks) -> Self {
+        let shared = Shared {
+            models: models.into_iter().map(Arc::new).collect(),
+            gate: Gate::new(limits.parallel, limits.queue),
+            default_max_tokens: limits.default_max_tokens,
+            tasks: tasks.clone(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    pub(crate) fn models(&self) -> &[Arc<ServedModel>] {
+        &self.shared.models
+    }
+
+    fn gate(&self) -> &Gate {
+        &self.shared.gate
+    }
+
+    fn default_max_tokens(&self) -> usize {
+        self.shared.default_max_tokens
+    }
+
+    fn tasks(&self) -> &Tasks {
+        &self.shared.tasks
+    }
+
+    /// The model that a request names.
+    ///
+    /// # Errors
+    /// It names none, or one that is not served.
+    fn model_of(&self, request: &Map<String, Value>) -> Result<Arc<ServedModel>, ApiError> {
+        let fields = Fields::of_request(request);
+        let id = fields
+            .text("model")?
+            .ok_or_else(|| fields.wrong("model", "is missing"))?;
+        self.model(id).cloned()
+    }
+}
+
+/// Serves `api` to whoever comes to `listener` until its tasks are stopped.
+pub fn serve_api(listener: TcpListener, api: Api) {
+    let tasks = api.tasks().clone();
+    tasks.spawn("api", serve::run(listener, router(api), tasks.clone()));
+}
+
+fn router(api: Api) -> Router {
+    let v1 = Router::new()
+        .route("/models", get(model::list))
+        .route("/models/{*id}", get(model::describe))
+        .route("/chat/completions", post(chat::chat))
+        .route("/completions", post(completions::completions))
+        .route("/embeddings", post(embeddings))
+        .method_not_allowed_fallback(no_method);
+    Router::new()
+        .nest("/v1", v1)
+        .fallback(nothing_here)
+        .layer(DefaultBodyLimit::max(body::MAX_BODY_BYTES))
+        .layer(middleware::from_fn(protect))
+        .with_state(api)
+}
+
+async fn embeddings() -> ApiError {
+    ApiError::no_embeddings()
+}
+
+async fn nothing_here(method: Method, uri: Uri) -> ApiError {
+    ApiError::no_path(method.as_str(), uri.path())
+}
+
+async fn no_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::no_method(method.as_str(), uri.path())
+}
+
+async fn protect(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    headers::protect(response.headers_mut(), headers::NOTHING);
+    response
+}
+
+/// Does what takes its time on a thread for such things.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(ApiError::internal("reading the request failed")))
+}

@@ -1,0 +1,410 @@
+//! The API over a swarm of real nodes: requests as bytes on a socket, answers of the built-in model.
+
+use std::{net::SocketAddr, time::Duration};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::{
+    conversing::demo,
+    generating::client,
+    setup::{Node, Swarm, TestServer, soon, until},
+};
+use crate::{
+    client::{ChatTemplate, Conversations, Limits},
+    http::{self, Api, ApiLimits, ModelText, ServedModel},
+    task::Tasks,
+};
+
+/// All messages one behind the other, so that a conversation goes on where it was, and a word of tools.
+const TALK: &str = "{% for message in messages %}{% if message['role'] == 'user' %}{{ bos_token + message['content'] }}\
+    {% elif message['content'] %}{{ '\\n' + message['content'] + eos_token }}{% endif %}{% endfor %}{% if tools %} {% endif %}\
+    {{ '\\n' }}";
+
+struct Site {
+    addr: SocketAddr,
+    tasks: Tasks,
+    conversations: Conversations,
+    server: TestServer,
+    _swarm: Swarm,
+    _node: Node,
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    #[track_caller]
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body))
+    }
+
+    /// The objects of a stream, which has to come to its end.
+    #[track_caller]
+    fn events(&self) -> Vec<Value> {
+        assert!(self.head.contains("content-type: text/event-stream"), "{}", self.head);
+        let mut data: Vec<&str> = self
+            .body
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .collect();
+        assert_eq!(data.pop(), Some("[DONE]"), "{}", self.body);
+        data.iter().map(|text| serde_json::from_str(text).unwrap()).collect()
+    }
+}
+
+async fn site() -> Site {
+    site_with(ApiLimits {
+        parallel: 4,
+        queue: 4,
+        default_max_tokens: 64,
+    })
+    .await
+}
+
+async fn site_with(limits: ApiLimits) -> Site {
+    let (swarm, codec) = demo().await;
+    let server = swarm.serve(0..8).await;
+    let (node, client) = client(&swarm).await;
+    let conversations = Conversations::new(client, Limits::default(), &node.tasks);
+    let mut files = swarm.source.chat_files().unwrap();
+    files.templates = vec![("default".to_owned(), TALK.to_owned())];
+    let template = Some(ChatTemplate::new(files).unwrap());
+    let text = ModelText { codec, template };
+    let model = ServedModel::new("demo".to_owned(), &swarm.source, text, conversations.clone(), None);
+    let tasks = node.tasks.child();
+    let (listener, place) = http::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    http::serve_api(listener, Api::new(vec![model], limits, &tasks));
+    Site {
+        addr: place.addr,
+        tasks,
+        conversations,
+        server,
+        _swarm: swarm,
+        _node: node,
+    }
+}
+
+impl Site {
+    async fn open(&self, path: &str, body: &Value) -> TcpStream {
+        let body = body.to_string();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+             connection: close\r\n\r\n",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(self.addr).await.unwrap();
+        stream.write_all((head + &body).as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Answer {
+        answer(self.open(path, &body).await).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        let mut stream = TcpStream::connect(self.addr).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        answer(stream).await
+    }
+
+    async fn chat(&self, more: Value) -> Answer {
+        let mut body = json!({"model": "demo", "temperature": 0, "messages": [user("What is 2+2?")]});
+        for (name, value) in more.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        self.post("/v1/chat/completions", body).await
+    }
+}
+
+fn user(text: &str) -> Value {
+    json!({"role": "user", "content": text})
+}
+
+async fn answer(mut stream: TcpStream) -> Answer {
+    let mut bytes = Vec::new();
+    soon("an answer", stream.read_to_end(&mut bytes)).await.unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let head = head.to_lowercase();
+    let body = if head.contains("transfer-encoding: chunked") {
+        unchunked(body)
+    } else {
+        body.to_owned()
+    };
+    Answer {
+        status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+        head,
+        body,
+    }
+}
+
+fn unchunked(mut rest: &str) -> String {
+    let mut body = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        body.push_str(&after[..size]);
+        rest = after.get(size + 2..).unwrap_or_default();
+    }
+    body
+}
+
+#[tokio::test]
+async fn a_chat_is_answered_whole_and_in_pieces() {
+    let site = site().await;
+    let whole = site.chat(json!({"sepal": {"route": true}})).await;
+    assert_eq!(whole.status, 200, "{}", whole.body);
+    assert!(whole.head.contains("content-security-policy: default-src 'none'"));
+    let whole = whole.json();
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["message"]["content"], "2 + 2 = 4.");
+    assert_eq!(
+        (choice["message"]["role"].as_str(), &choice["finish_reason"]),
+        (Some("assistant"), &json!("stop"))
+    );
+    let usage = &whole["usage"];
+    let count = |name: &str| usage[name].as_u64().unwrap();
+    assert_eq!(
+        count("total_tokens"),
+        count("prompt_tokens") + count("completion_tokens")
+    );
+    assert_eq!(whole["sepal"]["route"][0]["blocks"], json!([0, 8]));
+    assert!(whole["sepal"]["tokens_per_second"].is_f64());
+
+    let options =
+        json!({"stream": true, "stream_options": {"include_usage": true}, "logprobs": true, "top_logprobs": 2});
+    let events = site.chat(options).await.events();
+    assert_eq!(
+        events[0]["choices"][0]["delta"],
+        json!({"role": "assistant", "content": ""})
+    );
+    assert!(
+        events
+            .iter()
+            .all(|event| event["object"] == "chat.completion.chunk" && event["id"] == events[0]["id"])
+    );
+    let deltas = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    assert_eq!(deltas.collect::<String>(), "2 + 2 = 4.");
+    let told = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array());
+    let told: Vec<&Value> = told.flatten().collect();
+    let bytes: Vec<u8> = told
+        .iter()
+        .flat_map(|token| token["bytes"].as_array().unwrap())
+        .map(|byte| byte.as_u64().unwrap() as u8)
+        .collect();
+    assert_eq!(String::from_utf8(bytes).unwrap().trim(), "2 + 2 = 4.");
+    assert!(
+        told.iter()
+            .all(|token| token["top_logprobs"].as_array().unwrap().len() == 2)
+    );
+    let [.., last, usage] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!(last["choices"][0]["finish_reason"], "stop");
+    assert_eq!(usage["choices"], json!([]));
+    assert_eq!(usage["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
+    // The same question again: the session is still there.
+    assert!(
+        usage["usage"]["prompt_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .unwrap()
+            > 0
+    );
+}
+
+#[tokio::test]
+async fn completions_take_texts_and_tokens_and_give_every_choice_its_place() {
+    let site = site().await;
+    let body = json!({
+        "model": "demo", "prompt": ["What is 2+2?", "What is 7 plus 5?"], "n": 2, "temperature": 0, "max_tokens": 40,
+        "echo": true, "stop": ["."],
+    });
+    let answer = site.post("/v1/completions", body.clone()).await.json();
+    let texts: Vec<&str> = answer["choices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|choice| choice["text"].as_str().unwrap())
+        .collect();
+    let expected = ["What is 2+2?\n2 + 2 = 4", "What is 7 plus 5?\n7 + 5 = 12"];
+    assert_eq!(texts, [expected[0], expected[0], expected[1], expected[1]]);
+    let mut streamed = body;
+    streamed["stream"] = true.into();
+    let mut pieces = vec![String::new(); 4];
+    for event in site.post("/v1/completions", streamed).await.events() {
+        let choice = &event["choices"][0];
+        pieces[choice["index"].as_u64().unwrap() as usize].push_str(choice["text"].as_str().unwrap());
+    }
+    assert_eq!(pieces, texts);
+    let codec = &crate::client::TextCodec::from_json(&site._swarm.source.tokenizer_json().unwrap()).unwrap();
+    let tokens = codec.encode("What is 2+2?").unwrap();
+    let body = json!({"model": "demo", "prompt": tokens, "temperature": 0, "max_tokens": 3, "logprobs": 2});
+    let answer = site.post("/v1/completions", body).await.json();
+    let choice = &answer["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &answer["usage"]["completion_tokens"]),
+        (&json!("length"), &json!(3))
+    );
+    let tokens = choice["logprobs"]["tokens"].as_array().unwrap();
+    let joined: String = tokens.iter().map(|token| token.as_str().unwrap()).collect();
+    assert_eq!((tokens.len(), joined.as_str()), (3, choice["text"].as_str().unwrap()));
+    assert_eq!(choice["logprobs"]["text_offset"][0], 0);
+}
+
+#[tokio::test]
+async fn choices_are_different_and_the_same_again_for_the_same_seed() {
+    let site = site().await;
+    let contents = |answer: Value| -> Vec<String> {
+        let choices = answer["choices"].as_array().unwrap();
+        choices
+            .iter()
+            .map(|choice| choice["message"]["content"].to_string())
+            .collect()
+    };
+    let order = json!({"n": 3, "seed": 11, "temperature": 1.8, "max_completion_tokens": 12});
+    let first = contents(site.chat(order.clone()).await.json());
+    assert_eq!(first, contents(site.chat(order).await.json()));
+    assert!(first[0] != first[1] || first[1] != first[2], "{first:?}");
+}
+
+#[tokio::test]
+async fn demanded_forms_and_calls_come_whatever_the_model_would_say() {
+    let site = site().await;
+    let schema = json!({"type": "object", "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["sum"], "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "sum", "schema": schema, "strict": true}});
+    let answer = site.chat(json!({"response_format": format})).await.json();
+    let content: Value = serde_json::from_str(answer["choices"][0]["message"]["content"].as_str().unwrap()).unwrap();
+    assert!(content["sum"].is_u64(), "{content}");
+
+    let tool = json!({"type": "function", "function": {"name": "add", "parameters": schema}});
+    let order = json!({"tools": [tool], "tool_choice": "required"});
+    let answer = site.chat(order.clone()).await.json();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{choice}");
+    let call = &choice["message"]["tool_calls"][0];
+    assert_eq!(
+        (&call["type"], &call["function"]["name"]),
+        (&json!("function"), &json!("add"))
+    );
+    let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+    assert!(arguments["sum"].is_u64() && choice["message"]["content"].is_null());
+
+    let mut streamed = order;
+    streamed["stream"] = true.into();
+    streamed["tool_choice"] = json!({"type": "function", "function": {"name": "add"}});
+    let events = site.chat(streamed).await.events();
+    let deltas = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["tool_calls"].as_array());
+    let deltas: Vec<&Value> = deltas.flatten().collect();
+    assert_eq!(deltas[0]["function"], json!({"name": "add", "arguments": ""}));
+    assert!(deltas[0]["id"].as_str().unwrap().starts_with("call_"));
+    let text: String = deltas
+        .iter()
+        .map(|delta| delta["function"]["arguments"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        text,
+        arguments.to_string().replace("\":", "\": "),
+        "as the model writes it"
+    );
+    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn requests_that_are_wrong_are_refused_with_the_parameter_named() {
+    let site = site().await;
+    let models = site.get("/v1/models").await.json();
+    assert_eq!(
+        (&models["object"], &models["data"][0]["id"]),
+        (&json!("list"), &json!("demo"))
+    );
+    assert_eq!(site.get("/v1/models/demo").await.json()["object"], "model");
+    assert_eq!(
+        site.get("/v1/models/org/none").await.json()["error"]["code"],
+        "model_not_found"
+    );
+    assert_eq!(site.get("/v2").await.status, 404);
+    assert_eq!(site.get("/v1/completions").await.status, 405);
+    assert_eq!(site.post("/v1/embeddings", json!({})).await.status, 501);
+    for (request, status, param) in [
+        (json!({"model": "gpt"}), 404, "model"),
+        (json!({"model": null}), 400, "model"),
+        (json!({"messages": []}), 400, "messages"),
+        (json!({"temperature": -1}), 400, "temperature"),
+        (json!({"n": 0}), 400, "n"),
+        (json!({"top_logprobs": 2}), 400, "top_logprobs"),
+        (json!({"max_tokens": 0}), 400, "max_tokens"),
+        (json!({"max_tokens": 5000}), 400, "messages"),
+        (json!({"modalities": ["text", "audio"]}), 400, "modalities"),
+        (json!({"response_format": {"type": "xml"}}), 400, "response_format.type"),
+    ] {
+        let answer = site.chat(request.clone()).await;
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["param"]),
+            (status, &json!(param)),
+            "{request}"
+        );
+    }
+    let body = json!({"model": "demo", "prompt": "x", "suffix": "y"});
+    assert_eq!(
+        site.post("/v1/completions", body).await.json()["error"]["param"],
+        "suffix"
+    );
+}
+
+#[tokio::test]
+async fn whoever_goes_away_is_not_generated_for_and_leaves_the_session_behind() {
+    let site = site().await;
+    let body = json!({
+        "model": "demo", "stream": true, "ignore_eos": true, "max_tokens": 400, "messages": [user("What is 2+2?")],
+    });
+    let mut stream = site.open("/v1/chat/completions", &body).await;
+    let mut part = [0; 512];
+    assert!(soon("the first piece", stream.read(&mut part)).await.unwrap() > 0);
+    drop(stream);
+    until("the session waits", || site.conversations.n_idle() == 1).await;
+    let tokens = site.server.server.stats().block_tokens / 8;
+    assert!(tokens < 300, "{tokens} tokens were computed");
+}
+
+#[tokio::test]
+async fn requests_beyond_the_bound_are_told_to_come_again() {
+    let site = site_with(ApiLimits {
+        parallel: 1,
+        queue: 0,
+        default_max_tokens: 64,
+    })
+    .await;
+    let body = json!({
+        "model": "demo", "stream": true, "ignore_eos": true, "max_tokens": 400, "messages": [user("What is 2+2?")],
+    });
+    let mut stream = site.open("/v1/chat/completions", &body).await;
+    let mut part = [0; 64];
+    soon("the first piece", stream.read(&mut part)).await.unwrap();
+    let refused = site.chat(json!({})).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert!(refused.head.contains("retry-after: "));
+    // When the API stops, the answer under way ends with an error or comes to its end.
+    let stopping = async { assert!(site.tasks.shutdown().await, "an answer holds the API up") };
+    let mut rest = String::new();
+    let reading = tokio::time::timeout(Duration::from_secs(30), stream.read_to_string(&mut rest));
+    let (_, read) = tokio::join!(stopping, reading);
+    read.unwrap().unwrap();
+    assert!(
+        rest.contains("data: [DONE]") || rest.contains("\"shutting_down\""),
+        "{rest}"
+    );
+}
