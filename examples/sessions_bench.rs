@@ -13,7 +13,7 @@
 //! of its own, on loopback, and the last line shows what is not arithmetic of blocks, of client and server together. All sessions have sent a short prompt before the time is taken.
 //!
 //! With a time such as `600s` instead of STEPS, sessions come and go at random for so long, SESSIONS at a time:
-//! `scripts/soak.py --sessions` watches the server meanwhile.
+//! `python3 scripts/soak sessions` watches the server meanwhile.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 #![expect(clippy::disallowed_methods, reason = "an example reads its environment itself")]
 

@@ -270,9 +270,9 @@ def accuracy(bench: Bench) -> Section:
 
 def soak(bench: Bench) -> Section:
     minutes = 1 if bench.quick else 10
-    about = f"200 sessions at a time come and go at random for {minutes} min: `scripts/soak.py --sessions`."
+    about = f"200 sessions at a time come and go at random for {minutes} min: `python3 scripts/soak sessions`."
     section = Section("soak", "Sessions that come and go", about)
-    command = [sys.executable, str(ROOT / "scripts" / "soak.py"), "--sessions", "--minutes", str(minutes)]
+    command = [sys.executable, str(ROOT / "scripts" / "soak"), "sessions", "--minutes", str(minutes)]
     status, section.output, errors = ended(command, 60 * minutes + 300, CARGO_TARGET_DIR=str(bench.programs.parent))
     number = lambda what: float(re.search(rf"{what}: ([\d.]+)", section.output)[1])
     try:
