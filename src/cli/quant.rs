@@ -7,7 +7,7 @@ use crate::model::{WeightDType, WeightFormat};
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(super) struct QuantArgs {
-    /// Keep weights in 8 or 4 bits, quantised as they are loaded: int8 (8.5 bits a weight in blocks of 32), q4_0 (4.5 bits in
+    /// Keep weights in 8 or 4 bits, quantised as they are loaded: int8 or q8_0 (8.5 bits a weight in blocks of 32), q4_0 (4.5 bits in
     /// blocks of 32), q4_k (4.6 bits in blocks of 32, each with a scale and a minimum), nf4 (4.25 bits in blocks of 64,
     /// quantiles of a normal distribution). none keeps them as --dtype says; auto does too, but leaves in blocks what the
     /// model's files have so, such as GGUF files [default: auto].
@@ -54,7 +54,8 @@ impl QuantArgs {
 
 fn parse(text: &str) -> Result<ForModel<Quant>, String> {
     ForModel::parse_with(text, |value| {
-        Quant::from_str(value, true).map_err(|_| format!("expected auto, none, int8, q4_0, q4_k or nf4, got {value:?}"))
+        Quant::from_str(value, true)
+            .map_err(|_| format!("expected auto, none, int8 (or q8_0), q4_0, q4_k or nf4, got {value:?}"))
     })
 }
 

@@ -1,7 +1,7 @@
 //! The health map says of a swarm of our and Python servers what Petals' own functions find out about it, and answers
 //! Petals servers in the words that they understand.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use interop_tests::{
     STARTUP,
@@ -37,6 +37,26 @@ fn map(hub: &Hub, initial: &str) -> (Process, String) {
     (process, url.trim_end_matches('/').to_owned())
 }
 
+/// Looks at the swarm until a server is found to be online.
+fn wait_until_seen(hub: &Hub, initial: &str, peer_id: &str) {
+    let deadline = Instant::now() + STARTUP;
+    loop {
+        let look = sepal(hub, &["health", "--initial-peers", initial, "--json"])
+            .unwrap()
+            .output()
+            .unwrap();
+        let state: Value = serde_json::from_slice(&look.stdout).unwrap();
+        let servers = state["models"][0]["servers"].as_array().unwrap();
+        if servers
+            .iter()
+            .any(|server| server["peer_id"] == peer_id && server["state"] == "online")
+        {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{peer_id} never came online: {state}");
+    }
+}
+
 /// The servers of the only model, by peer id.
 fn rows(state: &Value) -> BTreeMap<&str, &Value> {
     let model = &state["model_reports"][0];
@@ -58,6 +78,8 @@ fn the_map_agrees_with_what_petals_finds_out_about_the_same_swarm() {
     ours.online("0:2").unwrap();
     theirs.online().unwrap();
     killed.online("3:4").unwrap();
+    // It says that it started before its last record is stored.
+    wait_until_seen(&hub, &bootstrap.addr, &theirs.peer_id);
     killed.process.kill();
     let (_map, url) = map(&hub, &bootstrap.addr);
     let found = python::run(
