@@ -19,6 +19,7 @@ mod history;
 mod remote;
 mod run;
 mod session;
+mod speculate;
 mod text;
 
 use std::{
@@ -37,6 +38,7 @@ pub use self::{
     generate::{FinishReason, Generation, Params, Token},
     run::Run,
     session::{HopReport, Session},
+    speculate::{Guesses, Speculate},
     text::{TextCodec, TextError},
 };
 use crate::{
@@ -70,6 +72,8 @@ pub struct Config {
     pub push: bool,
     /// Servers that may or may not be used.
     pub filter: Filter,
+    /// Whether generations guess tokens ahead.
+    pub speculate: Speculate,
 }
 
 /// Petals: 180 s for a step, 60 s between two looks at the directory, 5 s to connect.
@@ -110,6 +114,7 @@ impl Config {
             backoff: Backoff::default(),
             push: true,
             filter: Filter::default(),
+            speculate: Speculate::Off,
         }
     }
 }
@@ -119,6 +124,7 @@ impl Config {
 pub struct Client {
     shared: Arc<Shared>,
     ends: Arc<Ends>,
+    speculate: Speculate,
 }
 
 /// What sessions need of their client.
@@ -193,6 +199,7 @@ impl Client {
         Ok(Self {
             shared,
             ends: Arc::new(ends),
+            speculate: config.speculate,
         })
     }
 

@@ -18,5 +18,6 @@ mod replay;
 mod setup;
 mod several;
 mod sharing;
+mod speculating;
 mod standing;
 mod steps;

@@ -8,7 +8,7 @@ use super::{
     node::Node,
 };
 use crate::{
-    client::{self, Client},
+    client::{self, Client, Speculate},
     swarm::directory::Filter,
 };
 
@@ -23,6 +23,10 @@ pub(super) struct CallerArgs {
     /// Failed servers, and pauses for missing blocks, before giving up.
     #[arg(long, value_name = "N", default_value_t = 5, alias = "max_retries")]
     max_retries: usize,
+    /// Guess tokens ahead where the text repeats itself, and check them in one step: auto does it where it pays, N always
+    /// guesses so many. The text is the same.
+    #[arg(long, value_name = "auto|off|N", default_value = "auto", value_parser = parse_speculate)]
+    speculate: Speculate,
 }
 
 impl CallerArgs {
@@ -42,9 +46,43 @@ impl CallerArgs {
                 adapter: of(&self.adapter, &model.name).cloned(),
                 ..Filter::default()
             },
+            speculate: self.speculate,
             ..client::Config::new(model.prefix.clone())
         };
         let parts = (node.p2p.clone(), node.dht.clone());
         Ok(Client::connect(config, &model.source, parts, &node.tasks).await?)
+    }
+}
+
+/// Most tokens to guess ahead at each step: more than any text repeats, and within every server's batch.
+const MOST_GUESSES: usize = 64;
+
+fn parse_speculate(text: &str) -> Result<Speculate, String> {
+    match text {
+        "auto" => Ok(Speculate::Auto),
+        "off" => Ok(Speculate::Off),
+        number => match number.parse() {
+            Ok(0) => Ok(Speculate::Off),
+            Ok(n @ 1..=MOST_GUESSES) => Ok(Speculate::Always(n)),
+            _ => Err(format!(
+                "expected auto, off, or a number of tokens up to {MOST_GUESSES}"
+            )),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guesses_are_automatic_off_or_counted() {
+        assert_eq!(parse_speculate("auto"), Ok(Speculate::Auto));
+        assert_eq!(parse_speculate("off"), Ok(Speculate::Off));
+        assert_eq!(parse_speculate("0"), Ok(Speculate::Off));
+        assert_eq!(parse_speculate("4"), Ok(Speculate::Always(4)));
+        for wrong in ["", "on", "-1", "65", "1.5"] {
+            assert!(parse_speculate(wrong).is_err(), "{wrong}");
+        }
     }
 }

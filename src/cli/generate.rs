@@ -183,6 +183,8 @@ fn report(generation: &Generation, codec: Option<&TextCodec>) -> serde_json::Val
         "logprobs": (!logprobs.is_empty()).then_some(logprobs),
         "finish_reason": generation.finish_reason.name(),
         "prompt_tokens": generation.prompt_tokens,
+        "drafted_tokens": generation.guesses.drafted,
+        "accepted_tokens": generation.guesses.accepted,
         "tokens_per_second": generation.tokens_per_second(),
         "time_to_first_token_ms": milliseconds(generation.time_to_first_token),
         "route": route,

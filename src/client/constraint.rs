@@ -171,6 +171,14 @@ impl Constraint {
         self.matcher.consume_token(token).map_err(failed)
     }
 
+    /// How many of `tokens`, one after another, may follow. Nothing goes on.
+    ///
+    /// # Errors
+    /// The form is too complex for the parser.
+    pub(super) fn n_allowed(&mut self, tokens: &[u32]) -> Result<usize, ConstraintError> {
+        self.matcher.validate_tokens(tokens).map_err(failed)
+    }
+
     /// Whether nothing may follow.
     pub(super) fn is_complete(&self) -> bool {
         self.matcher.is_stopped()

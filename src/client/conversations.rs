@@ -9,6 +9,7 @@ use std::{
 use super::{
     Client, ClientError, Generation, Params, Session, TextCodec, Token,
     run::{Run, Start, Used},
+    speculate::Speculator,
 };
 use crate::task::Tasks;
 
@@ -76,9 +77,15 @@ impl Conversations {
     /// As [`Client::begin`].
     pub fn begin(&self, codec: Option<&TextCodec>, prompt: &[u32], params: &Params) -> Result<Run, ClientError> {
         let needed = prompt.len() + params.max_new_tokens;
-        let session = self.take(prompt, needed);
-        let session = session.unwrap_or_else(|| self.client.session(needed * ROOM));
-        Run::new(&self.client, codec, Start { prompt, session }, params)
+        let known = self.take(prompt, needed);
+        let (session, speculator) =
+            known.unwrap_or_else(|| (self.client.session(needed * ROOM), self.client.speculator()));
+        let start = Start {
+            prompt,
+            session,
+            speculator,
+        };
+        Run::new(&self.client, codec, start, params)
     }
 
     /// What came of a generation; its session waits for the conversation to go on.
@@ -127,7 +134,7 @@ impl Conversations {
 
     /// The session that has seen the longest beginning of `prompt`, taken back to where they part. What was another
     /// conversation, of which most would be lost, is left alone.
-    fn take(&self, prompt: &[u32], needed: usize) -> Option<Session> {
+    fn take(&self, prompt: &[u32], needed: usize) -> Option<(Session, Speculator)> {
         let mut idle = self.lock();
         let usable = |idle: &Idle| {
             let common = common_prefix(&idle.used.tokens, prompt).min(prompt.len().saturating_sub(1));
@@ -139,8 +146,12 @@ impl Conversations {
             .enumerate()
             .filter_map(|(at, idle)| Some((usable(idle)?, at)));
         let (common, at) = found.max()?;
-        let mut session = idle.remove(at).used.session;
-        session.rewind(common).then_some(session)
+        let Used {
+            mut session,
+            speculator,
+            ..
+        } = idle.remove(at).used;
+        session.rewind(common).then_some((session, speculator))
     }
 
     /// Closes the sessions that waited too long, and the oldest until `most` are left.

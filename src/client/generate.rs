@@ -6,6 +6,7 @@ use super::{
     Client, ClientError, HopReport,
     constraint::Constraint,
     run::{Run, Start},
+    speculate::{Guesses, Speculator},
     text::TextCodec,
 };
 use crate::model::{Logprobs, SamplingParams};
@@ -76,6 +77,8 @@ pub struct Generation {
     pub prompt_tokens: usize,
     /// Those of them that the servers had in their caches already.
     pub reused_tokens: usize,
+    /// Tokens that were guessed ahead.
+    pub guesses: Guesses,
     /// From the call to the first new token.
     pub time_to_first_token: Duration,
     /// From the call to the last new token.
@@ -100,6 +103,11 @@ impl Generation {
 }
 
 impl Client {
+    /// Guesses for a session that nothing is known of yet.
+    pub(super) fn speculator(&self) -> Speculator {
+        Speculator::new(self.speculate)
+    }
+
     /// Starts to continue `prompt` (token ids) in a session of its own. Without a `codec` there are tokens and no text, and
     /// stop strings are never found. Nothing is sent before the first [`Run::next`].
     ///
@@ -107,7 +115,12 @@ impl Client {
     /// No tokens, or parameters out of their range.
     pub fn begin(&self, codec: Option<&TextCodec>, prompt: &[u32], params: &Params) -> Result<Run, ClientError> {
         let session = self.session(prompt.len() + params.max_new_tokens);
-        Run::new(self, codec, Start { prompt, session }, params)
+        let start = Start {
+            prompt,
+            session,
+            speculator: self.speculator(),
+        };
+        Run::new(self, codec, start, params)
     }
 
     /// Continues `prompt` in a session of its own and hands each new token to `on_token`.

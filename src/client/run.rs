@@ -1,15 +1,20 @@
 //! One generation on its way: embed, step through the swarm, head, sample, until an end token, a stop string, the end of
-//! what is allowed, or the length. Whoever asked pulls one token after another.
+//! what is allowed, or the length. Whoever asked pulls one token after another; a step whose guesses were right gives
+//! several, which wait here.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use tracing::debug;
 
 use super::{
     Client, ClientError, HopReport, Session,
     constraint::Constraint,
     generate::{FinishReason, Generation, Params, Token},
+    speculate::{self, Draft, Guesses, Speculator},
     text::{Piece, TextCodec, TextStream},
 };
 use crate::model::{Choice, Ends, Hidden, Logprobs, Sampler, Seen};
@@ -24,13 +29,16 @@ pub(super) struct Start<'a> {
     pub(super) prompt: &'a [u32],
     /// A session that has seen some of them, but not the last.
     pub(super) session: Session,
+    /// What is known of its steps.
+    pub(super) speculator: Speculator,
 }
 
-/// A session after a generation, and the tokens that its caches hold.
+/// A session after a generation, the tokens that its caches hold, and what is known of its steps.
 #[derive(Debug)]
 pub(super) struct Used {
     pub(super) session: Session,
     pub(super) tokens: Vec<u32>,
+    pub(super) speculator: Speculator,
 }
 
 /// A generation on its way. Dropping it ends its session.
@@ -41,9 +49,13 @@ pub struct Run {
     session: Session,
     /// `None` only while a token is being chosen.
     chooser: Option<Chooser>,
+    speculator: Speculator,
+    guesses: Guesses,
+    /// Chosen, and not handed out yet; with each whether it had been guessed.
+    waiting: VecDeque<(bool, Choice)>,
     /// `None` without a tokenizer, and after the end of the text.
     stream: Option<TextStream>,
-    /// Prompt and new tokens.
+    /// Prompt and new tokens that were handed out.
     tokens: Vec<u32>,
     prompt_len: usize,
     reused: usize,
@@ -80,6 +92,9 @@ impl Run {
             client: client.clone(),
             params: params.clone(),
             chooser: Some(chooser),
+            speculator: start.speculator,
+            guesses: Guesses::default(),
+            waiting: VecDeque::new(),
             stream: codec.map(|codec| codec.stream(start.prompt, &params.stop)),
             tokens: start.prompt.to_vec(),
             prompt_len: start.prompt.len(),
@@ -105,8 +120,11 @@ impl Run {
         if self.finish.is_some() {
             return Ok(None);
         }
-        let output = self.step().await?;
-        let choice = self.choose(output).await?;
+        if self.waiting.is_empty() {
+            self.advance().await?;
+        }
+        let (guessed, choice) = self.waiting.pop_front().ok_or(ClientError::Interrupted)?;
+        self.guesses.accepted += usize::from(guessed);
         self.last_token = self.started.elapsed();
         self.first_token.get_or_insert(self.last_token);
         self.tokens.push(choice.token);
@@ -153,7 +171,15 @@ impl Run {
     /// What came of it, also before its end, and the session to go on with or to close.
     pub(super) fn end(mut self) -> (Result<Generation, ClientError>, Used) {
         let rest = self.rest();
-        let seen = self.tokens[..self.session.position().min(self.tokens.len())].to_vec();
+        // What was chosen and nobody wanted any more.
+        let unwanted = self.session.position() > self.tokens.len();
+        let known = !unwanted || self.session.rewind(self.tokens.len());
+        let n_seen = if known {
+            self.session.position().min(self.tokens.len())
+        } else {
+            0
+        };
+        let seen = self.tokens[..n_seen].to_vec();
         let generation = rest.map(|rest| {
             self.text.push_str(&rest.text);
             Generation {
@@ -163,6 +189,7 @@ impl Run {
                 logprobs: self.logprobs,
                 prompt_tokens: self.prompt_len,
                 reused_tokens: self.reused,
+                guesses: self.guesses,
                 time_to_first_token: self.first_token.unwrap_or_default(),
                 total_time: self.last_token,
                 route: self.session.report(),
@@ -172,13 +199,15 @@ impl Run {
         let used = Used {
             session: self.session,
             tokens: seen,
+            speculator: self.speculator,
         };
         (generation, used)
     }
 
     fn end_reached(&self) -> Option<FinishReason> {
         let constraint = self.chooser.as_ref().and_then(|chooser| chooser.constraint.as_ref());
-        if constraint.is_some_and(Constraint::is_complete) {
+        // It is ahead of what was handed out.
+        if self.waiting.is_empty() && constraint.is_some_and(Constraint::is_complete) {
             return Some(FinishReason::Complete);
         }
         let new_tokens = self.tokens.len() - self.prompt_len;
@@ -193,68 +222,153 @@ impl Run {
         }
     }
 
-    /// Sends the tokens that the session has not seen. A session that reserved more than it needs now is tried again
-    /// without that, if servers refuse it.
-    async fn step(&mut self) -> Result<Hidden, ClientError> {
-        let input = self.embed().await?;
+    /// One step through the swarm, and the tokens that are chosen after it: one, and as many as were guessed right.
+    async fn advance(&mut self) -> Result<(), ClientError> {
+        let draft = self.draft()?;
+        let started = Instant::now();
+        let decoding = self.is_decoding();
+        let output = self.step(&draft.tokens).await?;
+        let before = self.tokens.len();
+        let (draft, choices) = self.choose(output, draft).await?;
+        let right = choices.len() - 1;
+        self.guesses.drafted += draft.tokens.len();
+        if decoding {
+            let chosen: Vec<u32> = choices.iter().map(|choice| choice.token).collect();
+            self.speculator.checked(&draft, &chosen, started.elapsed());
+        }
+        if right < draft.tokens.len() {
+            self.take_back(before + right).await;
+        }
+        let guesses = draft.tokens.into_iter().map(Some).chain([None]);
+        let with_guess = choices.into_iter().zip(guesses);
+        self.waiting
+            .extend(with_guess.map(|(choice, guess)| (guess == Some(choice.token), choice)));
+        Ok(())
+    }
+
+    /// Whether the servers lack the last token only.
+    fn is_decoding(&self) -> bool {
+        self.session.position() > 0 && self.session.position() + 1 == self.tokens.len()
+    }
+
+    /// Guesses the next tokens, if the servers can take back wrong ones. No guess is longer than what may still come, so
+    /// none needs more of the session than the text itself.
+    fn draft(&mut self) -> Result<Draft, ClientError> {
+        if !self.is_decoding() || !self.session.can_rewind() {
+            return Ok(Draft::default());
+        }
+        let new_tokens = self.tokens.len() - self.prompt_len;
+        let wanted = self.params.max_new_tokens.saturating_sub(new_tokens + 1);
+        let room = self.session.max_length().saturating_sub(self.tokens.len());
+        let mut draft = self.speculator.draft(&self.tokens, wanted.min(room));
+        let mut n = draft.tokens.len();
+        if let Some(end) = draft
+            .tokens
+            .iter()
+            .position(|token| self.params.eos_token_ids.contains(token))
+        {
+            // Nothing follows an end.
+            n = end;
+        }
+        if let Some(constraint) = self.chooser.as_mut().and_then(|chooser| chooser.constraint.as_mut()) {
+            n = n.min(constraint.n_allowed(&draft.tokens)?);
+        }
+        draft.tokens.truncate(n);
+        Ok(draft)
+    }
+
+    /// Makes the servers forget what follows the first `length` tokens. A server that took over in the middle of a step
+    /// may not know how; then the text goes on in a new session.
+    async fn take_back(&mut self, length: usize) {
+        if self.session.rewind(length) {
+            return;
+        }
+        debug!("a new server does not take tokens back: the session begins anew");
+        let fresh = self.client.session(self.session.max_length());
+        std::mem::replace(&mut self.session, fresh).close().await;
+    }
+
+    /// Sends the tokens that the session has not seen, and `draft`. A session that reserved more than it needs now is
+    /// tried again without that, if servers refuse it.
+    async fn step(&mut self, draft: &[u32]) -> Result<Hidden, ClientError> {
+        let input = self.embed(draft).await?;
         let needed = self.prompt_len + self.params.max_new_tokens;
         let outcome = self.session.step(input).await;
         let fresh = self.session.position() == 0;
         match outcome {
             Err(ClientError::Refused { .. }) if fresh && self.session.max_length() > needed => {
                 self.session = self.client.session(needed);
-                let input = self.embed().await?;
+                let input = self.embed(draft).await?;
                 self.session.step(input).await
             }
             outcome => outcome,
         }
     }
 
-    /// Embeddings of the tokens that the session has not seen.
-    async fn embed(&self) -> Result<Hidden, ClientError> {
+    /// Embeddings of the tokens that the session has not seen, and of `draft`.
+    async fn embed(&self, draft: &[u32]) -> Result<Hidden, ClientError> {
         let ends = self.client.ends.clone();
-        let tokens = self.tokens[self.session.position()..].to_vec();
+        let tokens = [&self.tokens[self.session.position()..], draft].concat();
         let n_numbers = tokens.len() * ends.config().hidden_size;
         compute(n_numbers, move || ends.embed(&tokens))
             .await?
             .map_err(ClientError::Compute)
     }
 
-    /// The token that follows the last position of `output`.
-    async fn choose(&mut self, output: Hidden) -> Result<Choice, ClientError> {
+    /// The tokens that follow the last positions of `output`: after the last token that is certain, and after each right
+    /// guess.
+    async fn choose(&mut self, output: Hidden, draft: Draft) -> Result<(Draft, Vec<Choice>), ClientError> {
         let ends = self.client.ends.clone();
-        let (tokens, prompt_len) = (std::mem::take(&mut self.tokens), self.prompt_len);
+        let (mut tokens, prompt_len) = (std::mem::take(&mut self.tokens), self.prompt_len);
         let eos = self.params.eos_token_ids.clone();
         let mut chooser = self.chooser.take().ok_or(ClientError::Interrupted)?;
-        let n_numbers = ends.config().hidden_size * ends.config().vocab_size;
-        let (choice, tokens, chooser) = compute(n_numbers, move || {
-            let (prompt, new) = tokens.split_at(prompt_len);
-            let seen = Seen { prompt, output: new };
-            let choice = chooser.choose(&ends, &output, seen, &eos);
-            (choice, tokens, chooser)
+        let n_numbers = (1 + draft.tokens.len()) * ends.config().hidden_size * ends.config().vocab_size;
+        let (choices, draft, tokens, chooser) = compute(n_numbers, move || {
+            let length = tokens.len();
+            let choices = chooser.choose(&ends, &output, (&mut tokens, prompt_len), &draft.tokens, &eos);
+            tokens.truncate(length);
+            (choices, draft, tokens, chooser)
         })
         .await?;
         self.tokens = tokens;
         self.chooser = Some(chooser);
-        choice
+        Ok((draft, choices?))
     }
 }
 
 impl Chooser {
+    /// Appends what it chooses to `tokens`. The last choice is no guess, another one than the guess, or an end.
     fn choose(
         &mut self,
         ends: &Arc<Ends>,
         output: &Hidden,
-        seen: Seen<'_>,
+        (tokens, prompt_len): (&mut Vec<u32>, usize),
+        draft: &[u32],
         eos: &[u32],
-    ) -> Result<Choice, ClientError> {
-        let last = &output.data[output.data.len() - output.width..];
-        let logits = ends.logits(last).map_err(ClientError::Compute)?;
+    ) -> Result<Vec<Choice>, ClientError> {
+        let first = output.data.len() - (draft.len() + 1) * output.width;
+        // All at once: the weights of the head are read once.
+        let logits = ends.logits(&output.data[first..]).map_err(ClientError::Compute)?;
+        let mut rows = logits.chunks_exact(ends.config().vocab_size);
+        let mut choices = Vec::new();
+        speculate::verify(draft, || {
+            let (prompt, output) = tokens.split_at(prompt_len);
+            let choice = self.next(rows.next().unwrap_or_default(), Seen { prompt, output }, eos)?;
+            let token = choice.token;
+            tokens.push(token);
+            choices.push(choice);
+            let complete = self.constraint.as_ref().is_some_and(Constraint::is_complete);
+            Ok::<_, ClientError>((token, complete || eos.contains(&token)))
+        })?;
+        Ok(choices)
+    }
+
+    fn next(&mut self, logits: &[f32], seen: Seen<'_>, eos: &[u32]) -> Result<Choice, ClientError> {
         let Some(constraint) = &mut self.constraint else {
-            return Ok(self.sampler.next(&logits, seen, None)?);
+            return Ok(self.sampler.next(logits, seen, None)?);
         };
         let allowed = constraint.allowed(eos)?;
-        let choice = self.sampler.next(&logits, seen, Some(&|token| allowed.has(token)))?;
+        let choice = self.sampler.next(logits, seen, Some(&|token| allowed.has(token)))?;
         if !eos.contains(&choice.token) {
             constraint.accept(choice.token)?;
         }

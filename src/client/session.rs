@@ -84,6 +84,12 @@ impl Session {
         self.broken
     }
 
+    /// Whether all its servers take tokens back, so that [`Session::rewind`] works. Before the first step nobody knows.
+    pub(super) fn can_rewind(&self) -> bool {
+        let can = |state: &HopState| self.shared.can_rewind(state.hop.peer);
+        !self.broken && !self.hops.is_empty() && self.hops.iter().all(can)
+    }
+
     /// Goes back to `position`, so that the next step continues from there. `false` if that cannot be done, and nothing has
     /// changed: the session is over, it has not come so far, or a server does not know `start_from_position` (Petals
     /// before 2.3).
@@ -91,9 +97,8 @@ impl Session {
         if position == self.position {
             return !self.broken;
         }
-        let can = |state: &HopState| self.shared.can_rewind(state.hop.peer);
         // At 0 a server would take the next step for the first one.
-        if self.broken || position == 0 || position > self.position || !self.hops.iter().all(can) {
+        if position == 0 || position > self.position || !self.can_rewind() {
             return false;
         }
         for state in &mut self.hops {

@@ -1,5 +1,7 @@
 //! Logits to a token: greedy or drawn, with the penalties and filters of transformers in transformers' order. It knows no
-//! tensors and keeps no history; the caller passes both.
+//! tensors and keeps no history; the caller passes both. Nor does it keep a random state: what is drawn depends on the
+//! seed, on the place in the text and on the probabilities there, so whoever guesses tokens ahead (`client/speculate`)
+//! gets the same text as whoever does not.
 //!
 //! ```text
 //! logits ─▶ bias ─▶ penalties ─▶ what is allowed ─▶ temperature ─▶ top-k ─▶ top-p ─▶ min-p ─▶ token
@@ -7,14 +9,15 @@
 //! ```
 
 mod logprobs;
+mod noise;
 mod penalties;
 
 use std::cmp::Ordering;
 
-use rand::{Rng, SeedableRng, rngs::StdRng};
 use thiserror::Error;
 
 pub use self::logprobs::Logprobs;
+use self::noise::Noise;
 
 /// How the next token is chosen. The default is greedy.
 ///
@@ -41,7 +44,7 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
     /// Log-probabilities to tell with each token: how many of the most probable ones, besides the one that was chosen.
     pub logprobs: Option<usize>,
-    /// Start of the random sequence. The same seed gives the same draws in the same release of this program.
+    /// What draws depend on. The same seed gives the same draws in the same release of this program.
     pub seed: u64,
 }
 
@@ -117,11 +120,10 @@ pub struct Choice {
     pub logprobs: Option<Logprobs>,
 }
 
-/// Chooses tokens, one after another; holds the random state.
+/// Chooses tokens, each by itself.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
-    rng: StdRng,
 }
 
 /// A token that may be drawn.
@@ -133,7 +135,7 @@ struct Candidate {
 }
 
 impl Sampler {
-    /// Checks the parameters and starts the random sequence.
+    /// Checks the parameters.
     ///
     /// # Errors
     /// A parameter is out of its range.
@@ -161,17 +163,16 @@ impl Sampler {
         if !(params.repetition_penalty > 0.0 && params.repetition_penalty.is_finite()) {
             return Err(SampleError::RepetitionPenalty(params.repetition_penalty));
         }
-        let rng = StdRng::seed_from_u64(params.seed);
-        Ok(Self { params, rng })
+        Ok(Self { params })
     }
 
     /// The next token. `logits` has one number per token of the vocabulary; `allows` rules tokens out. Of equal highest
-    /// logits the lowest id wins when greedy, as `torch.argmax` on a CPU.
+    /// logits the lowest id wins when greedy, as `torch.argmax` on a CPU. The same arguments give the same token.
     ///
     /// # Errors
     /// The logits are not numbers or every token is ruled out.
     pub fn next(
-        &mut self,
+        &self,
         logits: &[f32],
         seen: Seen<'_>,
         allows: Option<&dyn Fn(u32) -> bool>,
@@ -191,30 +192,24 @@ impl Sampler {
         let token = if self.params.temperature == 0.0 {
             highest(&scores)?
         } else {
-            let drawn_from = candidates(&scores, &self.params);
-            let drawn = self.draw(&weights(&drawn_from));
-            let drawn = drawn_from.get(drawn).ok_or(SampleError::NoCandidate)?;
-            drawn.token
+            let noise = Noise::new(self.params.seed, seen.prompt.len() + seen.output.len());
+            draw(&candidates(&scores, &self.params), noise).ok_or(SampleError::NoCandidate)?
         };
         Ok(Choice {
             token,
             logprobs: self.params.logprobs.map(|top| Logprobs::of(logits, token, top)),
         })
     }
+}
 
-    /// An index into `weights`, each with a chance in proportion to its value.
-    fn draw(&mut self, weights: &[f32]) -> usize {
-        let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
-        let mut left = self.rng.random::<f64>() * total;
-        for (index, &weight) in weights.iter().enumerate() {
-            left -= f64::from(weight);
-            if left < 0.0 {
-                return index;
-            }
-        }
-        // Rounding left a crumb: it belongs to the last one that has a chance at all.
-        weights.iter().rposition(|&weight| weight > 0.0).unwrap_or(0)
-    }
+/// One of the candidates, each with a chance in proportion to its weight: the first to finish, if each runs for an
+/// exponentially distributed time divided by its weight. As the time belongs to the token, two distributions that are
+/// alike mostly give the same token, which is what lets a small model's guesses be right (Daliri, Musco and Suresh 2024,
+/// "Coupling without communication and drafter-invariant speculative decoding").
+fn draw(candidates: &[Candidate], noise: Noise) -> Option<u32> {
+    let finish = |candidate: &Candidate| noise.exponential(candidate.token) / f64::from(candidate.score.exp());
+    let times = candidates.iter().map(|candidate| (finish(candidate), candidate.token));
+    times.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, token)| token)
 }
 
 fn highest(scores: &[f32]) -> Result<u32, SampleError> {

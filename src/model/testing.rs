@@ -234,7 +234,7 @@ pub(super) fn generate(files: &ModelFiles, prompt: &[u32], n: usize, dtype: Weig
     let ends = Ends::load(files, dtype, &engine()).unwrap();
     let blocks = Blocks::load(files, 0..config.n_blocks, dtype, engine()).unwrap();
     let mut cache = blocks.new_cache(config.n_blocks as usize, 1, prompt.len() + n);
-    let mut sampler = Sampler::new(SamplingParams::default()).unwrap();
+    let sampler = Sampler::new(SamplingParams::default()).unwrap();
     let (mut history, mut position) = (prompt.to_vec(), 0);
     while history.len() < prompt.len() + n {
         let mut x = ends.embed(&history[position..]).unwrap();

@@ -182,6 +182,13 @@ impl Talk {
             last.tokens_per_second(),
             milliseconds(last.time_to_first_token),
         ));
+        let guesses = last.guesses;
+        if guesses.drafted > 0 {
+            output::line(format_args!(
+                "guessed ahead {} tokens, {} of them right",
+                guesses.drafted, guesses.accepted
+            ));
+        }
         output::line(format_args!("sessions kept open: {}", self.conversations.n_idle()));
     }
 

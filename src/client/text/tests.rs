@@ -196,7 +196,7 @@ fn answer_of(model: &str, question: &str, precision: impl Into<Precision>) -> St
     .unwrap();
     let ends = Ends::load(&source.files_for_ends().unwrap(), precision.dtype, &engine()).unwrap();
     let codec = TextCodec::from_json(&source.tokenizer_json().unwrap()).unwrap();
-    let mut sampler = Sampler::new(source.generation_config().sampling()).unwrap();
+    let sampler = Sampler::new(source.generation_config().sampling()).unwrap();
     let mut history = codec.encode(question).unwrap();
     let mut stream = codec.stream(&history, &[]);
     let mut cache = blocks.new_cache(n_blocks as usize, 1, 512);

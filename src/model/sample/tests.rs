@@ -64,7 +64,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// The next token where nothing is ruled out.
-fn next(sampler: &mut Sampler, logits: &[f32], history: &[u32]) -> Result<u32, SampleError> {
+fn next(sampler: &Sampler, logits: &[f32], history: &[u32]) -> Result<u32, SampleError> {
     let seen = Seen {
         prompt: history,
         output: &[],
@@ -103,9 +103,9 @@ fn probabilities_are_those_of_transformers() {
 #[test]
 fn greedy_tokens_are_those_of_transformers() {
     for (index, case) in cases().iter().enumerate().filter(|(_, case)| case.temperature == 0.0) {
-        let mut sampler = Sampler::new(case.params()).unwrap();
+        let sampler = Sampler::new(case.params()).unwrap();
         assert_eq!(
-            next(&mut sampler, &case.logits, &case.history),
+            next(&sampler, &case.logits, &case.history),
             Ok(case.greedy),
             "case {index}"
         );
@@ -116,10 +116,10 @@ fn greedy_tokens_are_those_of_transformers() {
 fn drawn_tokens_follow_the_probabilities() {
     const DRAWS: usize = 20_000;
     let case = &cases()[13];
-    let mut sampler = Sampler::new(case.params()).unwrap();
     let mut counts = vec![0_usize; case.logits.len()];
-    for _ in 0..DRAWS {
-        counts[next(&mut sampler, &case.logits, &case.history).unwrap() as usize] += 1;
+    for seed in 0..DRAWS as u64 {
+        let sampler = Sampler::new(SamplingParams { seed, ..case.params() }).unwrap();
+        counts[next(&sampler, &case.logits, &case.history).unwrap() as usize] += 1;
     }
     for (token, (&count, &expected)) in counts.iter().zip(&case.probabilities).enumerate() {
         let share = count as f32 / DRAWS as f32;
@@ -136,9 +136,9 @@ fn drawn_tokens_follow_the_probabilities() {
 fn the_same_seed_draws_the_same_tokens_and_another_seed_others() {
     let case = &cases()[4];
     let draw = |seed| {
-        let mut sampler = Sampler::new(SamplingParams { seed, ..case.params() }).unwrap();
+        let sampler = Sampler::new(SamplingParams { seed, ..case.params() }).unwrap();
         (0..50)
-            .map(|_| next(&mut sampler, &case.logits, &case.history).unwrap())
+            .map(|place| next(&sampler, &case.logits, &vec![0; place]).unwrap())
             .collect::<Vec<_>>()
     };
     assert_eq!(draw(5), draw(5));
@@ -147,8 +147,8 @@ fn the_same_seed_draws_the_same_tokens_and_another_seed_others() {
 
 #[test]
 fn of_equal_logits_the_lowest_id_wins_when_greedy() {
-    let mut sampler = Sampler::new(SamplingParams::default()).unwrap();
-    assert_eq!(next(&mut sampler, &[0.5, 2.0, 2.0, -1.0], &[]), Ok(1));
+    let sampler = Sampler::new(SamplingParams::default()).unwrap();
+    assert_eq!(next(&sampler, &[0.5, 2.0, 2.0, -1.0], &[]), Ok(1));
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a_token_of_the_history_outside_the_vocabulary_changes_nothing() {
         ..SamplingParams::default()
     };
     assert_eq!(
-        next(&mut Sampler::new(params).unwrap(), &[1.0, 3.0, 2.0], &[1, 70_000]),
+        next(&Sampler::new(params).unwrap(), &[1.0, 3.0, 2.0], &[1, 70_000]),
         Ok(2)
     );
 }
@@ -169,8 +169,8 @@ fn a_very_low_temperature_is_greedy_and_does_not_overflow() {
         temperature: f32::MIN_POSITIVE,
         ..SamplingParams::default()
     };
-    let mut sampler = Sampler::new(params).unwrap();
-    assert_eq!(next(&mut sampler, &[1.0, 30.0, 2.0], &[]), Ok(1));
+    let sampler = Sampler::new(params).unwrap();
+    assert_eq!(next(&sampler, &[1.0, 30.0, 2.0], &[]), Ok(1));
 }
 
 #[test]
@@ -180,15 +180,12 @@ fn logits_that_are_no_numbers_are_refused() {
             temperature,
             ..SamplingParams::default()
         };
-        let mut sampler = Sampler::new(params).unwrap();
-        assert_eq!(next(&mut sampler, &[1.0, f32::NAN], &[]), Err(SampleError::NotANumber));
+        let sampler = Sampler::new(params).unwrap();
+        assert_eq!(next(&sampler, &[1.0, f32::NAN], &[]), Err(SampleError::NotANumber));
+        assert_eq!(next(&sampler, &[f32::INFINITY, 1.0], &[]), Err(SampleError::NotANumber));
+        assert_eq!(next(&sampler, &[], &[]), Err(SampleError::NoCandidate));
         assert_eq!(
-            next(&mut sampler, &[f32::INFINITY, 1.0], &[]),
-            Err(SampleError::NotANumber)
-        );
-        assert_eq!(next(&mut sampler, &[], &[]), Err(SampleError::NoCandidate));
-        assert_eq!(
-            next(&mut sampler, &[f32::NEG_INFINITY; 3], &[]),
+            next(&sampler, &[f32::NEG_INFINITY; 3], &[]),
             Err(SampleError::NoCandidate)
         );
     }
@@ -253,7 +250,7 @@ fn no_more_log_probabilities_than_tokens_are_told() {
         logprobs: Some(20),
         ..SamplingParams::default()
     };
-    let mut sampler = Sampler::new(params).unwrap();
+    let sampler = Sampler::new(params).unwrap();
     let choice = sampler.next(&[0.0, 0.0], Seen::default(), None).unwrap();
     let half = 0.5_f32.ln();
     assert_eq!(choice.logprobs.unwrap().top, [(0, half), (1, half)]);
@@ -285,7 +282,7 @@ fn tokens_that_are_ruled_out_are_never_chosen() {
             temperature,
             ..SamplingParams::default()
         };
-        let mut sampler = Sampler::new(params).unwrap();
+        let sampler = Sampler::new(params).unwrap();
         let third = sampler.next(&[5.0, 9.0, 1.0], Seen::default(), Some(&|token| token == 2));
         assert_eq!(third.unwrap().token, 2);
         let none = sampler.next(&[5.0, 9.0, 1.0], Seen::default(), Some(&|_| false));
