@@ -18,7 +18,7 @@ use super::{
     error::ApiError,
     model::{ServedModel, now},
 };
-use crate::client::{Generation, HopReport, Token};
+use crate::client::{Generation, Guesses, HopReport, Token};
 
 /// Silence after which a comment is sent; proxies close what is silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -76,12 +76,15 @@ pub(crate) struct Usage {
     prompt: usize,
     cached: usize,
     completion: usize,
+    guesses: Guesses,
 }
 
 impl Usage {
     /// Adds a text; `is_first` for the first one of its prompt.
     pub(crate) fn add(&mut self, generation: &Generation, is_first: bool) {
         self.completion += generation.token_ids.len();
+        self.guesses.drafted += generation.guesses.drafted;
+        self.guesses.accepted += generation.guesses.accepted;
         if is_first {
             self.prompt += generation.prompt_tokens;
             self.cached += generation.reused_tokens;
@@ -94,6 +97,10 @@ impl Usage {
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": self.guesses.accepted,
+                "rejected_prediction_tokens": self.guesses.drafted - self.guesses.accepted,
+            },
         })
     }
 }
