@@ -196,7 +196,9 @@ async fn forget_version(server: &TestServer) -> Announcer {
     };
     let describe = || ServerInfo::new(ServerState::Online, 100.0);
     let announcer = Announcer::spawn(server.node.dht.clone(), config, describe, &server.node.tasks);
-    soon("announced", announcer.set_state(ServerState::Online)).await.unwrap();
+    soon("announced", announcer.set_state(ServerState::Online))
+        .await
+        .unwrap();
     announcer
 }
 

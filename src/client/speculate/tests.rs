@@ -144,7 +144,11 @@ fn next_exact(output: &[u32]) -> Vec<f64> {
         }
         if count(&text) > 0.0 {
             let penalty = f64::from(params.repetition_penalty);
-            *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
+            *score = if *score < 0.0 {
+                *score * penalty
+            } else {
+                *score / penalty
+            };
         }
         if count(output) > 0.0 {
             *score -= f64::from(params.presence_penalty) + count(output) * f64::from(params.frequency_penalty);
@@ -164,7 +168,10 @@ fn next_exact(output: &[u32]) -> Vec<f64> {
         weights[*token] = 0.0;
     }
     let most = weights[order[order.len() - 1]];
-    weights.iter_mut().filter(|w| **w < f64::from(params.min_p) * most).for_each(|w| *w = 0.0);
+    weights
+        .iter_mut()
+        .filter(|w| **w < f64::from(params.min_p) * most)
+        .for_each(|w| *w = 0.0);
     let total: f64 = weights.iter().sum();
     weights.iter().map(|weight| weight / total).collect()
 }
@@ -250,7 +257,10 @@ fn a_smaller_model_is_right_nearly_as_often_as_can_be() {
     }
     // No rule is right more often than `possible`; this one is promised at least p / (2 - p) of it.
     let right = f64::from(right) / TEXTS as f64;
-    assert!(right <= possible + 0.01 && right >= possible / (2.0 - possible) - 0.01, "{right} of {possible}");
+    assert!(
+        right <= possible + 0.01 && right >= possible / (2.0 - possible) - 0.01,
+        "{right} of {possible}"
+    );
 }
 
 #[test]
