@@ -40,6 +40,8 @@ const BUILT_IN: &str = "the built-in model.safetensors";
 pub(crate) struct TensorReader<'a> {
     files: &'a ModelFiles,
     precision: Precision,
+    /// Whether matrices that are to be f32 stay in 16 bits if the file has them so.
+    narrow: bool,
     engine: &'a Engine,
     open: HashMap<PathBuf, OpenFile>,
 }
@@ -75,9 +77,17 @@ impl<'a> TensorReader<'a> {
         Self {
             files,
             precision: precision.into(),
+            narrow: false,
             engine,
             open: HashMap::new(),
         }
+    }
+
+    /// Leaves matrices in the 16 bits that the file has them in where f32 is wanted. The processor's kernels widen every weight
+    /// to f32 before it is multiplied, so that all results are the same bits, with half the memory to hold and to read.
+    pub(crate) fn narrow(mut self) -> Self {
+        self.narrow = true;
+        self
     }
 
     /// A matrix, packed for the kernels.
@@ -94,6 +104,11 @@ impl<'a> TensorReader<'a> {
             self.precision.weights
         };
         let numbers = self.numbers(spec, None)?;
+        let stored = numbers.as_slice().weight_dtype().map(WeightFormat::from);
+        let format = match (format, stored) {
+            (WeightFormat::F32, Some(stored)) if self.narrow => stored,
+            _ => format,
+        };
         self.pack(format, spec, numbers.as_slice())
     }
 

@@ -89,6 +89,16 @@ impl<'a> Slice<'a> {
         }
     }
 
+    /// What they are as weights.
+    pub(crate) fn weight_dtype(self) -> Option<WeightDType> {
+        match self {
+            Self::F32(_) => Some(WeightDType::F32),
+            Self::Bf16(_) => Some(WeightDType::Bf16),
+            Self::F16(_) => Some(WeightDType::F16),
+            Self::I8(_) => None,
+        }
+    }
+
     /// A part of it.
     ///
     /// # Panics

@@ -8,9 +8,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::model::{
     Blocks,
-    layout::{Packing, Rows},
+    layout::{BlockLayout, Packing, Rows},
     number::Slice,
-    testing::{engine, fixture, random_hidden, random_tensors, rng, safetensors_of, small_config, write_model},
+    testing::{assert_same_bits, engine, fixture, fixture_at, random_hidden, random_tensors, rng, safetensors_of, small_config, tokens, widened, write_model},
 };
 
 const QUERY: &str = "model.layers.1.self_attn.q_proj.weight";
@@ -215,4 +215,44 @@ fn weights_of_the_right_type_and_alignment_are_used_in_place_and_others_are_conv
             .unwrap();
         assert_eq!(a.to_f32(), random_tensors(&config, 1)[QUERY].1);
     }
+}
+
+#[test]
+fn weights_of_16_bits_stay_so_where_f32_is_wanted_and_no_bit_of_any_output_tells() {
+    for name in ["families/qwen3", "families/mixtral", "families/phi2"] {
+        let (files, _) = fixture_at(name);
+        let folder = widened(name, WeightFormat::F32);
+        let wide = ModelFiles::from_folder(folder.path()).unwrap();
+        let width = files.config().hidden_size;
+        let x = random_hidden(&mut rng(3), 1, 41, width);
+        let outputs = [files, wide].map(|files| {
+            let blocks = Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap();
+            let mut cache = blocks.new_cache(1, 1, 41);
+            let (mut many, mut one) = (tokens(&x, 0..40), tokens(&x, 40..41));
+            blocks.step(0, &mut cache, 0, &mut many, 0).unwrap();
+            blocks.step(0, &mut cache, 0, &mut one, 40).unwrap();
+            [many.data, one.data].concat()
+        });
+        assert_same_bits(&outputs[0], &outputs[1]);
+    }
+}
+
+#[test]
+fn only_what_a_file_has_in_16_bits_is_kept_in_them() {
+    let (engine, wanted) = (engine(), [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Q8_0]);
+    let formats = |files: &ModelFiles| {
+        let layout = BlockLayout::new(files.config(), 0, &|_| false);
+        let spec = layout.matrices().next().unwrap().clone();
+        wanted.map(|weights| {
+            let precision = Precision {
+                weights,
+                dtype: WeightDType::F32,
+            };
+            let mut reader = TensorReader::new(files, precision, &engine).narrow();
+            reader.matrix(&spec).unwrap().format()
+        })
+    };
+    let halves = [WeightFormat::Bf16, WeightFormat::Bf16, WeightFormat::Q8_0];
+    assert_eq!(formats(&fixture_at("families/qwen3").0), halves);
+    assert_eq!(formats(&fixture("tiny-llama").0), wanted);
 }
