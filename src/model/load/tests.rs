@@ -10,7 +10,10 @@ use crate::model::{
     Blocks,
     layout::{BlockLayout, Packing, Rows},
     number::Slice,
-    testing::{assert_same_bits, engine, fixture, fixture_at, random_hidden, random_tensors, rng, safetensors_of, small_config, tokens, widened, write_model},
+    testing::{
+        assert_same_bits, engine, fixture, fixture_at, random_hidden, random_tensors, rng, safetensors_of,
+        small_config, tokens, widened, write_model,
+    },
 };
 
 const QUERY: &str = "model.layers.1.self_attn.q_proj.weight";
