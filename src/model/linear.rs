@@ -10,26 +10,31 @@ pub use limit::measure_gemm;
 use super::{
     LoadError, WeightDType, WeightFormat,
     cpu::{
-        Dense, Engine, Input, Interleaved, Kernels, LANES, Output, Source, Tile, Wanted, compute_tiles,
+        Buffer, Dense, Engine, Input, Interleaved, Kernels, LANES, MANY_PANELS, Output, Source, Tile, Wanted,
+        compute_tiles,
         quant::{Forms, QuantKernels, QuantTokens},
     },
     number::Slice,
     quant::QuantMatrix,
 };
 
-/// Up to here a weight is widened in registers as it comes from memory; more tokens than this are worth an
-/// interleaved copy of x and a widened one of each part of the weights. With f32 there is nothing to widen, and the copy
-/// is worth it earlier.
-const FEW_TOKENS: usize = 32;
-const FEW_TOKENS_OF_F32: usize = 16;
+/// Numbers of tokens at which another way of multiplying begins.
+struct Limits {
+    /// So few are multiplied with a few panels at a time.
+    few: usize,
+    /// For so many weights are read at a time; a multiple of what the kernel interleaves.
+    many: usize,
+}
 
-/// Tokens that are multiplied with a part of the weights while it is in a cache; a multiple of what the kernel
-/// interleaves.
-const MANY_TOKENS: usize = 384;
+/// More than a few tokens are worth an interleaved copy of x, and one in f32 of each part of the weights. They are no
+/// fewer than the largest group of the kernel.
+const DENSE: Limits = Limits { few: 11, many: 576 };
 
-/// Panels of a tile, few tokens and many: one group for the kernel, and what leaves x in a second-level cache.
+/// So many tokens stay in a second-level cache.
+const QUANTISED: Limits = Limits { few: 32, many: 384 };
+
+/// Panels of a tile of few tokens: one group for the kernel.
 const FEW_PANELS: usize = 4;
-const MANY_PANELS: usize = 8;
 
 /// Weights `[rows, cols]`, packed for the kernels.
 #[derive(Debug)]
@@ -173,7 +178,7 @@ impl Matrix {
         kernels: Kernels,
         panels: Range<usize>,
         x: &Activations<'_>,
-        (widened, out): (&mut Vec<f32>, &mut [f32]),
+        (widened, out): (&mut Buffer, &mut [f32]),
     ) {
         match &self.packed {
             Packed::Dense(dense) => match x.interleaved {
@@ -258,7 +263,7 @@ impl Linear {
         kernels: Kernels,
         x: &Activations<'_>,
         panels: Range<usize>,
-        (widened, out): (&mut Vec<f32>, &mut [f32]),
+        (widened, out): (&mut Buffer, &mut [f32]),
     ) {
         self.weight.multiply(kernels, panels.clone(), x, (widened, out));
         if let Some(bias) = &self.bias {
@@ -302,9 +307,9 @@ pub(crate) fn apply_gated(
     assert_eq!(gate.weight.cols, up.weight.cols, "gate and up of different shapes");
     region(engine, ([gate], &[gate, up]), x, [Out::Set(out)], &|x, tile| {
         gate.compute(engine.kernels, x, tile.panels.clone(), (tile.widened, tile.out));
-        tile.spare.resize(tile.out.len(), 0.0);
-        up.compute(engine.kernels, x, tile.panels, (tile.widened, tile.spare));
-        engine.quant.vectorise(|| combine(tile.out, tile.spare));
+        let spare = tile.spare.numbers(tile.out.len());
+        up.compute(engine.kernels, x, tile.panels, (tile.widened, spare));
+        engine.quant.vectorise(|| combine(tile.out, spare));
     });
 }
 
@@ -353,12 +358,9 @@ fn region<const N: usize>(
     });
     let formats = || all.iter().map(|linear| linear.weight.format);
     let (forms, dense) = (Forms::of(formats()), formats().any(|format| format.dtype().is_some()));
-    let most_few = match formats().any(|format| format == WeightFormat::F32) {
-        true => FEW_TOKENS_OF_F32,
-        false => FEW_TOKENS,
-    };
     let mut input = INPUT.take();
-    let step = tokens_at_a_time(tokens);
+    let limits = if dense { DENSE } else { QUANTISED };
+    let step = tokens_at_a_time(tokens, limits.many);
     for first in (0..tokens).step_by(step) {
         let n_tokens = step.min(tokens - first);
         let outputs = lefts.each_mut().map(|left| {
@@ -370,7 +372,7 @@ fn region<const N: usize>(
                 add: left.add,
             }
         });
-        let few = n_tokens <= most_few;
+        let few = n_tokens <= limits.few;
         let wanted = Wanted {
             interleaved: dense && !few,
             forms,
@@ -390,9 +392,9 @@ fn region<const N: usize>(
     INPUT.set(input);
 }
 
-/// `tokens` in equal parts of at most [`MANY_TOKENS`].
-fn tokens_at_a_time(tokens: usize) -> usize {
-    let parts = tokens.div_ceil(MANY_TOKENS).max(1);
+/// `tokens` in equal parts of at most `most`.
+fn tokens_at_a_time(tokens: usize, most: usize) -> usize {
+    let parts = tokens.div_ceil(most).max(1);
     tokens.div_ceil(parts).next_multiple_of(12).max(1)
 }
 

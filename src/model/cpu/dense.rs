@@ -12,17 +12,15 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
     Engine, Kernels, LANES, Rows, RowsMut,
-    memory::Memory,
-    panels::{PANEL_GROUP, Product, dispatch},
+    memory::{Buffer, Memory},
+    panels::{Element16, MAX_TOKEN_GROUP, PANEL_GROUP, Product, dispatch, parts},
     tiles::Start,
 };
 use crate::model::{WeightDType, number::Slice};
 
-/// k of a part: with two panels of f32 three quarters of a first-level cache of 32 KiB.
-const DEPTH: usize = 192;
-
-/// Panels that are widened together, and multiplied with all tokens while they are in the first-level cache.
-const WIDENED: usize = 2;
+/// The most panels that are multiplied with many tokens at a time. A part of them takes less than half of the smallest
+/// second-level caches, and half of the ways of one if it is where panels of f32 are, a power of two apart.
+pub(crate) const MANY_PANELS: usize = 8;
 
 /// Weights `[rows, cols]` in panels of 16 rows, the last one filled up with zeros.
 #[derive(Debug)]
@@ -33,10 +31,10 @@ pub(crate) struct Dense {
     memory: Memory,
 }
 
-/// x of many tokens as the kernel takes it, in memory that is used again.
+/// x of many tokens as the kernel takes it, part of k after part of k, in memory that is used again.
 #[derive(Debug, Default)]
 pub(crate) struct Interleaved {
-    data: Vec<f32>,
+    data: Buffer,
     tokens: usize,
     cols: usize,
 }
@@ -137,43 +135,59 @@ impl Dense {
     }
 
     /// The same numbers, bit for bit, for many tokens. `widened` is memory that is used again.
+    ///
+    /// # Panics
+    /// If there are fewer tokens than the largest group, or more than [`MANY_PANELS`].
     pub(crate) fn multiply_many(
         &self,
         kernels: Kernels,
         panels: Range<usize>,
         x: &Interleaved,
-        (widened, out): (&mut Vec<f32>, &mut [f32]),
+        (widened, out): (&mut Buffer, &mut [f32]),
     ) {
-        let width = panels.len() * LANES;
+        match self.dtype {
+            WeightDType::F32 => self.multiply_many_of::<f32>(kernels, panels, x, (widened, out)),
+            WeightDType::Bf16 => self.multiply_many_of::<bf16>(kernels, panels, x, (widened, out)),
+            WeightDType::F16 => self.multiply_many_of::<f16>(kernels, panels, x, (widened, out)),
+        }
+    }
+
+    fn multiply_many_of<E: Element16>(
+        &self,
+        kernels: Kernels,
+        panels: Range<usize>,
+        x: &Interleaved,
+        (widened, out): (&mut Buffer, &mut [f32]),
+    ) {
+        let (n, width) = (panels.len(), panels.len() * LANES);
         assert!(
             x.cols == self.cols && out.len() == x.tokens * width,
             "x or out of another shape"
         );
-        widened.resize(WIDENED * DEPTH * LANES, 0.0);
-        for first_k in (0..self.cols).step_by(DEPTH) {
-            let depth = DEPTH.min(self.cols - first_k);
-            let part = first_k * LANES..(first_k + depth) * LANES;
-            for first in panels.clone().step_by(WIDENED) {
-                let n = WIDENED.min(panels.end - first);
-                let mut at = [std::ptr::null(); WIDENED];
-                for (i, widened) in widened.chunks_exact_mut(DEPTH * LANES).take(n).enumerate() {
-                    let panel = self.panel(first + i).range(part.clone());
-                    at[i] = kernels.widen(panel, &mut widened[..depth * LANES]).as_ptr();
-                }
-                let product = Product {
-                    panels: &at[..n],
-                    depth,
-                    first_k,
-                    tokens: x.tokens,
-                    x: x.data.as_ptr(),
-                    out: out[(first - panels.start) * LANES..].as_mut_ptr(),
-                    out_stride: width,
-                    add: first_k > 0,
-                };
-                // SAFETY: `widen` gave 16 · depth numbers of each panel; x has all k of all tokens (`interleave`), and
-                // out the width that was asserted.
-                unsafe { dispatch!(kernels, multiply_interleaved(product, x.cols)) };
+        assert!(
+            x.tokens >= MAX_TOKEN_GROUP && n <= MANY_PANELS,
+            "few tokens or many panels"
+        );
+        let longest = parts(self.cols).map(|part| part.len()).max().unwrap_or(0);
+        let room = if E::IS_F32 { 0 } else { longest * width };
+        let widened = widened.numbers(room).as_mut_ptr();
+        for part in parts(self.cols) {
+            let mut at = [std::ptr::null(); MANY_PANELS];
+            for (at, panel) in at.iter_mut().zip(panels.clone()) {
+                *at = E::items(self.panel(panel).range(part.start * LANES..part.end * LANES)).as_ptr();
             }
+            let product = Product {
+                panels: &at[..n],
+                depth: part.len(),
+                tokens: x.tokens,
+                x: x.part(&part).as_ptr(),
+                out: out.as_mut_ptr(),
+                out_stride: width,
+                add: part.start > 0,
+            };
+            // SAFETY: the panels and x have all k of the part, `widened` has room for the longest, and out has the width
+            // that was asserted.
+            unsafe { dispatch!(kernels, multiply_many(product, widened)) };
         }
     }
 }
@@ -182,13 +196,19 @@ impl Interleaved {
     /// Makes room for other tokens.
     pub(super) fn resize(&mut self, tokens: usize, cols: usize) {
         (self.tokens, self.cols) = (tokens, cols);
-        self.data.resize(tokens * cols, 0.0);
+        self.data.numbers(tokens * cols);
+    }
+
+    /// Some k of all tokens, as [`parts`] cuts them.
+    fn part(&self, part: &Range<usize>) -> &[f32] {
+        &self.data.as_slice(self.tokens * self.cols)[part.start * self.tokens..part.end * self.tokens]
     }
 
     /// For threads that write to different tokens.
     pub(super) fn writer(&mut self) -> InterleavedWriter<'_> {
         InterleavedWriter {
-            start: Start(self.data.as_mut_ptr()),
+            start: Start(self.data.numbers(self.tokens * self.cols).as_mut_ptr()),
+            tokens: self.tokens,
             cols: self.cols,
             data: PhantomData,
         }
@@ -198,6 +218,7 @@ impl Interleaved {
 /// An [`Interleaved`] that is being written.
 pub(super) struct InterleavedWriter<'a> {
     start: Start<f32>,
+    tokens: usize,
     cols: usize,
     data: PhantomData<&'a mut [f32]>,
 }
@@ -209,14 +230,14 @@ impl InterleavedWriter<'_> {
     /// There is room for these tokens, which nobody else writes to. `first` is a multiple of the largest group of tokens, and
     /// there are as many tokens or they are the last: then parts are grouped as the whole is.
     pub(super) unsafe fn write(&self, engine: &Engine, first: usize, x: &[f32]) {
-        let rows = Rows {
-            data: x,
-            stride: self.cols,
-        };
-        // SAFETY: the caller's promise; x has that many tokens.
-        unsafe {
-            let out = self.start.at(first * self.cols);
-            dispatch!(engine.kernels, interleave(rows, x.len() / self.cols, self.cols, out));
+        let n = x.len() / self.cols;
+        for part in parts(self.cols) {
+            let (rows, stride) = (x[part.start..].as_ptr(), self.cols);
+            // SAFETY: the caller's promise; x has that many tokens.
+            unsafe {
+                let out = self.start.at(part.start * self.tokens + first * part.len());
+                dispatch!(engine.kernels, interleave((rows, stride), [n, part.len()], out));
+            }
         }
     }
 }
@@ -254,3 +275,6 @@ fn read_panel(
         write(first * LANES, &part[..depth * LANES]);
     }
 }
+
+#[cfg(test)]
+mod tests;

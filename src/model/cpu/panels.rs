@@ -9,11 +9,13 @@ pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
 mod lanes;
+mod many;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
 pub(super) mod portable;
 
 pub(super) use lanes::{Element16, Lanes16};
+pub(super) use many::parts;
 
 use half::{bf16, f16};
 
@@ -123,17 +125,17 @@ macro_rules! entries {
         }
 
         /// # Safety
-        /// The CPU has the instructions of this file, and as [`super::multiply_interleaved`].
+        /// The CPU has the instructions of this file, and as [`super::many::multiply_many`].
         $(#[$feature])?
-        pub(in crate::model::cpu) unsafe fn multiply_interleaved(product: super::Product<'_, f32>, total_depth: usize) {
-            unsafe { super::multiply_interleaved::<$lanes>(product, total_depth) }
+        pub(in crate::model::cpu) unsafe fn multiply_many<E: super::Element16>(product: super::Product<'_, E>, widened: *mut f32) {
+            unsafe { super::many::multiply_many::<$lanes, E>(product, widened) }
         }
 
         /// # Safety
-        /// The CPU has the instructions of this file, and as [`super::interleave`].
+        /// The CPU has the instructions of this file, and as [`super::many::interleave`].
         $(#[$feature])?
-        pub(in crate::model::cpu) unsafe fn interleave(x: super::Rows<'_>, tokens: usize, depth: usize, out: *mut f32) {
-            unsafe { super::interleave::<$lanes>(x.data.as_ptr(), x.stride, tokens, depth, out) }
+        pub(in crate::model::cpu) unsafe fn interleave(x: (*const f32, usize), shape: [usize; 2], out: *mut f32) {
+            unsafe { super::many::interleave::<$lanes>(x, shape, out) }
         }
 
         /// # Safety
@@ -208,7 +210,6 @@ impl Kernels {
         let shape = Product {
             panels: &[],
             depth,
-            first_k: 0,
             tokens,
             x: x.data.as_ptr(),
             out: out.data.as_mut_ptr(),
@@ -279,8 +280,6 @@ pub(super) fn fits(n: usize, len: usize, stride: usize, available: usize) -> boo
 pub(super) struct Product<'a, E> {
     pub(super) panels: &'a [*const E],
     pub(super) depth: usize,
-    /// Where k begins in interleaved x; in rows `x` is already there.
-    pub(super) first_k: usize,
     pub(super) tokens: usize,
     pub(super) x: *const f32,
     pub(super) out: *mut f32,
@@ -302,7 +301,6 @@ impl<E> Product<'_, E> {
         Product {
             panels,
             depth: self.depth,
-            first_k: self.first_k,
             tokens: self.tokens,
             x: self.x,
             out: self.out,
@@ -362,65 +360,14 @@ pub(super) unsafe fn multiply<L: Lanes16, E: Element16>(product: Product<'_, E>,
                 ..product
             };
             match tokens {
-                8 => by_panels::<L, E, 8>(part, stride, 1),
-                6 => by_panels::<L, E, 6>(part, stride, 1),
-                4 => by_panels::<L, E, 4>(part, stride, 1),
-                2 => by_panels::<L, E, 2>(part, stride, 1),
-                _ => by_panels::<L, E, 1>(part, stride, 1),
+                8 => by_panels::<L, E, 8>(part, stride),
+                6 => by_panels::<L, E, 6>(part, stride),
+                4 => by_panels::<L, E, 4>(part, stride),
+                2 => by_panels::<L, E, 2>(part, stride),
+                _ => by_panels::<L, E, 1>(part, stride),
             }
         }
         first += tokens;
-    }
-}
-
-/// The same of interleaved x, whose groups have `total_depth` k.
-///
-/// # Safety
-/// As [`multiply`].
-#[inline(always)]
-pub(super) unsafe fn multiply_interleaved<L: Lanes16>(product: Product<'_, f32>, total_depth: usize) {
-    let mut first = 0;
-    while first < product.tokens {
-        let tokens = token_group::<L>(product.tokens - first);
-        // SAFETY: as in `multiply`.
-        unsafe {
-            let part = Product {
-                x: product.x.add(first * total_depth + product.first_k * tokens),
-                out: product.out.add(first * product.out_stride),
-                ..product
-            };
-            match tokens {
-                12 => by_panels::<L, f32, 12>(part, 1, 12),
-                8 => by_panels::<L, f32, 8>(part, 1, 8),
-                6 => by_panels::<L, f32, 6>(part, 1, 6),
-                4 => by_panels::<L, f32, 4>(part, 1, 4),
-                2 => by_panels::<L, f32, 2>(part, 1, 2),
-                _ => by_panels::<L, f32, 1>(part, 1, 1),
-            }
-        }
-        first += tokens;
-    }
-}
-
-/// `x` as [`multiply_interleaved`] takes it, `[token][k]` before, `stride` apart.
-///
-/// # Safety
-/// The CPU has the instructions of `L`; `x` has `tokens` rows of `depth` numbers, `out` room for as many.
-#[inline(always)]
-pub(super) unsafe fn interleave<L: Lanes16>(x: *const f32, stride: usize, tokens: usize, depth: usize, out: *mut f32) {
-    let mut first = 0;
-    while first < tokens {
-        let group = token_group::<L>(tokens - first);
-        // SAFETY: first + group <= tokens, k < depth.
-        unsafe {
-            let (x, out) = (x.add(first * stride), out.add(first * depth));
-            for k in 0..depth {
-                for m in 0..group {
-                    *out.add(k * group + m) = *x.add(m * stride + k);
-                }
-            }
-        }
-        first += group;
     }
 }
 
@@ -442,10 +389,9 @@ pub(super) unsafe fn widen<L: Lanes16, E: Element16>(from: &[E], to: &mut [f32])
     }
 }
 
-/// `M` tokens with all panels of `product`, as many at a time as leave the sums in registers. Number k of token m of x
-/// is at `m · x_token + k · x_depth`.
+/// `M` tokens, `stride` apart, with all panels of `product`, as many at a time as leave the sums in registers.
 #[inline(always)]
-unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize>(product: Product<'_, E>, x_token: usize, x_depth: usize) {
+unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize>(product: Product<'_, E>, stride: usize) {
     let mut done = 0;
     // SAFETY: the panels of a tile exist, and the caller's promise.
     unsafe {
@@ -454,13 +400,13 @@ unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize>(product: Product<'
             let at = product.panels.as_ptr().add(done);
             let out = product.out.add(done * LANES);
             if left >= 4 && 4 * M <= L::SUMS {
-                tile::<L, E, 4, M>(at.cast::<[*const E; 4]>().read(), out, &product, x_token, x_depth);
+                tile::<L, E, 4, M>(at.cast::<[*const E; 4]>().read(), out, &product, stride);
                 done += 4;
             } else if left >= 2 && 2 * M <= L::SUMS {
-                tile::<L, E, 2, M>(at.cast::<[*const E; 2]>().read(), out, &product, x_token, x_depth);
+                tile::<L, E, 2, M>(at.cast::<[*const E; 2]>().read(), out, &product, stride);
                 done += 2;
             } else {
-                tile::<L, E, 1, M>([at.read()], out, &product, x_token, x_depth);
+                tile::<L, E, 1, M>([at.read()], out, &product, stride);
                 done += 1;
             }
         }
@@ -477,8 +423,7 @@ unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
     panels: [*const E; P],
     out: *mut f32,
     product: &Product<'_, E>,
-    x_token: usize,
-    x_depth: usize,
+    stride: usize,
 ) {
     // SAFETY: k < depth, p < P, m < M, all of which exist by the caller's promise. Prefetched addresses may lie behind
     // a panel.
@@ -499,12 +444,12 @@ unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
             }
             for ahead in 0..E::PER_LINE {
                 let k = k + ahead;
-                step::<L, E, P, M>(&panels, k, product.x.add(k * x_depth), x_token, &mut sums);
+                step::<L, E, P, M>(&panels, k, product.x.add(k), stride, &mut sums);
             }
             k += E::PER_LINE;
         }
         while k < product.depth {
-            step::<L, E, P, M>(&panels, k, product.x.add(k * x_depth), x_token, &mut sums);
+            step::<L, E, P, M>(&panels, k, product.x.add(k), stride, &mut sums);
             k += 1;
         }
         for m in 0..M {
@@ -515,10 +460,6 @@ unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
     }
 }
 
-#[expect(
-    clippy::needless_range_loop,
-    reason = "loops over constants become straight code on registers"
-)]
 #[inline(always)]
 unsafe fn step<L: Lanes16, E: Element16, const P: usize, const M: usize>(
     panels: &[*const E; P],
@@ -530,10 +471,31 @@ unsafe fn step<L: Lanes16, E: Element16, const P: usize, const M: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut weights = [L::zero(); P];
-        for p in 0..P {
-            weights[p] = E::load::<L>(panels[p].add(k * LANES));
+        for (weights, panel) in weights.iter_mut().zip(panels) {
+            *weights = E::load::<L>(panel.add(k * LANES));
         }
-        for m in 0..M {
+        accumulate(&weights, x, x_token, sums);
+    }
+}
+
+/// Adds the products of the weights of one k and `M` numbers of x, `x_token` apart.
+///
+/// # Safety
+/// The CPU has the instructions of `L`, and the numbers exist.
+#[expect(
+    clippy::needless_range_loop,
+    reason = "loops over constants become straight code on registers"
+)]
+#[inline(always)]
+unsafe fn accumulate<L: Lanes16, const P: usize, const M: usize>(
+    weights: &[L; P],
+    x: *const f32,
+    x_token: usize,
+    sums: &mut [[L; P]; M],
+) {
+    for m in 0..M {
+        // SAFETY: the caller's promise.
+        unsafe {
             let x = *x.add(m * x_token);
             for p in 0..P {
                 sums[m][p] = weights[p].mul_add(x, sums[m][p]);

@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, ops::Range};
 
-use super::{Engine, LANES};
+use super::{Engine, LANES, memory::Buffer};
 
 /// Multiply-adds of a region below which waking other threads costs more than it saves (some 20 µs of one core).
 pub(crate) const WORTH_THREADS: usize = 1 << 18;
@@ -28,17 +28,17 @@ pub(crate) struct Tile<'a> {
     /// Its rows, in panels of 16.
     pub(crate) panels: Range<usize>,
     /// `[tokens, 16 · panels]`, to be written.
-    pub(crate) out: &'a mut Vec<f32>,
-    pub(crate) spare: &'a mut Vec<f32>,
-    pub(crate) widened: &'a mut Vec<f32>,
+    pub(crate) out: &'a mut [f32],
+    pub(crate) spare: &'a mut Buffer,
+    pub(crate) widened: &'a mut Buffer,
 }
 
 /// Memory of a thread.
 #[derive(Default)]
 struct Buffers {
-    out: Vec<f32>,
-    spare: Vec<f32>,
-    widened: Vec<f32>,
+    out: Buffer,
+    spare: Buffer,
+    widened: Buffer,
 }
 
 thread_local! {
@@ -92,17 +92,16 @@ pub(crate) fn compute_tiles<const N: usize>(
         let panels = first..(first + n_panels).min(rows[output].div_ceil(LANES));
         BUFFERS.with_borrow_mut(|buffers| {
             let width = panels.len() * LANES;
-            buffers.out.resize(tokens * width, 0.0);
+            let out = buffers.out.numbers(tokens * width);
             let columns = first * LANES..(panels.end * LANES).min(rows[output]);
             compute(Tile {
                 output,
                 panels,
-                out: &mut buffers.out,
+                out,
                 spare: &mut buffers.spare,
                 widened: &mut buffers.widened,
             });
-            assert_eq!(buffers.out.len(), tokens * width, "a tile of another size");
-            for (token, numbers) in buffers.out.chunks_exact(width).enumerate() {
+            for (token, numbers) in out.chunks_exact(width).enumerate() {
                 // SAFETY: these columns of the output are this task's alone and inside it: columns.end <= rows, and
                 // the output has `tokens` rows.
                 unsafe {

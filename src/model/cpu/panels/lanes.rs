@@ -31,6 +31,9 @@ pub(in crate::model::cpu) trait Element16: Copy + Send + Sync + 'static {
     /// How many times 16 numbers are a cache line of 64 bytes.
     const PER_LINE: usize = 64 / (16 * size_of::<Self>());
 
+    /// Whether nothing is to be widened.
+    const IS_F32: bool = false;
+
     /// # Panics
     /// If `slice` is of another type.
     fn items(slice: Slice<'_>) -> &[Self];
@@ -41,6 +44,8 @@ pub(in crate::model::cpu) trait Element16: Copy + Send + Sync + 'static {
 }
 
 impl Element16 for f32 {
+    const IS_F32: bool = true;
+
     fn items(slice: Slice<'_>) -> &[Self] {
         match slice {
             Slice::F32(items) => items,
