@@ -229,8 +229,9 @@ impl Client {
     }
 }
 
-/// By the version that a server announces: Sepal's says so, Petals' is a number.
-fn takes_back(version: &str) -> bool {
+/// Whether a server goes by the metadata of each step rather than of a session's first one, by the version that it
+/// announces: Sepal's says so, Petals' is a number, and does since 2.3.
+fn reads_each_step(version: &str) -> bool {
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let petals = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     version.starts_with("sepal") || petals >= (2, 3)
@@ -291,12 +292,22 @@ impl Shared {
         }
     }
 
-    /// Whether a server takes back tokens: Petals does since 2.3, Sepal always has.
+    /// Whether a server takes back tokens.
     fn can_rewind(&self, peer: PeerId) -> bool {
+        self.reads_each_step(peer)
+    }
+
+    /// Whether the first step of a session may name the servers to push to. Petals 2.2 would push the outputs of all later
+    /// steps under the name of that first one.
+    fn pushes_at_once(&self, peer: PeerId) -> bool {
+        self.reads_each_step(peer)
+    }
+
+    fn reads_each_step(&self, peer: PeerId) -> bool {
         let snapshot = self.directory.snapshot();
         let span = snapshot.spans.iter().find(|span| span.peer == peer);
         let version = span.and_then(|span| span.info.version.as_deref());
-        version.is_some_and(takes_back)
+        version.is_some_and(reads_each_step)
     }
 
     /// A server that answered starts afresh, whatever it did before.
@@ -320,12 +331,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_that_take_tokens_back_are_known_by_their_version() {
+    fn servers_that_read_every_step_are_known_by_their_version() {
         for version in ["sepal 0.1", "2.3.0.dev2", "2.10.1", "3.0"] {
-            assert!(takes_back(version), "{version}");
+            assert!(reads_each_step(version), "{version}");
         }
         for version in ["2.2.0.post1", "1.1.5", "", "unknown"] {
-            assert!(!takes_back(version), "{version}");
+            assert!(!reads_each_step(version), "{version}");
         }
     }
 }

@@ -1,5 +1,8 @@
 //! One inference stream to one server: sends steps, reads answers. It knows no route and keeps no history.
 //!
+//! A session may be opened ahead of its first tokens by a step of none, which every Petals server answers with none: then
+//! the first output of the server before it can be pushed to it as well.
+//!
 //! What goes into a message is what every Petals version understands: `start_from_position` for 2.3 servers and
 //! `next_servers` for pushes, both always sent when they apply (Petals clients send one or the other).
 
@@ -43,6 +46,8 @@ pub(crate) struct Remote {
     timeout: Duration,
     /// Tokens the server has in its cache for us.
     position: usize,
+    /// The shape of a step of no tokens that was sent and whose answer has not been read.
+    ahead: Option<[usize; 3]>,
     sender: StreamSender,
     receiver: StreamReceiver,
 }
@@ -86,6 +91,7 @@ impl Remote {
             connect_timeout: target.connect_timeout,
             timeout: target.timeout,
             position: 0,
+            ahead: None,
             sender,
             receiver,
         })
@@ -99,6 +105,11 @@ impl Remote {
     /// Tokens in the server's cache.
     pub(crate) fn position(&self) -> usize {
         self.position
+    }
+
+    /// Whether the server has heard of this session, so that others can push to it.
+    pub(crate) fn is_known(&self) -> bool {
+        self.position > 0 || self.ahead.is_some()
     }
 
     /// The next step starts at `position`, which the server has in its cache.
@@ -124,6 +135,20 @@ impl Remote {
         Ok(x.to_wire(self.dtype)?)
     }
 
+    /// Sends a step of no tokens of `batch` sequences: the server reserves memory at once, and knows the session when the
+    /// server before it pushes its first output. The answer is read by the first step; if this fails, so does that.
+    pub(crate) async fn open_ahead(&mut self, batch: usize, width: usize) {
+        let shape = [batch, 0, width];
+        let step_id = uuid::Uuid::new_v4().to_string();
+        let message = WireTensor::new(self.dtype, shape, bytes::Bytes::new())
+            .and_then(|nothing| self.message(&nothing, &step_id, Vec::new()));
+        let Ok(message) = message else { return };
+        let sent = timeout(self.timeout, self.sender.send(message.encode_to_vec().into())).await;
+        if matches!(sent, Ok(Ok(()))) {
+            self.ahead = Some(shape);
+        }
+    }
+
     /// Runs one step over `x`, `[batch, tokens, hidden]`, and waits for its answer, of the same shape.
     ///
     /// # Errors
@@ -136,24 +161,26 @@ impl Remote {
     ) -> Result<Hidden, RemoteError> {
         let message = self.message(x, step_id, next_servers)?;
         let limit = self.timeout;
-        let exchange = async {
-            self.sender
-                .send(message.encode_to_vec().into())
-                .await
-                .map_err(RemoteError::Stream)?;
-            self.receiver
-                .recv()
-                .await
-                .map_err(RemoteError::Stream)?
-                .ok_or(RemoteError::Closed)
-        };
-        let answer = timeout(limit, exchange)
+        let answer = timeout(limit, self.exchange(message.encode_to_vec().into()))
             .await
             .map_err(|_| RemoteError::Timeout(limit))??;
         let output = decode_answer(answer, &x.shape)?;
         self.position += output.tokens;
         trace!(peer = %self.peer, position = self.position, "step answered");
         Ok(output)
+    }
+
+    async fn exchange(&mut self, message: bytes::Bytes) -> Result<bytes::Bytes, RemoteError> {
+        self.sender.send(message).await.map_err(RemoteError::Stream)?;
+        if let Some(shape) = self.ahead.take() {
+            decode_answer(self.receive().await?, &shape)?;
+        }
+        self.receive().await
+    }
+
+    async fn receive(&mut self) -> Result<bytes::Bytes, RemoteError> {
+        let answer = self.receiver.recv().await.map_err(RemoteError::Stream)?;
+        answer.ok_or(RemoteError::Closed)
     }
 
     fn message(

@@ -152,6 +152,7 @@ impl Session {
         if self.hops.is_empty() {
             let blocks = 0..self.shared.n_blocks;
             self.hops = self.connect(blocks, &mut Attempts::default()).await?;
+            self.open_ahead(x.batch, x.width).await;
         }
         let mut outputs = Vec::new();
         for piece in pieces(x) {
@@ -167,7 +168,7 @@ impl Session {
         let mut attempts = Attempts::default();
         let mut index = 0;
         while index < self.hops.len() {
-            let next = self.next_servers(index + 1);
+            let next = self.next_servers(index);
             let state = &mut self.hops[index];
             match state.step(&x, &step_id, next).await {
                 Ok(output) => {
@@ -189,14 +190,28 @@ impl Session {
         Ok(x)
     }
 
-    /// The hops that a push may go on to: only those that have seen a step, because a server drops pushes for sessions
-    /// it does not know yet.
-    fn next_servers(&self, from: usize) -> Vec<NextServer> {
-        let rest = &self.hops[from..];
-        if !self.shared.push || rest.iter().any(|state| state.remote.position() == 0) {
+    /// Tells servers of their sessions before there is anything to compute for them, all at once and without waiting for
+    /// answers: then already the prompt goes from server to server instead of coming back to the client after each. Only
+    /// those are told whose predecessor would push it.
+    async fn open_ahead(&mut self, batch: usize, width: usize) {
+        if !self.shared.push {
+            return;
+        }
+        let pushes: Vec<bool> = self.hops.iter().map(|state| self.shared.pushes_at_once(state.hop.peer)).collect();
+        let told = self.hops.iter_mut().skip(1).zip(pushes).filter(|(_, pushed)| *pushed);
+        futures::future::join_all(told.map(|(state, _)| state.remote.open_ahead(batch, width))).await;
+    }
+
+    /// The hops that the output of hop number `index` may be pushed on to, as far as they know of their sessions: a server
+    /// drops pushes for others.
+    fn next_servers(&self, index: usize) -> Vec<NextServer> {
+        let (from, rest) = (&self.hops[index], &self.hops[index + 1..]);
+        let first = !from.remote.is_known();
+        if !self.shared.push || first && !self.shared.pushes_at_once(from.hop.peer) {
             return Vec::new();
         }
-        rest.iter().map(|state| state.remote.as_next_server()).collect()
+        let known = rest.iter().take_while(|state| state.remote.is_known());
+        known.map(|state| state.remote.as_next_server()).collect()
     }
 
     /// Finds servers for the lost hop's blocks and brings them to where it was.

@@ -227,7 +227,10 @@ impl Session {
             self.seen.insert(id.clone());
         }
         trace!(pushed, prefix, tokens, "step done");
-        self.serving.counters.steps.add();
+        // A step of no tokens only opens the session.
+        if tokens > 0 {
+            self.serving.counters.steps.add();
+        }
         if pushed {
             self.serving.counters.pushes_used.add();
         }
