@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Every figure of the engine in one run on one machine, beside what the machine can do at best, llama.cpp and Petals.
 #
-# Usage: scripts/bench.sh [--quick] [SECTION…]     sections: limits blocks llama petals sessions hops accuracy soak
+# Usage: scripts/bench.sh [--quick] [SECTION…]     sections: limits blocks llama petals sessions hops lines accuracy soak
 #   Without a section all of them, 25 minutes, of which the soak takes 10. What is run is written to examples/BENCHMARKS.md.
 #   --quick: smaller models and fewer steps, to see that everything works; its figures mean little and are not written.
 # Needs: the Rust toolchain, what scripts/python-env.sh needs and, for the section llama, what scripts/llama-cpp-env.sh needs;
 # 16 GB of memory and 8 GB in $TMPDIR. Both peers are installed from PyPI by those scripts the first time.
+# The section lines makes network namespaces: root, `ip`, and `tc` with netem or python3 with /dev/net/tun.
 # A section that fails is reported, the others go on; the exit status is 1 then.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-sections=(limits blocks llama petals sessions hops accuracy soak)
+sections=(limits blocks llama petals sessions hops lines accuracy soak)
 
 usage() { sed -n '/^# Usage/,/^# Needs/{/^# Needs/!s/^# \{0,1\}//p}' scripts/bench.sh; }
 
@@ -42,7 +43,7 @@ peer() {
 echo '=== building' >&2
 cargo build --release --locked --bin sepal --example engine_bench --example sessions_bench --example accuracy
 petals="" llama_cpp=""
-if wants limits blocks llama petals sessions hops; then petals=$(peer scripts/python-env.sh Petals); fi
+if wants limits blocks llama petals sessions hops lines; then petals=$(peer scripts/python-env.sh Petals); fi
 if wants llama; then llama_cpp=$(peer scripts/llama-cpp-env.sh llama.cpp); fi
 
 exec python3 scripts/bench --programs "${CARGO_TARGET_DIR:-target}/release" --petals "$petals" --llama-cpp "$llama_cpp" \

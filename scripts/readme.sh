@@ -63,6 +63,12 @@ printf 'What is 2+2?\nWhat is 7 plus 5?\n/stats\n' >"$work/questions.txt"
 sepal chat demo --initial-peers "$addr" --temperature 0 --system "Answer in French." <"$work/questions.txt" | tee "$work/chat"
 grep -qx '2 + 2 = 4.' "$work/chat" && grep -qx '7 + 5 = 12.' "$work/chat" || fail 'the chat does not know what 2+2 and 7+5 are'
 
+says 'sepal route org/model --initial-peers ADDR --why'
+sepal route demo --initial-peers "$addr" --why | tee "$work/route"
+grep -q '^demo-hf, 8 blocks, .* through 2 hop(s)$' "$work/route" && grep -q '^measured over 8 tokens: ' "$work/route" \
+    || fail 'the route is not explained'
+[ "$(grep -c ' online .* hop [12]$' "$work/route")" = 2 ] || fail 'the route leaves out a server'
+
 says 'cargo run --release --example whois -- demo-hf 8 ADDR'
 cargo run --release --locked --quiet --example whois -- demo-hf 8 "$addr" | tee "$work/whois"
 [ "$(grep -c ' online ' "$work/whois")" = 8 ] || fail 'whois does not see a server for each of the 8 blocks'

@@ -25,6 +25,7 @@ mod node;
 mod output;
 mod progress;
 mod quant;
+mod route;
 mod sampling;
 mod serve;
 mod signals;
@@ -69,6 +70,8 @@ enum Command {
     Chat(Box<chat::Args>),
     /// Serve models of a swarm as an API that software for OpenAI's can use.
     Api(Box<api::Args>),
+    /// Show the chain of servers that a session would take, why, and how long a token takes.
+    Route(Box<route::Args>),
     /// Show how a swarm is: models, servers, missing blocks.
     Health(health::Args),
 }
@@ -105,6 +108,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Command::Generate(args) => generate::run(*args).await,
             Command::Chat(args) => chat::run(*args).await,
             Command::Api(args) => api::run(*args).await,
+            Command::Route(args) => route::run(*args).await,
             Command::Health(args) => health::run(args).await,
         }
     });

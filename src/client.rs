@@ -8,6 +8,7 @@
 //!
 //! Not a server and no part of one: a client joins the DHT without serving records to others.
 
+mod activations;
 mod attempts;
 mod bans;
 mod chat;
@@ -18,38 +19,44 @@ mod generate;
 mod history;
 mod remote;
 mod run;
+mod scout;
 mod session;
 mod speculate;
 mod text;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use self::bans::Bans;
 pub use self::{
+    activations::Activations,
     chat::{Chat, ChatError, ChatTemplate, Ending, LocalTime},
     constraint::{Constraint, ConstraintError, Constraints},
     conversations::{Conversations, Limits},
     error::{ClientError, RemoteError},
     generate::{FinishReason, Generation, Params, Token},
     run::Run,
+    scout::Scout,
     session::{HopReport, Session},
     speculate::{Guesses, Speculate},
     text::{TextCodec, TextError},
 };
+use self::{
+    activations::{Encoding, Lines, Stop},
+    bans::Bans,
+};
 use crate::{
     dht::Dht,
     model::{Ends, Engine, LoadError, ModelSource, WeightDType},
-    p2p::{P2p, PeerId},
+    p2p::{P2p, PeerId, Transfer},
     swarm::{
         Snapshot,
         directory::{Directory, Filter},
         ping::{self, Rtts},
-        route::{self, Hop, MissingBlocks},
+        route::{self, Hop, Known, Measured, MissingBlocks, Times},
     },
     task::Tasks,
 };
@@ -70,6 +77,8 @@ pub struct Config {
     pub backoff: Backoff,
     /// Let servers push to each other.
     pub push: bool,
+    /// How activations travel.
+    pub activations: Activations,
     /// Servers that may or may not be used.
     pub filter: Filter,
     /// Whether generations guess tokens ahead.
@@ -113,6 +122,7 @@ impl Config {
             connect_timeout: CONNECT_TIMEOUT,
             backoff: Backoff::default(),
             push: true,
+            activations: Activations::default(),
             filter: Filter::default(),
             speculate: Speculate::Off,
         }
@@ -134,6 +144,8 @@ struct Shared {
     dht: Dht,
     directory: Directory,
     rtts: Mutex<Rtts>,
+    /// What steps of this client's sessions took.
+    times: Mutex<Times>,
     bans: Mutex<Bans>,
     prefix: Arc<str>,
     adapter: Option<Arc<str>>,
@@ -142,6 +154,8 @@ struct Shared {
     connect_timeout: Duration,
     backoff: Backoff,
     push: bool,
+    activations: Activations,
+    lines: Mutex<Lines>,
     started: Instant,
 }
 
@@ -153,7 +167,7 @@ impl Client {
     pub async fn connect(
         config: Config,
         source: &ModelSource,
-        (p2p, dht): (P2p, Dht),
+        parts: (P2p, Dht),
         tasks: &Tasks,
     ) -> Result<Self, ClientError> {
         let n_blocks = source.config().n_blocks;
@@ -170,36 +184,13 @@ impl Client {
                 .and_then(|engine| Ends::load(&files, dtype, &engine))
                 .map_err(|error| ClientError::Load(Box::new(error)))
         });
-        let adapter = config.filter.adapter.as_deref().map(Arc::from);
-        let directory = Directory::filtered(dht.clone(), config.prefix.clone(), n_blocks, config.filter);
-        let shared = Arc::new(Shared {
-            p2p,
-            dht,
-            directory,
-            rtts: Mutex::default(),
-            bans: Mutex::default(),
-            prefix: config.prefix.into(),
-            adapter,
-            n_blocks,
-            request_timeout: config.request_timeout,
-            connect_timeout: config.connect_timeout,
-            backoff: config.backoff,
-            push: config.push,
-            started: Instant::now(),
-        });
-        shared.refresh().await;
-        let background = shared.clone();
-        tasks.spawn_until_stopped("directory", async move {
-            loop {
-                tokio::time::sleep(config.update_period).await;
-                background.refresh().await;
-            }
-        });
+        let speculate = config.speculate;
+        let Scout { shared } = Scout::connect(config, n_blocks, parts, tasks).await;
         let ends = ends.await.map_err(|_| ClientError::Interrupted)??;
         Ok(Self {
             shared,
             ends: Arc::new(ends),
-            speculate: config.speculate,
+            speculate,
         })
     }
 
@@ -229,25 +220,88 @@ impl Client {
     }
 }
 
+/// How the version that a Sepal server announces begins.
+const SEPAL: &str = "sepal";
+
 /// Whether a server goes by the metadata of each step rather than of a session's first one, by the version that it
 /// announces: Sepal's says so, Petals' is a number, and does since 2.3.
 fn reads_each_step(version: &str) -> bool {
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let petals = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    version.starts_with("sepal") || petals >= (2, 3)
+    version.starts_with(SEPAL) || petals >= (2, 3)
 }
 
 impl Shared {
-    /// Reads all block records again and pings servers that a route may start or end with.
+    fn new(config: Config, n_blocks: u32, p2p: P2p, dht: Dht) -> Self {
+        let adapter = config.filter.adapter.as_deref().map(Arc::from);
+        Self {
+            directory: Directory::filtered(dht.clone(), config.prefix.clone(), n_blocks, config.filter),
+            p2p,
+            dht,
+            rtts: Mutex::default(),
+            times: Mutex::default(),
+            bans: Mutex::default(),
+            prefix: config.prefix.into(),
+            adapter,
+            n_blocks,
+            request_timeout: config.request_timeout,
+            connect_timeout: config.connect_timeout,
+            backoff: config.backoff,
+            push: config.push,
+            activations: config.activations,
+            lines: Mutex::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Reads all block records again and pings servers that a route may start or end with, and those in use.
     async fn refresh(&self) {
         let snapshot = self.directory.refresh().await;
-        let peers = ping::sample_for_client(&snapshot, &mut rand::rng());
-        let answers = ping::measure(&self.dht, peers, ping::CLIENT_TIMEOUT).await;
+        let mut peers = ping::sample_for_client(&snapshot, &mut rand::rng());
+        let used = self.times.lock().unwrap_or_else(PoisonError::into_inner).peers();
+        peers.extend(
+            snapshot
+                .spans
+                .iter()
+                .map(|span| span.peer)
+                .filter(|peer| used.contains(peer)),
+        );
+        self.ping(peers).await;
+    }
+
+    /// Measures round trips. To those who were never asked there may be no connection yet, and making one takes several
+    /// round trips: their first answer does not count.
+    async fn ping(&self, peers: BTreeSet<PeerId>) {
+        let known = self.known().rtts;
+        let (mut asked, strangers): (BTreeSet<_>, BTreeSet<_>) = peers
+            .into_iter()
+            .partition(|peer| known.get(peer).is_some_and(|rtt| rtt.is_finite()));
+        let hello = ping::measure(&self.dht, strangers, ping::CLIENT_TIMEOUT).await;
+        let (there, silent): (Vec<_>, Vec<_>) = hello.into_iter().partition(|(_, rtt)| rtt.is_finite());
+        asked.extend(there.into_iter().map(|(peer, _)| peer));
+        let answers = ping::measure(&self.dht, asked, ping::CLIENT_TIMEOUT).await;
         let now = self.seconds();
         let mut rtts = self.rtts.lock().unwrap_or_else(PoisonError::into_inner);
-        for (peer, rtt) in answers {
+        for (peer, rtt) in answers.into_iter().chain(silent) {
             rtts.record(peer, rtt, now);
         }
+    }
+
+    /// All that is known of servers now besides their records.
+    fn known(&self) -> Known {
+        let now = self.seconds();
+        Known {
+            rtts: self.rtts.lock().unwrap_or_else(PoisonError::into_inner).at(now),
+            times: self.times.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            now,
+        }
+    }
+
+    /// Takes in what the hops of a step of one token took: later routes go by it.
+    fn took(&self, step: &[Measured]) {
+        let (snapshot, known) = (self.directory.snapshot(), self.known());
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.record(step, &known.rtts, |from, to| snapshot.rtt_between(from, to), known.now);
     }
 
     /// The cheapest chain over `blocks`, without the `excluded`, and without the banned if there is one without them.
@@ -261,11 +315,10 @@ impl Shared {
         let now = Instant::now();
         let mut avoided = self.bans.lock().unwrap_or_else(PoisonError::into_inner).active(now);
         avoided.extend(excluded);
-        let rtts = self.rtts.lock().unwrap_or_else(PoisonError::into_inner);
-        let rtts = rtts.at(self.seconds());
+        let known = self.known();
         let length = Some(max_length as u64);
-        let preferred = route::shortest(&snapshot, blocks.clone(), &rtts, length, &avoided);
-        let any = || route::shortest(&snapshot, blocks, &rtts, length, excluded);
+        let preferred = route::shortest(&snapshot, blocks.clone(), &known, length, &avoided);
+        let any = || route::shortest(&snapshot, blocks, &known, length, excluded);
         // The first error names more servers as failed.
         preferred
             .or_else(|missing| any().map_err(|_| missing))
@@ -275,6 +328,32 @@ impl Shared {
     /// Seconds since this client began: the clock of the round-trip estimates.
     fn seconds(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
+    }
+
+    /// Takes in what the line to a server carried.
+    fn carried(&self, peer: PeerId, (sent, received): (Option<Transfer>, Option<Transfer>)) {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.record(peer, sent, received);
+    }
+
+    /// Whether the encoding of so many numbers is to be chosen and nothing is known to choose by.
+    fn needs_trial(&self, peers: impl Iterator<Item = PeerId>, numbers: usize) -> bool {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        self.activations == Activations::Auto && lines.need_trial(peers, numbers)
+    }
+
+    /// How a step of so many numbers is to travel through servers that compute in these dtypes.
+    fn encoding(&self, numbers: usize, chain: &[(PeerId, DType)]) -> Encoding {
+        let known = self.known();
+        let stops = chain.iter().map(|(peer, dtype)| Stop {
+            peer: *peer,
+            dtype: *dtype,
+            obliges: self.is_sepal(*peer),
+            rtt: known.rtts.get(peer).copied(),
+        });
+        let stops: Vec<_> = stops.collect();
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.choose(self.activations, numbers, &stops)
     }
 
     /// The dtype to send activations to `peer` in: the one it computes in, because it would convert any other.
@@ -304,10 +383,17 @@ impl Shared {
     }
 
     fn reads_each_step(&self, peer: PeerId) -> bool {
+        self.version_of(peer).is_some_and(|version| reads_each_step(&version))
+    }
+
+    fn is_sepal(&self, peer: PeerId) -> bool {
+        self.version_of(peer).is_some_and(|version| version.starts_with(SEPAL))
+    }
+
+    fn version_of(&self, peer: PeerId) -> Option<String> {
         let snapshot = self.directory.snapshot();
-        let span = snapshot.spans.iter().find(|span| span.peer == peer);
-        let version = span.and_then(|span| span.info.version.as_deref());
-        version.is_some_and(reads_each_step)
+        let span = snapshot.spans.iter().find(|span| span.peer == peer)?;
+        span.info.version.clone()
     }
 
     /// A server that answered starts afresh, whatever it did before.

@@ -46,6 +46,7 @@ mod stream;
 mod swarm_key;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod transport;
 mod unary;
 mod usage;
@@ -61,6 +62,7 @@ pub use router::{Handler, HandlerLimits, Router};
 use rpc::{Name, OpenFailure};
 pub use stream::{StreamReceiver, StreamSender};
 pub use swarm_key::{SwarmKey, SwarmKeyError};
+pub use transfer::Transfer;
 
 /// Commands that wait for the actor. It answers none of them late, so this many wait only under a burst of calls.
 const COMMAND_QUEUE: usize = 1024;

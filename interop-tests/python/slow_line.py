@@ -1,8 +1,8 @@
 """A slow and lossy line between two network devices, in place of `tc netem`, which not every kernel has.
 
-Usage: python3 slow_line.py ONE OTHER DELAY LOSS
+Usage: python3 slow_line.py ONE OTHER DELAY LOSS [RATE]
 Makes two TUN devices of these names in its network namespace, prints `ready`, and carries every packet from each to the
-other DELAY milliseconds later, except the share LOSS of them. The devices may be moved to other namespaces afterwards.
+other DELAY milliseconds later, except the share LOSS of them; with a RATE no more than so many bytes per second each way. The devices may be moved to other namespaces afterwards.
 Which packets are lost depends on their number alone: it is the same in every run.
 """
 
@@ -31,8 +31,9 @@ def tun(name: str) -> int:
 class Way:
     """One direction."""
 
-    def __init__(self, source: int, sink: int, delay: float, loss: float, seed: int) -> None:
-        self.source, self.sink, self.delay, self.loss = source, sink, delay, loss
+    def __init__(self, source: int, sink: int, delay: float, loss: float, rate: float, seed: int) -> None:
+        self.source, self.sink, self.delay, self.loss, self.rate = source, sink, delay, loss, rate
+        self.free = 0.0  # when the last packet is through the narrow part of the line
         self.random = random.Random(seed)
         self.queue: collections.deque[tuple[float, bytes]] = collections.deque()
 
@@ -44,7 +45,8 @@ class Way:
             except BlockingIOError:
                 return
             if self.random.random() >= self.loss and len(self.queue) < LONGEST_QUEUE:
-                self.queue.append((time.monotonic() + self.delay, packet))
+                self.free = max(self.free, time.monotonic()) + (len(packet) / self.rate if self.rate else 0.0)
+                self.queue.append((self.free + self.delay, packet))
 
     def give(self) -> float | None:
         """Writes what is due; the time when the next one is."""
@@ -56,12 +58,12 @@ class Way:
         return self.queue[0][0] if self.queue else None
 
 
-def main(one: str, other: str, delay: str, loss: str) -> None:
+def main(one: str, other: str, delay: str, loss: str, rate: str = "0") -> None:
     devices = tun(one), tun(other)
     seconds = float(delay) / 1000
     ways = [
-        Way(devices[0], devices[1], seconds, float(loss), SEED),
-        Way(devices[1], devices[0], seconds, float(loss), SEED + 1),
+        Way(devices[0], devices[1], seconds, float(loss), float(rate), SEED),
+        Way(devices[1], devices[0], seconds, float(loss), float(rate), SEED + 1),
     ]
     selector = selectors.DefaultSelector()
     for way in ways:

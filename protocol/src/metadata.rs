@@ -51,13 +51,21 @@ pub struct StepMetadata {
     pub pushed: bool,
     /// Encodings of the outputs, in place of the server's own choice.
     pub output_compression: Option<Vec<i64>>,
+    /// How an inference session wants its outputs encoded, such as `bfloat16`; Sepal's own, Python ignores it.
+    pub activations: Option<String>,
     /// Keys that are not known here, for passing on.
     pub other: Vec<(Value, Value)>,
 }
 
+/// A value of [`StepMetadata::activations`]: outputs in bfloat16, also where the server computes in float32.
+pub const BFLOAT16: &str = "bfloat16";
+
+/// A value of [`StepMetadata::activations`]: outputs as BLOCKWISE_8BIT.
+pub const INT8: &str = "int8";
+
 const WHAT: &str = "request metadata";
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "session_id",
     "step_id",
     "max_length",
@@ -69,6 +77,7 @@ const KEYS: [&str; 11] = [
     "alloc_timeout",
     "pushed",
     "output_compression",
+    "activations",
 ];
 
 impl StepMetadata {
@@ -102,6 +111,7 @@ impl StepMetadata {
                 .unwrap_or_default(),
             pushed: fields.boolean("pushed")?.unwrap_or(false),
             output_compression: fields.read("output_compression", "a tuple of whole numbers", ints)?,
+            activations: fields.text("activations")?,
             other: other.cloned().collect(),
         })
     }
@@ -128,6 +138,7 @@ impl StepMetadata {
             self.alloc_timeout.map(Value::from),
             Some(Value::from(true)).filter(|_| self.pushed),
             compression,
+            text(&self.activations),
         ];
         let known = KEYS.into_iter().zip(values);
         let known = known.filter_map(|(key, value)| value.map(|value| (Value::from(key), value)));

@@ -1,6 +1,6 @@
 //! How this program calls servers of a model: the flags that `generate`, `chat` and `api` share, and the client that they make.
 
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, ValueEnum};
 
 use super::{
     model::Model,
@@ -8,7 +8,7 @@ use super::{
     node::Node,
 };
 use crate::{
-    client::{self, Client, Speculate},
+    client::{self, Activations, Client, Scout, Speculate},
     swarm::directory::Filter,
 };
 
@@ -17,6 +17,10 @@ pub(super) struct CallerArgs {
     /// Do not let servers send activations straight to each other.
     #[arg(long)]
     no_push: bool,
+    /// How activations travel: as servers compute; rounded to 16 or 8 bits, which changes what comes out a little; or rounded
+    /// where the lines turn out so slow that steps get quicker by it.
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    activations: ActivationsArg,
     /// LoRA adapter to use; only servers that have it are.
     #[arg(long, value_name = "[MODEL=]NAME", alias = "active_adapter", value_parser = ForModel::<String>::parse)]
     pub(super) adapter: Vec<ForModel<String>>,
@@ -29,6 +33,30 @@ pub(super) struct CallerArgs {
     speculate: Speculate,
 }
 
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum ActivationsArg {
+    /// What each server computes in.
+    #[default]
+    Exact,
+    /// Chosen by what the lines were measured to carry.
+    Auto,
+    /// 16 bits.
+    Bfloat16,
+    /// 8 bits, with a scale for each 4096 numbers; servers of Petals are sent 16.
+    Int8,
+}
+
+impl From<ActivationsArg> for Activations {
+    fn from(arg: ActivationsArg) -> Self {
+        match arg {
+            ActivationsArg::Exact => Self::Exact,
+            ActivationsArg::Auto => Self::Auto,
+            ActivationsArg::Bfloat16 => Self::Bfloat16,
+            ActivationsArg::Int8 => Self::Int8,
+        }
+    }
+}
+
 impl CallerArgs {
     /// Joins the swarm of `node` and loads the client's part of the model.
     ///
@@ -36,8 +64,25 @@ impl CallerArgs {
     /// Nobody of the swarm answers, or the weights cannot be had.
     pub(super) async fn connect(&self, model: &Model, node: &Node) -> anyhow::Result<Client> {
         node.join().await?;
-        let config = client::Config {
+        let parts = (node.p2p.clone(), node.dht.clone());
+        Ok(Client::connect(self.config(model), &model.source, parts, &node.tasks).await?)
+    }
+
+    /// The same without any weights, for those who only look.
+    ///
+    /// # Errors
+    /// Nobody of the swarm answers.
+    pub(super) async fn scout(&self, model: &Model, node: &Node) -> anyhow::Result<Scout> {
+        node.join().await?;
+        let parts = (node.p2p.clone(), node.dht.clone());
+        let n_blocks = model.source.config().n_blocks;
+        Ok(Scout::connect(self.config(model), n_blocks, parts, &node.tasks).await)
+    }
+
+    fn config(&self, model: &Model) -> client::Config {
+        client::Config {
             push: !self.no_push,
+            activations: self.activations.into(),
             backoff: client::Backoff {
                 max_retries: self.max_retries,
                 ..client::Backoff::default()
@@ -48,9 +93,7 @@ impl CallerArgs {
             },
             speculate: self.speculate,
             ..client::Config::new(model.prefix.clone())
-        };
-        let parts = (node.p2p.clone(), node.dht.clone());
-        Ok(Client::connect(config, &model.source, parts, &node.tasks).await?)
+        }
     }
 }
 

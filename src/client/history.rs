@@ -97,6 +97,14 @@ pub(crate) fn pieces(x: Hidden) -> Vec<Hidden> {
     ranges.into_iter().map(|tokens| narrow(&x, tokens)).collect()
 }
 
+/// The same, with so many tokens in a message of their own first.
+pub(crate) fn pieces_after(x: &Hidden, first: usize) -> Vec<Hidden> {
+    let first = first.min(x.tokens);
+    let mut parts = vec![narrow(x, 0..first)];
+    parts.extend(pieces(narrow(x, first..x.tokens)));
+    parts
+}
+
 /// Which tokens go into which message.
 fn ranges(batch: usize, tokens: usize, width: usize) -> Vec<Range<usize>> {
     let bytes_per_token = size_of::<f32>() * width * batch;
@@ -168,6 +176,10 @@ mod tests {
         let tokens: Vec<usize> = parts.iter().map(|part| part.tokens).collect();
         assert_eq!(tokens, [341, 341, 318]);
         assert_eq!(parts[1].data[0], 682.0);
+        assert_eq!(concat(parts).data, x.data);
+        let parts = pieces_after(&x, 10);
+        let tokens: Vec<usize> = parts.iter().map(|part| part.tokens).collect();
+        assert_eq!(tokens, [10, 341, 341, 308]);
         assert_eq!(concat(parts).data, x.data);
     }
 

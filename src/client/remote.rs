@@ -21,10 +21,13 @@ use sepal_protocol::{
 use tokio::time::timeout;
 use tracing::trace;
 
-use super::error::RemoteError;
+use super::{
+    activations::{Encoding, Outgoing, Passing},
+    error::RemoteError,
+};
 use crate::{
     model::Hidden,
-    p2p::{P2p, PeerId, StreamReceiver, StreamSender},
+    p2p::{P2p, PeerId, StreamReceiver, StreamSender, Transfer},
 };
 
 /// Seconds a server may let us wait for cache memory before it refuses.
@@ -131,8 +134,13 @@ impl Remote {
     ///
     /// # Errors
     /// When their shape is not one.
-    pub(crate) fn tensor(&self, x: &Hidden) -> Result<WireTensor, RemoteError> {
-        Ok(x.to_wire(self.dtype)?)
+    pub(crate) fn outgoing(&self, passing: &Passing, encoding: Encoding) -> Result<Outgoing, RemoteError> {
+        Ok(encoding.outgoing(passing, self.dtype)?)
+    }
+
+    /// How long the last messages there and back took on the line.
+    pub(crate) fn transfers(&self) -> (Option<Transfer>, Option<Transfer>) {
+        (self.sender.last_transfer(), self.receiver.last_transfer())
     }
 
     /// Sends a step of no tokens of `batch` sequences: the server reserves memory at once, and knows the session when the
@@ -140,8 +148,10 @@ impl Remote {
     pub(crate) async fn open_ahead(&mut self, batch: usize, width: usize) {
         let shape = [batch, 0, width];
         let step_id = uuid::Uuid::new_v4().to_string();
-        let message = WireTensor::new(self.dtype, shape, bytes::Bytes::new())
-            .and_then(|nothing| self.message(&nothing, &step_id, Vec::new()));
+        let nothing = WireTensor::new(self.dtype, shape, bytes::Bytes::new());
+        let message = nothing
+            .and_then(|nothing| nothing.encode(Compression::None))
+            .and_then(|nothing| self.message(nothing, self.metadata(&step_id, Vec::new(), Encoding::Exact)));
         let Ok(message) = message else { return };
         let sent = timeout(self.timeout, self.sender.send(message.encode_to_vec().into())).await;
         if matches!(sent, Ok(Ok(()))) {
@@ -149,48 +159,54 @@ impl Remote {
         }
     }
 
-    /// Runs one step over `x`, `[batch, tokens, hidden]`, and waits for its answer, of the same shape.
+    /// Runs one step over activations `[batch, tokens, hidden]`, and waits for its answer, of the same shape.
     ///
     /// # Errors
     /// After any error the session is of no more use.
     pub(crate) async fn step(
         &mut self,
-        x: &WireTensor,
+        outgoing: &Outgoing,
         step_id: &str,
         next_servers: Vec<NextServer>,
-    ) -> Result<Hidden, RemoteError> {
-        let message = self.message(x, step_id, next_servers)?;
+    ) -> Result<Passing, RemoteError> {
+        let metadata = self.metadata(step_id, next_servers, outgoing.encoding);
+        let message = self.message(outgoing.message.clone(), metadata)?;
         let limit = self.timeout;
         let answer = timeout(limit, self.exchange(message.encode_to_vec().into()))
             .await
             .map_err(|_| RemoteError::Timeout(limit))??;
-        let output = decode_answer(answer, &x.shape)?;
-        self.position += output.tokens;
+        let (x, message) = decode_answer(answer, &outgoing.seen.shape)?;
+        self.position += x.tokens;
         trace!(peer = %self.peer, position = self.position, "step answered");
-        Ok(output)
+        let message = (outgoing.encoding != Encoding::Exact).then_some(message);
+        Ok(Passing { x, message })
     }
 
+    /// Sends a message and waits for its answer. What was pushed may be answered before the copy from here is through a
+    /// slow line: then the rest of it goes out with the next message, and the server drops it.
     async fn exchange(&mut self, message: bytes::Bytes) -> Result<bytes::Bytes, RemoteError> {
-        self.sender.send(message).await.map_err(RemoteError::Stream)?;
-        if let Some(shape) = self.ahead.take() {
-            decode_answer(self.receive().await?, &shape)?;
+        let (receiver, ahead) = (&mut self.receiver, &mut self.ahead);
+        let answer = async {
+            if let Some(shape) = ahead.take() {
+                decode_answer(receive(receiver).await?, &shape)?;
+            }
+            receive(receiver).await
+        };
+        let send = self.sender.send(message);
+        tokio::pin!(answer, send);
+        tokio::select! {
+            biased;
+            answer = &mut answer => answer,
+            sent = &mut send => {
+                sent.map_err(RemoteError::Stream)?;
+                answer.await
+            }
         }
-        self.receive().await
     }
 
-    async fn receive(&mut self) -> Result<bytes::Bytes, RemoteError> {
-        let answer = self.receiver.recv().await.map_err(RemoteError::Stream)?;
-        answer.ok_or(RemoteError::Closed)
-    }
-
-    fn message(
-        &self,
-        x: &WireTensor,
-        step_id: &str,
-        next_servers: Vec<NextServer>,
-    ) -> Result<proto::ExpertRequest, WireError> {
+    fn metadata(&self, step_id: &str, next_servers: Vec<NextServer>, encoding: Encoding) -> StepMetadata {
         let first = self.position == 0;
-        let metadata = StepMetadata {
+        StepMetadata {
             session_id: Some(self.session_id.clone()),
             step_id: Some(step_id.to_string()),
             alloc_timeout: first.then_some(ALLOC_TIMEOUT),
@@ -200,12 +216,15 @@ impl Remote {
             max_length: first.then(|| Value::from(self.max_length)),
             points: first.then(|| Value::from(0.0)),
             active_adapter: self.adapter.as_deref().map(str::to_owned),
+            activations: encoding.wish().map(str::to_owned),
             ..StepMetadata::default()
-        };
-        let tensors = vec![x.encode(Compression::None)?, empty(DType::F32)?, empty(DType::I64)?];
+        }
+    }
+
+    fn message(&self, x: proto::Tensor, metadata: StepMetadata) -> Result<proto::ExpertRequest, WireError> {
         Ok(proto::ExpertRequest {
             uid: self.uid.clone(),
-            tensors,
+            tensors: vec![x, empty(DType::F32)?, empty(DType::I64)?],
             metadata: metadata.encode(),
         })
     }
@@ -222,22 +241,27 @@ impl Remote {
     }
 }
 
+async fn receive(receiver: &mut StreamReceiver) -> Result<bytes::Bytes, RemoteError> {
+    let answer = receiver.recv().await.map_err(RemoteError::Stream)?;
+    answer.ok_or(RemoteError::Closed)
+}
+
 /// Petals' stand-in for "no such tensor".
 fn empty(dtype: DType) -> Result<proto::Tensor, WireError> {
     WireTensor::new(dtype, [0], bytes::Bytes::new())?.encode(Compression::None)
 }
 
 /// The one tensor of an answer, checked against the shape of the step it answers.
-fn decode_answer(answer: bytes::Bytes, expected: &[usize]) -> Result<Hidden, RemoteError> {
-    let answer: proto::ExpertResponse = decode("ExpertResponse", answer)?;
+fn decode_answer(answer: bytes::Bytes, expected: &[usize]) -> Result<(Hidden, proto::Tensor), RemoteError> {
+    let mut answer: proto::ExpertResponse = decode("ExpertResponse", answer)?;
     let wrong = |got| RemoteError::WrongShape {
         expected: expected.to_vec(),
         got,
     };
-    let Some(tensor) = answer.tensors.first() else {
+    let Some(message) = answer.tensors.drain(..).next() else {
         return Err(wrong(Vec::new()));
     };
-    let tensor = WireTensor::decode(tensor)?;
+    let tensor = WireTensor::decode(&message)?;
     if tensor.shape != expected {
         return Err(wrong(tensor.shape));
     }
@@ -245,5 +269,5 @@ fn decode_answer(answer: bytes::Bytes, expected: &[usize]) -> Result<Hidden, Rem
     if !output.data.iter().all(|value| value.is_finite()) {
         return Err(RemoteError::NotFinite);
     }
-    Ok(output)
+    Ok((output, message))
 }

@@ -19,12 +19,20 @@ use tracing::{debug, info};
 
 use super::{
     Shared,
+    activations::{Encoding, Passing},
     attempts::Attempts,
     error::{ClientError, RemoteError},
-    history::{History, concat, pieces},
+    history::{History, concat, pieces, pieces_after},
     remote::{Remote, Target},
 };
-use crate::{model::Hidden, p2p::PeerId, swarm::route::Hop};
+use crate::{
+    model::Hidden,
+    p2p::PeerId,
+    swarm::route::{Hop, Measured},
+};
+
+/// One of so many tokens of a prompt is sent ahead where nothing is known of the lines and something depends on it.
+const TRIAL_SHARE: usize = 8;
 
 /// An open session through the whole model.
 #[derive(Debug)]
@@ -154,8 +162,12 @@ impl Session {
             self.hops = self.connect(blocks, &mut Attempts::default()).await?;
             self.open_ahead(x.batch, x.width).await;
         }
+        let parts = match self.trial(&x) {
+            Some(tokens) => pieces_after(&x, tokens),
+            None => pieces(x),
+        };
         let mut outputs = Vec::new();
-        for piece in pieces(x) {
+        for piece in parts {
             let tokens = piece.tokens;
             outputs.push(self.step_piece(piece).await?);
             self.position += tokens;
@@ -163,23 +175,36 @@ impl Session {
         Ok(concat(outputs))
     }
 
-    async fn step_piece(&mut self, mut x: Hidden) -> Result<Hidden, ClientError> {
+    async fn step_piece(&mut self, x: Hidden) -> Result<Hidden, ClientError> {
         let step_id = uuid::Uuid::new_v4().to_string();
+        let (tokens, encoding) = (x.tokens, self.encoding(x.data.len()));
         let mut attempts = Attempts::default();
         let mut index = 0;
+        // What a step of one token takes; the first of a session also reserves memory.
+        let mut took = (self.position > 0 && x.batch == 1 && tokens == 1).then(Vec::new);
+        let mut passing = Passing::from(x);
+        let mut pushed = false;
         while index < self.hops.len() {
             let next = self.next_servers(index);
+            let pushes = !next.is_empty();
             let state = &mut self.hops[index];
-            match state.step(&x, &step_id, next).await {
+            let start = Instant::now();
+            match state.step(&passing, encoding, &step_id, next).await {
                 Ok(output) => {
-                    if state.history.tokens() == x.tokens {
+                    if let Some(took) = &mut took {
+                        took.push(state.measured(start.elapsed(), pushed));
+                    }
+                    pushed = pushes;
+                    if state.history.tokens() == tokens {
                         self.shared.works(state.hop.peer);
                     }
-                    x = output;
+                    self.shared.carried(state.hop.peer, state.remote.transfers());
+                    passing = output;
                     index += 1;
                     attempts = Attempts::default();
                 }
                 Err(error) => {
+                    took = None;
                     let lost = self.hops.remove(index);
                     attempts.failed(&self.shared, &lost.hop, error)?;
                     let replacement = self.replace(lost, &mut attempts).await?;
@@ -187,7 +212,28 @@ impl Session {
                 }
             }
         }
-        Ok(x)
+        if let Some(took) = took {
+            self.shared.took(&took);
+        }
+        Ok(passing.x)
+    }
+
+    /// The tokens of a prompt that go ahead of the others, so that these can travel as the lines turn out to be.
+    fn trial(&self, x: &Hidden) -> Option<usize> {
+        let peers = self.hops.iter().map(|state| state.hop.peer);
+        self.shared
+            .needs_trial(peers, x.data.len())
+            .then(|| x.tokens.div_ceil(TRIAL_SHARE))
+    }
+
+    /// How activations of so many numbers are to travel through the chain.
+    fn encoding(&self, numbers: usize) -> Encoding {
+        let chain: Vec<_> = self
+            .hops
+            .iter()
+            .map(|state| (state.hop.peer, state.remote.dtype()))
+            .collect();
+        self.shared.encoding(numbers, &chain)
     }
 
     /// Tells servers of their sessions before there is anything to compute for them, all at once and without waiting for
@@ -197,7 +243,11 @@ impl Session {
         if !self.shared.push {
             return;
         }
-        let pushes: Vec<bool> = self.hops.iter().map(|state| self.shared.pushes_at_once(state.hop.peer)).collect();
+        let pushes: Vec<bool> = self
+            .hops
+            .iter()
+            .map(|state| self.shared.pushes_at_once(state.hop.peer))
+            .collect();
         let told = self.hops.iter_mut().skip(1).zip(pushes).filter(|(_, pushed)| *pushed);
         futures::future::join_all(told.map(|(state, _)| state.remote.open_ahead(batch, width))).await;
     }
@@ -297,11 +347,12 @@ async fn replay(history: &History, hops: &mut [HopState]) -> Result<(), (Hop, Re
         return Ok(());
     };
     for input in history.replay() {
-        let mut x = input.map_err(|error| (first.clone(), error.into()))?;
+        let x = input.map_err(|error| (first.clone(), error.into()))?;
+        let mut passing = Passing::from(x);
         let step_id = uuid::Uuid::new_v4().to_string();
         for state in &mut *hops {
-            x = state
-                .step(&x, &step_id, Vec::new())
+            passing = state
+                .step(&passing, Encoding::Exact, &step_id, Vec::new())
                 .await
                 .map_err(|error| (state.hop.clone(), error))?;
         }
@@ -324,18 +375,33 @@ impl HopState {
         }
     }
 
-    async fn step(&mut self, x: &Hidden, step_id: &str, next: Vec<NextServer>) -> Result<Hidden, RemoteError> {
+    async fn step(
+        &mut self,
+        passing: &Passing,
+        encoding: Encoding,
+        step_id: &str,
+        next: Vec<NextServer>,
+    ) -> Result<Passing, RemoteError> {
         let start = Instant::now();
         // The first step of a session also reserves memory and reads the whole prompt: not what a step usually takes.
         let first = self.remote.position() == 0;
-        let sent = self.remote.tensor(x)?;
-        let output = self.remote.step(&sent, step_id, next).await?;
-        self.history.push(&sent);
+        let outgoing = self.remote.outgoing(passing, encoding)?;
+        let output = self.remote.step(&outgoing, step_id, next).await?;
+        self.history.push(&outgoing.seen);
         if !first {
             self.busy += start.elapsed();
             self.steps += 1;
         }
         Ok(output)
+    }
+
+    fn measured(&self, time: Duration, pushed: bool) -> Measured {
+        Measured {
+            peer: self.hop.peer,
+            blocks: self.hop.blocks.clone(),
+            seconds: time.as_secs_f64(),
+            pushed,
+        }
     }
 
     /// A replay says nothing about how long steps take.

@@ -4,7 +4,10 @@
 //! other. A caller ends its requests with a record (END) and keeps the stream open, because its FIN means "cancelled";
 //! a callee ends its answers with FIN and sends no END, because a Python caller takes any error record for a failure.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use libp2p::Stream;
@@ -16,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     error::{HandlerError, StreamError, is_refused_name},
+    transfer::{Progress, Transfer},
     usage::InUse,
     wire::{self, Input, Output},
 };
@@ -39,6 +43,7 @@ pub struct StreamSender {
     output: Option<Output>,
     max_message: usize,
     ended: bool,
+    last: Option<Transfer>,
     /// Where a handler's output goes when the handler drops its sender: the router says goodbye in its name.
     home: Option<oneshot::Sender<Output>>,
     /// Marks the peer as one that is being called, as long as this exists.
@@ -62,18 +67,28 @@ impl StreamSender {
                 limit: self.max_message,
             });
         }
+        let bytes = message.len();
         let output = self.open_output()?;
-        if message.len() <= COPY_LIMIT {
+        if bytes <= COPY_LIMIT {
             output.queue(Record::Message(message).encode());
         } else {
             let header = RecordHeader {
                 marker: Marker::Message,
-                len: message.len() as u64,
+                len: bytes as u64,
             };
             output.queue(Bytes::copy_from_slice(&header.encode()));
             output.queue(message);
         }
-        output.flush().await.map_err(io_error)
+        let started = Instant::now();
+        output.flush().await.map_err(io_error)?;
+        let time = started.elapsed();
+        self.last = Some(Transfer { bytes, time });
+        Ok(())
+    }
+
+    /// The last message that was sent: how long it took until the line had taken all of it but what its buffers hold.
+    pub fn last_transfer(&self) -> Option<Transfer> {
+        self.last
     }
 
     /// Caller's side: says that no more messages follow, and keeps the stream open for the answers.
@@ -176,6 +191,14 @@ impl StreamReceiver {
             }
         }
     }
+
+    /// Caller's side: how the last message came in; `None` if it was too small to tell.
+    pub fn last_transfer(&self) -> Option<Transfer> {
+        match &self.source {
+            Source::Wire { records, .. } => records.last,
+            Source::Router(_) => None,
+        }
+    }
 }
 
 /// Records cut out of the incoming bytes.
@@ -183,6 +206,8 @@ impl StreamReceiver {
 struct Records {
     input: Input,
     reader: RecordReader,
+    progress: Progress,
+    last: Option<Transfer>,
 }
 
 impl Records {
@@ -190,6 +215,8 @@ impl Records {
         Self {
             input,
             reader: RecordReader::new(max_message),
+            progress: Progress::default(),
+            last: None,
         }
     }
 
@@ -197,6 +224,7 @@ impl Records {
     async fn next(&mut self) -> Result<Option<Record>, StreamError> {
         loop {
             if let Some(record) = self.reader.next_record().map_err(StreamError::Malformed)? {
+                self.last = self.progress.end();
                 return Ok(Some(record));
             }
             let bytes = self.input.read().await.map_err(io_error)?;
@@ -206,6 +234,7 @@ impl Records {
                 }
                 return Err(StreamError::Malformed(WireError::Truncated { what: "stream record" }));
             }
+            self.progress.add(bytes.len());
             self.reader.extend(bytes);
         }
     }
@@ -226,6 +255,7 @@ pub(crate) fn caller(stream: Stream, max_message: usize, in_use: InUse) -> (Stre
         output: Some(output),
         max_message,
         ended: false,
+        last: None,
         home: None,
         _in_use: Some(in_use),
     };
@@ -261,6 +291,7 @@ where
         output: Some(output),
         max_message,
         ended: false,
+        last: None,
         home: Some(home),
         _in_use: None,
     };

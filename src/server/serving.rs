@@ -2,12 +2,17 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use sepal_protocol::{compress::Compression, proto};
+use sepal_protocol::{
+    compress::Compression,
+    metadata::{BFLOAT16, INT8},
+    proto,
+    tensor::DType,
+};
 use tokio::sync::Semaphore;
 
 use super::{error::RequestError, memory::Memory, sessions::Sessions, stats::Counters, worker::Worker};
 use crate::{
-    model::{Blocks, Hidden},
+    model::{Blocks, Hidden, WeightDType},
     p2p::P2p,
     task::Tasks,
 };
@@ -84,6 +89,21 @@ impl Serving {
     /// When the compression is not defined for that dtype.
     pub(crate) fn to_wire(&self, x: &Hidden, compression: Compression) -> Result<proto::Tensor, RequestError> {
         Ok(x.to_wire(self.blocks.dtype().into())?.encode(compression)?)
+    }
+
+    /// Activations as an inference session wants them, or else as all replies are. Wishes that are not known are none: they
+    /// may be those of a later version.
+    ///
+    /// # Errors
+    /// When the compression is not defined for the server's dtype.
+    pub(crate) fn to_wire_as(&self, x: &Hidden, wish: Option<&str>) -> Result<proto::Tensor, RequestError> {
+        match wish {
+            Some(BFLOAT16) if self.blocks.dtype() == WeightDType::F32 => {
+                Ok(x.to_wire(DType::Bf16)?.encode(Compression::None)?)
+            }
+            Some(INT8) => self.to_wire(x, Compression::Blockwise8),
+            _ => self.to_wire(x, self.compression),
+        }
     }
 
     /// Free cache in the unit of the announced record: K and V and every block counted separately, grouped heads taken

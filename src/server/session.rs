@@ -235,8 +235,9 @@ impl Session {
             self.serving.counters.pushes_used.add();
         }
         let serving = self.serving.clone();
+        let wish = metadata.activations.clone();
         let (output, reply) = convert(size_of_val(&*output.data), move || {
-            let output = serving.to_wire(&output, serving.compression)?;
+            let output = serving.to_wire_as(&output, wish.as_deref())?;
             let reply = proto::ExpertResponse {
                 tensors: vec![output.clone()],
                 metadata: Vec::new(),

@@ -77,6 +77,14 @@ impl Snapshot {
         compute(&self.blocks, min_state)
     }
 
+    /// The round trip in seconds between two servers, if the first announces one; infinite if it got no answer.
+    pub fn rtt_between(&self, from: &PeerId, to: &PeerId) -> Option<f64> {
+        let span = self.spans.iter().find(|span| span.peer == *from)?;
+        let to = to.to_string();
+        let pings = span.info.next_pings.iter().flatten();
+        pings.filter(|(peer, _)| *peer == to).map(|(_, rtt)| *rtt).next()
+    }
+
     /// The blocks of `range` that no span in `spans` covers, as ranges in ascending order.
     pub fn missing<'a>(spans: impl IntoIterator<Item = &'a Span>, range: Range<u32>) -> Vec<Range<u32>> {
         let mut served: Vec<Range<u32>> = spans.into_iter().map(|span| span.blocks.clone()).collect();

@@ -12,7 +12,10 @@ use super::{
     generating::{client, client_with, generate},
     setup::{PREFIX, Swarm, TestServer, assert_close, reference, tokens, until},
 };
-use crate::model::Hidden;
+use crate::{
+    client::{Activations, Config, Scout},
+    model::Hidden,
+};
 
 const TOLERANCE: f32 = 1e-4;
 
@@ -202,4 +205,63 @@ async fn a_push_from_a_server_that_is_replaced_does_no_harm() {
     }
     assert_close(&output, &reference.blocks[3].data, TOLERANCE);
     assert_eq!(servers[2].server.stats().steps, 1 + 8, "each step once");
+}
+
+#[tokio::test]
+async fn rounded_activations_go_both_ways_and_through_pushes() {
+    let reference = reference();
+    for activations in [Activations::Bfloat16, Activations::Int8, Activations::Auto] {
+        let swarm = Swarm::start().await;
+        let _servers = swarm.serve_all(&[0..1, 1..2, 2..4]).await;
+        let (_node, client) = client_with(&swarm, |config| config.activations = activations).await;
+        let mut session = client.session(8);
+        let mut output = Vec::new();
+        for range in [0..4, 4..5, 5..6] {
+            output.extend(session.step(tokens(&reference.embeddings, range)).await.unwrap().data);
+        }
+        session.close().await;
+        let exact = tokens(&reference.blocks[3], 0..6).data;
+        let error = output
+            .iter()
+            .zip(&exact)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        let largest = exact.iter().copied().fold(0.0, f32::max);
+        // Nothing is known of the lines here, and small messages never measure them.
+        let allowed = match activations {
+            Activations::Auto => 0.0..TOLERANCE,
+            _ => TOLERANCE..largest / 4.0,
+        };
+        assert!(allowed.contains(&error), "{activations:?}: {error} of {largest}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_measured_of_a_session_is_what_the_next_route_is_chosen_by() {
+    let swarm = Swarm::start().await;
+    let servers = swarm.serve_all(&[0..2, 2..4]).await;
+    let node = swarm.caller().await;
+    let parts = (node.p2p.clone(), node.dht.clone());
+    let scout = Scout::connect(Config::new(PREFIX.to_owned()), 4, parts, &node.tasks).await;
+    let before = scout.explain(16).await.chains.unwrap();
+    assert!(before[0].parts.iter().all(|part| !part.measured));
+    assert!(before[0].parts.iter().all(|part| part.own > 0.018), "{before:?}");
+    let mut session = scout.session(8);
+    let x = reference().embeddings;
+    for range in [0..1, 1..2, 2..3, 3..4] {
+        session.step(tokens(&x, range)).await.unwrap();
+    }
+    let took: f64 = session
+        .report()
+        .iter()
+        .filter_map(|hop| hop.per_step)
+        .map(|time| time.as_secs_f64())
+        .sum();
+    session.close().await;
+    let after = scout.explain(16).await;
+    let chain = &after.chains.unwrap()[0];
+    assert!(chain.parts.iter().all(|part| part.measured), "{chain:?}");
+    assert!(chain.seconds < 10.0 * took, "{chain:?} after {took} s");
+    let known = after.candidates.iter().filter(|candidate| candidate.rtt.is_some());
+    assert_eq!(known.count(), servers.len());
 }

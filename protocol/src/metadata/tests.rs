@@ -257,10 +257,17 @@ fn any_metadata() -> impl Strategy<Value = StepMetadata> {
             prop::option::of(0.0..1e3_f64),
         ),
         (any::<Option<i64>>(), prop::collection::vec(server, 0..3), any::<bool>()),
-        prop::option::of(prop::collection::vec(any::<i64>(), 0..3)),
+        (
+            prop::option::of(prop::collection::vec(any::<i64>(), 0..3)),
+            prop::option::of(".{0,12}"),
+        ),
     )
         .prop_map(
-            |((session_id, step_id, adapter, max_length, timeout), (position, next, pushed), compression)| {
+            |(
+                (session_id, step_id, adapter, max_length, timeout),
+                (position, next, pushed),
+                (compression, activations),
+            )| {
                 StepMetadata {
                     session_id,
                     step_id,
@@ -271,6 +278,7 @@ fn any_metadata() -> impl Strategy<Value = StepMetadata> {
                     next_servers: next,
                     pushed,
                     output_compression: compression,
+                    activations,
                     args_structure: Some(args_structure(3)),
                     ..StepMetadata::default()
                 }

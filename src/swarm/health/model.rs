@@ -114,7 +114,7 @@ fn best_route(prefix: &str, serving: Vec<Span>, n_blocks: u32, rtts: &RttMap) ->
         spans: serving,
         ..Snapshot::default()
     };
-    let route = route::shortest(&snapshot, 0..n_blocks, rtts, None, &HashSet::new()).ok()?;
+    let route = route::shortest(&snapshot, 0..n_blocks, &rtts.clone().into(), None, &HashSet::new()).ok()?;
     let hops = route.hops.iter().map(|hop| RouteHop {
         peer_id: hop.peer.to_string(),
         start: hop.blocks.start,
