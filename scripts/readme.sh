@@ -63,6 +63,20 @@ printf 'What is 2+2?\nWhat is 7 plus 5?\n/stats\n' >"$work/questions.txt"
 sepal chat demo --initial-peers "$addr" --temperature 0 --system "Answer in French." <"$work/questions.txt" | tee "$work/chat"
 grep -qx '2 + 2 = 4.' "$work/chat" && grep -qx '7 + 5 = 12.' "$work/chat" || fail 'the chat does not know what 2+2 and 7+5 are'
 
+says 'sepal api org/model --initial-peers ADDR  '
+background api sepal api demo --initial-peers "$addr" --http 127.0.0.1:0
+url=$(await api 'api: ')
+question=$(grep -F 'curl http://127.0.0.1:8080/v1/chat/completions' README.md | sed "s|.* -d '||; s|'$||")
+answer=$(curl -sS "$url/chat/completions" -H 'content-type: application/json' -d "$question") || fail 'the API does not answer'
+python3 -c 'import json, sys; print(json.load(sys.stdin)["choices"][0]["message"]["content"])' <<<"$answer" | tee "$work/api.answer"
+grep -qx '2 + 2 = 4.' "$work/api.answer" || fail "the API answered: $answer"
+openai=$(scripts/openai-env.sh)
+sed -n '/^```python$/,/^```$/{/^```/!p}' README.md | sed "s|http://127.0.0.1:8080/v1|$url|" >"$work/client.py"
+[ "$("$openai" "$work/client.py")" = '2 + 2 = 4.' ] || fail 'the client of OpenAI got no answer'
+says 'sepal demo --http 127.0.0.1:8080  '
+background stage sepal demo --http 127.0.0.1:0
+curl -sSf "$(await stage 'api: ')/models" | grep -q '"id":"demo"' || fail 'the API of the demonstration does not answer'
+
 says 'sepal route org/model --initial-peers ADDR --why'
 sepal route demo --initial-peers "$addr" --why | tee "$work/route"
 grep -q '^demo-hf, 8 blocks, .* through 2 hop(s)$' "$work/route" && grep -q '^measured over 8 tokens: ' "$work/route" \

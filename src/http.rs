@@ -1,4 +1,5 @@
-//! What is served over HTTP: the health map of a swarm, and, in `openai.rs`, the API of OpenAI. The map is JSON for programs, events for the page, metrics for Prometheus, the page itself.
+//! What is served over HTTP: the API of OpenAI (`openai.rs`), and the health map of a swarm, which is here: JSON for
+//! programs, events for the page, metrics for Prometheus, the page itself.
 //!
 //! ```text
 //!   GET /                          page.html, which asks for the two below and nothing else
@@ -9,7 +10,7 @@
 //!   GET /metrics                   Prometheus exposition                                      metrics.rs
 //! ```
 //!
-//! It only reads: there is nothing to log in to, nothing is changed, no cookie is set. It looks at no swarm itself; that
+//! The map only reads: there is nothing to log in to, nothing is changed, no cookie is set. It looks at no swarm itself; that
 //! is `swarm::health`. Connections, requests, listeners and their lifetimes are bounded in `serve.rs`.
 
 mod error;
@@ -40,7 +41,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 pub use self::{
     error::HttpError,
     metrics::{OwnNumber, OwnValue},
-    openai::{Api, ApiLimits, ModelText, ServedModel, serve_api},
+    openai::{Api, ApiLimits, ModelText, Origin, ServedModel, serve_api},
 };
 use self::{metrics::OwnNumbers, page::Page};
 use crate::{

@@ -21,15 +21,37 @@ fn interpreter() -> anyhow::Result<PathBuf> {
     if let Some(path) = FOUND.get() {
         return Ok(path.clone());
     }
-    let output = Command::new(repository().join("scripts/python-env.sh"))
+    let path = made_by("scripts/python-env.sh")?;
+    Ok(FOUND.get_or_init(|| path).clone())
+}
+
+/// The python of an environment that this script makes.
+fn made_by(script: &str) -> anyhow::Result<PathBuf> {
+    let output = Command::new(repository().join(script))
         .stderr(Stdio::inherit())
         .output()
-        .context("cannot run scripts/python-env.sh")?;
+        .with_context(|| format!("cannot run {script}"))?;
     let path = PathBuf::from(String::from_utf8(output.stdout)?.trim());
     if !output.status.success() || !path.is_file() {
-        bail!("scripts/python-env.sh made no Python environment ({})", output.status);
+        bail!("{script} made no Python environment ({})", output.status);
     }
-    Ok(FOUND.get_or_init(|| path).clone())
+    Ok(path)
+}
+
+/// Runs `openai_client.py`, which takes one JSON object and prints one, with the packages of OpenAI.
+///
+/// # Errors
+///
+/// If it does not, or the object is an error.
+pub fn run_openai(hub: &Hub, order: &Value) -> anyhow::Result<Value> {
+    let script = repository().join("interop-tests/python/openai_client.py");
+    let mut command = hub.command(made_by("scripts/openai-env.sh")?);
+    let mut process = Process::start("openai_client.py", command.arg(script.canonicalize()?))?;
+    let answer = process.ask(order, WORK)?;
+    if answer.get("error").is_some() {
+        bail!("openai_client.py: {answer}\n{}", process.said().err);
+    }
+    Ok(answer)
 }
 
 /// The environment's python, pointed at the test's model cache.

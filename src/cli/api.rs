@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     client::{ChatError, ChatTemplate, Client, Conversations, Limits, TextCodec},
-    http::{self, Api, ApiLimits, ModelText, ServedModel},
+    http::{self, Api, ApiLimits, ModelText, Origin, ServedModel},
     task::Tasks,
 };
 
@@ -62,6 +62,10 @@ pub(super) struct LimitArgs {
     /// How long they stay, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     keep_seconds: u64,
+    /// Page of another site that may use the API from a browser, such as https://chat.example, or * for all; may be given
+    /// several times.
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Vec<Origin>,
 }
 
 fn parse_positive(text: &str) -> Result<usize, String> {
@@ -123,6 +127,7 @@ pub(super) async fn serve(
         parallel: limits.parallel,
         queue: limits.queue,
         default_max_tokens: limits.default_max_tokens,
+        origins: limits.allow_origin.clone(),
     };
     http::serve_api(listener, Api::new(models, limits, &tasks));
     output::line(format_args!("api: http://{}/v1", site.addr));

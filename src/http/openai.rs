@@ -23,6 +23,7 @@ mod fields;
 mod logprobs;
 mod messages;
 mod model;
+mod origins;
 mod params;
 mod tools;
 
@@ -39,13 +40,16 @@ use axum::{
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 
-pub use self::model::{ModelText, ServedModel};
 use self::{answers::Gate, error::ApiError, fields::Fields};
+pub use self::{
+    model::{ModelText, ServedModel},
+    origins::Origin,
+};
 use super::{headers, serve};
 use crate::task::Tasks;
 
 /// How much the API takes on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ApiLimits {
     /// Generations at the same time; each choice of a request is one.
     pub parallel: usize,
@@ -53,6 +57,8 @@ pub struct ApiLimits {
     pub queue: usize,
     /// Longest answer of a chat, in tokens, where the request does not say.
     pub default_max_tokens: usize,
+    /// Pages of other sites that may use it.
+    pub origins: Vec<Origin>,
 }
 
 /// What the handlers share. Cheap to clone.
@@ -66,6 +72,7 @@ struct Shared {
     models: Vec<Arc<ServedModel>>,
     gate: Gate,
     default_max_tokens: usize,
+    origins: Vec<Origin>,
     tasks: Tasks,
 }
 
@@ -77,6 +84,7 @@ impl Api {
             models: models.into_iter().map(Arc::new).collect(),
             gate: Gate::new(limits.parallel, limits.queue),
             default_max_tokens: limits.default_max_tokens,
+            origins: limits.origins,
             tasks: tasks.clone(),
         };
         Self {
@@ -94,6 +102,10 @@ impl Api {
 
     fn default_max_tokens(&self) -> usize {
         self.shared.default_max_tokens
+    }
+
+    fn origins(&self) -> &[Origin] {
+        &self.shared.origins
     }
 
     fn tasks(&self) -> &Tasks {
@@ -131,6 +143,7 @@ fn router(api: Api) -> Router {
         .nest("/v1", v1)
         .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(body::MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(api.clone(), origins::allow))
         .layer(middleware::from_fn(protect))
         .with_state(api)
 }

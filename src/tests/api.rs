@@ -64,6 +64,7 @@ async fn site() -> Site {
         parallel: 4,
         queue: 4,
         default_max_tokens: 64,
+        origins: vec!["https://chat.example".parse().unwrap()],
     })
     .await
 }
@@ -109,8 +110,13 @@ impl Site {
     }
 
     async fn get(&self, path: &str) -> Answer {
+        self.ask(&format!("GET {path} HTTP/1.1")).await
+    }
+
+    /// A request without a body.
+    async fn ask(&self, head: &str) -> Answer {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let request = format!("{head}\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         answer(stream).await
     }
@@ -272,7 +278,7 @@ async fn choices_are_different_and_the_same_again_for_the_same_seed() {
             .map(|choice| choice["message"]["content"].to_string())
             .collect()
     };
-    let order = json!({"n": 3, "seed": 11, "temperature": 1.8, "max_completion_tokens": 12});
+    let order = json!({"n": 3, "seed": 11, "temperature": 9, "max_completion_tokens": 12});
     let first = contents(site.chat(order.clone()).await.json());
     assert_eq!(first, contents(site.chat(order).await.json()));
     assert!(first[0] != first[1] || first[1] != first[2], "{first:?}");
@@ -337,6 +343,20 @@ async fn requests_that_are_wrong_are_refused_with_the_parameter_named() {
         "model_not_found"
     );
     assert_eq!(site.get("/v2").await.status, 404);
+    for (origin, status) in [("https://chat.example", 204), ("https://other.example", 405)] {
+        let answer = site
+            .ask(&format!(
+                "OPTIONS /v1/models HTTP/1.1\r\norigin: {origin}\r\naccess-control-request-method: GET"
+            ))
+            .await;
+        assert_eq!(answer.status, status);
+        assert_eq!(
+            answer
+                .head
+                .contains("access-control-allow-origin: https://chat.example"),
+            status == 204
+        );
+    }
     assert_eq!(site.get("/v1/completions").await.status, 405);
     assert_eq!(site.post("/v1/embeddings", json!({})).await.status, 501);
     for (request, status, param) in [
@@ -386,6 +406,7 @@ async fn requests_beyond_the_bound_are_told_to_come_again() {
         parallel: 1,
         queue: 0,
         default_max_tokens: 64,
+        origins: vec!["https://chat.example".parse().unwrap()],
     })
     .await;
     let body = json!({

@@ -1,6 +1,8 @@
 //! The interop tests: one program, because linking one is quicker than linking nine.
 
 #[cfg(test)]
+mod api;
+#[cfg(test)]
 mod chat;
 #[cfg(test)]
 mod cli;

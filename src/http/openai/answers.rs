@@ -164,7 +164,7 @@ impl Worker {
             },
             Ok(None) => return,
             Err(error) => {
-                if error.is_ours() {
+                if error.is_ours() && !self.stop.is_cancelled() {
                     tracing::warn!(model = self.model.id(), error = %error.body()["error"]["message"], "an answer failed");
                 }
                 News::Failed(error)
