@@ -58,6 +58,18 @@ answer=$(sepal generate demo --initial-peers "$addr" --prompt "What is 2+2?" 2>"
 echo "What is 2+2? $answer"
 grep -q 4 <<<"$answer" || fail "generate answered: $answer"
 
+says 'sepal generate org/model --initial-peers ADDR --private-ends 2 --prompt "A cat in French is"'
+private=$(sepal generate demo --initial-peers "$addr" --private-ends 2 --prompt "What is 2+2?" --json 2>"$work/private.err") ||
+    fail 'generate with private ends failed'
+python3 -c 'import json, sys
+answer = json.loads(sys.argv[1])
+assert answer["text"].strip() == sys.argv[2].strip(), answer
+places = [hop["blocks"] for hop in answer["route"] if hop["peer"] == "here"]
+assert places == ["0:2", "6:8"], answer' "$private" "$answer" || fail 'the client did not hold both ends, or the text is another'
+says 'cargo run --release --example what_servers_see'
+cargo run --release --locked --quiet --example what_servers_see | tee "$work/seen"
+[ "$(grep -c ' %' "$work/seen")" = 8 ] || fail 'there is no line for each block'
+
 says 'sepal chat org/model --initial-peers ADDR --system "Answer in French." <questions.txt'
 printf 'What is 2+2?\nWhat is 7 plus 5?\n/stats\n' >"$work/questions.txt"
 sepal chat demo --initial-peers "$addr" --temperature 0 --system "Answer in French." <"$work/questions.txt" | tee "$work/chat"

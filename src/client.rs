@@ -1,4 +1,5 @@
-//! Generates text through a chain of servers: embeddings, final norm, head and sampling are here, all blocks are theirs.
+//! Generates text through a chain of servers: embeddings, final norm, head and sampling are here, all blocks are theirs,
+//! but for those at both ends if the client is to hold them itself (`local`).
 //!
 //! ```text
 //! text ─▶ tokens ─▶ embeddings ─▶ Session (hop, hop, …) ─▶ norm, head ─▶ sample ─▶ token ─▶ text
@@ -17,6 +18,7 @@ mod conversations;
 mod error;
 mod generate;
 mod history;
+mod local;
 mod remote;
 mod run;
 mod scout;
@@ -38,6 +40,7 @@ pub use self::{
     conversations::{Conversations, Limits},
     error::{ClientError, RemoteError},
     generate::{FinishReason, Generation, Params, Token},
+    local::{LocalError, LocalModel, LocalOptions, LocalSession, PrivateEnds},
     run::Run,
     scout::Scout,
     session::{HopReport, Session},
@@ -47,10 +50,11 @@ pub use self::{
 use self::{
     activations::{Encoding, Lines, Stop},
     bans::Bans,
+    local::OwnEnds,
 };
 use crate::{
     dht::Dht,
-    model::{Ends, Engine, LoadError, ModelSource, WeightDType},
+    model::{Adapter, Ends, Engine, LoadError, ModelSource, WeightDType},
     p2p::{P2p, PeerId, Transfer},
     swarm::{
         Snapshot,
@@ -83,6 +87,8 @@ pub struct Config {
     pub filter: Filter,
     /// Whether generations guess tokens ahead.
     pub speculate: Speculate,
+    /// Blocks at both ends that the client holds itself.
+    pub private_ends: Option<PrivateEnds>,
 }
 
 /// Petals: 180 s for a step, 60 s between two looks at the directory, 5 s to connect.
@@ -125,6 +131,22 @@ impl Config {
             activations: Activations::default(),
             filter: Filter::default(),
             speculate: Speculate::Off,
+            private_ends: None,
+        }
+    }
+}
+
+impl Config {
+    /// What the client cannot hold is refused before anything is fetched.
+    fn check(&self, source: &ModelSource) -> Result<(), LocalError> {
+        let Some(wanted) = &self.private_ends else {
+            return Ok(());
+        };
+        wanted.others(source)?;
+        let adapter = wanted.adapter.as_ref().map(Adapter::name);
+        match &self.filter.adapter {
+            Some(name) if adapter != Some(name) => Err(LocalError::NoAdapter { name: name.clone() }),
+            _ => wanted.check_room(source),
         }
     }
 }
@@ -135,6 +157,7 @@ pub struct Client {
     shared: Arc<Shared>,
     ends: Arc<Ends>,
     speculate: Speculate,
+    own: Option<OwnEnds>,
 }
 
 /// What sessions need of their client.
@@ -149,7 +172,8 @@ struct Shared {
     bans: Mutex<Bans>,
     prefix: Arc<str>,
     adapter: Option<Arc<str>>,
-    n_blocks: u32,
+    /// Those that servers are asked for.
+    blocks: Range<u32>,
     request_timeout: Duration,
     connect_timeout: Duration,
     backoff: Backoff,
@@ -171,32 +195,24 @@ impl Client {
         tasks: &Tasks,
     ) -> Result<Self, ClientError> {
         let n_blocks = source.config().n_blocks;
-        let files = source.clone();
-        let ends = tokio::task::spawn_blocking(move || {
-            // In the checkpoint's own precision: nothing is lost, and the weights stay in the mapped file.
-            let dtype = files.config().torch_dtype.unwrap_or(WeightDType::F32);
-            let files = files
-                .files_for_ends()
-                .map_err(|error| ClientError::Fetch(Box::new(error)))?
-                .with_own_formats();
-            Engine::new(None)
-                .map_err(LoadError::Threads)
-                .and_then(|engine| Ends::load(&files, dtype, &engine))
-                .map_err(|error| ClientError::Load(Box::new(error)))
-        });
+        config.check(source)?;
+        let (files, private_ends) = (source.clone(), config.private_ends.clone());
+        let loading = tokio::task::spawn_blocking(move || load(&files, private_ends.as_ref()));
         let speculate = config.speculate;
         let Scout { shared } = Scout::connect(config, n_blocks, parts, tasks).await;
-        let ends = ends.await.map_err(|_| ClientError::Interrupted)??;
+        let (ends, own) = loading.await.map_err(|_| ClientError::Interrupted)??;
         Ok(Self {
             shared,
-            ends: Arc::new(ends),
+            ends,
+            own,
             speculate,
         })
     }
 
     /// A session that can take `max_length` tokens. Servers reserve memory for all of them at the first step.
     pub fn session(&self, max_length: usize) -> Session {
-        Session::new(self.shared.clone(), max_length)
+        let own = self.own.as_ref().map(|own| own.session(max_length));
+        Session::new(self.shared.clone(), own, max_length)
     }
 
     /// Who serves what, as last read.
@@ -209,15 +225,30 @@ impl Client {
         self.shared.refresh().await;
     }
 
-    /// The chain a new session of `max_length` tokens would take.
+    /// The chain of servers that a new session of `max_length` tokens would take.
     ///
     /// # Errors
     /// Names the blocks that nobody serves.
     pub async fn route(&self, max_length: usize) -> Result<Vec<Hop>, ClientError> {
-        let blocks = 0..self.shared.n_blocks;
+        let blocks = self.shared.blocks.clone();
         let route = self.shared.route(blocks, max_length, &HashSet::new()).await;
         route.map_err(|missing| ClientError::MissingBlocks { missing, last: None })
     }
+}
+
+/// What the client computes itself.
+fn load(source: &ModelSource, private_ends: Option<&PrivateEnds>) -> Result<(Arc<Ends>, Option<OwnEnds>), ClientError> {
+    // In the checkpoint's own precision: nothing is lost, and the weights stay in the mapped file.
+    let dtype = source.config().torch_dtype.unwrap_or(WeightDType::F32);
+    let files = source
+        .files_for_ends()
+        .map_err(|error| ClientError::Fetch(Box::new(error)))?
+        .with_own_formats();
+    let load_error = |error| ClientError::Load(Box::new(error));
+    let engine = Engine::new(None).map_err(LoadError::Threads).map_err(load_error)?;
+    let ends = Ends::load(&files, dtype, &engine).map_err(load_error)?;
+    let own = private_ends.map(|wanted| OwnEnds::load(source, wanted, &engine));
+    Ok((Arc::new(ends), own.transpose()?))
 }
 
 /// How the version that a Sepal server announces begins.
@@ -234,6 +265,7 @@ fn reads_each_step(version: &str) -> bool {
 impl Shared {
     fn new(config: Config, n_blocks: u32, p2p: P2p, dht: Dht) -> Self {
         let adapter = config.filter.adapter.as_deref().map(Arc::from);
+        let own = config.private_ends.map_or(0, |ends| ends.blocks);
         Self {
             directory: Directory::filtered(dht.clone(), config.prefix.clone(), n_blocks, config.filter),
             p2p,
@@ -243,7 +275,7 @@ impl Shared {
             bans: Mutex::default(),
             prefix: config.prefix.into(),
             adapter,
-            n_blocks,
+            blocks: own..n_blocks.saturating_sub(own),
             request_timeout: config.request_timeout,
             connect_timeout: config.connect_timeout,
             backoff: config.backoff,
@@ -257,7 +289,7 @@ impl Shared {
     /// Reads all block records again and pings servers that a route may start or end with, and those in use.
     async fn refresh(&self) {
         let snapshot = self.directory.refresh().await;
-        let mut peers = ping::sample_for_client(&snapshot, &mut rand::rng());
+        let mut peers = ping::sample_for_client(&snapshot, self.blocks.clone(), &mut rand::rng());
         let used = self.times.lock().unwrap_or_else(PoisonError::into_inner).peers();
         peers.extend(
             snapshot

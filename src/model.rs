@@ -29,6 +29,7 @@ mod error;
 mod family;
 mod feed_forward;
 mod files;
+mod free;
 mod generation;
 mod gguf;
 mod grad;
@@ -72,6 +73,7 @@ pub use ends::Ends;
 pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::{Family, Support};
 pub use files::{ModelFiles, ShardIndex};
+pub(crate) use free::{ByteSize, free_memory, plannable_on_card};
 pub use generation::GenerationConfig;
 pub use gguf::GgufError;
 #[cfg(test)]

@@ -40,7 +40,6 @@ use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 use sepal_protocol::compress::Compression;
 use tokio::sync::{Mutex, mpsc, watch};
 
-pub(crate) use self::capacity::free_memory;
 pub use self::{
     capacity::{DoesNotFit, weight_bytes},
     error::RequestError,

@@ -13,6 +13,7 @@ mod losing;
 mod malformed;
 mod moving;
 mod passes;
+mod private;
 mod pushing;
 mod replay;
 mod setup;

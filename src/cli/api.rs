@@ -184,6 +184,7 @@ impl Args {
             ("--chat-template", stray(&self.chat_template, &names)),
             ("--context-length", stray(&self.context_length, &names)),
             ("--adapter", stray(&self.caller.adapter, &names)),
+            ("--private-ends", stray(&self.caller.private_ends, &names)),
         ] {
             refuse_stray(flag, stray)?;
         }

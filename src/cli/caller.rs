@@ -1,14 +1,19 @@
 //! How this program calls servers of a model: the flags that `generate`, `chat` and `api` share, and the client that they make.
 
+use std::path::PathBuf;
+
+use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 
 use super::{
     model::Model,
     models::{ForModel, of},
     node::Node,
+    quant::Quant,
 };
 use crate::{
-    client::{self, Activations, Client, Scout, Speculate},
+    client::{self, Activations, Client, LocalOptions, PrivateEnds, Scout, Speculate},
+    model::{Adapter, WeightDType},
     swarm::directory::Filter,
 };
 
@@ -24,6 +29,31 @@ pub(super) struct CallerArgs {
     /// LoRA adapter to use; only servers that have it are.
     #[arg(long, value_name = "[MODEL=]NAME", alias = "active_adapter", value_parser = ForModel::<String>::parse)]
     pub(super) adapter: Vec<ForModel<String>>,
+    /// Hold the first K and the last K blocks of the model in this program and have servers run only those between: what
+    /// goes to servers is farther from the text then, and what comes back is not yet the next token. It is no encryption.
+    #[arg(long, value_name = "[MODEL=]K", alias = "private_ends", value_parser = ForModel::<u32>::parse)]
+    pub(super) private_ends: Vec<ForModel<u32>>,
+    /// Folder with the adapter's weights for these blocks [default: the repository or folder that the adapter is called].
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        alias = "private_adapter",
+        requires = "adapter",
+        requires = "private_ends"
+    )]
+    private_adapter: Option<PathBuf>,
+    /// How the weights of these blocks are kept; auto leaves them as the model's files have them.
+    #[arg(
+        long,
+        value_name = "auto|none|int8|q4_0|q4_k|nf4",
+        value_enum,
+        default_value_t = Quant::Auto,
+        hide_possible_values = true,
+        hide_default_value = true,
+        ignore_case = true,
+        alias = "private_quant"
+    )]
+    private_quant: Quant,
     /// Failed servers, and pauses for missing blocks, before giving up.
     #[arg(long, value_name = "N", default_value_t = 5, alias = "max_retries")]
     max_retries: usize,
@@ -63,9 +93,12 @@ impl CallerArgs {
     /// # Errors
     /// Nobody of the swarm answers, or the weights cannot be had.
     pub(super) async fn connect(&self, model: &Model, node: &Node) -> anyhow::Result<Client> {
+        // What cannot be is said before anybody is called.
+        let private_ends = self.ends_with_adapter(model).await?;
         node.join().await?;
         let parts = (node.p2p.clone(), node.dht.clone());
-        Ok(Client::connect(self.config(model), &model.source, parts, &node.tasks).await?)
+        let config = self.config(model, private_ends);
+        Ok(Client::connect(config, &model.source, parts, &node.tasks).await?)
     }
 
     /// The same without any weights, for those who only look.
@@ -73,13 +106,14 @@ impl CallerArgs {
     /// # Errors
     /// Nobody of the swarm answers.
     pub(super) async fn scout(&self, model: &Model, node: &Node) -> anyhow::Result<Scout> {
+        let private_ends = self.private_ends(model)?;
         node.join().await?;
         let parts = (node.p2p.clone(), node.dht.clone());
         let n_blocks = model.source.config().n_blocks;
-        Ok(Scout::connect(self.config(model), n_blocks, parts, &node.tasks).await)
+        Ok(Scout::connect(self.config(model, private_ends), n_blocks, parts, &node.tasks).await)
     }
 
-    fn config(&self, model: &Model) -> client::Config {
+    fn config(&self, model: &Model, private_ends: Option<PrivateEnds>) -> client::Config {
         client::Config {
             push: !self.no_push,
             activations: self.activations.into(),
@@ -92,8 +126,53 @@ impl CallerArgs {
                 ..Filter::default()
             },
             speculate: self.speculate,
+            private_ends,
             ..client::Config::new(model.prefix.clone())
         }
+    }
+
+    /// The blocks that are held here, without an adapter.
+    ///
+    /// # Errors
+    /// More than the model can spare.
+    fn private_ends(&self, model: &Model) -> anyhow::Result<Option<PrivateEnds>> {
+        let blocks = of(&self.private_ends, &model.name).copied().unwrap_or(0);
+        if blocks == 0 {
+            return Ok(None);
+        }
+        let dtype = model.source.config().torch_dtype.unwrap_or(WeightDType::F32);
+        let options = LocalOptions {
+            quant: self.private_quant.format(dtype),
+            ..LocalOptions::default()
+        };
+        let wanted = PrivateEnds {
+            blocks,
+            options,
+            adapter: None,
+        };
+        wanted.others(&model.source)?;
+        Ok(Some(wanted))
+    }
+
+    /// The same with the adapter, if there is one and room for all of it.
+    async fn ends_with_adapter(&self, model: &Model) -> anyhow::Result<Option<PrivateEnds>> {
+        let Some(mut wanted) = self.private_ends(model)? else {
+            return Ok(None);
+        };
+        if let Some(name) = of(&self.adapter, &model.name).cloned() {
+            let place = self.private_adapter.as_ref();
+            let place = place.map_or_else(|| name.clone(), |folder| format!("{name}={}", folder.display()));
+            let hub = model.hub.clone();
+            let opening = tokio::task::spawn_blocking(move || Adapter::open(&place, &hub));
+            let adapter = opening.await.context("interrupted")?.with_context(|| {
+                format!(
+                    "--private-ends needs the weights of the adapter {name} here; --private-adapter says where they are"
+                )
+            });
+            wanted.adapter = Some(adapter?);
+        }
+        wanted.check_room(&model.source)?;
+        Ok(Some(wanted))
     }
 }
 

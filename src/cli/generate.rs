@@ -160,7 +160,7 @@ fn report(generation: &Generation, codec: Option<&TextCodec>) -> serde_json::Val
         .iter()
         .map(|hop| {
             json!({
-                "peer": hop.peer.to_string(),
+                "peer": hop.place(),
                 "blocks": format!("{}:{}", hop.blocks.start, hop.blocks.end),
                 "ms_per_step": hop.per_step.map(milliseconds),
             })

@@ -59,6 +59,8 @@ pub(super) struct Model {
     pub(super) flags: String,
     pub(super) source: ModelSource,
     pub(super) prefix: String,
+    /// How files are had, of the model and of what goes with it.
+    pub(super) hub: HubOptions,
 }
 
 impl HubArgs {
@@ -101,7 +103,7 @@ impl ModelArgs {
             .or_else(|| self.converted_model.clone())
             .unwrap_or_default();
         let options = self.hub.options(self.revision.clone())?;
-        let wanted = name.clone();
+        let (wanted, hub) = (name.clone(), options.clone());
         let source = tokio::task::spawn_blocking(move || ModelSource::resolve(&wanted, &options))
             .await
             .context("interrupted")??;
@@ -120,6 +122,7 @@ impl ModelArgs {
             flags,
             source,
             prefix,
+            hub,
         })
     }
 }

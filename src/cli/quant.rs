@@ -20,8 +20,9 @@ pub(super) struct QuantArgs {
     quant: Vec<ForModel<Quant>>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Quant {
+/// What weights are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Quant {
     Auto,
     None,
     #[value(name = "int8", alias = "q8_0")]
@@ -36,19 +37,26 @@ enum Quant {
 impl QuantArgs {
     /// What is said about `model`, whose other numbers are `dtype`; `None` leaves weights as they are stored.
     pub(super) fn chosen(&self, model: &str, dtype: WeightDType) -> Option<WeightFormat> {
-        match of(&self.quant, model)? {
-            Quant::Auto => None,
-            Quant::None => Some(dtype.into()),
-            Quant::Q8_0 => Some(WeightFormat::Q8_0),
-            Quant::Q4_0 => Some(WeightFormat::Q4_0),
-            Quant::Q4K => Some(WeightFormat::Q4K),
-            Quant::Nf4 => Some(WeightFormat::Nf4),
-        }
+        of(&self.quant, model)?.format(dtype)
     }
 
     /// The first name that is none of `models`.
     pub(super) fn stray(&self, models: &[String]) -> Option<&str> {
         stray(&self.quant, models)
+    }
+}
+
+impl Quant {
+    /// The format, where other numbers are `dtype`; `None` leaves weights as they are stored.
+    pub(super) fn format(self, dtype: WeightDType) -> Option<WeightFormat> {
+        match self {
+            Self::Auto => None,
+            Self::None => Some(dtype.into()),
+            Self::Q8_0 => Some(WeightFormat::Q8_0),
+            Self::Q4_0 => Some(WeightFormat::Q4_0),
+            Self::Q4K => Some(WeightFormat::Q4K),
+            Self::Nf4 => Some(WeightFormat::Nf4),
+        }
     }
 }
 

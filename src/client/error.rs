@@ -5,7 +5,7 @@ use std::time::Duration;
 use sepal_protocol::WireError;
 use thiserror::Error;
 
-use super::{constraint::ConstraintError, text::TextError};
+use super::{constraint::ConstraintError, local::LocalError, text::TextError};
 use crate::{
     model::{ComputeError, LoadError, ResolveError, SampleError},
     p2p::{OpenError, PeerId, StreamError},
@@ -71,6 +71,9 @@ pub enum ClientError {
     /// Tokens that are no text.
     #[error("cannot turn tokens into text")]
     Text(#[from] TextError),
+    /// The blocks that the client holds itself cannot be had, or fail.
+    #[error(transparent)]
+    Local(Box<LocalError>),
     /// The process is shutting down.
     #[error("interrupted")]
     Interrupted,
@@ -158,6 +161,12 @@ impl RemoteError {
             Self::Open(OpenError::Busy) => Fault::NotNow,
             _ => Fault::Theirs,
         }
+    }
+}
+
+impl From<LocalError> for ClientError {
+    fn from(error: LocalError) -> Self {
+        Self::Local(Box::new(error))
     }
 }
 

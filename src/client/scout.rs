@@ -43,7 +43,7 @@ impl Scout {
 
     /// A session that can take `max_length` tokens. Servers reserve memory for all of them at the first step.
     pub fn session(&self, max_length: usize) -> Session {
-        Session::new(self.shared.clone(), max_length)
+        Session::new(self.shared.clone(), None, max_length)
     }
 
     /// Who serves what, as last read.
@@ -59,7 +59,7 @@ impl Scout {
         self.shared.ping(peers).await;
         let banned = self.shared.bans.lock().unwrap_or_else(PoisonError::into_inner);
         let banned = banned.active(std::time::Instant::now());
-        let (blocks, length) = (0..self.shared.n_blocks, Some(max_length as u64));
+        let (blocks, length) = (self.shared.blocks.clone(), Some(max_length as u64));
         route::explain(&snapshot, &blocks, &self.shared.known(), length, &banned)
     }
 }

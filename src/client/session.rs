@@ -2,7 +2,8 @@
 //! over from the recorded history. It knows no tokens and no text.
 //!
 //! ```text
-//! x ─▶ hop 0 ─▶ hop 1 ─▶ … ─▶ output        each hop: a Remote and the inputs it has seen, [batch, position, hidden]
+//! x ─▶ hop 0 ─▶ hop 1 ─▶ … ─▶ output        each hop: a Remote and the inputs it has seen, [batch, position, hidden];
+//!                                           before and behind them, the blocks that the client holds itself
 //!          │ fails
 //!          ▼
 //!      exclude the peer, route its blocks anew (perhaps over several servers), replay the inputs, go on
@@ -23,6 +24,7 @@ use super::{
     attempts::Attempts,
     error::{ClientError, RemoteError},
     history::{History, concat, pieces, pieces_after},
+    local::{LocalSpan, OwnSpans},
     remote::{Remote, Target},
 };
 use crate::{
@@ -40,6 +42,8 @@ pub struct Session {
     shared: Arc<Shared>,
     max_length: usize,
     position: usize,
+    /// Before the first hop and behind the last one.
+    own: Option<OwnSpans>,
     hops: Vec<HopState>,
     /// A step is under way, or did not come to its end.
     broken: bool,
@@ -48,12 +52,24 @@ pub struct Session {
 /// How long one hop took.
 #[derive(Clone, Debug)]
 pub struct HopReport {
-    /// The server.
+    /// The server; the client's own id if the blocks are held by the client itself.
     pub peer: PeerId,
+    /// Whether they are.
+    pub is_here: bool,
     /// The blocks it ran.
     pub blocks: Range<u32>,
     /// Mean time of a step there and back, over the steps after the first.
     pub per_step: Option<Duration>,
+}
+
+impl HopReport {
+    /// Who ran the blocks, for people: a peer id, or `here` for the client itself.
+    pub fn place(&self) -> String {
+        match self.is_here {
+            true => "here".to_owned(),
+            false => self.peer.to_string(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -67,11 +83,12 @@ struct HopState {
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, max_length: usize) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, own: Option<OwnSpans>, max_length: usize) -> Self {
         Self {
             shared,
             max_length,
             position: 0,
+            own,
             hops: Vec::new(),
             broken: false,
         }
@@ -117,14 +134,26 @@ impl Session {
         true
     }
 
-    /// Servers in use, in order, with their times.
+    /// Servers in use, in order, with their times; the blocks that the client holds itself are there as well.
     pub fn report(&self) -> Vec<HopReport> {
+        let here = |span: &LocalSpan| HopReport {
+            peer: self.shared.p2p.peer_id(),
+            is_here: true,
+            blocks: span.blocks(),
+            per_step: span.per_step(),
+        };
         let report = |state: &HopState| HopReport {
             peer: state.hop.peer,
+            is_here: false,
             blocks: state.hop.blocks.clone(),
             per_step: (state.steps > 0).then(|| state.busy / state.steps),
         };
-        self.hops.iter().map(report).collect()
+        let (first, last) = self.own.as_ref().map(|own| (&own.first, &own.last)).unzip();
+        let first = first.into_iter().map(here);
+        first
+            .chain(self.hops.iter().map(report))
+            .chain(last.into_iter().map(here))
+            .collect()
     }
 
     /// Sends `x` (`[batch, tokens, hidden]`) through all blocks and returns the last block's output, same shape.
@@ -158,7 +187,7 @@ impl Session {
 
     async fn step_pieces(&mut self, x: Hidden) -> Result<Hidden, ClientError> {
         if self.hops.is_empty() {
-            let blocks = 0..self.shared.n_blocks;
+            let blocks = self.shared.blocks.clone();
             self.hops = self.connect(blocks, &mut Attempts::default()).await?;
             self.open_ahead(x.batch, x.width).await;
         }
@@ -175,7 +204,18 @@ impl Session {
         Ok(concat(outputs))
     }
 
-    async fn step_piece(&mut self, x: Hidden) -> Result<Hidden, ClientError> {
+    async fn step_piece(&mut self, mut x: Hidden) -> Result<Hidden, ClientError> {
+        if let Some(own) = &mut self.own {
+            x = own.first.step(x, self.position).await?;
+        }
+        x = self.step_servers(x).await?;
+        if let Some(own) = &mut self.own {
+            x = own.last.step(x, self.position).await?;
+        }
+        Ok(x)
+    }
+
+    async fn step_servers(&mut self, x: Hidden) -> Result<Hidden, ClientError> {
         let step_id = uuid::Uuid::new_v4().to_string();
         let (tokens, encoding) = (x.tokens, self.encoding(x.data.len()));
         let mut attempts = Attempts::default();

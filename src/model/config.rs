@@ -141,6 +141,15 @@ impl ModelConfig {
         BlockLayout::new(self, 0, &|_| false).bytes(|_| format)
     }
 
+    /// Bytes of activations while up to `max_tokens` tokens are computed: a handful of vectors of each width per token, and
+    /// no more than `max_chunk_bytes` of them; and the tokens themselves.
+    pub fn scratch_bytes(&self, max_tokens: usize, max_chunk_bytes: usize) -> u64 {
+        let per_token = (6 * self.hidden_size + 2 * self.intermediate_size) * size_of::<f32>();
+        let activations = max_tokens.saturating_mul(per_token).min(max_chunk_bytes);
+        let request = max_tokens.saturating_mul(self.hidden_size * size_of::<f32>());
+        activations.saturating_add(request) as u64
+    }
+
     /// Query heads per key/value head.
     pub fn group_size(&self) -> usize {
         self.n_heads / self.n_kv_heads

@@ -1,14 +1,9 @@
 //! How many blocks fit into this machine's memory, how large the cache is, and what to say when something does not fit.
 //! It counts; it reserves nothing.
 
-mod free;
-
-use std::fmt;
-
 use thiserror::Error;
 
-pub(crate) use self::free::{free_memory, plannable_on_card};
-use crate::model::{ModelConfig, WeightDType, WeightFormat};
+use crate::model::{ByteSize, ModelConfig, WeightDType, WeightFormat};
 
 /// Defaults of Petals that depend on whether keys and values are shared among heads (`server/server.py`).
 const CACHE_TOKENS_GROUPED: usize = 16384;
@@ -48,15 +43,6 @@ pub(crate) fn request_bytes(config: &ModelConfig, max_batch_size: usize) -> usiz
     tokens
         .saturating_mul(config.hidden_size * size_of::<f32>())
         .saturating_add(OVERHEAD)
-}
-
-/// Bytes of activations while a long request is computed: a handful of vectors of each width per token, and no more than
-/// `--max-chunk-size-bytes` of them; and the request itself.
-pub(crate) fn scratch_bytes(config: &ModelConfig, max_tokens: usize, max_chunk_bytes: usize) -> u64 {
-    let per_token = (6 * config.hidden_size + 2 * config.intermediate_size) * size_of::<f32>();
-    let activations = max_tokens.saturating_mul(per_token).min(max_chunk_bytes);
-    let request = max_tokens.saturating_mul(config.hidden_size * size_of::<f32>());
-    activations.saturating_add(request) as u64
 }
 
 fn has_grouped_heads(config: &ModelConfig) -> bool {
@@ -115,7 +101,7 @@ impl Want {
 #[error(
     "{n_blocks} {} {}, {} are free{remedy}",
     if *n_blocks == 1 { format!("block of {model} needs") } else { format!("blocks of {model} need") },
-    Size(*needed), Size(*free)
+    ByteSize(*needed), ByteSize(*free)
 )]
 pub struct DoesNotFit {
     /// As given.
@@ -214,20 +200,6 @@ fn remedy(places: &[u64], want: &Want, n_blocks: u32) -> String {
         return String::new();
     }
     format!(": {}", ways.join(", or "))
-}
-
-/// Bytes for people.
-struct Size(u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.0 as f64;
-        let (unit, name) = [(1 << 30, "GiB"), (1 << 20, "MiB")]
-            .into_iter()
-            .find(|(unit, _)| self.0 >= *unit)
-            .unwrap_or((1 << 10, "KiB"));
-        write!(f, "{:.1} {name}", bytes / unit as f64)
-    }
 }
 
 #[cfg(test)]

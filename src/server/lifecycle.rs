@@ -36,7 +36,7 @@ use crate::{
     dht::Dht,
     model::{
         Adapter, AdapterError, Blocks, CacheOptions, ComputeError, CudaError, KvDType, LoadError, ModelConfig,
-        ModelSource, Precision, ResolveError, WeightDType, WeightFormat,
+        ModelSource, Precision, ResolveError, WeightDType, WeightFormat, free_memory, plannable_on_card,
     },
     p2p::P2p,
     swarm::{
@@ -176,11 +176,8 @@ impl Lifecycle {
             format: chosen,
             cache_tokens: self.attn_cache_tokens(config) as u64,
             cache_token_bytes: self.cache_token_bytes(),
-            scratch: capacity::scratch_bytes(
-                config,
-                max_batch_size(&self.config, &self.source),
-                limits.max_chunk_size_bytes,
-            ) + adapters.sum::<u64>(),
+            scratch: config.scratch_bytes(max_batch_size(&self.config, &self.source), limits.max_chunk_size_bytes)
+                + adapters.sum::<u64>(),
         }
     }
 
@@ -351,8 +348,8 @@ impl Lifecycle {
     /// to expect the worst; of a card that does not answer there is.
     pub(super) fn free(&self) -> Vec<u64> {
         match self.config.machine.free_on_cards() {
-            Ok(None) => vec![capacity::free_memory().unwrap_or(u64::MAX)],
-            Ok(Some(cards)) => cards.into_iter().map(capacity::plannable_on_card).collect(),
+            Ok(None) => vec![free_memory().unwrap_or(u64::MAX)],
+            Ok(Some(cards)) => cards.into_iter().map(plannable_on_card).collect(),
             Err(error) => {
                 error!(
                     error = &error as &dyn std::error::Error,

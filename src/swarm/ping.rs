@@ -78,13 +78,13 @@ impl Rtts {
     }
 }
 
-/// Whom a client should measure: a few servers of the first block, of the last one, and of those between.
+/// Whom a client of `blocks` should measure: a few servers of the first of them, of the last one, and of those between.
 ///
 /// Petals means to do the same, but forgets the first group, so that the first hop of its routes is often a guess.
-pub fn sample_for_client(snapshot: &Snapshot, rng: &mut impl Rng) -> BTreeSet<PeerId> {
-    let n_blocks = snapshot.n_blocks();
-    let last = n_blocks.saturating_sub(1);
-    let groups = [0..1.min(n_blocks), 1..last, last..n_blocks];
+pub fn sample_for_client(snapshot: &Snapshot, blocks: Range<u32>, rng: &mut impl Rng) -> BTreeSet<PeerId> {
+    let Range { start, end } = blocks;
+    let (second, last) = ((start + 1).min(end), end.saturating_sub(1).max(start));
+    let groups = [start..second, second..last, last..end];
     let groups = groups.map(|blocks| serving(records(&snapshot.blocks, blocks), ServerState::Online));
     groups
         .into_iter()
@@ -191,13 +191,17 @@ mod tests {
         let middle: Vec<(u64, Range<u32>)> = (20..30).map(|id| (id, 1..3)).collect();
         let last: Vec<(u64, Range<u32>)> = (30..40).map(|id| (id, 3..4)).collect();
         let snapshot = Snapshot::new("m", blocks(&[first, middle, last].concat(), 4));
-        let sample = sample_for_client(&snapshot, &mut StdRng::seed_from_u64(1));
+        let sample = sample_for_client(&snapshot, 0..4, &mut StdRng::seed_from_u64(1));
         for group in [10..20, 20..30, 30..40] {
             assert_eq!(group.filter(|id| sample.contains(&peer(*id))).count(), CLIENT_SAMPLE);
         }
+        // Whoever holds both ends itself starts and ends elsewhere.
+        let sample = sample_for_client(&snapshot, 1..3, &mut StdRng::seed_from_u64(1));
+        assert!((20..30).filter(|id| sample.contains(&peer(*id))).count() == sample.len());
+        assert!(sample.len() > CLIENT_SAMPLE);
         for n_blocks in [0, 1, 2] {
             let snapshot = Snapshot::new("m", blocks(&[(1, 0..n_blocks)], n_blocks as usize));
-            let sample = sample_for_client(&snapshot, &mut StdRng::seed_from_u64(1));
+            let sample = sample_for_client(&snapshot, 0..n_blocks, &mut StdRng::seed_from_u64(1));
             assert_eq!(sample.len(), usize::from(n_blocks > 0));
         }
     }

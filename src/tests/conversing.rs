@@ -22,7 +22,7 @@ fn params() -> Params {
     }
 }
 
-async fn say(conversations: &Conversations, prompt: &[u32]) -> Generation {
+pub(super) async fn say(conversations: &Conversations, prompt: &[u32]) -> Generation {
     let codec = numbers();
     let params = params();
     let mut ignore = |_: &Token| {};

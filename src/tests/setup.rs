@@ -55,6 +55,11 @@ pub(super) fn vectors(name: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(format!("{folder}/{name}")).unwrap()).unwrap()
 }
 
+/// A folder of recorded vectors.
+pub(super) fn vectors_folder(name: &str) -> String {
+    format!(concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/{}"), name)
+}
+
 /// What transformers computes for one prompt, in float32.
 pub(super) struct Reference {
     pub(super) prompt: Vec<u32>,

@@ -11,8 +11,14 @@ const N_TOKENS: usize = 24;
 
 /// Generates through the swarm behind `initial` and compares; then checks that the route was these peers.
 fn generate_and_compare(hub: &Hub, initial: &str, route: &[(&str, &str)]) {
+    generate_with_and_compare(hub, initial, &[], route);
+}
+
+/// The same with more flags.
+fn generate_with_and_compare(hub: &Hub, initial: &str, more: &[&str], route: &[(&str, &str)]) {
     let want = python::reference(hub, &[PROMPT.to_vec()], N_TOKENS).unwrap().remove(0);
-    let answer = node::generate(hub, initial, &PROMPT, N_TOKENS).unwrap();
+    let place = (hub.model().name, initial);
+    let answer = node::generate_with(hub, place, (&PROMPT, N_TOKENS), more).unwrap();
     assert_eq!(node::ids(&answer["token_ids"]).unwrap(), want, "{answer}");
     assert_eq!(answer["prompt_tokens"], PROMPT.len(), "{answer}");
     assert_eq!(node::route(&answer).unwrap(), route, "{answer}");
@@ -26,8 +32,12 @@ fn our_client_generates_through_petals_servers_alone() {
     let mut second = PetalsNode::serve(&hub, "2:4", &[&bootstrap.addr]).unwrap();
     first.online().unwrap();
     second.online().unwrap();
-    let route = [(first.peer_id.as_str(), "0:2"), (second.peer_id.as_str(), "2:4")];
-    generate_and_compare(&hub, &bootstrap.addr, &route);
+    let (first, second) = (first.peer_id.as_str(), second.peer_id.as_str());
+    generate_and_compare(&hub, &bootstrap.addr, &[(first, "0:2"), (second, "2:4")]);
+    // The same text if we hold the first and the last block ourselves.
+    let ends = ["--private-ends", "1"];
+    let route = [("here", "0:1"), (first, "1:2"), (second, "2:3"), ("here", "3:4")];
+    generate_with_and_compare(&hub, &bootstrap.addr, &ends, &route);
 }
 
 #[test]

@@ -11,7 +11,7 @@ pub(super) const HELP: &str = "\
 /system TEXT        tell the model TEXT before the conversation; without TEXT, nothing
 /save FILE          write the conversation as JSON
 /load FILE          go on with a conversation that was saved
-/route              the servers of the last answer, and what a step took on each
+/route              the servers of the last answer (`here` is this program), and what a step took on each
 /stats              tokens and times of the last answer
 /set NAME VALUE     temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed,
                     max_new_tokens

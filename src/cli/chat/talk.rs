@@ -165,7 +165,7 @@ impl Talk {
             let time = hop
                 .per_step
                 .map_or_else(|| "-".to_owned(), |time| format!("{:.2} ms", milliseconds(time)));
-            output::line(format_args!("blocks {blocks:<9} {time:>12} per step  {}", hop.peer));
+            output::line(format_args!("blocks {blocks:<9} {time:>12} per step  {}", hop.place()));
         }
     }
 

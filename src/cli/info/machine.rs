@@ -11,7 +11,6 @@ use crate::{
         gpus::{self, Gpu},
     },
     model::{self, Engine, MachineLimits, WeightFormat},
-    server,
 };
 
 /// A machine that might serve blocks. Sizes are bytes.
@@ -161,7 +160,7 @@ fn memory() -> Memory {
     Memory {
         total: system.total_memory(),
         available: system.available_memory(),
-        usable: server::free_memory(),
+        usable: model::free_memory(),
     }
 }
 

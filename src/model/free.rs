@@ -1,13 +1,14 @@
-//! How much memory this process may still take: what the machine has free, and what its control groups leave it.
+//! How much memory this process may still take: what the machine has free, and what its control groups leave it; and
+//! sizes as people read them.
 
 use std::{
-    fs,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
 use sysinfo::System;
 
-/// Share of the free memory that a server plans with; the rest stays for the system, the network and other programs.
+/// Share of the free memory that weights and caches are planned with; the rest stays for the system, the network and other programs.
 const SHARE: f64 = 0.9;
 
 /// Where version 2 of control groups is mounted.
@@ -60,6 +61,20 @@ fn left_by(group: &Path) -> Option<u64> {
     };
     let cached = field("inactive_file") + field("active_file");
     Some(max.saturating_sub(current.saturating_sub(cached)))
+}
+
+/// Bytes for people.
+pub(crate) struct ByteSize(pub(crate) u64);
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0 as f64;
+        let (unit, name) = [(1 << 30, "GiB"), (1 << 20, "MiB")]
+            .into_iter()
+            .find(|(unit, _)| self.0 >= *unit)
+            .unwrap_or((1 << 10, "KiB"));
+        write!(f, "{:.1} {name}", bytes / unit as f64)
+    }
 }
 
 #[cfg(test)]
