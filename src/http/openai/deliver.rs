@@ -112,7 +112,7 @@ pub(crate) fn route_json(route: &[HopReport], generation: Option<&Generation>) -
         .iter()
         .map(|hop| {
             json!({
-                "peer": hop.peer.to_string(),
+                "peer": hop.place(),
                 "blocks": [hop.blocks.start, hop.blocks.end],
                 "ms_per_step": hop.per_step.map(milliseconds),
             })
