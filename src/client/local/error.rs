@@ -67,9 +67,7 @@ pub enum LocalError {
     #[error("cannot load the embeddings and the head")]
     LoadEnds(#[source] Box<LoadError>),
     /// The servers are asked for an adapter that the own blocks do not have.
-    #[error(
-        "the blocks that are held here need the adapter {name} as well: give its weights, as NAME=FOLDER for example"
-    )]
+    #[error("the blocks that are held here need the weights of the adapter {name} as well")]
     NoAdapter {
         /// What servers call it.
         name: String,
