@@ -19,17 +19,19 @@ mod error;
 mod generate;
 mod history;
 mod local;
+mod pace;
 mod remote;
 mod run;
 mod scout;
 mod session;
 mod speculate;
 mod text;
+mod verify;
 
 use std::{
     collections::{BTreeSet, HashSet},
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -43,7 +45,7 @@ pub use self::{
     local::{LocalError, LocalModel, LocalOptions, LocalSession, PrivateEnds},
     run::Run,
     scout::Scout,
-    session::{HopReport, Session},
+    session::{HopReport, Session, WrongAnswer},
     speculate::{Guesses, Speculate},
     text::{TextCodec, TextError},
 };
@@ -51,6 +53,8 @@ use self::{
     activations::{Encoding, Lines, Stop},
     bans::Bans,
     local::OwnEnds,
+    pace::Pace,
+    session::Verifier,
 };
 use crate::{
     dht::Dht,
@@ -60,7 +64,7 @@ use crate::{
         Snapshot,
         directory::{Directory, Filter},
         ping::{self, Rtts},
-        route::{self, Hop, Known, Measured, MissingBlocks, Times},
+        route::{self, Hop, Known, Measured, MissingBlocks, Route, Times},
     },
     task::Tasks,
 };
@@ -83,6 +87,9 @@ pub struct Config {
     pub push: bool,
     /// How activations travel.
     pub activations: Activations,
+    /// Share of the steps, from 0 to 1, that are computed once more on another server and compared. More than 0 also means
+    /// that servers do not push: what one of them hands on is not what the client gets to see.
+    pub verify: f64,
     /// Servers that may or may not be used.
     pub filter: Filter,
     /// Whether generations guess tokens ahead.
@@ -129,6 +136,7 @@ impl Config {
             backoff: Backoff::default(),
             push: true,
             activations: Activations::default(),
+            verify: 0.0,
             filter: Filter::default(),
             speculate: Speculate::Off,
             private_ends: None,
@@ -180,6 +188,10 @@ struct Shared {
     push: bool,
     activations: Activations,
     lines: Mutex<Lines>,
+    /// Share of the steps.
+    verify: f64,
+    /// It was said that some blocks are held by one server only, and so cannot be verified.
+    said_alone: AtomicBool,
     started: Instant,
 }
 
@@ -212,7 +224,9 @@ impl Client {
     /// A session that can take `max_length` tokens. Servers reserve memory for all of them at the first step.
     pub fn session(&self, max_length: usize) -> Session {
         let own = self.own.as_ref().map(|own| own.session(max_length));
-        Session::new(self.shared.clone(), own, max_length)
+        let has_experts = self.ends.config().feed_forward.experts.is_some();
+        let verifier = Verifier::new(self.shared.verify, has_experts);
+        Session::new(self.shared.clone(), own, max_length, verifier)
     }
 
     /// Who serves what, as last read.
@@ -223,6 +237,11 @@ impl Client {
     /// Reads the directory now.
     pub async fn refresh(&self) {
         self.shared.refresh().await;
+    }
+
+    /// The servers that are left out for a while: who, until when, and what for, by the end of that.
+    pub fn avoided(&self) -> Vec<(PeerId, Instant, String)> {
+        self.shared.lock_bans().reasons(Instant::now())
     }
 
     /// The chain of servers that a new session of `max_length` tokens would take.
@@ -279,8 +298,14 @@ impl Shared {
             request_timeout: config.request_timeout,
             connect_timeout: config.connect_timeout,
             backoff: config.backoff,
-            push: config.push,
-            activations: config.activations,
+            // What is verified goes through this client, as exactly as servers compute.
+            push: config.push && config.verify <= 0.0,
+            activations: match config.verify > 0.0 {
+                true => Activations::Exact,
+                false => config.activations,
+            },
+            verify: config.verify,
+            said_alone: AtomicBool::new(false),
             lines: Mutex::default(),
             started: Instant::now(),
         }
@@ -336,7 +361,26 @@ impl Shared {
         times.record(step, &known.rtts, |from, to| snapshot.rtt_between(from, to), known.now);
     }
 
-    /// The cheapest chain over `blocks`, without the `excluded`, and without the banned if there is one without them.
+    /// The cheapest chain over `blocks` of servers that nothing speaks against, as far as is known now.
+    fn alternative(&self, blocks: Range<u32>, max_length: usize, excluded: &HashSet<PeerId>) -> Option<Route> {
+        let snapshot = self.directory.snapshot();
+        let mut avoided = self.lock_bans().active(Instant::now());
+        avoided.extend(excluded);
+        route::shortest(&snapshot, blocks, &self.known(), Some(max_length as u64), &avoided).ok()
+    }
+
+    /// What steps of a server should take, for blocks that it serves.
+    fn pace(&self, hop: &Hop) -> Pace {
+        let snapshot = self.directory.snapshot();
+        let span = snapshot.spans.iter().find(|span| span.peer == hop.peer);
+        let rtts = self.rtts.lock().unwrap_or_else(PoisonError::into_inner);
+        let n_blocks = hop.blocks.end - hop.blocks.start;
+        let rtt = rtts.get(&hop.peer, self.seconds());
+        Pace::new(span.map(|span| &span.info), n_blocks, rtt)
+    }
+
+    /// The cheapest chain over `blocks`, without the `excluded` and those who lied, and without the banned if there is one
+    /// without them.
     async fn route(
         &self,
         blocks: Range<u32>,
@@ -345,12 +389,13 @@ impl Shared {
     ) -> Result<Vec<Hop>, MissingBlocks> {
         let snapshot = self.directory.snapshot();
         let now = Instant::now();
-        let mut avoided = self.bans.lock().unwrap_or_else(PoisonError::into_inner).active(now);
-        avoided.extend(excluded);
+        let (mut avoided, mut excluded) = (self.lock_bans().active(now), excluded.clone());
+        excluded.extend(self.lock_bans().liars(now));
+        avoided.extend(&excluded);
         let known = self.known();
         let length = Some(max_length as u64);
         let preferred = route::shortest(&snapshot, blocks.clone(), &known, length, &avoided);
-        let any = || route::shortest(&snapshot, blocks, &known, length, excluded);
+        let any = || route::shortest(&snapshot, blocks, &known, length, &excluded);
         // The first error names more servers as failed.
         preferred
             .or_else(|missing| any().map_err(|_| missing))
@@ -428,19 +473,17 @@ impl Shared {
         span.info.version.clone()
     }
 
-    /// A server that answered starts afresh, whatever it did before.
+    /// A server that answered starts afresh, whatever it did before; but not one that lied.
     fn works(&self, peer: PeerId) {
-        self.bans
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .succeeded(&peer);
+        self.lock_bans().succeeded(&peer);
     }
 
-    fn ban(&self, peer: PeerId) {
-        self.bans
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .failed(peer, Instant::now());
+    fn ban(&self, peer: PeerId, reason: &str) {
+        self.lock_bans().failed(peer, reason, Instant::now());
+    }
+
+    fn lock_bans(&self) -> MutexGuard<'_, Bans> {
+        self.bans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -20,5 +20,7 @@ mod setup;
 mod several;
 mod sharing;
 mod speculating;
+mod spoiling;
 mod standing;
 mod steps;
+mod verifying;

@@ -200,6 +200,16 @@ impl Process {
         drop(self.child.wait());
     }
 
+    /// Stops the whole group where it is: its connections stay open, and nothing answers on them.
+    pub fn freeze(&self) {
+        self.signal("STOP", "-");
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal("CONT", "-");
+    }
+
     /// What Ctrl-C sends, to the process alone: its helpers are its own business.
     pub fn interrupt(&self) {
         self.signal("INT", "");

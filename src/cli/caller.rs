@@ -26,6 +26,9 @@ pub(super) struct CallerArgs {
     /// where the lines turn out so slow that steps get quicker by it.
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     activations: ActivationsArg,
+    /// Share of the steps, from 0 to 1, to compute once more on another server; one that answers wrongly is left out.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
+    verify: f64,
     /// LoRA adapter to use; only servers that have it are.
     #[arg(long, value_name = "[MODEL=]NAME", alias = "active_adapter", value_parser = ForModel::<String>::parse)]
     pub(super) adapter: Vec<ForModel<String>>,
@@ -117,6 +120,7 @@ impl CallerArgs {
         client::Config {
             push: !self.no_push,
             activations: self.activations.into(),
+            verify: self.verify,
             backoff: client::Backoff {
                 max_retries: self.max_retries,
                 ..client::Backoff::default()
@@ -174,6 +178,11 @@ impl CallerArgs {
         wanted.check_room(&model.source)?;
         Ok(Some(wanted))
     }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a number from 0 to 1 is wanted".to_owned())
 }
 
 /// Most tokens to guess ahead at each step: more than any text repeats, and within every server's batch.

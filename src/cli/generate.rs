@@ -163,6 +163,7 @@ fn report(generation: &Generation, codec: Option<&TextCodec>) -> serde_json::Val
                 "peer": hop.place(),
                 "blocks": format!("{}:{}", hop.blocks.start, hop.blocks.end),
                 "ms_per_step": hop.per_step.map(milliseconds),
+                "verified_steps": hop.verified,
             })
         })
         .collect();
@@ -177,6 +178,13 @@ fn report(generation: &Generation, codec: Option<&TextCodec>) -> serde_json::Val
     };
     let logprobs = generation.logprobs.iter().zip(&generation.token_ids).map(probable);
     let logprobs: Vec<_> = logprobs.collect();
+    let wrong_answers = generation.wrong_answers.iter().map(|wrong| {
+        json!({
+            "peer": wrong.peer.to_string(),
+            "blocks": format!("{}:{}", wrong.blocks.start, wrong.blocks.end),
+            "noticed_after_tokens": wrong.position,
+        })
+    });
     json!({
         "text": generation.text,
         "token_ids": generation.token_ids,
@@ -188,5 +196,6 @@ fn report(generation: &Generation, codec: Option<&TextCodec>) -> serde_json::Val
         "tokens_per_second": generation.tokens_per_second(),
         "time_to_first_token_ms": milliseconds(generation.time_to_first_token),
         "route": route,
+        "wrong_answers": wrong_answers.collect::<Vec<_>>(),
     })
 }

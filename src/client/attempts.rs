@@ -34,6 +34,8 @@ pub(crate) struct Attempts {
     failures: usize,
     refusals: usize,
     pauses: u32,
+    /// Somebody else may still answer: no pauses.
+    racing: bool,
     last: Option<Failure>,
 }
 
@@ -44,6 +46,15 @@ struct Failure {
 }
 
 impl Attempts {
+    /// For a step that may still be answered by somebody among the `excluded`.
+    pub(crate) fn racing(excluded: HashSet<PeerId>) -> Self {
+        Self {
+            excluded,
+            racing: true,
+            ..Self::default()
+        }
+    }
+
     /// Notes a failed server: out of the route at once, and if it is to blame also for other sessions of this client.
     ///
     /// # Errors
@@ -58,7 +69,7 @@ impl Attempts {
         self.failures += 1;
         self.excluded.insert(hop.peer);
         match error.fault() {
-            Fault::Theirs => shared.ban(hop.peer),
+            Fault::Theirs => shared.ban(hop.peer, &error.reason()),
             Fault::NotNow => {}
             Fault::Ours => self.refusals += 1,
         }
@@ -78,7 +89,7 @@ impl Attempts {
     /// # Errors
     /// When waiting does not help, or was tried often enough.
     pub(crate) fn pause(&mut self, backoff: &Backoff, missing: MissingBlocks) -> Result<Duration, ClientError> {
-        if self.refusals > 0 || self.pauses as usize >= backoff.max_retries {
+        if self.racing || self.refusals > 0 || self.pauses as usize >= backoff.max_retries {
             return Err(self.give_up(Some(missing)));
         }
         let pause = backoff.min.saturating_mul(1 << self.pauses.min(10)).min(backoff.max);

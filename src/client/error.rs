@@ -48,6 +48,19 @@ pub enum ClientError {
         #[source]
         source: Box<RemoteError>,
     },
+    /// Servers answered a step differently, and there is nobody else to decide who is right.
+    #[error(
+        "{} answer differently for blocks {start}:{end}, and nobody else has these to tell who is right",
+        peers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    Disputed {
+        /// First block of the step.
+        start: u32,
+        /// One past the last block.
+        end: u32,
+        /// Who answered.
+        peers: Vec<PeerId>,
+    },
     /// The step does not fit into what the session reserved.
     #[error("the session holds {max_length} tokens, {wanted} are needed: start a new session or raise its length")]
     SessionFull {
@@ -103,6 +116,17 @@ pub enum RemoteError {
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// No answer for much longer than usual; by then another server had been brought to where it was.
+    #[error("silent for {0:?}")]
+    Silent(Duration),
+    /// Answers that come, but much later than they did.
+    #[error("slow: steps take {now:?}, others promise {there:?}")]
+    Slow {
+        /// What its steps take.
+        now: Duration,
+        /// What they are expected to take elsewhere.
+        there: Duration,
+    },
     /// Bytes that are no answer.
     #[error("malformed answer")]
     Malformed(#[source] WireError),
@@ -114,9 +138,18 @@ pub enum RemoteError {
         /// Shape received.
         got: Vec<usize>,
     },
+    /// More or fewer tensors than an answer has.
+    #[error("answer of {0} tensors, one was expected")]
+    TensorCount(usize),
+    /// The answer to the step before once more, though this step is another one.
+    #[error("the answer is that to the step before")]
+    Repeated,
     /// An answer of the right shape that is no activations.
     #[error("the answer is no activations")]
     NotActivations(#[source] ComputeError),
+    /// Other servers with the same blocks agree on something else.
+    #[error("wrong activations: others agree on different ones")]
+    Wrong,
     /// Not-a-number or infinity in the activations.
     #[error("the answer contains values that are not finite")]
     NotFinite,
@@ -151,6 +184,18 @@ const NOT_NOW: [&str; 5] = [
 ];
 
 impl RemoteError {
+    /// The error and all its causes, in one line.
+    pub(crate) fn reason(&self) -> String {
+        let mut reason = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            reason.push_str(": ");
+            reason.push_str(&error.to_string());
+            cause = error.source();
+        }
+        reason
+    }
+
     /// Whose fault this is.
     pub(crate) fn fault(&self) -> Fault {
         let begins = |starts: &[&str], text: &str| starts.iter().any(|start| text.starts_with(start));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Client, ClientError, HopReport,
+    Client, ClientError, HopReport, WrongAnswer,
     constraint::Constraint,
     run::{Run, Start},
     speculate::{Guesses, Speculator},
@@ -85,6 +85,8 @@ pub struct Generation {
     pub total_time: Duration,
     /// The servers that took part, in order.
     pub route: Vec<HopReport>,
+    /// Servers that were found to answer wrongly. Tokens before that, if they were not looked at, may be wrong.
+    pub wrong_answers: Vec<WrongAnswer>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }

@@ -62,11 +62,17 @@ impl History {
         }
     }
 
-    /// Everything that was pushed, in messages of bounded size, each made when it is asked for: as float32 a long history
-    /// takes several times its size. None is an error in practice: what was a tensor once is one again.
-    pub(crate) fn replay(&self) -> impl Iterator<Item = Result<Hidden, WireError>> {
-        ranges(self.rows.len(), self.tokens, self.width)
+    /// What was pushed, from token `start` on, in messages of bounded size, each made when it is asked for: as float32 a
+    /// long history takes several times its size. The last `tail` tokens are in messages of their own. None is an error in
+    /// practice: what was a tensor once is one again.
+    pub(crate) fn replay(&self, start: usize, tail: usize) -> impl Iterator<Item = Result<Hidden, WireError>> {
+        let tail = self.tokens.saturating_sub(tail).max(start);
+        [start..tail, tail..self.tokens]
             .into_iter()
+            .flat_map(|part| {
+                let ranges = ranges(self.rows.len(), part.len(), self.width).into_iter();
+                ranges.map(move |tokens| part.start + tokens.start..part.start + tokens.end)
+            })
             .map(|tokens| self.part(tokens))
     }
 
@@ -195,13 +201,23 @@ mod tests {
     fn single_tokens_are_replayed_in_as_few_messages_as_possible() {
         let x = numbered(2, 600, 4);
         let mut history = History::new(DType::F32);
-        assert!(history.replay().next().is_none());
+        assert!(history.replay(0, 0).next().is_none());
         for token in 0..600 {
             history.push(&sent(&narrow(&x, token..token + 1), DType::F32));
         }
-        let replay: Vec<Hidden> = history.replay().map(Result::unwrap).collect();
+        let replay: Vec<Hidden> = history.replay(0, 0).map(Result::unwrap).collect();
         assert_eq!(replay.iter().map(|part| part.tokens).collect::<Vec<_>>(), [512, 88]);
         assert_eq!(concat(replay).data, x.data);
+        // From anywhere on, and with the end apart.
+        let tokens = |start, tail| -> Vec<usize> {
+            let parts = history.replay(start, tail).map(Result::unwrap);
+            parts.map(|part| part.tokens).collect()
+        };
+        assert_eq!(tokens(590, 0), [10]);
+        assert_eq!(tokens(0, 3), [512, 85, 3]);
+        assert_eq!(tokens(599, 3), [1]);
+        let last = history.replay(599, 1).next().unwrap().unwrap();
+        assert_eq!(last.data, narrow(&x, 599..600).data);
     }
 
     #[test]
@@ -211,7 +227,7 @@ mod tests {
         history.push(&sent(&x, DType::F32));
         history.truncate(4);
         history.push(&sent(&narrow(&x, 5..6), DType::F32));
-        let replay = concat(history.replay().map(Result::unwrap).collect());
+        let replay = concat(history.replay(0, 0).map(Result::unwrap).collect());
         assert_eq!(replay.data, concat(vec![narrow(&x, 0..4), narrow(&x, 5..6)]).data);
     }
 
@@ -226,6 +242,6 @@ mod tests {
         let mut history = History::new(DType::Bf16);
         let tensor = sent(&x, DType::Bf16);
         history.push(&tensor);
-        assert_eq!(history.replay().next().unwrap().unwrap().data, tensor.to_f32_vec());
+        assert_eq!(history.replay(0, 0).next().unwrap().unwrap().data, tensor.to_f32_vec());
     }
 }

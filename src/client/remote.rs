@@ -32,6 +32,9 @@ use crate::{
 
 /// Seconds a server may let us wait for cache memory before it refuses.
 const ALLOC_TIMEOUT: f64 = 10.0;
+/// Longest wait for the answer to a goodbye. A server that is frozen gives none, and whoever wants to end is not kept: the
+/// end of the stream frees what the session holds as well.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Tensors in a step: activations, deep prompts, beam indices.
 const N_TENSORS: usize = 3;
 
@@ -45,7 +48,6 @@ pub(crate) struct Remote {
     max_length: usize,
     dtype: DType,
     adapter: Option<Arc<str>>,
-    connect_timeout: Duration,
     timeout: Duration,
     /// Tokens the server has in its cache for us.
     position: usize,
@@ -91,7 +93,6 @@ impl Remote {
             max_length: target.max_length,
             dtype: target.dtype,
             adapter: target.adapter,
-            connect_timeout: target.connect_timeout,
             timeout: target.timeout,
             position: 0,
             ahead: None,
@@ -237,7 +238,7 @@ impl Remote {
             self.receiver.recv().await.map(|_| ())
         };
         // A server that is gone needs no goodbye.
-        drop(timeout(self.connect_timeout, goodbye).await);
+        drop(timeout(GOODBYE_TIMEOUT, goodbye).await);
     }
 }
 
@@ -258,8 +259,9 @@ fn decode_answer(answer: bytes::Bytes, expected: &[usize]) -> Result<(Hidden, pr
         expected: expected.to_vec(),
         got,
     };
-    let Some(message) = answer.tensors.drain(..).next() else {
-        return Err(wrong(Vec::new()));
+    let n_tensors = answer.tensors.len();
+    let (Some(message), 1) = (answer.tensors.pop(), n_tensors) else {
+        return Err(RemoteError::TensorCount(n_tensors));
     };
     let tensor = WireTensor::decode(&message)?;
     if tensor.shape != expected {

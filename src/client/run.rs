@@ -193,6 +193,7 @@ impl Run {
                 time_to_first_token: self.first_token.unwrap_or_default(),
                 total_time: self.last_token,
                 route: self.session.report(),
+                wrong_answers: self.session.wrong_answers().to_vec(),
                 finish_reason: self.finish.unwrap_or(FinishReason::Interrupted),
             }
         });

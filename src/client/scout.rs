@@ -5,7 +5,10 @@ use std::sync::{Arc, PoisonError};
 
 use sepal_protocol::record::ServerState;
 
-use super::{Config, Shared, session::Session};
+use super::{
+    Config, Shared,
+    session::{Session, Verifier},
+};
 use crate::{
     dht::Dht,
     p2p::P2p,
@@ -43,7 +46,8 @@ impl Scout {
 
     /// A session that can take `max_length` tokens. Servers reserve memory for all of them at the first step.
     pub fn session(&self, max_length: usize) -> Session {
-        Session::new(self.shared.clone(), None, max_length)
+        let verifier = Verifier::new(self.shared.verify, false);
+        Session::new(self.shared.clone(), None, max_length, verifier)
     }
 
     /// Who serves what, as last read.

@@ -9,22 +9,35 @@
 //!      exclude the peer, route its blocks anew (perhaps over several servers), replay the inputs, go on
 //! ```
 
+mod exchange;
+mod rescue;
+mod verifying;
+
 use std::{
     ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use sepal_protocol::metadata::NextServer;
-use tracing::{debug, info};
+use sepal_protocol::{metadata::NextServer, tensor::WireTensor};
+use tracing::debug;
+
+pub(super) use self::verifying::Verifier;
+pub use self::verifying::WrongAnswer;
+use self::{
+    exchange::Exchange,
+    rescue::{Passed, Step},
+    verifying::Witness,
+};
 
 use super::{
     Shared,
-    activations::{Encoding, Passing},
+    activations::{Encoding, Outgoing, Passing},
     attempts::Attempts,
     error::{ClientError, RemoteError},
     history::{History, concat, pieces, pieces_after},
     local::{LocalSpan, OwnSpans},
+    pace::{Pace, Size},
     remote::{Remote, Target},
 };
 use crate::{
@@ -41,10 +54,13 @@ const TRIAL_SHARE: usize = 8;
 pub struct Session {
     shared: Arc<Shared>,
     max_length: usize,
+    verifier: Verifier,
     position: usize,
     /// Before the first hop and behind the last one.
     own: Option<OwnSpans>,
     hops: Vec<HopState>,
+    /// How often a server was left for being slow.
+    n_switches: u32,
     /// A step is under way, or did not come to its end.
     broken: bool,
 }
@@ -60,6 +76,8 @@ pub struct HopReport {
     pub blocks: Range<u32>,
     /// Mean time of a step there and back, over the steps after the first.
     pub per_step: Option<Duration>,
+    /// Steps that were computed once more on another server, with the same outcome.
+    pub verified: u32,
 }
 
 impl HopReport {
@@ -78,18 +96,28 @@ struct HopState {
     remote: Remote,
     /// Inputs seen so far, as they were sent: replayed when the server is lost.
     history: History,
+    /// The last short step and its answer.
+    last: Option<Exchange>,
+    pace: Pace,
+    /// The answer to the step under way, if it is to be looked at.
+    drawn: Option<Hidden>,
+    /// Who computes the blocks once more when an answer is looked at.
+    witness: Option<Witness>,
+    verified: u32,
     busy: Duration,
     steps: u32,
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, own: Option<OwnSpans>, max_length: usize) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, own: Option<OwnSpans>, max_length: usize, verifier: Verifier) -> Self {
         Self {
             shared,
             max_length,
+            verifier,
             position: 0,
             own,
             hops: Vec::new(),
+            n_switches: 0,
             broken: false,
         }
     }
@@ -129,6 +157,10 @@ impl Session {
         for state in &mut self.hops {
             state.remote.rewind(position);
             state.history.truncate(position);
+            state.last = None;
+            let shared = &self.shared;
+            let witness = state.witness.take();
+            state.witness = witness.and_then(|witness| witness.taken_back(position, |peer| shared.can_rewind(peer)));
         }
         self.position = position;
         true
@@ -141,12 +173,14 @@ impl Session {
             is_here: true,
             blocks: span.blocks(),
             per_step: span.per_step(),
+            verified: 0,
         };
         let report = |state: &HopState| HopReport {
             peer: state.hop.peer,
             is_here: false,
             blocks: state.hop.blocks.clone(),
             per_step: (state.steps > 0).then(|| state.busy / state.steps),
+            verified: state.verified,
         };
         let (first, last) = self.own.as_ref().map(|own| (&own.first, &own.last)).unzip();
         let first = first.into_iter().map(here);
@@ -154,6 +188,12 @@ impl Session {
             .chain(self.hops.iter().map(report))
             .chain(last.into_iter().map(here))
             .collect()
+    }
+
+    /// Servers that were found to answer wrongly. What came of this session's steps before that, and was not looked at, may
+    /// be wrong as well.
+    pub fn wrong_answers(&self) -> &[WrongAnswer] {
+        self.verifier.wrong()
     }
 
     /// Sends `x` (`[batch, tokens, hidden]`) through all blocks and returns the last block's output, same shape.
@@ -180,8 +220,12 @@ impl Session {
         Ok(output)
     }
 
-    /// Ends the session on all servers at once.
+    /// Ends the session on all servers at once. In the middle of a step nobody would hear a goodbye, and one that is frozen
+    /// never answers it: then the ends of the streams have to say enough.
     pub async fn close(self) {
+        if self.broken {
+            return;
+        }
         futures::future::join_all(self.hops.into_iter().map(|state| state.remote.close())).await;
     }
 
@@ -227,35 +271,40 @@ impl Session {
         while index < self.hops.len() {
             let next = self.next_servers(index);
             let pushes = !next.is_empty();
-            let state = &mut self.hops[index];
+            let step = Step {
+                passing: &passing,
+                encoding,
+                id: &step_id,
+                next,
+            };
+            let state = Box::new(self.hops.remove(index));
             let start = Instant::now();
-            match state.step(&passing, encoding, &step_id, next).await {
-                Ok(output) => {
+            match self.pass(state, step, &mut attempts).await? {
+                Passed::Through(mut state, output) => {
                     if let Some(took) = &mut took {
                         took.push(state.measured(start.elapsed(), pushed));
                     }
                     pushed = pushes;
+                    state.drawn = self.verifier.draws().then(|| output.x.clone());
                     if state.history.tokens() == tokens {
                         self.shared.works(state.hop.peer);
                     }
                     self.shared.carried(state.hop.peer, state.remote.transfers());
+                    self.hops.insert(index, *state);
                     passing = output;
                     index += 1;
                     attempts = Attempts::default();
                 }
-                Err(error) => {
+                Passed::Instead(fresh) => {
                     took = None;
-                    let lost = self.hops.remove(index);
-                    attempts.failed(&self.shared, &lost.hop, error)?;
-                    let replacement = self.replace(lost, &mut attempts).await?;
-                    self.hops.splice(index..index, replacement);
+                    self.hops.splice(index..index, fresh);
                 }
             }
         }
         if let Some(took) = took {
             self.shared.took(&took);
         }
-        Ok(passing.x)
+        self.verify(passing.x).await
     }
 
     /// The tokens of a prompt that go ahead of the others, so that these can travel as the lines turn out to be.
@@ -304,21 +353,6 @@ impl Session {
         known.map(|state| state.remote.as_next_server()).collect()
     }
 
-    /// Finds servers for the lost hop's blocks and brings them to where it was.
-    async fn replace(&self, lost: HopState, attempts: &mut Attempts) -> Result<Vec<HopState>, ClientError> {
-        loop {
-            let mut fresh = self.connect(lost.hop.blocks.clone(), attempts).await?;
-            match replay(&lost.history, &mut fresh).await {
-                Ok(()) => {
-                    let tokens = lost.history.tokens();
-                    info!(blocks = ?lost.hop.blocks, tokens, "history replayed on {} server(s)", fresh.len());
-                    return Ok(fresh);
-                }
-                Err((hop, error)) => attempts.failed(&self.shared, &hop, error)?,
-            }
-        }
-    }
-
     /// Chooses servers for `blocks` and opens a stream to each, all at once.
     async fn connect(&self, blocks: Range<u32>, attempts: &mut Attempts) -> Result<Vec<HopState>, ClientError> {
         loop {
@@ -328,7 +362,10 @@ impl Session {
             let mut all_open = true;
             for (hop, remote) in hops.into_iter().zip(opened) {
                 match remote {
-                    Ok(remote) => states.push(HopState::new(hop, remote)),
+                    Ok(remote) => {
+                        let pace = self.shared.pace(&hop);
+                        states.push(HopState::new(hop, remote, pace));
+                    }
                     Err(error) => {
                         attempts.failed(&self.shared, &hop, error)?;
                         all_open = false;
@@ -378,58 +415,52 @@ impl Session {
     }
 }
 
-/// Sends a history through `hops`, message by message.
-///
-/// # Errors
-/// The hop that failed, and how.
-async fn replay(history: &History, hops: &mut [HopState]) -> Result<(), (Hop, RemoteError)> {
-    let Some(first) = hops.first().map(|state| state.hop.clone()) else {
-        return Ok(());
-    };
-    for input in history.replay() {
-        let x = input.map_err(|error| (first.clone(), error.into()))?;
-        let mut passing = Passing::from(x);
-        let step_id = uuid::Uuid::new_v4().to_string();
-        for state in &mut *hops {
-            passing = state
-                .step(&passing, Encoding::Exact, &step_id, Vec::new())
-                .await
-                .map_err(|error| (state.hop.clone(), error))?;
-        }
-    }
-    for state in hops {
-        state.forget_times();
-    }
-    Ok(())
-}
-
 impl HopState {
-    fn new(hop: Hop, remote: Remote) -> Self {
+    fn new(hop: Hop, remote: Remote, pace: Pace) -> Self {
         let history = History::new(remote.dtype());
         Self {
             hop,
             remote,
             history,
+            last: None,
+            pace,
+            drawn: None,
+            witness: None,
+            verified: 0,
             busy: Duration::ZERO,
             steps: 0,
         }
     }
 
-    async fn step(
-        &mut self,
-        passing: &Passing,
-        encoding: Encoding,
-        step_id: &str,
-        next: Vec<NextServer>,
-    ) -> Result<Passing, RemoteError> {
-        let start = Instant::now();
-        // The first step of a session also reserves memory and reads the whole prompt: not what a step usually takes.
-        let first = self.remote.position() == 0;
+    /// What this server is sent, and how large a step that is.
+    fn prepare(&self, passing: &Passing, encoding: Encoding) -> Result<(Outgoing, Size), RemoteError> {
         let outgoing = self.remote.outgoing(passing, encoding)?;
-        let output = self.remote.step(&outgoing, step_id, next).await?;
-        self.history.push(&outgoing.seen);
-        if !first {
-            self.busy += start.elapsed();
+        let size = Size {
+            tokens: passing.x.batch * passing.x.tokens,
+            bytes: outgoing.message.buffer.len(),
+            first: self.remote.position() == 0,
+        };
+        Ok((outgoing, size))
+    }
+
+    /// Takes in the answer to what was sent.
+    ///
+    /// # Errors
+    /// When it is that to the step before: then a server is a step behind, and all that follows would be wrong.
+    fn take(&mut self, sent: &WireTensor, size: Size, output: Passing, time: Duration) -> Result<Passing, RemoteError> {
+        if self
+            .last
+            .as_ref()
+            .is_some_and(|last| last.is_repeated_by(sent, &output.x))
+        {
+            return Err(RemoteError::Repeated);
+        }
+        self.last = Exchange::of(sent, &output.x);
+        self.history.push(sent);
+        self.pace.took(size, time);
+        // The first step of a session also reserves memory and reads the whole prompt: not what a step usually takes.
+        if !size.first {
+            self.busy += time;
             self.steps += 1;
         }
         Ok(output)

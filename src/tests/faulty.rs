@@ -1,184 +1,249 @@
-//! Servers that answer, but not what they should: each is left out and another one is used. And servers that are right to
-//! refuse: they are not.
+//! Servers that answer, but not what they should, or not in time: each is left out with a reason and the text is the same,
+//! or one error says what is wrong with whom. And servers that are right to refuse: they are not left out.
 
-use std::{
-    error::Error,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
-
-use sepal_protocol::{
-    Message,
-    compress::Compression,
-    names, proto,
-    record::{ServerInfo, ServerState},
-    tensor::{DType, WireTensor},
-};
+use std::{error::Error, time::Duration};
 
 use super::{
     generating::{client, client_with, generate},
-    setup::{N_BLOCKS, Node, PREFIX, Swarm, TestServer, config, reference, soon},
+    setup::{Swarm, TestServer, config, reference},
+    spoiling::{Fault, Scene},
 };
 use crate::{
-    client::ClientError,
-    p2p::{Handler, HandlerError, HandlerLimits, StreamReceiver, StreamSender},
-    swarm::announce::{AnnounceConfig, Announcer},
+    client::{Client, ClientError, Generation},
+    p2p::PeerId,
 };
 
-/// A server that does one thing wrong.
-struct Faulty {
-    _node: Node,
-    _announcer: Announcer,
-    asked: Arc<AtomicUsize>,
+/// New tokens of each generation.
+pub(super) const N_TOKENS: usize = 8;
+/// Every fault that shows in an answer, what is said of it, and whether the server is left out by other sessions too.
+const FAULTS: [(Fault, &str, bool); 16] = [
+    (Fault::OtherShape, "answer of shape [1, 1, 8] to a step of shape", true),
+    (Fault::TwoDimensions, "answer of shape", true),
+    (Fault::OtherDtype, "the answer is no activations", true),
+    (Fault::Truncated, "malformed answer", true),
+    (Fault::NoData, "malformed answer", true),
+    (Fault::NoTensor, "answer of 0 tensors", true),
+    (Fault::ExtraTensor, "answer of 2 tensors", true),
+    (Fault::NotANumber, "not finite", true),
+    (Fault::Infinity, "not finite", true),
+    (Fault::HugeShape, "answer", true),
+    (Fault::Garbage, "malformed answer", true),
+    (Fault::Twice, "answer", true),
+    (Fault::Closes, "gone", true),
+    (Fault::Says("CUDA error: out of luck"), "CUDA error: out of luck", true),
+    (Fault::Says(""), "the peer reports an error", true),
+    (
+        Fault::Says("Could not allocate 1 bytes immediately"),
+        "Could not allocate",
+        false,
+    ),
+];
+
+pub(super) async fn text(client: &Client) -> Result<Generation, ClientError> {
+    generate(client, &reference().prompt, N_TOKENS, &mut |_| {}).await
 }
 
-impl Faulty {
-    async fn serve(swarm: &Swarm, blocks: Range<u32>, fault: &'static str) -> Self {
-        let node = swarm.node().await;
-        let asked = Arc::new(AtomicUsize::new(0));
-        let count = asked.clone();
-        let handler = Handler::stream(
-            names::INFERENCE,
-            HandlerLimits::default(),
-            move |_, requests, replies| {
-                count.fetch_add(1, Ordering::Relaxed);
-                misbehave(fault, requests, replies)
-            },
-        );
-        node.join(vec![handler]).await;
-        let config = AnnounceConfig {
-            prefix: PREFIX.to_owned(),
-            peer: node.peer(),
-            blocks,
-            n_model_blocks: N_BLOCKS,
-            repository: None,
-            period: Duration::from_secs(60),
-            expiration: Duration::from_secs(120),
-        };
-        let describe = || ServerInfo::new(ServerState::Online, 100.0);
-        let announcer = Announcer::spawn(node.dht.clone(), config, describe, &node.tasks);
-        soon("online", announcer.set_state(ServerState::Online)).await.unwrap();
-        Self {
-            _node: node,
-            _announcer: announcer,
-            asked,
+/// The error and its causes.
+pub(super) fn chain(error: &ClientError) -> String {
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The text is right, and `faulty` is not on the route.
+fn assert_survived(what: &str, faulty: PeerId, outcome: &Result<Generation, ClientError>) {
+    let generation = outcome
+        .as_ref()
+        .unwrap_or_else(|error| panic!("{what}: {}", chain(error)));
+    assert_eq!(generation.token_ids, reference().greedy[..N_TOKENS], "{what}");
+    assert!(generation.route.iter().all(|hop| hop.peer != faulty), "{what}");
+}
+
+pub(super) fn reason(client: &Client, peer: PeerId) -> Option<String> {
+    let avoided = client.avoided().into_iter().find(|(avoided, ..)| *avoided == peer);
+    avoided.map(|(_, _, reason)| reason)
+}
+
+/// Every fault, from the answer after `after` right ones on.
+async fn survives_every_fault(after: usize) {
+    let scene = Scene::start().await;
+    let faulty = &scene.faulty[0];
+    for (fault, cause, is_banned) in FAULTS {
+        faulty.spoil(fault, after);
+        let client = scene.client(0.0, &[faulty.peer(), scene.spare()]).await;
+        let outcome = text(&client).await;
+        assert!(faulty.answered() > after, "{fault:?} was not tried");
+        assert_survived(&format!("{fault:?}"), faulty.peer(), &outcome);
+        let reason = reason(&client, faulty.peer());
+        assert_eq!(reason.is_some(), is_banned, "{fault:?}");
+        if let Some(reason) = reason {
+            assert!(reason.contains(cause), "{fault:?}: {reason}");
         }
     }
-
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed)
-    }
-}
-
-async fn misbehave(
-    fault: &'static str,
-    mut requests: StreamReceiver,
-    mut replies: StreamSender,
-) -> Result<(), HandlerError> {
-    while let Ok(Some(bytes)) = requests.recv().await {
-        let Ok(request) = proto::ExpertRequest::decode(bytes) else {
-            break;
-        };
-        let Some(x) = request
-            .tensors
-            .first()
-            .and_then(|tensor| WireTensor::decode(tensor).ok())
-        else {
-            break;
-        };
-        let filled = |shape: &[usize], value: f32| {
-            let values = vec![value; shape.iter().product()];
-            let tensor = WireTensor::from_f32(&values, shape, DType::F32).unwrap();
-            vec![tensor.encode(Compression::None).unwrap()]
-        };
-        let tensors = match fault {
-            "another shape" => filled(&[1, 1, 8], 1.0),
-            "two dimensions" => filled(&[x.shape[1], x.shape[2]], 1.0),
-            "not a number" => filled(&x.shape, f32::NAN),
-            "infinity" => filled(&x.shape, f32::INFINITY),
-            "no tensor" => Vec::new(),
-            "no data" => {
-                let mut tensors = filled(&x.shape, 1.0);
-                tensors[0].buffer = bytes::Bytes::new();
-                tensors
-            }
-            "an error" => return Err(HandlerError::new("CUDA error: out of luck")),
-            "an empty error" => return Err(HandlerError::new("")),
-            "closing" => return Ok(()),
-            "silence" => std::future::pending().await,
-            "garbage" => {
-                drop(replies.send(vec![0xff; 100].into()).await);
-                continue;
-            }
-            other => panic!("unknown fault {other}"),
-        };
-        let answer = proto::ExpertResponse {
-            tensors,
-            metadata: Vec::new(),
-        };
-        drop(replies.send(answer.encode_to_vec().into()).await);
-    }
-    Ok(())
 }
 
 #[tokio::test]
-async fn a_server_that_does_something_wrong_is_left_out_for_a_while() {
-    let reference = reference();
-    for fault in [
-        "another shape",
-        "two dimensions",
-        "not a number",
-        "infinity",
-        "no tensor",
-        "no data",
-        "an error",
-        "an empty error",
-        "closing",
-        "garbage",
-        "silence",
-    ] {
-        let swarm = Swarm::start().await;
-        let _first = swarm.serve(0..2).await;
-        let faulty = Faulty::serve(&swarm, 2..4, fault).await;
-        let (_node, client) = client_with(&swarm, |config| {
-            if fault == "silence" {
-                config.request_timeout = Duration::from_secs(3);
-            }
-        })
-        .await;
-        // The client knows only the faulty one when it begins.
-        let _spare = swarm.serve(2..4).await;
-        for _ in 0..2 {
-            let generation = generate(&client, &reference.prompt, 4, &mut |_| {}).await;
-            assert_eq!(generation.unwrap().token_ids, reference.greedy[..4], "{fault}");
-            assert_eq!(faulty.asked(), 1, "{fault}");
-        }
+async fn a_fault_in_the_first_answer_changes_no_text() {
+    survives_every_fault(0).await;
+}
+
+#[tokio::test]
+async fn a_fault_in_the_middle_changes_no_text() {
+    survives_every_fault(4).await;
+}
+
+#[tokio::test]
+async fn a_fault_during_a_replay_changes_no_text() {
+    let scene = Scene::start().await;
+    let [lost, faulty] = &scene.faulty;
+    for (fault, cause, is_banned) in FAULTS {
+        lost.spoil(Fault::Closes, 4);
+        faulty.spoil(fault, 0);
+        let client = scene.client(0.0, &[lost.peer(), faulty.peer(), scene.spare()]).await;
+        let outcome = text(&client).await;
+        assert_eq!(lost.answered(), 5, "{fault:?}");
+        assert!(faulty.answered() > 0, "{fault:?} was not tried");
+        assert_survived(&format!("{fault:?}"), faulty.peer(), &outcome);
+        let reason = reason(&client, faulty.peer());
+        assert_eq!(reason.is_some(), is_banned, "{fault:?}");
+        assert!(reason.is_none_or(|reason| reason.contains(cause)), "{fault:?}");
     }
+}
+
+#[tokio::test]
+async fn a_fault_of_the_only_server_is_told_with_its_name_its_blocks_and_the_cause() {
+    let scene = Scene::start().await;
+    let faulty = &scene.faulty[0];
+    for (after, (fault, cause, _)) in [0, 4].into_iter().flat_map(|after| FAULTS.map(|fault| (after, fault))) {
+        faulty.spoil(fault, after);
+        let client = scene.client(0.0, &[faulty.peer()]).await;
+        let error = chain(&text(&client).await.unwrap_err());
+        let peer = faulty.peer().to_string();
+        assert!(error.contains("2:4") && error.contains(&peer), "{fault:?}: {error}");
+        assert!(error.contains(cause), "{fault:?}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_the_step_before_is_noticed() {
+    let scene = Scene::start().await;
+    let faulty = &scene.faulty[0];
+    faulty.spoil(Fault::Stale, 3);
+    let client = scene.client(0.0, &[faulty.peer(), scene.spare()]).await;
+    assert_survived("stale", faulty.peer(), &text(&client).await);
+    let reason = reason(&client, faulty.peer()).unwrap();
+    assert_eq!(reason, "the answer is that to the step before");
+}
+
+/// A server that says nothing any more after so many answers, while another one has its blocks.
+async fn freeze(after: usize) {
+    let scene = Scene::start().await;
+    let faulty = &scene.faulty[0];
+    faulty.spoil(Fault::Silent, after);
+    let client = scene.client(0.0, &[faulty.peer(), scene.spare()]).await;
+    assert_survived("silent", faulty.peer(), &text(&client).await);
+    let reason = reason(&client, faulty.peer()).unwrap();
+    assert!(reason.starts_with("silent for "), "{reason}");
+}
+
+#[tokio::test]
+async fn a_server_that_freezes_before_its_first_answer_is_overtaken() {
+    freeze(0).await;
+}
+
+#[tokio::test]
+async fn a_server_that_freezes_in_the_middle_is_overtaken() {
+    freeze(4).await;
+}
+
+#[tokio::test]
+async fn a_server_that_freezes_during_a_replay_is_given_up() {
+    let scene = Scene::start().await;
+    let [lost, faulty] = &scene.faulty;
+    lost.spoil(Fault::Closes, 4);
+    faulty.spoil(Fault::Silent, 0);
+    let client = scene.client(0.0, &[lost.peer(), faulty.peer(), scene.spare()]).await;
+    assert_survived("silent", faulty.peer(), &text(&client).await);
+    assert!(reason(&client, faulty.peer()).unwrap().starts_with("silent for "));
+}
+
+#[tokio::test]
+async fn the_only_server_is_waited_for_when_it_is_silent() {
+    let scene = Scene::start().await;
+    let faulty = &scene.faulty[0];
+    faulty.spoil(Fault::Silent, 4);
+    let client = scene.client(0.0, &[faulty.peer()]).await;
+    let thawing = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        faulty.thaw();
+    };
+    let (generation, ()) = tokio::join!(text(&client), thawing);
+    assert_eq!(generation.unwrap().token_ids, reference().greedy[..N_TOKENS]);
+    assert!(client.avoided().is_empty());
+}
+
+#[tokio::test]
+async fn a_silent_server_that_answers_before_others_are_ready_goes_on() {
+    let scene = Scene::start().await;
+    let [faulty, other] = &scene.faulty;
+    faulty.spoil(Fault::Silent, 4);
+    other.spoil(Fault::Silent, 0);
+    let client = scene.client(0.0, &[faulty.peer(), other.peer()]).await;
+    let thawing = async {
+        super::setup::until("the other was asked", || other.answered() > 0).await;
+        faulty.thaw();
+    };
+    let (generation, ()) = tokio::join!(text(&client), thawing);
+    let generation = generation.unwrap();
+    assert_eq!(generation.token_ids, reference().greedy[..N_TOKENS]);
+    assert_eq!(generation.route[1].peer, faulty.peer());
+    assert!(client.avoided().is_empty());
+}
+
+#[tokio::test]
+async fn a_server_that_becomes_slow_is_left() {
+    let scene = Scene::start().await;
+    let [faulty, other] = &scene.faulty;
+    faulty.spoil(Fault::Late(Duration::from_millis(1200)), 6);
+    let client = scene.client(0.0, &[faulty.peer(), other.peer()]).await;
+    let reference = reference();
+    let generation = generate(&client, &reference.prompt, 16, &mut |_| {}).await.unwrap();
+    assert_eq!(generation.token_ids, reference.greedy);
+    assert_eq!(generation.route[1].peer, other.peer());
+    let reason = reason(&client, faulty.peer()).unwrap();
+    assert!(reason.starts_with("slow: steps take "), "{reason}");
+}
+
+#[tokio::test]
+async fn a_session_ends_at_once_though_a_server_is_frozen() {
+    let scene = Scene::start().await;
+    let faulty = &scene.faulty[0];
+    faulty.spoil(Fault::Silent, 1);
+    let client = scene.client(0.0, &[faulty.peer()]).await;
+    let x = super::setup::tokens(&reference().embeddings, 0..1);
+    let mut session = client.session(8);
+    session.step(x.clone()).await.unwrap();
+    drop(tokio::time::timeout(Duration::from_millis(50), session.step(x)).await);
+    session.close().await;
 }
 
 #[tokio::test]
 async fn a_swarm_of_nothing_but_faulty_servers_is_given_up() {
-    let swarm = Swarm::start().await;
-    let mut faulty = Vec::new();
-    for _ in 0..3 {
-        faulty.push(Faulty::serve(&swarm, 0..4, "an error").await);
-    }
-    let (_node, client) = client(&swarm).await;
-    let error = generate(&client, &[1, 2, 3], 4, &mut |_| {}).await.unwrap_err();
+    let scene = Scene::start().await;
+    let [first, second] = &scene.faulty;
+    let fault = Fault::Says("CUDA error: out of luck");
+    first.spoil(fault, 0);
+    second.spoil(fault, 0);
+    let client = scene.client(0.0, &[first.peer(), second.peer()]).await;
+    let error = text(&client).await.unwrap_err();
     assert!(matches!(error, ClientError::MissingBlocks { .. }), "{error}");
-    let cause = error.source().and_then(Error::source).map(ToString::to_string);
-    assert_eq!(
-        cause.as_deref(),
-        Some("the peer reports an error: CUDA error: out of luck")
-    );
-    let asked: usize = faulty.iter().map(Faulty::asked).sum();
-    assert_eq!(asked, 3 * 4, "each once, and once after each of three pauses");
+    assert!(chain(&error).contains("the peer reports an error: CUDA error: out of luck"));
+    let asked = first.answered() + second.answered();
+    assert_eq!(asked, 2 * 4, "each once, and once after each of three pauses");
 }
-
 /// Three servers of all blocks with the same limits.
 async fn limited(swarm: &Swarm, change: impl Fn(&mut crate::server::LimitChoice)) -> Vec<TestServer> {
     let mut servers = Vec::new();

@@ -20,6 +20,12 @@ pub(super) async fn client(swarm: &Swarm) -> (Node, Client) {
 
 pub(super) async fn client_with(swarm: &Swarm, change: impl FnOnce(&mut Config)) -> (Node, Client) {
     let node = swarm.caller().await;
+    let client = client_on(&node, swarm, change).await;
+    (node, client)
+}
+
+/// Another client of the same node.
+pub(super) async fn client_on(node: &Node, swarm: &Swarm, change: impl FnOnce(&mut Config)) -> Client {
     let mut config = Config {
         backoff: Backoff {
             max_retries: 3,
@@ -30,10 +36,9 @@ pub(super) async fn client_with(swarm: &Swarm, change: impl FnOnce(&mut Config))
     };
     change(&mut config);
     let parts = (node.p2p.clone(), node.dht.clone());
-    let client = Client::connect(config, &swarm.source, parts, &node.tasks)
+    Client::connect(config, &swarm.source, parts, &node.tasks)
         .await
-        .unwrap();
-    (node, client)
+        .unwrap()
 }
 
 /// A tokenizer whose words are the numbers of the tokens. The tiny model was never trained on text.

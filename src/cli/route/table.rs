@@ -309,8 +309,10 @@ mod tests {
         );
         let hop = HopReport {
             peer: peer(1),
+            is_here: false,
             blocks: 0..4,
             per_step: Some(Duration::from_millis(5)),
+            verified: 0,
         };
         Report {
             prefix: "m".to_owned(),

@@ -1,0 +1,344 @@
+//! Steps computed once more on other servers, and what follows when the answers differ. Which steps is decided by chance
+//! after the answer has come, so that no server knows when it is looked at.
+//!
+//! ```text
+//! hop answers ─▶ (share of the steps) ─▶ a witness with the same blocks, brought to the same state, answers too
+//!     agree ──▶ go on                      differ ─▶ more witnesses, until most agree
+//!     who is alone is left out for long; from its hop on everything is computed anew, by others, from the inputs it had
+//! ```
+//!
+//! A witness has a session of its own that is fed the recorded inputs of the hop, those since the last time it was asked; so
+//! all of them together cost what one server more in the place of the hop would.
+
+use std::{collections::HashSet, ops::Range, sync::atomic::Ordering, time::Instant};
+
+use rand::{Rng, seq::IndexedRandom};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::{HopState, Session};
+use crate::{
+    client::{
+        activations::{Encoding, Passing},
+        attempts::Attempts,
+        error::{ClientError, RemoteError},
+        history::concat,
+        pace::{Pace, Size},
+        remote::Remote,
+        verify::{self, Format, Opinion, Verdict, judge},
+    },
+    model::Hidden,
+    p2p::PeerId,
+    swarm::route::Hop,
+};
+
+/// Witnesses that may fail to answer before a step is taken unverified.
+const MAX_FAILURES: usize = 2;
+/// Witnesses asked about one step.
+const MAX_WITNESSES: usize = 8;
+/// Among witnesses whose bounds are within this factor of the least one the choice is by chance.
+const LIKE: f64 = 2.0;
+
+/// How a session is verified, and what came of it.
+#[derive(Debug)]
+pub(crate) struct Verifier {
+    /// Of the steps, from 0 to 1.
+    pub(crate) share: f64,
+    /// Whether the model has experts.
+    pub(crate) has_experts: bool,
+    wrong: Vec<WrongAnswer>,
+}
+
+/// A server that was found to answer wrongly, and is left out since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrongAnswer {
+    /// Which server.
+    pub peer: PeerId,
+    /// First block that it was asked for, and the one after the last.
+    pub blocks: Range<u32>,
+    /// Tokens that had gone through the session when it was noticed.
+    pub position: usize,
+}
+
+/// A session on another server with the blocks of a hop.
+#[derive(Debug)]
+pub(super) struct Witness {
+    remote: Remote,
+    peer: PeerId,
+    pace: Pace,
+}
+
+impl Verifier {
+    pub(crate) fn new(share: f64, has_experts: bool) -> Self {
+        Self {
+            share,
+            has_experts,
+            wrong: Vec::new(),
+        }
+    }
+
+    /// Whether an answer that has just come is looked at.
+    pub(super) fn draws(&self) -> bool {
+        self.share > 0.0 && rand::rng().random_bool(self.share.min(1.0))
+    }
+
+    pub(super) fn wrong(&self) -> &[WrongAnswer] {
+        &self.wrong
+    }
+}
+
+impl Witness {
+    /// As a session that has seen `position` tokens, if it has seen as many or can go back.
+    pub(super) fn taken_back(mut self, position: usize, can_rewind: impl Fn(PeerId) -> bool) -> Option<Self> {
+        if self.remote.position() > position {
+            if !can_rewind(self.peer) {
+                return None;
+            }
+            self.remote.rewind(position);
+        }
+        Some(self)
+    }
+}
+
+/// What came of looking at one hop's answer.
+enum Finding {
+    /// Nothing speaks against it.
+    Fine,
+    /// Nobody else has the blocks.
+    Alone,
+    /// These are wrong; whether the hop's own server is among them.
+    Wrong(Vec<PeerId>, bool),
+    /// These differ, and there is nobody else to ask.
+    Disputed(Vec<PeerId>),
+}
+
+impl Session {
+    /// Looks at the answers to the last `tokens` tokens that were drawn. `output` is what came out of the last hop; returned
+    /// is what should have.
+    ///
+    /// # Errors
+    /// When servers differ and there is nobody to decide, or nobody is left to take the place of one that is wrong.
+    pub(super) async fn verify(&mut self, mut output: Hidden) -> Result<Hidden, ClientError> {
+        while self.hops.iter().any(|state| state.drawn.is_some()) {
+            let mut hops = std::mem::take(&mut self.hops);
+            let drawn = hops.iter_mut().filter(|state| state.drawn.is_some());
+            let findings = futures::future::join_all(drawn.map(|state| async {
+                let finding = self.look_at(state).await;
+                (state.hop.clone(), finding)
+            }))
+            .await;
+            self.hops = hops;
+            let mut first_wrong = None;
+            for (hop, finding) in findings {
+                if self.note(&hop, finding)? {
+                    first_wrong = first_wrong.or(Some(hop));
+                }
+            }
+            if let Some(hop) = first_wrong {
+                output = self.compute_anew(&hop, output.tokens).await?;
+            }
+        }
+        Ok(output)
+    }
+
+    /// Whether the answer of the server of `hop` itself is wrong.
+    fn note(&mut self, hop: &Hop, finding: Finding) -> Result<bool, ClientError> {
+        let blocks = format!("{}:{}", hop.blocks.start, hop.blocks.end);
+        match finding {
+            Finding::Fine => Ok(false),
+            Finding::Alone => {
+                if !self.shared.said_alone.swap(true, Ordering::Relaxed) {
+                    let peer = hop.peer;
+                    warn!(%peer, "nobody else has blocks {blocks}: what is computed there cannot be verified");
+                }
+                Ok(false)
+            }
+            Finding::Wrong(peers, own) => {
+                for peer in peers {
+                    let reason = RemoteError::Wrong.reason();
+                    warn!(%peer, "left out for long, blocks {blocks}: {reason}");
+                    self.shared.lock_bans().lied(peer, &reason, Instant::now());
+                    self.verifier.wrong.push(WrongAnswer {
+                        peer,
+                        blocks: hop.blocks.clone(),
+                        position: self.position,
+                    });
+                }
+                Ok(own)
+            }
+            Finding::Disputed(peers) => Err(ClientError::Disputed {
+                start: hop.blocks.start,
+                end: hop.blocks.end,
+                peers,
+            }),
+        }
+    }
+
+    /// Asks others what they make of the last step of a hop.
+    async fn look_at(&self, state: &mut HopState) -> Finding {
+        let Some(answer) = state.drawn.take() else {
+            return Finding::Fine;
+        };
+        let tokens = answer.tokens;
+        let mut opinions = vec![self.opinion(state.hop.peer, answer)];
+        let (mut asked, mut failures) = (HashSet::from([state.hop.peer]), 0);
+        while opinions.len() <= MAX_WITNESSES && failures <= MAX_FAILURES {
+            let Some(mut witness) = self.witness(state, &asked).await else {
+                break;
+            };
+            asked.insert(witness.peer);
+            match self.testimony(state, &mut witness, tokens).await {
+                Ok(answer) => {
+                    opinions.push(self.opinion(witness.peer, answer));
+                    state.witness = Some(witness);
+                }
+                Err(error) => {
+                    failures += 1;
+                    let peer = witness.peer;
+                    warn!(%peer, error = &error as &dyn std::error::Error, "cannot verify with this server");
+                    self.shared.ban(peer, &error.reason());
+                }
+            }
+            if let Some(finding) = self.conclude(state, &opinions) {
+                return finding;
+            }
+        }
+        match opinions.len() {
+            1 if failures == 0 => Finding::Alone,
+            1 => Finding::Fine,
+            _ => Finding::Disputed(opinions.iter().map(|opinion| opinion.peer).collect()),
+        }
+    }
+
+    /// What follows from the opinions so far, if it is enough; a witness that is wrong is not asked again.
+    fn conclude(&self, state: &mut HopState, opinions: &[Opinion]) -> Option<Finding> {
+        let n_blocks = state.hop.blocks.end - state.hop.blocks.start;
+        let (wrong, own) = match judge(opinions, n_blocks, self.verifier.has_experts) {
+            Verdict::Open => return None,
+            Verdict::Right(wrong) => (wrong, false),
+            Verdict::Wrong(wrong) => (wrong, true),
+        };
+        let wrong: Vec<PeerId> = wrong.into_iter().map(|i| opinions[i].peer).collect();
+        state.verified += u32::from(!own);
+        let witness = state.witness.take();
+        state.witness = witness.filter(|witness| !wrong.contains(&witness.peer));
+        match wrong.is_empty() {
+            true => Some(Finding::Fine),
+            false => Some(Finding::Wrong(wrong, own)),
+        }
+    }
+
+    fn opinion(&self, peer: PeerId, answer: Hidden) -> Opinion {
+        let format = self.format(peer);
+        Opinion { peer, format, answer }
+    }
+
+    /// Somebody with the blocks of the hop who was not asked yet: the witness of the last time, or a new one.
+    async fn witness(&self, state: &mut HopState, asked: &HashSet<PeerId>) -> Option<Witness> {
+        if let Some(witness) = state.witness.take()
+            && !asked.contains(&witness.peer)
+        {
+            return Some(witness);
+        }
+        let mut unusable = self.shared.lock_bans().active(Instant::now());
+        unusable.extend(asked);
+        while let Some(hop) = self.candidate(&state.hop, &unusable) {
+            unusable.insert(hop.peer);
+            match self.open(&hop).await {
+                Ok(remote) => {
+                    let pace = self.shared.pace(&hop);
+                    let peer = hop.peer;
+                    return Some(Witness { remote, peer, pace });
+                }
+                Err(error) => {
+                    debug!(peer = %hop.peer, error = &error as &dyn std::error::Error, "no witness");
+                    self.shared.ban(hop.peer, &error.reason());
+                }
+            }
+        }
+        None
+    }
+
+    /// By chance one of those that have all blocks of the hop and whose numbers can be compared best.
+    fn candidate(&self, hop: &Hop, unusable: &HashSet<PeerId>) -> Option<Hop> {
+        let snapshot = self.shared.directory.snapshot();
+        let own = self.format(hop.peer);
+        let n_blocks = hop.blocks.end - hop.blocks.start;
+        let holds = |blocks: &Range<u32>| blocks.start <= hop.blocks.start && hop.blocks.end <= blocks.end;
+        let candidates: Vec<(PeerId, f64)> = snapshot
+            .spans
+            .iter()
+            .filter(|span| holds(&span.blocks) && !unusable.contains(&span.peer))
+            .map(|span| {
+                let format = Format::of(Some(&span.info));
+                (
+                    span.peer,
+                    verify::bound(&own, &format, n_blocks, self.verifier.has_experts),
+                )
+            })
+            .collect();
+        let least = candidates.iter().map(|(_, bound)| *bound).fold(f64::INFINITY, f64::min);
+        let best: Vec<PeerId> = candidates
+            .into_iter()
+            .filter(|(_, bound)| *bound <= LIKE * least)
+            .map(|(peer, _)| peer)
+            .collect();
+        let peer = *best.choose(&mut rand::rng())?;
+        Some(Hop {
+            peer,
+            blocks: hop.blocks.clone(),
+        })
+    }
+
+    /// What a witness makes of the last `tokens` tokens of a hop; it is sent all that it has not seen.
+    async fn testimony(&self, state: &HopState, witness: &mut Witness, tokens: usize) -> Result<Hidden, RemoteError> {
+        let start = witness.remote.position();
+        let mut answers = Vec::new();
+        for input in state.history.replay(start, tokens) {
+            let input = input?;
+            let tokens_sent = input.batch * input.tokens;
+            let sent = witness.remote.outgoing(&Passing::from(input), Encoding::Exact)?;
+            let size = Size {
+                tokens: tokens_sent,
+                bytes: sent.message.buffer.len(),
+                first: witness.remote.position() == 0,
+            };
+            let patience = witness.pace.patience(size).min(self.shared.request_timeout);
+            let id = uuid::Uuid::new_v4().to_string();
+            let answer = timeout(patience, witness.remote.step(&sent, &id, Vec::new())).await;
+            let answer = answer.map_err(|_| RemoteError::Silent(patience))??;
+            if witness.remote.position() > state.history.tokens() - tokens {
+                answers.push(answer.x);
+            }
+        }
+        Ok(concat(answers))
+    }
+
+    /// Puts others in the place of a hop whose server is wrong, and of all after it, which were sent its answers. Returns
+    /// what comes out of the last one for the last `tokens` tokens.
+    async fn compute_anew(&mut self, wrong: &Hop, tokens: usize) -> Result<Hidden, ClientError> {
+        let Some(index) = self.hops.iter().position(|state| state.hop == *wrong) else {
+            return Err(ClientError::Interrupted);
+        };
+        let mut rest = self.hops.split_off(index);
+        let end = rest.last().map_or(wrong.blocks.end, |state| state.hop.blocks.end);
+        let lost = rest.swap_remove(0);
+        drop(rest);
+        let blocks = wrong.blocks.start..end;
+        let peer = wrong.peer;
+        let mut attempts = Attempts::default();
+        attempts.failed(&self.shared, wrong, RemoteError::Wrong)?;
+        let lost_hops = Hop { peer, blocks };
+        let (fresh, output) = self
+            .replace_all(&lost_hops, (&lost.history, tokens), &mut attempts)
+            .await?;
+        self.hops.extend(fresh);
+        Ok(output)
+    }
+
+    fn format(&self, peer: PeerId) -> Format {
+        let snapshot = self.shared.directory.snapshot();
+        let span = snapshot.spans.iter().find(|span| span.peer == peer);
+        Format::of(span.map(|span| &span.info))
+    }
+}
