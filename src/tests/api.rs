@@ -224,7 +224,9 @@ async fn a_chat_is_answered_whole_and_in_pieces() {
     let answer = json!({"role": "assistant", "content": "2 + 2 = 4."});
     let talk = json!({"messages": [user("What is 2+2?"), answer, user("What is 7 plus 5?")]});
     let next = site.chat(talk).await.json();
-    let cached = next["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    let cached = next["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .as_u64()
+        .unwrap();
     assert!(cached > count("prompt_tokens"), "{cached} tokens were known");
 }
 
