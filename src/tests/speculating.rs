@@ -86,7 +86,7 @@ async fn texts_are_the_same_to_the_last_bit_in_fewer_steps() {
         assert!(found.guesses.drafted > found.guesses.accepted, "some were taken back");
         accepted += found.guesses.accepted;
     }
-    assert!(accepted > 20, "{accepted}");
+    assert!(accepted > 10, "{accepted}");
     for server in &servers {
         server.idle().await;
     }
