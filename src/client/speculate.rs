@@ -10,8 +10,8 @@
 //! What is chosen never depends on a guess: the sampler keeps no state and sees the same logits, so greedy and drawn
 //! texts are those of a run without guesses, token for token, seed for seed. That is the distribution that the rejection
 //! rule of Leviathan et al. 2023 and Chen et al. 2023 gives, without its second source of randomness; a guess is right
-//! with the same probability where it is certain of itself (lookup), and with little less where it is drawn (a model).
-//! On servers whose sums depend on how many tokens come at once (torch) it holds as far as their logits agree.
+//! with the same probability. On servers whose sums depend on how many tokens come at once (torch), and where activations
+//! are rounded for a whole message, it holds as far as the logits agree.
 //!
 //! It knows no servers and computes no blocks.
 
@@ -20,7 +20,7 @@ mod pace;
 
 use std::time::Duration;
 
-use self::pace::{MOST, Offer, Pace, Source};
+use self::pace::{MOST, Offer, Pace};
 
 /// Whether tokens are guessed ahead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,8 @@ pub struct Guesses {
 /// Tokens that may come next; none for a plain step.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
-    source: Option<Source>,
+    /// Tokens that agree with those before.
+    matched: usize,
     pub(super) tokens: Vec<u32>,
 }
 
@@ -72,7 +73,7 @@ pub(super) struct Speculator {
     mode: Speculate,
     pace: Pace,
     /// A guess that was not worth while to send: whether it was right is learnt all the same.
-    untried: Option<(Source, u32)>,
+    untried: Option<(usize, u32)>,
 }
 
 impl Speculator {
@@ -91,39 +92,33 @@ impl Speculator {
             Speculate::Auto => MOST,
             Speculate::Always(n) => n,
         };
-        let most = most.min(limit);
-        let found = if limit == 0 { None } else { lookup::find(tokens) };
-        let offer = found.map(|found| Offer {
-            source: Source::Lookup(found.len),
-            most,
-        });
-        let offers: Vec<Offer> = offer.into_iter().filter(|offer| offer.most > 0).collect();
-        let taken = match self.mode {
-            Speculate::Always(_) => self.pace.most_right(&offers),
-            Speculate::Off | Speculate::Auto => self.pace.choose(&offers),
-        };
-        self.untried = match (taken, found) {
-            (None, Some(found)) => Some((Source::Lookup(found.len), found.draft(tokens, 1)[0])),
-            _ => None,
-        };
-        let (Some(offer), Some(found)) = (taken, found) else {
+        let Some(found) = lookup::find(tokens).filter(|_| limit > 0) else {
             return Draft::default();
         };
+        let matched = found.len;
+        let most = most.min(limit);
+        let taken = match self.mode {
+            Speculate::Always(_) => most,
+            Speculate::Off | Speculate::Auto => self.pace.choose(Offer { matched, most }),
+        };
+        if taken == 0 {
+            self.untried = found.draft(tokens, 1).first().map(|token| (matched, *token));
+        }
         Draft {
-            source: Some(offer.source),
-            tokens: found.draft(tokens, offer.most),
+            matched,
+            tokens: found.draft(tokens, taken),
         }
     }
 
     /// Notes what came of a step that took so long: the tokens chosen in it, the right guesses first.
     pub(super) fn checked(&mut self, draft: &Draft, chosen: &[u32], took: Duration) {
         self.pace.stepped(draft.tokens.len(), took.as_secs_f64());
-        if let Some(source) = draft.source.filter(|_| !draft.tokens.is_empty()) {
-            self.pace
-                .verified(source, draft.tokens.len(), chosen.len().saturating_sub(1));
+        if !draft.tokens.is_empty() {
+            let right = chosen.len().saturating_sub(1);
+            self.pace.verified(draft.matched, draft.tokens.len(), right);
         }
-        if let (Some((source, token)), Some(first)) = (self.untried.take(), chosen.first()) {
-            self.pace.verified(source, 1, usize::from(token == *first));
+        if let (Some((matched, token)), Some(first)) = (self.untried.take(), chosen.first()) {
+            self.pace.verified(matched, 1, usize::from(token == *first));
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! tokens of a step with k guesses, each right with chance a       1 + a + a² + … + aᵏ
-//! seconds of it                                                   plain + k · (further + drafting)
+//! seconds of it                                                   plain + k · further
 //! ```
 //!
 //! `plain` is mostly the line; `further` is next to nothing on servers that wait for their memory, and as much as a step
@@ -32,39 +32,30 @@ const HOPE: f64 = 0.5;
 /// A step that took so many times what was expected says nothing about steps: a server was replaced.
 const OUTLIER: f64 = 4.0;
 
-/// Where a guess comes from, by how much it can be trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    /// A repetition of so many tokens.
-    Lookup(usize),
-    /// A small model.
-    Model,
-}
-
-/// How often guesses of each kind are right before any was made: matches of 1, 2, 3, 4 to 6 and more tokens, a model.
-const FIRST_RIGHT: [f64; 6] = [0.15, 0.35, 0.5, 0.65, 0.8, 0.6];
+/// How often guesses are right before any was made, after matches of 1, 2, 3, 4 to 6 and more tokens.
+const FIRST_RIGHT: [f64; 5] = [0.15, 0.35, 0.5, 0.65, 0.8];
 /// As how many observations that counts.
 const FIRST_WEIGHT: u32 = 3;
 /// Weight of the newest of many observations, of times and of guesses.
 const NEWEST_TIME: f64 = 0.15;
 const NEWEST_GUESS: f64 = 0.06;
 
-impl Source {
-    fn kind(self) -> usize {
-        match self {
-            Self::Lookup(len @ ..=3) => len.saturating_sub(1),
-            Self::Lookup(4..=6) => 3,
-            Self::Lookup(_) => 4,
-            Self::Model => 5,
-        }
-    }
-}
-
-/// A guess that could be made: where from, and of how many tokens at most.
+/// A guess that could be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Offer {
-    pub(super) source: Source,
+    /// Tokens that agree: how much it can be trusted.
+    pub(super) matched: usize,
+    /// Most tokens of it.
     pub(super) most: usize,
+}
+
+/// Which kind of guess follows a match of so many tokens.
+fn kind(matched: usize) -> usize {
+    match matched {
+        0..=3 => matched.saturating_sub(1),
+        4..=6 => 3,
+        _ => 4,
+    }
 }
 
 /// What is known of the steps of one session.
@@ -74,8 +65,6 @@ pub(super) struct Pace {
     plain: Mean,
     /// Seconds that each further token of a step takes.
     further: Mean,
-    /// Seconds that the small model takes for a token.
-    drafting: Mean,
     right: [Mean; FIRST_RIGHT.len()],
     since_plain: u32,
     pause: u32,
@@ -88,7 +77,6 @@ impl Default for Pace {
         Self {
             plain: Mean::default(),
             further: Mean::default(),
-            drafting: Mean::default(),
             right: FIRST_RIGHT.map(|value| Mean { value, n: FIRST_WEIGHT }),
             since_plain: 0,
             pause: SHORTEST_PAUSE,
@@ -99,33 +87,26 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Which of `offers` to take, and how many tokens of it. `None` for a plain step.
-    pub(super) fn choose(&mut self, offers: &[Offer]) -> Option<Offer> {
+    /// How many tokens of `offer` to take; 0 for a plain step.
+    pub(super) fn choose(&mut self, offer: Offer) -> usize {
         if self.plain.n < FIRST_PLAIN || self.since_plain >= RENEW_PLAIN {
-            return None;
+            return 0;
         }
-        let best = |hope: f64| {
-            let gains = offers.iter().filter_map(|offer| self.best(*offer, hope));
-            gains.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, offer)| offer)
-        };
-        if let Some(offer) = best(1.0) {
+        let best = self.best(offer, 1.0);
+        if best > 0 {
             (self.pause, self.waited, self.trial) = (SHORTEST_PAUSE, 0, false);
-            return Some(offer);
+            return best;
         }
-        let hoped = best(HOPE)?;
+        let hoped = self.best(offer, HOPE);
+        if hoped == 0 {
+            return 0;
+        }
         self.waited += 1;
         if self.waited <= self.pause {
-            return None;
+            return 0;
         }
         self.trial = true;
-        let most = hoped.most.min(TRIAL);
-        Some(Offer { most, ..hoped })
-    }
-
-    /// The most trustworthy of `offers`, whatever it costs.
-    pub(super) fn most_right(&self, offers: &[Offer]) -> Option<Offer> {
-        let right = |offer: &Offer| self.right[offer.source.kind()].value;
-        offers.iter().copied().max_by(|a, b| right(a).total_cmp(&right(b)))
+        hoped.min(TRIAL)
     }
 
     /// Notes that a step with so many guesses took `seconds`.
@@ -146,16 +127,9 @@ impl Pace {
         }
     }
 
-    /// Notes that the small model took `seconds` for so many tokens.
-    pub(super) fn drafted(&mut self, tokens: usize, seconds: f64) {
-        if tokens > 0 {
-            self.drafting.add(seconds / tokens as f64, NEWEST_TIME);
-        }
-    }
-
-    /// Notes how many of so many guesses were right, up to the first wrong one.
-    pub(super) fn verified(&mut self, source: Source, guessed: usize, right: usize) {
-        let mean = &mut self.right[source.kind()];
+    /// Notes how many of so many guesses after a match were right, up to the first wrong one.
+    pub(super) fn verified(&mut self, matched: usize, guessed: usize, right: usize) {
+        let mean = &mut self.right[kind(matched)];
         for at in 0..guessed.min(right + 1) {
             mean.add(f64::from(u8::from(at < right)), NEWEST_GUESS);
         }
@@ -169,29 +143,22 @@ impl Pace {
         }
     }
 
-    /// The number of tokens of `offer` that brings most, and how many times the speed of plain steps that is; `None` if
-    /// that is not worth while. `hope` is a factor of what tokens cost; whoever hopes also takes a model for as good as
-    /// it was at first, because without guesses nobody learns that it has become better.
-    fn best(&self, offer: Offer, hope: f64) -> Option<(f64, Offer)> {
-        let mut right = self.right[offer.source.kind()].value;
-        let mut cost = self.further_seconds();
-        if offer.source == Source::Model {
-            cost += self.drafting.value;
-            if hope < 1.0 {
-                right = right.max(FIRST_RIGHT[offer.source.kind()]);
-            }
-        }
+    /// The number of tokens of `offer` that brings most; 0 if that is not worth while. `hope` is a factor of what tokens
+    /// cost.
+    fn best(&self, offer: Offer, hope: f64) -> usize {
+        let right = self.right[kind(offer.matched)].value;
+        let further = self.further_seconds() * hope;
         let longest = if self.further.n == 0 { FIRST_GUESS } else { MOST };
         let mut tokens = 1.0;
         let mut chance = 1.0;
         let gains = (1..=offer.most.min(longest)).map(|n| {
             chance *= right;
             tokens += chance;
-            let seconds = self.plain.value + n as f64 * cost * hope;
+            let seconds = self.plain.value + n as f64 * further;
             (tokens * self.plain.value / seconds, n)
         });
-        let (gain, most) = gains.max_by(|a, b| a.0.total_cmp(&b.0))?;
-        (gain > WORTHWHILE).then_some((gain, Offer { most, ..offer }))
+        let best = gains.max_by(|a, b| a.0.total_cmp(&b.0));
+        best.filter(|(gain, _)| *gain > WORTHWHILE).map_or(0, |(_, n)| n)
     }
 
     fn further_seconds(&self) -> f64 {
@@ -225,15 +192,14 @@ mod tests {
     /// A swarm and a text, in numbers.
     #[derive(Clone, Copy)]
     struct Scenario {
-        source: Source,
+        matched: usize,
         plain: f64,
         further: f64,
-        drafting: f64,
         right: f64,
     }
 
     /// 1500 tokens, with guesses as `choose` has it: tokens per second, and steps with guesses.
-    fn run(scenario: Scenario, choose: &mut dyn FnMut(&mut Pace, &[Offer]) -> Option<Offer>) -> (f64, usize) {
+    fn run(scenario: Scenario, choose: &mut dyn FnMut(&mut Pace, Offer) -> usize) -> (f64, usize) {
         let (mut pace, mut tokens, mut time, mut guesses) = (Pace::default(), 0, 0.0, 0);
         let mut state = 1_u32;
         let mut chance = || {
@@ -241,24 +207,19 @@ mod tests {
             f64::from(state >> 8) / f64::from(1 << 24)
         };
         while tokens < 1500 {
-            let offers = [Offer {
-                source: scenario.source,
-                most: MOST,
-            }];
-            let taken = choose(&mut pace, &offers).map_or(0, |offer| offer.most);
+            let matched = scenario.matched;
+            let taken = choose(&mut pace, Offer { matched, most: MOST });
             // Lines are never quite even.
             let seconds = (scenario.plain + taken as f64 * scenario.further) * (0.95 + 0.1 * chance());
-            let drafting = taken as f64 * scenario.drafting;
             pace.stepped(taken, seconds);
-            time += seconds + drafting;
+            time += seconds;
             let right = (0..taken).take_while(|_| chance() < scenario.right).count();
             if taken > 0 {
                 guesses += 1;
-                pace.drafted(taken, drafting);
-                pace.verified(scenario.source, taken, right);
-            } else if scenario.source != Source::Model {
+                pace.verified(matched, taken, right);
+            } else {
                 // What costs nothing is guessed in any case, and compared.
-                pace.verified(scenario.source, 1, usize::from(chance() < scenario.right));
+                pace.verified(matched, 1, usize::from(chance() < scenario.right));
             }
             tokens += right + 1;
         }
@@ -268,29 +229,28 @@ mod tests {
     /// Its speed by the rule, as multiples of no guesses and of the best fixed number of guesses.
     fn gains(scenario: Scenario) -> (f64, f64) {
         let fixed = |n: usize| {
-            let mut choose = |_: &mut Pace, offers: &[Offer]| (n > 0).then_some(Offer { most: n, ..offers[0] });
+            let mut choose = |_: &mut Pace, _: Offer| n;
             run(scenario, &mut choose).0
         };
         let best = (0..=MOST).map(fixed).fold(0.0, f64::max);
-        let found = run(scenario, &mut |pace, offers| pace.choose(offers)).0;
+        let found = run(scenario, &mut |pace, offer| pace.choose(offer)).0;
         (found / fixed(0), found / best)
     }
 
     fn scenarios() -> impl Iterator<Item = Scenario> {
-        let sources = [Source::Lookup(1), Source::Lookup(3), Source::Lookup(16), Source::Model];
+        let matches = [1, 3, 5, 16];
         // Seconds of a round trip: a local network, a country, the other side of the world.
         let lines = [0.005, 0.05, 0.15];
         // What a token costs the servers: waiting for memory, in between, and as much as the first one.
         let costs = [0.0002, 0.005, 0.03];
         let rights = [0.0, 0.2, 0.5, 0.8, 0.95];
-        sources.into_iter().flat_map(move |source| {
+        matches.into_iter().flat_map(move |matched| {
             lines.into_iter().flat_map(move |line| {
                 costs.into_iter().flat_map(move |further| {
                     rights.into_iter().map(move |right| Scenario {
-                        source,
+                        matched,
                         plain: line + 0.03,
                         further,
-                        drafting: if source == Source::Model { 0.01 } else { 0.0 },
                         right,
                     })
                 })
@@ -303,13 +263,14 @@ mod tests {
         for scenario in scenarios() {
             let (over_plain, of_best) = gains(scenario);
             let Scenario {
-                source,
+                matched,
                 plain,
                 further,
                 right,
                 ..
             } = scenario;
-            let name = format!("{source:?}, plain {plain}, further {further}, right {right}: {over_plain}, {of_best}");
+            let name =
+                format!("match {matched}, plain {plain}, further {further}, right {right}: {over_plain}, {of_best}");
             assert!(over_plain > 0.97, "{name}");
             assert!(of_best > 0.85, "{name}");
         }
@@ -318,10 +279,9 @@ mod tests {
     #[test]
     fn good_guesses_over_a_slow_line_are_several_times_as_fast() {
         let scenario = Scenario {
-            source: Source::Lookup(8),
+            matched: 8,
             plain: 0.18,
             further: 0.003,
-            drafting: 0.0,
             right: 0.9,
         };
         let (over_plain, _) = gains(scenario);
@@ -331,60 +291,46 @@ mod tests {
     #[test]
     fn guesses_that_do_not_pay_become_rare() {
         let scenario = Scenario {
-            source: Source::Model,
+            matched: 5,
             plain: 0.035,
             further: 0.03,
-            drafting: 0.02,
             right: 0.7,
         };
-        let (_, guesses) = run(scenario, &mut |pace, offers| pace.choose(offers));
+        let (_, guesses) = run(scenario, &mut |pace, offer| pace.choose(offer));
         assert!((1..30).contains(&guesses), "{guesses}");
     }
 
     #[test]
-    fn what_has_become_better_is_found_out() {
+    fn servers_that_have_become_quicker_are_found_out() {
         let mut pace = Pace::default();
-        let offers = [Offer {
-            source: Source::Model,
-            most: MOST,
-        }];
+        let offer = Offer { matched: 5, most: MOST };
         for _ in 0..3 {
             pace.stepped(0, 0.1);
         }
         for _ in 0..20 {
-            pace.stepped(4, 0.1);
-            pace.drafted(4, 0.01);
-            pace.verified(Source::Model, 4, 0);
+            pace.stepped(4, 0.5);
+            pace.verified(offer.matched, 4, 3);
         }
         pace.stepped(0, 0.1);
-        assert_eq!(pace.choose(&offers), None);
-        let mut found = None;
-        for step in 0..200 {
-            let taken = pace.choose(&offers).map_or(0, |offer| offer.most);
+        assert_eq!(pace.choose(offer), 0);
+        let found = (0..400).find(|_| {
+            let taken = pace.choose(offer);
             pace.stepped(taken, 0.1);
-            if taken > 0 {
-                pace.verified(Source::Model, taken, taken);
-            }
-            if taken > TRIAL {
-                found = Some(step);
-                break;
-            }
-        }
-        assert!(found.is_some_and(|step| step < 60), "{found:?}");
+            pace.verified(offer.matched, taken.max(1), taken.max(1));
+            taken > TRIAL
+        });
+        assert!(found.is_some_and(|step| step < 100), "{found:?}");
     }
 
     #[test]
     fn nothing_is_guessed_before_plain_steps_are_known() {
         let mut pace = Pace::default();
-        let offers = [Offer {
-            source: Source::Lookup(16),
-            most: 9,
-        }];
-        assert_eq!(pace.choose(&offers), None);
+        let offer = Offer { matched: 16, most: 9 };
+        assert_eq!(pace.choose(offer), 0);
         pace.stepped(0, 0.1);
-        assert_eq!(pace.choose(&offers), None);
+        assert_eq!(pace.choose(offer), 0);
         pace.stepped(0, 0.1);
-        assert_eq!(pace.choose(&offers).map(|offer| offer.most), Some(FIRST_GUESS));
+        assert_eq!(pace.choose(offer), FIRST_GUESS);
     }
 
     #[test]
@@ -397,25 +343,5 @@ mod tests {
         pace.stepped(2, 3.0);
         assert!((pace.plain.value - 0.1).abs() < 1e-9);
         assert_eq!(pace.further.n, 0);
-    }
-
-    #[test]
-    fn the_source_that_was_right_more_often_is_taken() {
-        let offers = [
-            Offer {
-                source: Source::Lookup(1),
-                most: 4,
-            },
-            Offer {
-                source: Source::Model,
-                most: 4,
-            },
-        ];
-        let mut pace = Pace::default();
-        assert_eq!(pace.most_right(&offers), Some(offers[1]));
-        for _ in 0..50 {
-            pace.verified(Source::Model, 4, 0);
-        }
-        assert_eq!(pace.most_right(&offers), Some(offers[0]));
     }
 }
