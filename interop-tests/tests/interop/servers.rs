@@ -18,7 +18,7 @@ fn generate_and_compare(hub: &Hub, initial: &str, route: &[(&str, &str)]) {
 fn generate_with_and_compare(hub: &Hub, initial: &str, more: &[&str], route: &[(&str, &str)]) {
     let want = python::reference(hub, &[PROMPT.to_vec()], N_TOKENS).unwrap().remove(0);
     let place = (hub.model().name, initial);
-    let answer = node::generate_with(hub, place, (&PROMPT, N_TOKENS), more).unwrap();
+    let answer = node::generate_with(hub, place, (&PROMPT[..], N_TOKENS), more).unwrap();
     assert_eq!(node::ids(&answer["token_ids"]).unwrap(), want, "{answer}");
     assert_eq!(answer["prompt_tokens"], PROMPT.len(), "{answer}");
     assert_eq!(node::route(&answer).unwrap(), route, "{answer}");
