@@ -2,7 +2,8 @@
 
 Usage: python3 slow_line.py ONE OTHER DELAY LOSS [RATE]
 Makes two TUN devices of these names in its network namespace, prints `ready`, and carries every packet from each to the
-other DELAY milliseconds later, except the share LOSS of them; with a RATE no more than so many bytes per second each way. The devices may be moved to other namespaces afterwards.
+other DELAY milliseconds later, except the share LOSS of them; with a RATE no more than so many bytes per second each way.
+The devices may be moved to other namespaces afterwards.
 Which packets are lost depends on their number alone: it is the same in every run.
 """
 

@@ -80,13 +80,17 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 
 async fn look(args: &Args, model: &Model, node: &node::Node) -> anyhow::Result<()> {
     let scout = args.caller.scout(model, node).await?;
-    let explanation = scout.explain(args.max_length).await;
+    let mut explanation = scout.explain(args.max_length).await;
     let tokens = args.measure.unwrap_or(if args.why { MEASURED_TOKENS } else { 0 });
     let config = model.source.config();
     let measurement = match &explanation.chains {
         Ok(_) if tokens > 0 => Some(measure(&scout, config.hidden_size, tokens).await?),
         _ => None,
     };
+    if measurement.is_some() {
+        // What was expected stays what it was; what was measured of servers is known now.
+        explanation.take_measured(&scout.explain(args.max_length).await);
+    }
     let report = Report {
         prefix: model.prefix.clone(),
         n_blocks: config.n_blocks,

@@ -159,7 +159,7 @@ const INT8_S: f64 = 2.0 * 20e-9;
 const LEAST_GAIN: f64 = 0.1;
 
 /// Numbers of which an eighth is enough to measure a line with.
-const TRIAL_NUMBERS: usize = 256 << 10;
+const TRIAL_NUMBERS: usize = 64 << 10;
 
 /// Most lines that are remembered.
 const MAX_LINES: usize = 1024;

@@ -12,7 +12,7 @@ pub struct Transfer {
 }
 
 /// The first mark, bytes; each is twice the one before.
-const FIRST_MARK: usize = 16 * 1024;
+const FIRST_MARK: usize = 8 * 1024;
 
 /// A message that is arriving: when how much of it was there.
 #[derive(Debug, Default)]

@@ -94,6 +94,16 @@ pub enum Verdict {
     NoWay,
 }
 
+impl Explanation {
+    /// Takes over what a later explanation of the same knows to have been measured.
+    pub fn take_measured(&mut self, later: &Self) {
+        for candidate in &mut self.candidates {
+            let same = later.candidates.iter().find(|other| other.peer == candidate.peer);
+            candidate.measured = same.and_then(|other| other.measured).or(candidate.measured);
+        }
+    }
+}
+
 /// Explains the chain that `shortest` finds without the `banned`, or with them if there is none without.
 pub fn explain(
     snapshot: &Snapshot,
