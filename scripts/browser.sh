@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The browser tests of the health map: chromium over live swarms. Builds sepal, installs what is missing, prints where the
+# The browser tests of the health map and of the chat, chromium over live swarms, and a chat front end from PyPI. Builds sepal, installs what is missing, prints where the
 # screenshots are.
 # Needs: chromium (as root on a Debian it is installed), CPython 3.11 with pip, PyPI the first time.
 # Usage: scripts/browser.sh [ARGUMENT OF PYTEST…]
@@ -28,6 +28,8 @@ target=${CARGO_TARGET_DIR:-$PWD/target}
 export SEPAL=$target/debug/sepal PICTURES=$target/browser
 PEER_PYTHON=$(scripts/python-env.sh)
 export PEER_PYTHON
+make_venv llm interop-tests/browser/requirements-llm.txt
+export LLM=$venv/bin/llm
 make_venv browser interop-tests/browser/requirements.txt
 rm -rf "$PICTURES"
 mkdir -p "$PICTURES"

@@ -3,6 +3,7 @@
 //!
 //! Results go to stdout as stable lines that scripts may read, logs go to stderr.
 
+mod access;
 mod api;
 mod bootstrap;
 mod caller;

@@ -244,6 +244,14 @@ impl Client {
         self.shared.lock_bans().reasons(Instant::now())
     }
 
+    /// The blocks that no server holds which did not fail lately, as last read.
+    pub fn missing(&self) -> Vec<Range<u32>> {
+        let shared = &self.shared;
+        let failed = shared.lock_bans().active(Instant::now());
+        let route = route::shortest(&self.snapshot(), shared.blocks.clone(), &shared.known(), None, &failed);
+        route.err().map(|missing| missing.missing).unwrap_or_default()
+    }
+
     /// The chain of servers that a new session of `max_length` tokens would take.
     ///
     /// # Errors
@@ -446,6 +454,13 @@ impl Shared {
             Some("float16") => DType::F16,
             _ => DType::F32,
         }
+    }
+
+    /// What a server calls itself.
+    fn public_name(&self, peer: PeerId) -> Option<String> {
+        let snapshot = self.directory.snapshot();
+        let span = snapshot.spans.iter().find(|span| span.peer == peer);
+        span.and_then(|span| span.info.public_name.clone())
     }
 
     /// Whether a server takes back tokens.

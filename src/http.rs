@@ -41,7 +41,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 pub use self::{
     error::HttpError,
     metrics::{OwnNumber, OwnValue},
-    openai::{Api, ApiLimits, ModelText, Origin, ServedModel, serve_api},
+    openai::{Access, Api, ApiLimits, Guard, KeysError, ModelText, Origin, ServedModel, serve_api},
 };
 use self::{metrics::OwnNumbers, page::Page};
 use crate::{
@@ -84,7 +84,7 @@ pub async fn serve(
     let (listener, site) = listen(addr).await?;
     let app = App {
         health,
-        page: Arc::new(Page::built_in()),
+        page: Arc::new(Page::map()),
         own: OwnNumbers::new(own),
         listeners: Arc::new(Semaphore::new(events::MAX_LISTENERS)),
         tasks: tasks.clone(),

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from place import Place
 from playwright.sync_api import expect, sync_playwright
 from swarm import STARTUP, Swarm
 
@@ -113,3 +114,22 @@ def lone_url(tmp_path_factory):
     swarm = _swarm(tmp_path_factory)
     yield swarm.serve("demo", "0:8", "--http", "127.0.0.1:0").url
     swarm.end()
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    swarm = _swarm(tmp_path_factory)
+    yield Place(swarm)
+    swarm.end()
+
+
+@pytest.fixture(scope="session")
+def api(place):
+    """Where an API is that asks for no key."""
+    return place.api()
+
+
+@pytest.fixture(scope="session")
+def locked(place):
+    """Where one is that asks for a key."""
+    return place.locked_api()

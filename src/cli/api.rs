@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args as ClapArgs;
 
 use super::{
+    access::AccessArgs,
     caller::CallerArgs,
     conversation::ConversationArgs,
     model::Model,
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     client::{ChatError, ChatTemplate, Client, Conversations, Limits, TextCodec},
-    http::{self, Api, ApiLimits, ModelText, Origin, ServedModel},
+    http::{self, Api, ApiLimits, Guard, ModelText, Origin, ServedModel},
     task::Tasks,
 };
 
@@ -26,7 +27,7 @@ pub(super) struct Args {
     models: ModelsArgs,
     #[command(flatten)]
     swarm: SwarmArgs,
-    /// Where to listen. Whoever reaches this address can use the models.
+    /// Where to listen. Without --api-keys whoever reaches this address can use the models.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
     http: SocketAddr,
     /// Name of the model in requests [default: MODEL, of a folder or file its last part].
@@ -38,6 +39,8 @@ pub(super) struct Args {
     /// Longest prompt and answer together, in tokens [default: what the model was made for].
     #[arg(long, value_name = "[MODEL=]TOKENS", value_parser = ForModel::<usize>::parse, alias = "max-model-len")]
     context_length: Vec<ForModel<usize>>,
+    #[command(flatten)]
+    access: AccessArgs,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
@@ -86,13 +89,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     // A taken port is said before anything is loaded.
     let listening = http::listen(args.http).await?;
     let node = node::client(&swarm).await?;
+    let guard = args.access.guard(&node.tasks)?;
     let served = tokio::select! {
         served = args.connect(&models, &node) => served,
         stopped = &mut stop => stopped.map(|()| Vec::new()),
     };
     let outcome = match served {
         Ok(served) if served.is_empty() => Ok(()),
-        Ok(served) => serve(listening, served, (&args.limits, &node.tasks), stop).await,
+        Ok(served) => serve(listening, (served, guard), (&args.limits, &node.tasks), stop).await,
         Err(error) => Err(error),
     };
     node.tasks.shutdown().await;
@@ -105,7 +109,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 /// When signals cannot be listened for.
 pub(super) async fn serve(
     (listener, site): (tokio::net::TcpListener, http::Site),
-    models: Vec<ServedModel>,
+    (models, guard): (Vec<ServedModel>, Guard),
     (limits, tasks): (&LimitArgs, &Tasks),
     stop: Pin<Box<impl Future<Output = anyhow::Result<()>>>>,
 ) -> anyhow::Result<()> {
@@ -129,8 +133,12 @@ pub(super) async fn serve(
         default_max_tokens: limits.default_max_tokens,
         origins: limits.allow_origin.clone(),
     };
-    http::serve_api(listener, Api::new(models, limits, &tasks));
+    if guard.is_open() && !site.addr.ip().is_loopback() {
+        output::note("anybody who reaches this address can use the models: --api-keys FILE asks for a key");
+    }
+    http::serve_api(listener, Api::new(models, limits, guard, &tasks));
     output::line(format_args!("api: http://{}/v1", site.addr));
+    output::line(format_args!("chat: http://{}/", site.addr));
     let stopped = stop.await;
     tasks.shutdown().await;
     futures::future::join_all(conversations.iter().map(Conversations::close)).await;

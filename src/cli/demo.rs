@@ -77,7 +77,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             let named = (stage.model.name.clone(), template);
             let served = api::served_model(&stage.model, named, stage.client.clone(), (limits, tasks), None).await?;
             output::line("");
-            api::serve(listening, vec![served], (limits, tasks), stop).await
+            api::serve(listening, (vec![served], http::Guard::default()), (limits, tasks), stop).await
         }
         None => Ok(()),
     };

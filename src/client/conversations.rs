@@ -127,6 +127,11 @@ impl Conversations {
         self.close_idle(0).await;
     }
 
+    /// Whose sessions they are.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// How many sessions wait.
     pub fn n_idle(&self) -> usize {
         self.lock().len()

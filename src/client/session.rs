@@ -72,10 +72,14 @@ pub struct HopReport {
     pub peer: PeerId,
     /// Whether they are.
     pub is_here: bool,
+    /// What it calls itself.
+    pub name: Option<String>,
     /// The blocks it ran.
     pub blocks: Range<u32>,
     /// Mean time of a step there and back, over the steps after the first.
     pub per_step: Option<Duration>,
+    /// Time of the last one of these.
+    pub last_step: Option<Duration>,
     /// Steps that were computed once more on another server, with the same outcome.
     pub verified: u32,
 }
@@ -106,6 +110,7 @@ struct HopState {
     verified: u32,
     busy: Duration,
     steps: u32,
+    last_step: Option<Duration>,
 }
 
 impl Session {
@@ -171,15 +176,19 @@ impl Session {
         let here = |span: &LocalSpan| HopReport {
             peer: self.shared.p2p.peer_id(),
             is_here: true,
+            name: None,
             blocks: span.blocks(),
             per_step: span.per_step(),
+            last_step: None,
             verified: 0,
         };
         let report = |state: &HopState| HopReport {
             peer: state.hop.peer,
             is_here: false,
+            name: self.shared.public_name(state.hop.peer),
             blocks: state.hop.blocks.clone(),
             per_step: (state.steps > 0).then(|| state.busy / state.steps),
+            last_step: state.last_step,
             verified: state.verified,
         };
         let (first, last) = self.own.as_ref().map(|own| (&own.first, &own.last)).unzip();
@@ -429,6 +438,7 @@ impl HopState {
             verified: 0,
             busy: Duration::ZERO,
             steps: 0,
+            last_step: None,
         }
     }
 
@@ -462,6 +472,7 @@ impl HopState {
         if !size.first {
             self.busy += time;
             self.steps += 1;
+            self.last_step = Some(time);
         }
         Ok(output)
     }
@@ -479,5 +490,6 @@ impl HopState {
     fn forget_times(&mut self) {
         self.busy = Duration::ZERO;
         self.steps = 0;
+        self.last_step = None;
     }
 }

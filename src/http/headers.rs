@@ -5,9 +5,6 @@ use axum::http::{
     header::{self, HeaderName},
 };
 
-/// What browsers may do with answers that are no page.
-pub(crate) const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
-
 /// Protects an answer; `policy` is the content security policy of the site's page.
 pub(crate) fn protect(headers: &mut HeaderMap, policy: HeaderValue) {
     headers.insert(header::CONTENT_SECURITY_POLICY, policy);

@@ -25,7 +25,7 @@ use super::App;
 use crate::swarm::health::{Condition, Health, HealthState, ModelState};
 
 /// What Prometheus calls the format.
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Something this node knows of itself.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -4,12 +4,15 @@
 //!   GET  /v1/models, /v1/models/ID     what is served                                    model.rs
 //!   POST /v1/chat/completions          messages in, the next message out                 chat.rs
 //!   POST /v1/completions               texts or tokens in, what follows them out         completions.rs
+//!   GET  /                             a chat for browsers, which asks for the above     chat.html
+//!   GET  /health                       whether every block of the models is served       health.rs
+//!   GET  /metrics                      Prometheus exposition                             metrics.rs
 //!
 //!   body.rs ─▶ fields.rs, params.rs, messages.rs, tools.rs ─▶ Job ─▶ answers.rs ─▶ deliver.rs ─▶ one object, or events
 //!   bounded     what is asked for, or an error that names it         one task each    calls.rs, logprobs.rs, */writer.rs
 //! ```
 //!
-//! Requests and generations are bounded by [`ApiLimits`], connections in `serve.rs`. It finds no servers and computes nothing
+//! Whoever asks for /v1 passes `guard.rs` first: keys and limits. Requests and generations are bounded by [`ApiLimits`], connections in `serve.rs`. It finds no servers and computes nothing
 //! itself; that is [`crate::client`].
 
 mod answers;
@@ -20,8 +23,13 @@ mod completions;
 mod deliver;
 mod error;
 mod fields;
+mod guard;
+mod health;
+mod keys;
+mod limits;
 mod logprobs;
 mod messages;
+mod metrics;
 mod model;
 mod origins;
 mod params;
@@ -31,7 +39,7 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request},
+    extract::{DefaultBodyLimit, Request, State},
     http::{Method, Uri},
     middleware::{self, Next},
     response::Response,
@@ -40,12 +48,14 @@ use axum::{
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 
-use self::{answers::Gate, error::ApiError, fields::Fields};
+use self::{answers::Gate, error::ApiError, fields::Fields, metrics::Metrics};
 pub use self::{
+    guard::{Access, Guard},
+    keys::KeysError,
     model::{ModelText, ServedModel},
     origins::Origin,
 };
-use super::{headers, serve};
+use super::{headers, page::Page, serve};
 use crate::task::Tasks;
 
 /// How much the API takes on.
@@ -71,6 +81,9 @@ pub struct Api {
 struct Shared {
     models: Vec<Arc<ServedModel>>,
     gate: Gate,
+    guard: Guard,
+    metrics: Metrics,
+    page: Page,
     default_max_tokens: usize,
     origins: Vec<Origin>,
     tasks: Tasks,
@@ -79,10 +92,14 @@ struct Shared {
 impl Api {
     /// An API of these models, the first of which is the default of nobody: requests name theirs. Its generations run in
     /// `tasks` and have a few seconds to end when these are stopped.
-    pub fn new(models: Vec<ServedModel>, limits: ApiLimits, tasks: &Tasks) -> Self {
+    pub fn new(models: Vec<ServedModel>, limits: ApiLimits, guard: Guard, tasks: &Tasks) -> Self {
+        let metrics = Metrics::new();
         let shared = Shared {
             models: models.into_iter().map(Arc::new).collect(),
-            gate: Gate::new(limits.parallel, limits.queue),
+            gate: Gate::new(limits.parallel, limits.queue, metrics.clone()),
+            guard,
+            metrics,
+            page: Page::chat(),
             default_max_tokens: limits.default_max_tokens,
             origins: limits.origins,
             tasks: tasks.clone(),
@@ -94,6 +111,10 @@ impl Api {
 
     pub(crate) fn models(&self) -> &[Arc<ServedModel>] {
         &self.shared.models
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     fn gate(&self) -> &Gate {
@@ -138,14 +159,23 @@ fn router(api: Api) -> Router {
         .route("/chat/completions", post(chat::chat))
         .route("/completions", post(completions::completions))
         .route("/embeddings", post(embeddings))
-        .method_not_allowed_fallback(no_method);
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(api.shared.guard.clone(), guard::guard))
+        .layer(middleware::from_fn_with_state(api.metrics().clone(), metrics::count));
     Router::new()
+        .route("/", get(page))
+        .route("/health", get(health::health))
+        .route("/metrics", get(metrics::metrics))
         .nest("/v1", v1)
         .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(body::MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(api.clone(), origins::allow))
-        .layer(middleware::from_fn(protect))
+        .layer(middleware::from_fn_with_state(api.clone(), protect))
         .with_state(api)
+}
+
+async fn page(State(api): State<Api>) -> Response {
+    api.shared.page.response()
 }
 
 async fn embeddings() -> ApiError {
@@ -160,9 +190,9 @@ async fn no_method(method: Method, uri: Uri) -> ApiError {
     ApiError::no_method(method.as_str(), uri.path())
 }
 
-async fn protect(request: Request, next: Next) -> Response {
+async fn protect(State(api): State<Api>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
-    headers::protect(response.headers_mut(), headers::NOTHING);
+    headers::protect(response.headers_mut(), api.shared.page.policy.clone());
     response
 }
 

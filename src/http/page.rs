@@ -1,4 +1,4 @@
-//! The page: one file, sent as it is. Its one style and one script are allowed by their hashes and nothing else is.
+//! Pages: one file each, sent as it is. Its one style and one script are allowed by their hashes and nothing else is.
 
 use axum::{
     extract::State,
@@ -10,9 +10,10 @@ use sha2::{Digest, Sha256};
 
 use super::App;
 
-const PAGE: &str = include_str!("page.html");
+const MAP: &str = include_str!("page.html");
+const CHAT: &str = include_str!("chat.html");
 
-/// The page and what browsers may do with it.
+/// A page and what browsers may do with it.
 #[derive(Debug)]
 pub(crate) struct Page {
     html: &'static str,
@@ -21,11 +22,25 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    pub(crate) fn built_in() -> Self {
-        let policy = policy(PAGE);
+    /// The health map.
+    pub(crate) fn map() -> Self {
+        Self::of(MAP)
+    }
+
+    /// The chat in front of the API.
+    pub(crate) fn chat() -> Self {
+        Self::of(CHAT)
+    }
+
+    fn of(html: &'static str) -> Self {
+        let policy = policy(html);
         // A policy of hashes and ASCII words is always a header; without one, forbid all.
         let policy = HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"));
-        Self { html: PAGE, policy }
+        Self { html, policy }
+    }
+
+    pub(crate) fn response(&self) -> Response {
+        ([(header::CACHE_CONTROL, "no-cache")], Html(self.html)).into_response()
     }
 }
 
@@ -57,7 +72,7 @@ fn contents<'a>(html: &'a str, tag: &str) -> Vec<&'a str> {
 }
 
 pub(crate) async fn page(State(app): State<App>) -> Response {
-    ([(header::CACHE_CONTROL, "no-cache")], Html(app.page.html)).into_response()
+    app.page.response()
 }
 
 #[cfg(test)]
@@ -65,18 +80,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_needs_nothing_that_its_policy_forbids() {
-        for tag in ["script", "style"] {
-            let tags = PAGE.matches(&format!("<{tag}")).count();
-            assert_eq!(
-                contents(PAGE, tag).len(),
-                tags,
-                "a <{tag}> with attributes is not allowed"
-            );
-            assert_eq!(tags, 1);
+    fn the_pages_need_nothing_that_their_policies_forbid() {
+        for page in [MAP, CHAT] {
+            for tag in ["script", "style"] {
+                let tags = page.matches(&format!("<{tag}")).count();
+                assert_eq!(
+                    contents(page, tag).len(),
+                    tags,
+                    "a <{tag}> with attributes is not allowed"
+                );
+                assert_eq!(tags, 1);
+            }
+            assert!(!page.contains(" style=") && !page.contains(" onclick="));
+            assert!(!page.contains("src=\"http") && !page.contains("@import"));
         }
-        assert!(!PAGE.contains(" style=") && !PAGE.contains(" onclick="));
-        assert!(!PAGE.contains("src=\"http") && !PAGE.contains("@import"));
     }
 
     #[test]

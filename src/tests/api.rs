@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     client::{ChatTemplate, Conversations, Limits},
-    http::{self, Api, ApiLimits, ModelText, ServedModel},
+    http::{self, Api, ApiLimits, Guard, ModelText, ServedModel},
     task::Tasks,
 };
 
@@ -81,7 +81,7 @@ async fn site_with(limits: ApiLimits) -> Site {
     let model = ServedModel::new("demo".to_owned(), &swarm.source, text, conversations.clone(), None);
     let tasks = node.tasks.child();
     let (listener, place) = http::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    http::serve_api(listener, Api::new(vec![model], limits, &tasks));
+    http::serve_api(listener, Api::new(vec![model], limits, Guard::default(), &tasks));
     Site {
         addr: place.addr,
         tasks,

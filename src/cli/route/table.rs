@@ -310,8 +310,10 @@ mod tests {
         let hop = HopReport {
             peer: peer(1),
             is_here: false,
+            name: None,
             blocks: 0..4,
             per_step: Some(Duration::from_millis(5)),
+            last_step: None,
             verified: 0,
         };
         Report {

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{error::ApiError, model::ServedModel};
+use super::{error::ApiError, metrics::Metrics, model::ServedModel};
 use crate::{
     client::{ClientError, Generation, HopReport, Params, Run, Token},
     task::Tasks,
@@ -33,14 +33,16 @@ pub(crate) struct Gate {
     places: Arc<Semaphore>,
     /// For generations.
     running: Arc<Semaphore>,
+    metrics: Metrics,
 }
 
 impl Gate {
     /// So many generations at once, and so many requests that wait besides.
-    pub(crate) fn new(parallel: usize, queue: usize) -> Self {
+    pub(crate) fn new(parallel: usize, queue: usize, metrics: Metrics) -> Self {
         Self {
             places: Arc::new(Semaphore::new(parallel + queue)),
             running: Arc::new(Semaphore::new(parallel)),
+            metrics,
         }
     }
 
@@ -105,6 +107,7 @@ impl Answers {
                 sender: sender.clone(),
                 stop: tasks.token(),
                 wants_route,
+                metrics: gate.metrics.clone(),
             };
             let (gate, place) = (gate.running.clone(), place.clone());
             tasks.spawn("answer", async move {
@@ -140,6 +143,7 @@ struct Worker {
     sender: mpsc::Sender<News>,
     stop: CancellationToken,
     wants_route: bool,
+    metrics: Metrics,
 }
 
 /// Why a generation ends before its end.
@@ -151,11 +155,14 @@ enum Interruption {
 
 impl Worker {
     async fn run(self, job: Job, gate: Arc<Semaphore>) {
+        let waits = self.metrics.waits();
         let turn = tokio::select! {
             turn = gate.acquire_owned() => turn,
             () = self.sender.closed() => return,
             () = self.stop.cancelled() => return self.tell(News::Failed(ApiError::stopping())).await,
         };
+        drop(waits);
+        let runs = self.metrics.runs();
         let index = job.index;
         let news = match self.generate(job).await {
             Ok(Some(generation)) => News::End {
@@ -170,7 +177,7 @@ impl Worker {
                 News::Failed(error)
             }
         };
-        drop(turn);
+        drop((turn, runs));
         self.tell(news).await;
     }
 
@@ -185,6 +192,9 @@ impl Worker {
         let outcome = self.drive(&mut run, job.index).await;
         // Whatever happened, the session goes back or is closed.
         let generation = conversations.end(run).await;
+        if let Ok(generation) = &generation {
+            self.metrics.answered(self.model.id(), generation);
+        }
         match outcome? {
             None => Ok(Some(generation?)),
             Some(Interruption::Gone) => Ok(None),

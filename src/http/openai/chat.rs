@@ -18,6 +18,7 @@ use super::{
     error::ApiError,
     fields::Fields,
     messages,
+    metrics::AskedFor,
     model::ServedModel,
     params::{self, Delivery},
     tools::{self, Tools},
@@ -39,8 +40,10 @@ pub(crate) async fn chat(State(api): State<Api>, request: Request) -> Response {
 }
 
 async fn answer(api: &Api, request: Request) -> Result<Response, ApiError> {
+    let asked_for = AskedFor::of(&request);
     let request = body::read(request).await?;
     let model = api.model_of(&request)?;
+    asked_for.set(&model.id);
     let place = api.gate().admit()?;
     let default_length = api.default_max_tokens();
     let order = super::off_thread({

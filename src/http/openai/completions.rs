@@ -16,6 +16,7 @@ use super::{
     body, deliver,
     error::{ApiError, with_causes},
     fields::Fields,
+    metrics::AskedFor,
     model::ServedModel,
     params::{self, Delivery, MAX_CHOICES},
 };
@@ -47,8 +48,10 @@ pub(crate) async fn completions(State(api): State<Api>, request: Request) -> Res
 }
 
 async fn answer(api: &Api, request: Request) -> Result<Response, ApiError> {
+    let asked_for = AskedFor::of(&request);
     let request = body::read(request).await?;
     let model = api.model_of(&request)?;
+    asked_for.set(&model.id);
     let place = api.gate().admit()?;
     let order = super::off_thread({
         let model = model.clone();

@@ -114,7 +114,9 @@ pub(crate) fn route_json(route: &[HopReport], generation: Option<&Generation>) -
             json!({
                 "peer": hop.place(),
                 "blocks": [hop.blocks.start, hop.blocks.end],
+                "name": hop.name,
                 "ms_per_step": hop.per_step.map(milliseconds),
+                "ms_last_step": hop.last_step.map(milliseconds),
             })
         })
         .collect();

@@ -144,6 +144,34 @@ impl ApiError {
         }
     }
 
+    /// No key came with the request, where one is needed.
+    pub(crate) fn no_key() -> Self {
+        let message = "You didn't provide an API key. Provide it in an Authorization header using Bearer auth (i.e. \
+                       Authorization: Bearer YOUR_KEY).";
+        Self {
+            code: Some("invalid_api_key"),
+            ..Self::refused(StatusCode::UNAUTHORIZED, message)
+        }
+    }
+
+    /// The key is none of those that are known. It is not repeated: answers end up in logs.
+    pub(crate) fn wrong_key() -> Self {
+        Self {
+            code: Some("invalid_api_key"),
+            ..Self::refused(StatusCode::UNAUTHORIZED, "Incorrect API key provided.")
+        }
+    }
+
+    /// The caller asks more often than it may.
+    pub(crate) fn rate_limited(message: String, retry_after: Duration) -> Self {
+        Self {
+            kind: "requests",
+            code: Some("rate_limit_exceeded"),
+            retry_after: Some(retry_after),
+            ..Self::refused(StatusCode::TOO_MANY_REQUESTS, message)
+        }
+    }
+
     /// The process ends.
     pub(crate) fn stopping() -> Self {
         let message = "the API is shutting down";
