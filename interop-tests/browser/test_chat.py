@@ -174,7 +174,7 @@ def test_it_fits_and_can_be_read_and_used_without_a_mouse(api, watch, look):
     page.get_by_label("System prompt").fill("Be brief. " * 20)
     page.get_by_label("Temperature").fill("0")
     page.get_by_label("Most tokens").fill("60")
-    say(page, "W" * 300 + "\n```\n" + "x" * 300 + "\n```")
+    say(page, "W" * 120 + "\n```\n" + "x" * 120 + "\n```")
     expect(last(page).locator(".facts")).to_contain_text("token")
     page.evaluate("document.getElementById('where').open = true")
     watched.fits()
@@ -197,7 +197,7 @@ def test_rubbish_from_the_api_breaks_nothing(api, watch):
     ]
     body = "".join(f": note\r\ndata: {chunk}\r\n\r\n" for chunk in chunks)
     for end, fault in [("", "breaks off"), ('data: {"error": {"message": "no servers"}}\n\n', "no servers"), ("data: {\n\n", "cannot be read")]:
-        page.route("**/v1/chat/completions", lambda route, end=end: route.fulfill(body=body + end, content_type="text/event-stream"))
+        page.route("**/v1/chat/completions", lambda route, _, end=end: route.fulfill(body=body + end, content_type="text/event-stream"))
         say(page, "Hello")
         expect(page.locator(".fault").last).to_contain_text(fault)
         page.unroute_all()
