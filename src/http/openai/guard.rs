@@ -129,7 +129,8 @@ fn refusal(refused: &Refused) -> Response {
             response
         }
         Refused::Concurrent { limit } => {
-            let message = format!("Rate limit reached: {limit} requests at the same time. Try again when one has ended.");
+            let message =
+                format!("Rate limit reached: {limit} requests at the same time. Try again when one has ended.");
             ApiError::rate_limited(message, ONE_ENDS).into_response()
         }
     }
@@ -211,7 +212,14 @@ mod tests {
 
     #[test]
     fn durations_are_spelled_as_in_the_headers_of_openai() {
-        for (milliseconds, text) in [(0, "0ms"), (120, "120ms"), (1000, "1s"), (19_200, "20s"), (59_500, "1m0s"), (90_000, "1m30s")] {
+        for (milliseconds, text) in [
+            (0, "0ms"),
+            (120, "120ms"),
+            (1000, "1s"),
+            (19_200, "20s"),
+            (59_500, "1m0s"),
+            (90_000, "1m30s"),
+        ] {
             assert_eq!(spelled(Duration::from_millis(milliseconds)), text);
         }
     }

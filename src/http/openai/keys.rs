@@ -351,7 +351,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for mode in [0o644, 0o640, 0o604] {
             let error = load(&written(folder.path(), ONE, mode)).unwrap_err().to_string();
-            assert!(error.contains("chmod 600") && error.contains(&format!("{mode:04o}")), "{error}");
+            assert!(
+                error.contains("chmod 600") && error.contains(&format!("{mode:04o}")),
+                "{error}"
+            );
         }
         for mode in [0o600, 0o400] {
             fs::remove_file(folder.path().join("keys")).unwrap();

@@ -294,9 +294,15 @@ mod tests {
             concurrent: Some(1),
         };
         let one = limiter.admit(alice(), quota, now).unwrap();
-        assert!(matches!(limiter.admit(alice(), quota, now), Err(Refused::Concurrent { .. })));
+        assert!(matches!(
+            limiter.admit(alice(), quota, now),
+            Err(Refused::Concurrent { .. })
+        ));
         drop(one);
-        assert_eq!(limiter.admit(alice(), quota, now).unwrap().standing.unwrap().remaining, 0);
+        assert_eq!(
+            limiter.admit(alice(), quota, now).unwrap().standing.unwrap().remaining,
+            0
+        );
     }
 
     #[test]
@@ -320,19 +326,32 @@ mod tests {
         for n in 0..MAX_CALLERS as u32 {
             assert!(limiter.admit(nth(n), rate(1), now).is_ok());
         }
-        assert!(limiter.admit(nth(1 << 20), rate(1), now).is_ok(), "the first of the others");
-        assert!(limiter.admit(nth(1 << 21), rate(1), now).is_err(), "they share one account");
+        assert!(
+            limiter.admit(nth(1 << 20), rate(1), now).is_ok(),
+            "the first of the others"
+        );
+        assert!(
+            limiter.admit(nth(1 << 21), rate(1), now).is_err(),
+            "they share one account"
+        );
         assert!(limiter.len() <= MAX_CALLERS + 1);
         let later = now + 60 * SECOND;
         assert!(limiter.admit(nth(1 << 22), rate(1), later).is_ok());
-        assert_eq!(limiter.len(), 1, "those who would have a full minute again are forgotten");
+        assert_eq!(
+            limiter.len(),
+            1,
+            "those who would have a full minute again are forgotten"
+        );
     }
 
     #[test]
     fn a_changed_limit_counts_at_once() {
         let (limiter, now) = (Limiter::default(), Instant::now());
         assert!(limiter.admit(alice(), rate(1), now).is_ok());
-        assert!(limiter.admit(alice(), rate(100), now).is_err(), "what was used up stays used up");
+        assert!(
+            limiter.admit(alice(), rate(100), now).is_err(),
+            "what was used up stays used up"
+        );
         assert!(limiter.admit(alice(), rate(100), now + SECOND).is_ok());
         let standing = limiter.admit(alice(), rate(100), now + 60 * SECOND).unwrap().standing;
         assert_eq!(standing.unwrap().limit, 100);

@@ -4,10 +4,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::AtomicI64,
-    },
+    sync::{Arc, OnceLock, atomic::AtomicI64},
 };
 
 use axum::{
@@ -145,7 +142,10 @@ impl Metrics {
             ("cached", generation.reused_tokens),
             ("completion", new_tokens),
         ] {
-            self.0.tokens.get_or_create(&OfTokens { model: model(), kind }).inc_by(n as u64);
+            self.0
+                .tokens
+                .get_or_create(&OfTokens { model: model(), kind })
+                .inc_by(n as u64);
         }
         let labels = OfModel { model: model() };
         if new_tokens > 0 {
@@ -166,7 +166,11 @@ impl Metrics {
     fn exposition(&self, idle: &[(&str, usize)]) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("sepal_api");
         let counts = &self.0;
-        registry.register("requests", "Requests by model, route and status", counts.requests.clone());
+        registry.register(
+            "requests",
+            "Requests by model, route and status",
+            counts.requests.clone(),
+        );
         registry.register(
             "tokens",
             "Tokens of prompts, those of them that servers still had in their caches, and tokens of answers",
@@ -189,7 +193,9 @@ impl Metrics {
         let sessions = Family::<OfModel, Current>::default();
         for (model, n) in idle {
             let model = (*model).to_owned();
-            sessions.get_or_create(&OfModel { model }).set(i64::try_from(*n).unwrap_or(i64::MAX));
+            sessions
+                .get_or_create(&OfModel { model })
+                .set(i64::try_from(*n).unwrap_or(i64::MAX));
         }
         let help = "Sessions kept open on the servers for their conversation to go on";
         registry.register("sessions_idle", help, sessions);
@@ -212,7 +218,9 @@ pub(crate) async fn count(State(metrics): State<Metrics>, mut request: Request, 
 
 pub(crate) async fn metrics(State(api): State<Api>) -> Response {
     let models = api.models().iter();
-    let idle: Vec<(&str, usize)> = models.map(|model| (model.id(), model.conversations().n_idle())).collect();
+    let idle: Vec<(&str, usize)> = models
+        .map(|model| (model.id(), model.conversations().n_idle()))
+        .collect();
     match api.metrics().exposition(&idle) {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
