@@ -250,6 +250,7 @@ mod tests {
             time_to_first_token: Duration::from_millis(500),
             total_time: Duration::from_millis(700),
             route: Vec::new(),
+            wrong_answers: Vec::new(),
             finish_reason: FinishReason::Length,
         };
         metrics.answered("demo", &generation);
