@@ -221,11 +221,11 @@ async fn a_server_that_becomes_slow_is_left() {
 async fn a_session_ends_at_once_though_a_server_is_frozen() {
     let scene = Scene::start().await;
     let faulty = &scene.faulty[0];
-    faulty.spoil(Fault::Silent, 1);
     let client = scene.client(0.0, &[faulty.peer()]).await;
     let x = super::setup::tokens(&reference().embeddings, 0..1);
     let mut session = client.session(8);
     session.step(x.clone()).await.unwrap();
+    faulty.spoil(Fault::Silent, 0);
     drop(tokio::time::timeout(Duration::from_millis(50), session.step(x)).await);
     session.close().await;
 }
