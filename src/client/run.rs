@@ -326,7 +326,7 @@ impl Run {
         let n_numbers = (1 + draft.tokens.len()) * ends.config().hidden_size * ends.config().vocab_size;
         let (choices, draft, tokens, chooser) = compute(n_numbers, move || {
             let length = tokens.len();
-            let choices = chooser.choose(&ends, &output, (&mut tokens, prompt_len), &draft.tokens, &eos);
+            let choices = chooser.choose(&ends, &output, (&mut tokens, prompt_len), (&draft.tokens, &eos));
             tokens.truncate(length);
             (choices, draft, tokens, chooser)
         })
@@ -344,8 +344,7 @@ impl Chooser {
         ends: &Arc<Ends>,
         output: &Hidden,
         (tokens, prompt_len): (&mut Vec<u32>, usize),
-        draft: &[u32],
-        eos: &[u32],
+        (draft, eos): (&[u32], &[u32]),
     ) -> Result<Vec<Choice>, ClientError> {
         let first = output.data.len() - (draft.len() + 1) * output.width;
         // All at once: the weights of the head are read once.

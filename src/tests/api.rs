@@ -183,7 +183,22 @@ async fn a_chat_is_answered_whole_and_in_pieces() {
     );
     assert_eq!(whole["sepal"]["route"][0]["blocks"], json!([0, 8]));
     assert!(whole["sepal"]["tokens_per_second"].is_f64());
+    assert_eq!(
+        streamed_usage(&site).await["completion_tokens"],
+        usage["completion_tokens"]
+    );
+    // The conversation goes on in the session of its first question.
+    let answer = json!({"role": "assistant", "content": "2 + 2 = 4."});
+    let talk = json!({"messages": [user("What is 2+2?"), answer, user("What is 7 plus 5?")]});
+    let next = site.chat(talk).await.json();
+    let cached = next["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .as_u64()
+        .unwrap();
+    assert!(cached > count("prompt_tokens"), "{cached} tokens were known");
+}
 
+/// Asks the same in pieces, which are to make up the same answer.
+async fn streamed_usage(site: &Site) -> Value {
     let options =
         json!({"stream": true, "stream_options": {"include_usage": true}, "logprobs": true, "top_logprobs": 2});
     let events = site.chat(options).await.events();
@@ -219,15 +234,7 @@ async fn a_chat_is_answered_whole_and_in_pieces() {
     };
     assert_eq!(last["choices"][0]["finish_reason"], "stop");
     assert_eq!(usage["choices"], json!([]));
-    assert_eq!(usage["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
-    // The conversation goes on in the session of its first question.
-    let answer = json!({"role": "assistant", "content": "2 + 2 = 4."});
-    let talk = json!({"messages": [user("What is 2+2?"), answer, user("What is 7 plus 5?")]});
-    let next = site.chat(talk).await.json();
-    let cached = next["usage"]["prompt_tokens_details"]["cached_tokens"]
-        .as_u64()
-        .unwrap();
-    assert!(cached > count("prompt_tokens"), "{cached} tokens were known");
+    usage["usage"].clone()
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Clients that hold the first and the last blocks themselves: servers run only those between, and the text is the same.
 
+use std::{iter, ops::Range, slice};
+
 use super::{
     conversing::say,
     generating::{client, client_with, generate},
@@ -33,9 +35,9 @@ fn places(route: &[HopReport]) -> Vec<(bool, std::ops::Range<u32>)> {
 
 #[tokio::test]
 async fn servers_of_the_middle_blocks_alone_give_the_tokens_of_transformers() {
-    for spans in [&[1..3][..], &[1..2, 2..3]] {
+    for spans in [iter::once(1..3).collect::<Vec<Range<u32>>>(), vec![1..2, 2..3]] {
         let swarm = Swarm::start().await;
-        let servers = swarm.serve_all(spans).await;
+        let servers = swarm.serve_all(&spans).await;
         let (node, client) = private_client(&swarm).await;
         let reference = reference();
         let generation = generate(&client, &reference.prompt, 16, &mut |_| {}).await.unwrap();
@@ -91,7 +93,7 @@ async fn own_blocks_compute_to_the_last_bit_what_servers_with_them_would() {
 #[tokio::test]
 async fn a_conversation_is_taken_back_in_the_own_blocks_as_well() {
     let swarm = Swarm::start().await;
-    let _servers = swarm.serve_all(&[1..3]).await;
+    let _servers = swarm.serve_all(slice::from_ref(&(1..3))).await;
     let (node, client) = private_client(&swarm).await;
     let conversations = Conversations::new(client.clone(), Limits::default(), &node.tasks);
     let first = reference().prompt;
@@ -128,7 +130,7 @@ async fn a_server_that_dies_between_the_own_blocks_is_replaced() {
 #[tokio::test]
 async fn generations_at_once_share_the_own_blocks() {
     let swarm = Swarm::start().await;
-    let _servers = swarm.serve_all(&[1..3]).await;
+    let _servers = swarm.serve_all(slice::from_ref(&(1..3))).await;
     let (_node, client) = private_client(&swarm).await;
     let reference = reference();
     let generations = (0..6).map(|_| {

@@ -101,7 +101,7 @@ impl OwnEnds {
         let load = |span| -> Result<Local, LocalError> {
             let stretch = Stretch::load(source, span, &wanted.options, wanted.adapter.as_ref(), engine)?;
             Ok(Local {
-                stretch: Arc::new(stretch.as_served()),
+                stretch: Arc::new(stretch.rounding()),
                 thread: thread.clone(),
             })
         };

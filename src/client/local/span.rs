@@ -145,7 +145,7 @@ impl Stretch {
     }
 
     /// Rounds what comes in and goes out, as a server with these blocks would.
-    pub(super) fn as_served(self) -> Self {
+    pub(super) fn rounding(self) -> Self {
         Self {
             rounded_to: Some(self.blocks.dtype()),
             ..self
