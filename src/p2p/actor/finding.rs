@@ -115,6 +115,11 @@ impl Actor {
         for addr in seek::failed_addrs(error) {
             self.book.failed(peer, &addr);
         }
+        // libp2p-kad keeps the last address of a peer whatever comes of it, and asks at that one before it hears of others: a peer
+        // that came back at another address would never be found. go-libp2p's table leaves such a peer out as well.
+        if self.book.addresses(&peer, Instant::now()).is_empty() {
+            self.swarm.behaviour_mut().kad.remove_peer(&peer);
+        }
         let Some(seek) = self.seeks.get_mut(&peer) else { return };
         match seek.stage {
             // The query goes on with the addresses that others tell.

@@ -62,6 +62,34 @@ async fn a_third_node_that_knows_only_a_peer_id_gets_through_to_it() {
 }
 
 #[tokio::test]
+async fn a_peer_that_came_back_at_another_address_is_found_there() {
+    let (tasks, first_life) = (Tasks::new(), Tasks::new());
+    let first = host(&tasks).await;
+    let caller = P2p::bind(knowing(&first), &tasks).await.unwrap();
+    let identity = Identity::ephemeral();
+    let with_identity = || Config {
+        identity: identity.clone(),
+        ..knowing(&first)
+    };
+    let before = serving(&first_life, with_identity(), vec![echo()]).await;
+    let (peer, old) = (before.peer_id(), before.addrs());
+    until_known(&first, peer, caller.peer_id()).await;
+    assert_eq!(echoes(&caller, peer).await.unwrap(), "hello");
+    assert!(first_life.shutdown().await);
+    // While it is gone, nobody knows a better address than the old one.
+    echoes(&caller, peer).await.unwrap_err();
+
+    let after = serving(&tasks, with_identity(), vec![echo()]).await;
+    assert_ne!(after.addrs(), old);
+    soon("the peer is found again", async {
+        while echoes(&caller, peer).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_peer_that_answers_no_kad_is_found_through_a_node_it_is_connected_to() {
     let tasks = Tasks::new();
     let first = host(&tasks).await;
