@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use sepal_protocol::record::ServerInfo;
 
+use crate::swarm::route::{DEFAULT_DELAY_S, DEFAULT_INFERENCE_RPS, HOP_OVERHEAD_S};
+
 /// How many times as long as expected a step may take before the server counts as silent. Steps of others, that it computes
 /// together with ours or before them, make a step take several times as long as alone.
 const PATIENCE: f64 = 10.0;
@@ -19,10 +21,6 @@ const LEAST: Duration = Duration::from_secs(3);
 const LEAST_FIRST: Duration = Duration::from_secs(6);
 /// The slowest line for which steps need not be repeated, bytes per second: 1 Mbit/s.
 const SLOWEST_LINE: f64 = 128.0 * 1024.0;
-/// Seconds of a step besides network and compute, and what is assumed of servers that announce nothing, as routes have it.
-const OVERHEAD_S: f64 = 0.018;
-const DEFAULT_RTT_S: f64 = 0.3;
-const DEFAULT_RPS: f64 = 300.0;
 /// Steps of at most so many tokens take about as long as those of one: weights are read once for all of them.
 const FEW_TOKENS: usize = 16;
 /// Weight of a new step in the smoothed time of steps.
@@ -74,11 +72,11 @@ impl Pace {
     pub(crate) fn new(info: Option<&ServerInfo>, n_blocks: u32, rtt: Option<f64>) -> Self {
         let announced = |rps: Option<f64>| rps.filter(|rps| *rps > 0.0 && rps.is_finite());
         let n_blocks = f64::from(n_blocks);
-        let steps = announced(info.and_then(|info| info.inference_rps)).unwrap_or(DEFAULT_RPS);
+        let steps = announced(info.and_then(|info| info.inference_rps)).unwrap_or(DEFAULT_INFERENCE_RPS);
         // Tokens of a long step never take longer than as many steps.
         let tokens = announced(info.and_then(|info| info.forward_rps)).map_or(steps, |rps| rps.max(steps));
         Self {
-            rtt: rtt.filter(|rtt| rtt.is_finite()).unwrap_or(DEFAULT_RTT_S),
+            rtt: rtt.filter(|rtt| rtt.is_finite()).unwrap_or(2.0 * DEFAULT_DELAY_S),
             one_token: n_blocks / steps,
             each_token: n_blocks / tokens,
             recent: 0.0,
@@ -140,7 +138,7 @@ impl Pace {
     }
 
     fn predicted(&self, tokens: usize) -> f64 {
-        self.rtt + OVERHEAD_S + self.one_token + self.each_token * tokens.saturating_sub(1) as f64
+        self.rtt + HOP_OVERHEAD_S + self.one_token + self.each_token * tokens.saturating_sub(1) as f64
     }
 }
 

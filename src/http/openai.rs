@@ -12,8 +12,8 @@
 //!   bounded     what is asked for, or an error that names it         one task each    calls.rs, logprobs.rs, */writer.rs
 //! ```
 //!
-//! Whoever asks for /v1 passes `guard.rs` first: keys and limits. Requests and generations are bounded by [`ApiLimits`], connections in `serve.rs`. It finds no servers and computes nothing
-//! itself; that is [`crate::client`].
+//! Whoever asks for /v1 passes `guard.rs` first: keys and limits. Requests and generations are bounded by [`ApiLimits`],
+//! connections in `serve.rs`. It finds no servers and computes nothing itself; that is [`crate::client`].
 
 mod answers;
 mod body;

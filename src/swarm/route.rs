@@ -15,6 +15,10 @@ use rand::{Rng, seq::IndexedRandom};
 use thiserror::Error;
 
 use self::search::Search;
+pub(crate) use self::{
+    known::DEFAULT_DELAY_S,
+    search::{DEFAULT_INFERENCE_RPS, HOP_OVERHEAD_S},
+};
 pub use self::{
     known::{Known, Measured, Times},
     why::{Candidate, Chain, Explanation, Part, Verdict, explain},

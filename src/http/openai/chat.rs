@@ -54,11 +54,7 @@ async fn answer(api: &Api, request: Request) -> Result<Response, ApiError> {
     let writer = ChatWriter::new(&model, &order.delivery, order.tools, order.jobs.len());
     let wants_route = order.delivery.route;
     let answers = Answers::start((api.gate(), place), &model, order.jobs, wants_route, api.tasks());
-    if order.delivery.stream {
-        deliver::in_pieces(answers, writer).await
-    } else {
-        deliver::at_once(answers, writer).await
-    }
+    deliver::deliver(answers, writer, order.delivery.stream).await
 }
 
 /// Everything that can be known before tokens are generated. Takes its time for long prompts and large schemas.

@@ -61,11 +61,7 @@ async fn answer(api: &Api, request: Request) -> Result<Response, ApiError> {
     let writer = CompletionWriter::new(&model, &order.delivery, order.echoes, order.n);
     let wants_route = order.delivery.route;
     let answers = Answers::start((api.gate(), place), &model, order.jobs, wants_route, api.tasks());
-    if order.delivery.stream {
-        deliver::in_pieces(answers, writer).await
-    } else {
-        deliver::at_once(answers, writer).await
-    }
+    deliver::deliver(answers, writer, order.delivery.stream).await
 }
 
 fn read(request: &Map<String, Value>, model: &ServedModel) -> Result<Order, ApiError> {

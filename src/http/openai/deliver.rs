@@ -128,11 +128,19 @@ pub(crate) fn route_json(route: &[HopReport], generation: Option<&Generation>) -
     extension
 }
 
-/// Waits for all of it.
+/// All of it at once, or in pieces as they come.
 ///
 /// # Errors
-/// What ended a generation.
-pub(crate) async fn at_once(mut answers: Answers, mut writer: impl Writer) -> Result<Response, ApiError> {
+/// What ended a generation; of a stream that has begun it is an event.
+pub(crate) async fn deliver(answers: Answers, writer: impl Writer, stream: bool) -> Result<Response, ApiError> {
+    if stream {
+        in_pieces(answers, writer).await
+    } else {
+        at_once(answers, writer).await
+    }
+}
+
+async fn at_once(mut answers: Answers, mut writer: impl Writer) -> Result<Response, ApiError> {
     while let Some(news) = answers.next().await {
         match news {
             News::Token { index, token, route } => drop(writer.token(index, &token, route.as_deref())),
@@ -143,11 +151,7 @@ pub(crate) async fn at_once(mut answers: Answers, mut writer: impl Writer) -> Re
     Ok(Json(writer.whole()).into_response())
 }
 
-/// Passes on what comes.
-///
-/// # Errors
-/// What ended a generation before the stream began; after that it is an event.
-pub(crate) async fn in_pieces(mut answers: Answers, writer: impl Writer) -> Result<Response, ApiError> {
+async fn in_pieces(mut answers: Answers, writer: impl Writer) -> Result<Response, ApiError> {
     let mut pieces = Pieces {
         writer,
         ready: VecDeque::new(),

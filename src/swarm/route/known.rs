@@ -21,7 +21,7 @@ const FADING_S: f64 = 600.0;
 const LEAST_WEIGHT: f64 = 0.01;
 
 /// One-way delay to a peer whose round trip is not known.
-const DEFAULT_DELAY_S: f64 = 0.15;
+pub(crate) const DEFAULT_DELAY_S: f64 = 0.15;
 
 /// Longest one-way delay that is believed; unreachable peers (an infinite round trip) cost this much.
 const MAX_DELAY_S: f64 = 5.0;

@@ -16,13 +16,13 @@ use crate::{
 };
 
 /// Seconds that a hop costs besides network and compute (serialization, scheduling), as Petals assumes.
-const HOP_OVERHEAD_S: f64 = 0.018;
+pub(crate) const HOP_OVERHEAD_S: f64 = 0.018;
 
 /// Seconds added for a server that seems to have no room for the session: it may have to wait for others to leave.
 const NO_CACHE_PENALTY_S: f64 = 10.0;
 
 /// Steps per second through one block assumed of a server that does not tell.
-const DEFAULT_INFERENCE_RPS: f64 = 300.0;
+pub(crate) const DEFAULT_INFERENCE_RPS: f64 = 300.0;
 
 /// Longest compute in seconds that is believed of a record.
 const MAX_COMPUTE_S: f64 = 3600.0;
