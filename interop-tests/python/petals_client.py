@@ -1,10 +1,9 @@
 """A Petals 2.2.0 client that goes through a swarm, beside plain transformers on the same model.
 
 In:  {"model": NAME, "initial_peers": [ADDR, …], "scenarios": [name, …], "prompts": [[id, …], …], "max_new_tokens": n}
-Out: {name: {"got": …, "want": …} | {"difference": largest absolute one} , …}; the test compares.
+Out: {name: {"got": …, "want": …} | {"difference": largest absolute one} , …, "unclosed": [{"peer_id", "error"}, …]}; the
+     test compares. `unclosed` are the sessions that could not say goodbye to their server.
 """
-
-import gc
 
 import peer
 import reference
@@ -13,6 +12,24 @@ from petals import AutoDistributedModelForCausalLM
 from petals.client.inference_session import _ServerInferenceSession
 
 PREFIX_LENGTH = 3  # trained prompt vectors in front of the text, in the deep prompt scenario
+
+UNCLOSED = []  # {"peer_id": …, "error": …}
+_close = _ServerInferenceSession.close
+
+
+def close(session) -> None:
+    """As Petals closes, but an error is kept. Petals forgets it and leaves the session half closed: collected later on the
+    thread of its event loop, the session waits there for that very thread, for ever. Petals' own servers cause it now and
+    then, which end the stream while the client still writes (BrokenPipeError)."""
+    try:
+        _close(session)
+    except Exception as error:
+        UNCLOSED.append({"peer_id": session.span.peer_id.to_base58(), "error": repr(error)})
+        session._outputs_stream = session._inputs_queue = None
+        session.closed = True
+
+
+_ServerInferenceSession.close = close
 
 
 def connect(order: dict, **options):
@@ -81,27 +98,11 @@ def deep_prompts(order: dict, _remote, plain) -> dict:
 
 
 def goodbyes(order: dict, remote, _plain) -> dict:
-    """Many short sessions, each of which must close without an error. Petals hides it, and hangs when the session is
-    collected on the wrong thread; so nothing is collected meanwhile."""
-    errors = []
-    gc.disable()
-    close = _ServerInferenceSession.close
-
-    def watched(session) -> None:
-        try:
-            close(session)
-        except BaseException as error:
-            errors.append(repr(error))
-            raise
-
-    _ServerInferenceSession.close = watched
+    """Many short sessions, each of which must close without an error."""
+    before = len(UNCLOSED)
     for _ in range(60):
         reference.generate(remote, [order["prompts"][0]], 2)
-    _ServerInferenceSession.close = close
-    if errors:
-        raise RuntimeError(f"{len(errors)} sessions did not close: {errors[0]}")
-    gc.enable()
-    return {"got": errors, "want": []}
+    return {"got": UNCLOSED[before:], "want": []}
 
 
 def with_prompts(plain, tuned, prompt: list[int], n_tokens: int) -> list[int]:
@@ -176,7 +177,8 @@ SCENARIOS = {work.__name__: work for work in (greedy, batch, beam, resumed, deep
 def main(order: dict) -> dict:
     plain = reference.load(order["model"])
     remote = connect(order)
-    return {name: SCENARIOS[name](order, remote, plain) for name in order["scenarios"]}
+    results = {name: SCENARIOS[name](order, remote, plain) for name in order["scenarios"]}
+    return {**results, "unclosed": UNCLOSED}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ fn everybody_gets_what_transformers_computes(model: &'static Model) {
         &hub,
         &bootstrap.addr,
         &[(&ours.peer_id, "0:1"), (&theirs.peer_id, &last)],
+        &ours,
     );
     drop(theirs);
 
@@ -31,10 +32,10 @@ fn everybody_gets_what_transformers_computes(model: &'static Model) {
     let all = format!("0:{}", model.n_blocks);
     let mut ours = Node::serve(&hub, &all, &[&bootstrap.addr], &[]).unwrap();
     ours.online(&all).unwrap();
-    clients(&hub, &bootstrap.addr, &[(&ours.peer_id, &all)]);
+    clients(&hub, &bootstrap.addr, &[(&ours.peer_id, &all)], &ours);
 }
 
-fn clients(hub: &Hub, initial: &str, route: &[(&str, &str)]) {
+fn clients(hub: &Hub, initial: &str, route: &[(&str, &str)], ours: &Node) {
     let prompts = json!([[1, 17, 42, 90, 20, 5, 25], [3, 4, 5, 6, 7, 8]]);
     let order = json!({
         "model": hub.model().name,
@@ -49,6 +50,11 @@ fn clients(hub: &Hub, initial: &str, route: &[(&str, &str)]) {
         assert!(result["got"].is_array(), "{scenario}: {result}");
         assert_eq!(result["got"], result["want"], "{scenario} through {route:?}");
     }
+    let unclosed = results["unclosed"].as_array().unwrap();
+    assert!(
+        unclosed.iter().all(|session| session["peer_id"] != *ours.peer_id),
+        "{unclosed:?}"
+    );
     let difference = results["forward"]["difference"].as_f64().unwrap();
     assert!(difference < TOLERANCE, "{difference} through {route:?}");
 
