@@ -66,6 +66,14 @@ answer = json.loads(sys.argv[1])
 assert answer["text"].strip() == sys.argv[2].strip(), answer
 places = [hop["blocks"] for hop in answer["route"] if hop["peer"] == "here"]
 assert places == ["0:2", "6:8"], answer' "$private" "$answer" || fail 'the client did not hold both ends, or the text is another'
+says 'sepal generate org/model --initial-peers ADDR --draft org/small --prompt "A cat in French is"'
+drafted=$(sepal generate demo --initial-peers "$addr" --draft demo --speculate 4 --prompt "What is 2+2?" --json 2>"$work/draft.err") ||
+    fail 'generate with a draft model failed'
+python3 -c 'import json, sys
+answer = json.loads(sys.argv[1])
+assert answer["text"].strip() == sys.argv[2].strip(), answer
+assert answer["accepted_by_model"] > 0, answer' "$drafted" "$answer" ||
+    fail 'the draft model guessed nothing right, or the text is another'
 says 'cargo run --release --example what_servers_see'
 cargo run --release --locked --quiet --example what_servers_see | tee "$work/seen"
 [ "$(grep -c ' %' "$work/seen")" = 8 ] || fail 'there is no line for each block'

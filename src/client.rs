@@ -46,7 +46,7 @@ pub use self::{
     run::Run,
     scout::Scout,
     session::{HopReport, Session, WrongAnswer},
-    speculate::{Guesses, Speculate},
+    speculate::{DraftError, DraftModel, Guesses, Speculate},
     text::{TextCodec, TextError},
 };
 use self::{
@@ -55,6 +55,7 @@ use self::{
     local::OwnEnds,
     pace::Pace,
     session::Verifier,
+    speculate::Drafts,
 };
 use crate::{
     dht::Dht,
@@ -94,6 +95,9 @@ pub struct Config {
     pub filter: Filter,
     /// Whether generations guess tokens ahead.
     pub speculate: Speculate,
+    /// A small model that guesses too, if any guesses are made. See [`DraftModel::check`]; tokens that the model does not
+    /// have are never guessed.
+    pub draft: Option<DraftModel>,
     /// Blocks at both ends that the client holds itself.
     pub private_ends: Option<PrivateEnds>,
 }
@@ -139,6 +143,7 @@ impl Config {
             verify: 0.0,
             filter: Filter::default(),
             speculate: Speculate::Off,
+            draft: None,
             private_ends: None,
         }
     }
@@ -165,6 +170,7 @@ pub struct Client {
     shared: Arc<Shared>,
     ends: Arc<Ends>,
     speculate: Speculate,
+    drafts: Option<Drafts>,
     own: Option<OwnEnds>,
 }
 
@@ -208,16 +214,18 @@ impl Client {
     ) -> Result<Self, ClientError> {
         let n_blocks = source.config().n_blocks;
         config.check(source)?;
-        let (files, private_ends) = (source.clone(), config.private_ends.clone());
-        let loading = tokio::task::spawn_blocking(move || load(&files, private_ends.as_ref()));
         let speculate = config.speculate;
+        let draft = config.draft.clone().filter(|_| speculate != Speculate::Off);
+        let (files, private_ends) = (source.clone(), config.private_ends.clone());
+        let loading = tokio::task::spawn_blocking(move || load(&files, private_ends.as_ref(), draft.as_ref()));
         let Scout { shared } = Scout::connect(config, n_blocks, parts, tasks).await;
-        let (ends, own) = loading.await.map_err(|_| ClientError::Interrupted)??;
+        let Loaded { ends, own, draft } = loading.await.map_err(|_| ClientError::Interrupted)??;
         Ok(Self {
             shared,
             ends,
             own,
             speculate,
+            drafts: draft.map(|model| Drafts::new(model, tasks.clone())),
         })
     }
 
@@ -264,7 +272,17 @@ impl Client {
 }
 
 /// What the client computes itself.
-fn load(source: &ModelSource, private_ends: Option<&PrivateEnds>) -> Result<(Arc<Ends>, Option<OwnEnds>), ClientError> {
+struct Loaded {
+    ends: Arc<Ends>,
+    own: Option<OwnEnds>,
+    draft: Option<LocalModel>,
+}
+
+fn load(
+    source: &ModelSource,
+    private_ends: Option<&PrivateEnds>,
+    draft: Option<&DraftModel>,
+) -> Result<Loaded, ClientError> {
     // In the checkpoint's own precision: nothing is lost, and the weights stay in the mapped file.
     let dtype = source.config().torch_dtype.unwrap_or(WeightDType::F32);
     let files = source
@@ -275,7 +293,12 @@ fn load(source: &ModelSource, private_ends: Option<&PrivateEnds>) -> Result<(Arc
     let engine = Engine::new(None).map_err(LoadError::Threads).map_err(load_error)?;
     let ends = Ends::load(&files, dtype, &engine).map_err(load_error)?;
     let own = private_ends.map(|wanted| OwnEnds::load(source, wanted, &engine));
-    Ok((Arc::new(ends), own.transpose()?))
+    let draft = draft.map(|draft| LocalModel::load(&draft.source, &engine, &draft.options));
+    Ok(Loaded {
+        ends: Arc::new(ends),
+        own: own.transpose()?,
+        draft: draft.transpose().map_err(|error| ClientError::Draft(Box::new(error)))?,
+    })
 }
 
 /// How the version that a Sepal server announces begins.

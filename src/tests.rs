@@ -6,6 +6,7 @@ mod caller;
 mod cancelling;
 mod churning;
 mod conversing;
+mod drafting;
 mod faulty;
 mod generating;
 mod limits;

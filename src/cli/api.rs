@@ -193,6 +193,7 @@ impl Args {
             ("--context-length", stray(&self.context_length, &names)),
             ("--adapter", stray(&self.caller.adapter, &names)),
             ("--private-ends", stray(&self.caller.private_ends, &names)),
+            ("--draft", stray(&self.caller.draft, &names)),
         ] {
             refuse_stray(flag, stray)?;
         }

@@ -12,8 +12,8 @@ use super::{
     quant::Quant,
 };
 use crate::{
-    client::{self, Activations, Client, LocalOptions, PrivateEnds, Scout, Speculate},
-    model::{Adapter, WeightDType},
+    client::{self, Activations, Client, DraftModel, LocalOptions, PrivateEnds, Scout, Speculate},
+    model::{Adapter, HubOptions, ModelSource, WeightDType},
     swarm::directory::Filter,
 };
 
@@ -64,6 +64,22 @@ pub(super) struct CallerArgs {
     /// guesses so many. The text is the same.
     #[arg(long, value_name = "auto|off|N", default_value = "auto", value_parser = parse_speculate)]
     speculate: Speculate,
+    /// Let a small model guess tokens as well, which this program computes: one of the same family, whose tokens are the
+    /// same. Named as MODEL is. The text is the same.
+    #[arg(long, value_name = "[MODEL=]SMALLER", alias = "draft_model", value_parser = ForModel::<String>::parse)]
+    pub(super) draft: Vec<ForModel<String>>,
+    /// How the weights of the small model are kept; auto leaves them as the model's files have them.
+    #[arg(
+        long,
+        value_name = "auto|none|int8|q4_0|q4_k|nf4",
+        value_enum,
+        default_value_t = Quant::Auto,
+        hide_possible_values = true,
+        hide_default_value = true,
+        ignore_case = true,
+        alias = "draft_quant"
+    )]
+    draft_quant: Quant,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -98,9 +114,13 @@ impl CallerArgs {
     pub(super) async fn connect(&self, model: &Model, node: &Node) -> anyhow::Result<Client> {
         // What cannot be is said before anybody is called.
         let private_ends = self.ends_with_adapter(model).await?;
+        let draft = self.draft(model).await?;
         node.join().await?;
         let parts = (node.p2p.clone(), node.dht.clone());
-        let config = self.config(model, private_ends);
+        let config = client::Config {
+            draft,
+            ..self.config(model, private_ends)
+        };
         Ok(Client::connect(config, &model.source, parts, &node.tasks).await?)
     }
 
@@ -133,6 +153,34 @@ impl CallerArgs {
             private_ends,
             ..client::Config::new(model.prefix.clone())
         }
+    }
+
+    /// The small model that guesses, if one was given and anything is guessed.
+    ///
+    /// # Errors
+    /// It is nowhere, has other tokens, or there is no room for it.
+    async fn draft(&self, model: &Model) -> anyhow::Result<Option<DraftModel>> {
+        let given = of(&self.draft, &model.name).filter(|_| self.speculate != Speculate::Off);
+        let Some(name) = given.cloned() else {
+            return Ok(None);
+        };
+        let (large, quant) = (model.source.clone(), self.draft_quant);
+        let hub = HubOptions {
+            revision: None,
+            ..model.hub.clone()
+        };
+        let finding = tokio::task::spawn_blocking(move || -> anyhow::Result<DraftModel> {
+            let source = ModelSource::resolve(&name, &hub).with_context(|| format!("--draft {name} cannot be used"))?;
+            let dtype = source.config().torch_dtype.unwrap_or(WeightDType::F32);
+            let options = LocalOptions {
+                quant: quant.format(dtype),
+                ..LocalOptions::default()
+            };
+            let draft = DraftModel { source, options };
+            draft.check(&large)?;
+            Ok(draft)
+        });
+        finding.await.context("interrupted")?.map(Some)
     }
 
     /// The blocks that are held here, without an adapter.

@@ -171,6 +171,14 @@ impl Constraint {
         self.matcher.consume_token(token).map_err(failed)
     }
 
+    /// Goes back before the last `n` tokens.
+    ///
+    /// # Errors
+    /// There were fewer.
+    pub(super) fn take_back(&mut self, n: usize) -> Result<(), ConstraintError> {
+        self.matcher.rollback(n).map_err(failed)
+    }
+
     /// How many of `tokens`, one after another, may follow. Nothing goes on.
     ///
     /// # Errors

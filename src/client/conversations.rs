@@ -78,8 +78,11 @@ impl Conversations {
     pub fn begin(&self, codec: Option<&TextCodec>, prompt: &[u32], params: &Params) -> Result<Run, ClientError> {
         let needed = prompt.len() + params.max_new_tokens;
         let known = self.take(prompt, needed);
-        let (session, speculator) =
-            known.unwrap_or_else(|| (self.client.session(needed * ROOM), self.client.speculator()));
+        let (session, speculator) = known.unwrap_or_else(|| {
+            let session = self.client.session(needed * ROOM);
+            let speculator = self.client.speculator(&session);
+            (session, speculator)
+        });
         let start = Start {
             prompt,
             session,

@@ -87,6 +87,9 @@ pub enum ClientError {
     /// The blocks that the client holds itself cannot be had, or fail.
     #[error(transparent)]
     Local(Box<LocalError>),
+    /// The draft model cannot be had.
+    #[error("cannot hold the draft model")]
+    Draft(#[source] Box<LocalError>),
     /// The process is shutting down.
     #[error("interrupted")]
     Interrupted,

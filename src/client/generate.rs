@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Client, ClientError, HopReport, WrongAnswer,
+    Client, ClientError, HopReport, Session, WrongAnswer,
     constraint::Constraint,
     run::{Run, Start},
     speculate::{Guesses, Speculator},
@@ -106,8 +106,9 @@ impl Generation {
 
 impl Client {
     /// Guesses for a session that nothing is known of yet.
-    pub(super) fn speculator(&self) -> Speculator {
-        Speculator::new(self.speculate)
+    pub(super) fn speculator(&self, session: &Session) -> Speculator {
+        let drafter = self.drafts.as_ref().map(|drafts| drafts.drafter(session.max_length()));
+        Speculator::new(self.speculate, drafter)
     }
 
     /// Starts to continue `prompt` (token ids) in a session of its own. Without a `codec` there are tokens and no text, and
@@ -119,8 +120,8 @@ impl Client {
         let session = self.session(prompt.len() + params.max_new_tokens);
         let start = Start {
             prompt,
+            speculator: self.speculator(&session),
             session,
-            speculator: self.speculator(),
         };
         Run::new(self, codec, start, params)
     }

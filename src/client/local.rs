@@ -5,6 +5,7 @@
 //! LocalModel::load(&ModelSource, &Engine, &LocalOptions) -> Result<LocalModel, LocalError>   waits: call it off async threads
 //! LocalModel::session(&self, max_tokens: usize) -> LocalSession
 //! LocalSession::logits(&mut self, tokens: &[u32]).await -> Result<Vec<f32>, LocalError>      [tokens, vocab_size]
+//! LocalSession::next(&mut self, tokens: &[u32]).await -> Result<Vec<f32>, LocalError>        [vocab_size], after the last
 //! LocalSession::feed(&mut self, tokens: &[u32]).await -> Result<(), LocalError>              the same without logits
 //! LocalSession::rewind(&mut self, position: usize)                                           forgets what is behind
 //! ```
@@ -84,7 +85,7 @@ impl LocalModel {
 }
 
 /// Embeddings and head are counted as if they were two matrices.
-fn refuse_too_large(source: &ModelSource, options: &LocalOptions) -> Result<(), LocalError> {
+pub(super) fn refuse_too_large(source: &ModelSource, options: &LocalOptions) -> Result<(), LocalError> {
     let (config, free) = (source.config(), options.free());
     let ends = (2 * config.vocab_size * config.hidden_size * own_dtype(source).size()) as u64;
     let needed = ends + options.bytes(source, config.n_blocks);
@@ -117,7 +118,15 @@ impl LocalSession {
     /// # Cancel safety
     /// None: after the future was dropped it is as after an error.
     pub async fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, LocalError> {
-        self.step(tokens, true).await
+        self.step(tokens, tokens.len()).await
+    }
+
+    /// The same after the last of `tokens` only: `[vocab_size]`.
+    ///
+    /// # Errors
+    /// As [`LocalSession::logits`].
+    pub async fn next(&mut self, tokens: &[u32]) -> Result<Vec<f32>, LocalError> {
+        self.step(tokens, 1).await
     }
 
     /// Reads `tokens` without a word about what may come after them: for a prompt, whose logits would take much memory.
@@ -125,7 +134,7 @@ impl LocalSession {
     /// # Errors
     /// As [`LocalSession::logits`].
     pub async fn feed(&mut self, tokens: &[u32]) -> Result<(), LocalError> {
-        self.step(tokens, false).await.map(drop)
+        self.step(tokens, 0).await.map(drop)
     }
 
     /// Forgets the tokens from `position` on; there may be fewer already.
@@ -133,7 +142,7 @@ impl LocalSession {
         self.position = self.position.min(position);
     }
 
-    async fn step(&mut self, tokens: &[u32], logits: bool) -> Result<Vec<f32>, LocalError> {
+    async fn step(&mut self, tokens: &[u32], logits: usize) -> Result<Vec<f32>, LocalError> {
         let x = self.ends.embed(tokens)?;
         let output = self.span.go(x, self.position, logits).await?;
         self.position += tokens.len();

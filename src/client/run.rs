@@ -2,25 +2,30 @@
 //! what is allowed, or the length. Whoever asked pulls one token after another; a step whose guesses were right gives
 //! several, which wait here.
 
+mod chooser;
+
 use std::{
     collections::VecDeque,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tracing::debug;
 
+use self::chooser::Chooser;
 use super::{
     Client, ClientError, HopReport, Session,
     constraint::Constraint,
     generate::{FinishReason, Generation, Params, Token},
-    speculate::{self, Draft, Guesses, Speculator},
+    speculate::{Draft, Guesses, Speculator},
     text::{Piece, TextCodec, TextStream},
 };
-use crate::model::{Choice, Ends, Hidden, Logprobs, Sampler, Seen};
+use crate::model::{Choice, Hidden, Logprobs, Seen};
 
 /// Numbers that are copied or multiplied at once: that takes less time than handing them to another thread and back.
 const INLINE_NUMBERS: usize = 1 << 18;
+
+/// Multiplications that choosing a token from so many scores is worth, for each of them.
+const CHOICE: usize = 16;
 
 /// Where a generation begins.
 #[derive(Debug)]
@@ -51,8 +56,8 @@ pub struct Run {
     chooser: Option<Chooser>,
     speculator: Speculator,
     guesses: Guesses,
-    /// Chosen, and not handed out yet; with each whether it had been guessed.
-    waiting: VecDeque<(bool, Choice)>,
+    /// Chosen, and not handed out yet; with each what it adds to `guesses`.
+    waiting: VecDeque<(Guesses, Choice)>,
     /// `None` without a tokenizer, and after the end of the text.
     stream: Option<TextStream>,
     /// Prompt and new tokens that were handed out.
@@ -67,13 +72,6 @@ pub struct Run {
     finish: Option<FinishReason>,
 }
 
-/// What a choice changes.
-#[derive(Debug)]
-struct Chooser {
-    sampler: Sampler,
-    constraint: Option<Constraint>,
-}
-
 impl Run {
     pub(super) fn new(
         client: &Client,
@@ -84,10 +82,7 @@ impl Run {
         if start.prompt.is_empty() {
             return Err(ClientError::EmptyPrompt);
         }
-        let chooser = Chooser {
-            sampler: Sampler::new(params.sampling.clone())?,
-            constraint: params.constraint.as_ref().map(Constraint::afresh),
-        };
+        let chooser = Chooser::new(params)?;
         Ok(Self {
             client: client.clone(),
             params: params.clone(),
@@ -124,7 +119,7 @@ impl Run {
             self.advance().await?;
         }
         let (guessed, choice) = self.waiting.pop_front().ok_or(ClientError::Interrupted)?;
-        self.guesses.accepted += usize::from(guessed);
+        self.guesses += guessed;
         self.last_token = self.started.elapsed();
         self.first_token.get_or_insert(self.last_token);
         self.tokens.push(choice.token);
@@ -225,14 +220,14 @@ impl Run {
 
     /// One step through the swarm, and the tokens that are chosen after it: one, and as many as were guessed right.
     async fn advance(&mut self) -> Result<(), ClientError> {
-        let draft = self.draft()?;
+        let draft = self.draft().await?;
         let started = Instant::now();
         let decoding = self.is_decoding();
         let output = self.step(&draft.tokens).await?;
         let before = self.tokens.len();
         let (draft, choices) = self.choose(output, draft).await?;
         let right = choices.len() - 1;
-        self.guesses.drafted += draft.tokens.len();
+        self.guesses += draft.sent();
         if decoding {
             let chosen: Vec<u32> = choices.iter().map(|choice| choice.token).collect();
             self.speculator.checked(&draft, &chosen, started.elapsed());
@@ -240,10 +235,12 @@ impl Run {
         if right < draft.tokens.len() {
             self.take_back(before + right).await;
         }
-        let guesses = draft.tokens.into_iter().map(Some).chain([None]);
-        let with_guess = choices.into_iter().zip(guesses);
+        let guesses = draft.tokens.iter().map(Some).chain([None]);
         self.waiting
-            .extend(with_guess.map(|(choice, guess)| (guess == Some(choice.token), choice)));
+            .extend(choices.into_iter().zip(guesses).map(|(choice, guess)| {
+                let is_right = guess == Some(&choice.token);
+                (if is_right { draft.accepted() } else { Guesses::default() }, choice)
+            }));
         Ok(())
     }
 
@@ -254,14 +251,23 @@ impl Run {
 
     /// Guesses the next tokens, if the servers can take back wrong ones. No guess is longer than what may still come, so
     /// none needs more of the session than the text itself.
-    fn draft(&mut self) -> Result<Draft, ClientError> {
-        if !self.is_decoding() || !self.session.can_rewind() {
+    async fn draft(&mut self) -> Result<Draft, ClientError> {
+        if !self.is_decoding() {
+            self.speculator.read(&self.tokens);
+            return Ok(Draft::default());
+        }
+        if !self.session.can_rewind() {
             return Ok(Draft::default());
         }
         let new_tokens = self.tokens.len() - self.prompt_len;
         let wanted = self.params.max_new_tokens.saturating_sub(new_tokens + 1);
         let room = self.session.max_length().saturating_sub(self.tokens.len());
-        let mut draft = self.speculator.draft(&self.tokens, wanted.min(room));
+        let mut draft = self.speculator.draft(&self.tokens, wanted.min(room)).await;
+        if draft.wanted > 0 {
+            // Neither an end nor anything that is not allowed.
+            draft.tokens = self.ask(draft.wanted).await?;
+            return Ok(draft);
+        }
         let mut n = draft.tokens.len();
         if let Some(end) = draft
             .tokens
@@ -276,6 +282,37 @@ impl Run {
         }
         draft.tokens.truncate(n);
         Ok(draft)
+    }
+
+    /// What the draft model takes for the next tokens, at most `n`: chosen as those of the text are.
+    async fn ask(&mut self, n: usize) -> Result<Vec<u32>, ClientError> {
+        let (started, length, prompt_len) = (Instant::now(), self.tokens.len(), self.prompt_len);
+        let vocab_size = self.client.ends.config().vocab_size;
+        let (mut text, eos) = (self.tokens.clone(), self.params.eos_token_ids.clone());
+        let mut chooser = self.chooser.take().ok_or(ClientError::Interrupted)?;
+        while text.len() < length + n {
+            let Some(mut logits) = self.speculator.after(&text).await else {
+                break;
+            };
+            // Either model may have room for tokens that there are not.
+            logits.resize(vocab_size, f32::NEG_INFINITY);
+            let (seen, ends) = (text.clone(), eos.clone());
+            let guess;
+            (guess, chooser) = compute(CHOICE * vocab_size, move || {
+                let (prompt, output) = seen.split_at(prompt_len);
+                (chooser.guess(&logits, Seen { prompt, output }, &ends), chooser)
+            })
+            .await?;
+            match guess? {
+                Some(token) => text.push(token),
+                None => break,
+            }
+        }
+        let guesses = text.split_off(length);
+        chooser.take_back(guesses.len())?;
+        self.chooser = Some(chooser);
+        self.speculator.asked(guesses.len(), started.elapsed());
+        Ok(guesses)
     }
 
     /// Makes the servers forget what follows the first `length` tokens. A server that took over in the middle of a step
@@ -334,45 +371,6 @@ impl Run {
         self.tokens = tokens;
         self.chooser = Some(chooser);
         Ok((draft, choices?))
-    }
-}
-
-impl Chooser {
-    /// Appends what it chooses to `tokens`. The last choice is no guess, another one than the guess, or an end.
-    fn choose(
-        &mut self,
-        ends: &Arc<Ends>,
-        output: &Hidden,
-        (tokens, prompt_len): (&mut Vec<u32>, usize),
-        (draft, eos): (&[u32], &[u32]),
-    ) -> Result<Vec<Choice>, ClientError> {
-        let first = output.data.len() - (draft.len() + 1) * output.width;
-        // All at once: the weights of the head are read once.
-        let logits = ends.logits(&output.data[first..]).map_err(ClientError::Compute)?;
-        let mut rows = logits.chunks_exact(ends.config().vocab_size);
-        let mut choices = Vec::new();
-        speculate::verify(draft, || {
-            let (prompt, output) = tokens.split_at(prompt_len);
-            let choice = self.next(rows.next().unwrap_or_default(), Seen { prompt, output }, eos)?;
-            let token = choice.token;
-            tokens.push(token);
-            choices.push(choice);
-            let complete = self.constraint.as_ref().is_some_and(Constraint::is_complete);
-            Ok::<_, ClientError>((token, complete || eos.contains(&token)))
-        })?;
-        Ok(choices)
-    }
-
-    fn next(&mut self, logits: &[f32], seen: Seen<'_>, eos: &[u32]) -> Result<Choice, ClientError> {
-        let Some(constraint) = &mut self.constraint else {
-            return Ok(self.sampler.next(logits, seen, None)?);
-        };
-        let allowed = constraint.allowed(eos)?;
-        let choice = self.sampler.next(logits, seen, Some(&|token| allowed.has(token)))?;
-        if !eos.contains(&choice.token) {
-            constraint.accept(choice.token)?;
-        }
-        Ok(choice)
     }
 }
 

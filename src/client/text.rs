@@ -3,7 +3,7 @@
 
 mod bytes;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use thiserror::Error;
 use tokenizers::Tokenizer;
@@ -99,6 +99,16 @@ impl TextCodec {
     pub fn token_bytes(&self, vocab_size: usize) -> Result<Vec<Vec<u8>>, TextError> {
         let spelling = self.spelling.ok_or(TextError::NoBytes)?;
         Ok(spelling.bytes(&self.tokenizer, vocab_size))
+    }
+
+    /// How the tokenizer spells its tokens, by id. Special ones, which no text spells, have no spelling.
+    pub(super) fn words(&self) -> BTreeMap<u32, Option<String>> {
+        let special = self.tokenizer.get_added_tokens_decoder();
+        let is_special = |id: &u32| special.get(id).is_some_and(|token| token.special);
+        let words = self.tokenizer.get_vocab(true).into_iter();
+        words
+            .map(|(word, id)| (id, (!is_special(&id)).then_some(word)))
+            .collect()
     }
 
     /// Starts the text that follows `prompt`. It ends before the first of `stops`; empty stop strings are ignored.

@@ -10,11 +10,12 @@ use tokio::{
 
 use super::{
     conversing::demo,
-    generating::client,
+    drafting,
+    generating::client_with,
     setup::{Node, Swarm, TestServer, soon, until},
 };
 use crate::{
-    client::{ChatTemplate, Conversations, Limits},
+    client::{ChatTemplate, Config, Conversations, Limits, Speculate},
     http::{self, Api, ApiLimits, Guard, ModelText, ServedModel},
     task::Tasks,
 };
@@ -59,20 +60,28 @@ impl Answer {
     }
 }
 
-async fn site() -> Site {
-    site_with(ApiLimits {
+fn limits() -> ApiLimits {
+    ApiLimits {
         parallel: 4,
         queue: 4,
         default_max_tokens: 64,
         origins: vec!["https://chat.example".parse().unwrap()],
-    })
-    .await
+    }
+}
+
+async fn site() -> Site {
+    site_with(limits()).await
 }
 
 async fn site_with(limits: ApiLimits) -> Site {
+    site_of(limits, |_| {}).await
+}
+
+/// With a client that is as `change` has it.
+async fn site_of(limits: ApiLimits, change: impl FnOnce(&mut Config)) -> Site {
     let (swarm, codec) = demo().await;
     let server = swarm.serve(0..8).await;
-    let (node, client) = client(&swarm).await;
+    let (node, client) = client_with(&swarm, change).await;
     let conversations = Conversations::new(client, Limits::default(), &node.tasks);
     let mut files = swarm.source.chat_files().unwrap();
     files.templates = vec![("default".to_owned(), TALK.to_owned())];
@@ -290,6 +299,23 @@ async fn choices_are_different_and_the_same_again_for_the_same_seed() {
     let first = contents(site.chat(order.clone()).await.json());
     assert_eq!(first, contents(site.chat(order).await.json()));
     assert!(first[0] != first[1] || first[1] != first[2], "{first:?}");
+}
+
+#[tokio::test]
+async fn choices_of_a_request_are_the_same_with_a_draft_model() {
+    let order = json!({"n": 3, "seed": 11, "temperature": 0.8, "max_completion_tokens": 12});
+    let expected = site().await.chat(order.clone()).await.json();
+    let drafting = site_of(limits(), |config| {
+        config.speculate = Speculate::Always(4);
+        config.draft = Some(drafting::demo());
+    });
+    let found = drafting.await.chat(order).await.json();
+    assert_eq!(found["choices"], expected["choices"]);
+    let details = &found["usage"]["completion_tokens_details"];
+    assert!(
+        details["accepted_prediction_tokens"].as_u64().unwrap() >= 12,
+        "{details}"
+    );
 }
 
 #[tokio::test]

@@ -185,8 +185,17 @@ impl Talk {
         let guesses = last.guesses;
         if guesses.drafted > 0 {
             output::line(format_args!(
-                "guessed ahead {} tokens, {} of them right",
-                guesses.drafted, guesses.accepted
+                "guessed ahead {} tokens in {} steps, {} of them right, {:.1} a step",
+                guesses.drafted,
+                guesses.steps,
+                guesses.accepted,
+                guesses.accepted_per_step()
+            ));
+        }
+        if guesses.drafted_by_model > 0 {
+            output::line(format_args!(
+                "{} of these were guessed by the draft model, {} of them right",
+                guesses.drafted_by_model, guesses.accepted_by_model
             ));
         }
         output::line(format_args!("sessions kept open: {}", self.conversations.n_idle()));

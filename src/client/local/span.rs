@@ -174,10 +174,12 @@ impl Stretch {
     pub(super) fn finish(&self, step: Step) -> Result<(Hidden, Cache), LocalError> {
         let Step { cache, mut x, .. } = step;
         self.round(&mut x);
-        if step.logits
+        if step.logits > 0
             && let Some(head) = &self.head
         {
-            x.data = head.logits(&x.data)?;
+            x.tokens = step.logits.min(x.tokens);
+            let unwanted = x.data.len().saturating_sub(x.tokens * x.width);
+            x.data = head.logits(&x.data[unwanted..])?;
             x.width = head.config().vocab_size;
         }
         Ok((x, cache))
@@ -229,11 +231,12 @@ impl LocalSpan {
     /// # Cancel safety
     /// None: after the future was dropped it is as after an error.
     pub(crate) async fn step(&mut self, x: Hidden, position: usize) -> Result<Hidden, LocalError> {
-        self.go(x, position, false).await
+        self.go(x, position, 0).await
     }
 
-    /// [`LocalSpan::step`], with logits as the answer if they are wanted and the stretch has a head.
-    pub(super) async fn go(&mut self, x: Hidden, position: usize, logits: bool) -> Result<Hidden, LocalError> {
+    /// [`LocalSpan::step`], with the logits after so many of the last tokens as the answer if any are wanted and the
+    /// stretch has a head: of a single sequence.
+    pub(super) async fn go(&mut self, x: Hidden, position: usize, logits: usize) -> Result<Hidden, LocalError> {
         let (start, tokens, max_length) = (Instant::now(), x.tokens, self.max_length);
         if position + tokens > max_length {
             let too_long = ComputeError::TooLong {

@@ -43,6 +43,9 @@ async fn a_whole_model_gives_the_same_logits_in_pieces_as_at_once_and_after_a_re
     }
     assert_eq!(found.len(), TOKENS.len() * vocab);
     assert_eq!(found, expected);
+    session.rewind(2);
+    let last = session.next(&TOKENS[2..]).await.unwrap();
+    assert_eq!(last, expected[expected.len() - vocab..]);
 }
 
 #[tokio::test]

@@ -33,8 +33,9 @@ pub(super) struct Step {
     pub(super) x: Hidden,
     /// Tokens in the cache before this step that it may see.
     pub(super) position: usize,
-    /// Answer with logits, `[batch, tokens, vocab]`, where the stretch has a head.
-    pub(super) logits: bool,
+    /// Answer with the logits after so many of the last tokens, `[1, logits, vocab]`, where the stretch has a head; 0 for
+    /// what comes out of the blocks.
+    pub(super) logits: usize,
 }
 
 /// What a step gives back, and the session's cache.

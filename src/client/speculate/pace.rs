@@ -3,12 +3,13 @@
 //!
 //! ```text
 //! tokens of a step with k guesses, each right with chance a       1 + a + a² + … + aᵏ
-//! seconds of it                                                   plain + k · further
+//! seconds of it                                                   plain + k · (further + drafting)
 //! ```
 //!
 //! `plain` is mostly the line; `further` is next to nothing on servers that wait for their memory, and as much as a step
-//! on servers that wait for their arithmetic. Where no k beats plain steps nothing is guessed, and from time to time one
-//! small guess finds out whether that has changed, ever more rarely while it has not.
+//! on servers that wait for their arithmetic; `drafting` is what a draft model takes for a token, and nothing for what is
+//! looked up. Of several sources the one that brings most is taken. Where none beats plain steps nothing is guessed, and
+//! from time to time one small guess finds out whether that has changed, ever more rarely while it has not.
 
 /// Most tokens that are guessed ahead.
 pub(super) const MOST: usize = 16;
@@ -32,29 +33,62 @@ const HOPE: f64 = 0.5;
 /// A step that took so many times what was expected says nothing about steps: a server was replaced.
 const OUTLIER: f64 = 4.0;
 
-/// How often guesses are right before any was made, after matches of 1, 2, 3, 4 to 6 and more tokens.
-const FIRST_RIGHT: [f64; 5] = [0.15, 0.35, 0.5, 0.65, 0.8];
+/// Where a guess comes from, by how much it can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// A repetition of so many tokens.
+    Lookup(usize),
+    /// The draft model.
+    Model,
+}
+
+/// How often guesses of each kind are right before any was made: after matches of 1, 2, 3, 4 to 6 and more tokens, and
+/// those of a draft model.
+const FIRST_RIGHT: [f64; 6] = [0.15, 0.35, 0.5, 0.65, 0.8, 0.6];
 /// As how many observations that counts.
 const FIRST_WEIGHT: u32 = 3;
 /// Weight of the newest of many observations, of times and of guesses.
 const NEWEST_TIME: f64 = 0.15;
 const NEWEST_GUESS: f64 = 0.06;
 
-/// A guess that could be made.
+impl Source {
+    fn kind(self) -> usize {
+        match self {
+            Self::Lookup(len @ ..=3) => len.saturating_sub(1),
+            Self::Lookup(4..=6) => 3,
+            Self::Lookup(_) => 4,
+            Self::Model => 5,
+        }
+    }
+
+    /// Which pause it has.
+    fn slot(self) -> usize {
+        usize::from(self == Self::Model)
+    }
+}
+
+/// A guess that could be made: where from, and of how many tokens at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Offer {
-    /// Tokens that agree: how much it can be trusted.
-    pub(super) matched: usize,
-    /// Most tokens of it.
+    pub(super) source: Source,
     pub(super) most: usize,
 }
 
-/// Which kind of guess follows a match of so many tokens.
-fn kind(matched: usize) -> usize {
-    match matched {
-        0..=3 => matched.saturating_sub(1),
-        4..=6 => 3,
-        _ => 4,
+/// How long a source that does not pay is let go.
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    /// Chances to let go before a trial.
+    length: u32,
+    /// Those that were.
+    waited: u32,
+}
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self {
+            length: SHORTEST_PAUSE,
+            waited: 0,
+        }
     }
 }
 
@@ -65,11 +99,14 @@ pub(super) struct Pace {
     plain: Mean,
     /// Seconds that each further token of a step takes.
     further: Mean,
+    /// Seconds that the draft model takes for a token.
+    drafting: Mean,
     right: [Mean; FIRST_RIGHT.len()],
     since_plain: u32,
-    pause: u32,
-    waited: u32,
-    trial: bool,
+    /// Of lookup and of the draft model.
+    pauses: [Pause; 2],
+    /// Whose guess of this step is a trial.
+    trial: Option<Source>,
 }
 
 impl Default for Pace {
@@ -77,36 +114,61 @@ impl Default for Pace {
         Self {
             plain: Mean::default(),
             further: Mean::default(),
+            drafting: Mean::default(),
             right: FIRST_RIGHT.map(|value| Mean { value, n: FIRST_WEIGHT }),
             since_plain: 0,
-            pause: SHORTEST_PAUSE,
-            waited: 0,
-            trial: false,
+            pauses: [Pause::default(); 2],
+            trial: None,
         }
     }
 }
 
 impl Pace {
-    /// How many tokens of `offer` to take; 0 for a plain step.
-    pub(super) fn choose(&mut self, offer: Offer) -> usize {
+    /// Which of `offers` to take, and how many tokens of it. `None` for a plain step.
+    pub(super) fn choose(&mut self, offers: &[Offer]) -> Option<Offer> {
         if self.plain.n < FIRST_PLAIN || self.since_plain >= RENEW_PLAIN {
-            return 0;
+            return None;
         }
-        let best = self.best(offer, 1.0);
-        if best > 0 {
-            (self.pause, self.waited, self.trial) = (SHORTEST_PAUSE, 0, false);
+        self.trial = None;
+        let best = self.most_gain(offers, 1.0);
+        if let Some((_, offer)) = best {
+            self.pauses[offer.source.slot()] = Pause::default();
+        }
+        // What may be better than that. Lookup is learnt of in any case: only where nothing pays it needs a trial.
+        let gain = best.map_or(WORTHWHILE, |(gain, _)| gain);
+        let others = offers.iter().filter(|offer| match best {
+            Some((_, best)) => best.source != Source::Model && offer.source == Source::Model,
+            None => true,
+        });
+        let others: Vec<Offer> = others.copied().collect();
+        let hoped = self.most_gain(&others, HOPE).filter(|(hoped, _)| *hoped > gain);
+        let best = best.map(|(_, offer)| offer);
+        let Some((_, hoped)) = hoped else { return best };
+        let pause = &mut self.pauses[hoped.source.slot()];
+        pause.waited += 1;
+        if pause.waited <= pause.length {
             return best;
         }
-        let hoped = self.best(offer, HOPE);
-        if hoped == 0 {
-            return 0;
-        }
-        self.waited += 1;
-        if self.waited <= self.pause {
-            return 0;
-        }
-        self.trial = true;
-        hoped.min(TRIAL)
+        self.trial = Some(hoped.source);
+        let most = hoped.most.min(TRIAL);
+        Some(Offer { most, ..hoped })
+    }
+
+    /// Notes that what was chosen was not guessed after all. A trial is made at the next chance.
+    pub(super) fn postponed(&mut self) {
+        self.trial = None;
+    }
+
+    /// Whether not even a trial of `source` could pay, by what steps take.
+    pub(super) fn is_hopeless(&self, source: Source) -> bool {
+        let any = [Offer { source, most: MOST }];
+        self.plain.n >= FIRST_PLAIN && self.most_gain(&any, HOPE).is_none()
+    }
+
+    /// The most trustworthy of `offers`, whatever it costs.
+    pub(super) fn most_right(&self, offers: &[Offer]) -> Option<Offer> {
+        let right = |offer: &Offer| self.right[offer.source.kind()].value;
+        offers.iter().copied().max_by(|a, b| right(a).total_cmp(&right(b)))
     }
 
     /// Notes that a step with so many guesses took `seconds`.
@@ -127,38 +189,65 @@ impl Pace {
         }
     }
 
-    /// Notes how many of so many guesses after a match were right, up to the first wrong one.
-    pub(super) fn verified(&mut self, matched: usize, guessed: usize, right: usize) {
-        let mean = &mut self.right[kind(matched)];
+    /// Notes that the draft model took `seconds` for so many tokens.
+    pub(super) fn drafted(&mut self, tokens: usize, seconds: f64) {
+        if tokens > 0 {
+            self.drafting.add(seconds / tokens as f64, NEWEST_TIME);
+        }
+    }
+
+    /// Notes how many of so many guesses were right, up to the first wrong one.
+    pub(super) fn verified(&mut self, source: Source, guessed: usize, right: usize) {
+        let mean = &mut self.right[source.kind()];
         for at in 0..guessed.min(right + 1) {
             mean.add(f64::from(u8::from(at < right)), NEWEST_GUESS);
         }
-        if std::mem::take(&mut self.trial) {
+        if self.trial.is_some_and(|trial| trial.slot() == source.slot()) {
+            self.trial = None;
+            let pause = &mut self.pauses[source.slot()];
             if right == guessed {
                 // Worth another one at once.
-                self.waited = self.pause;
+                pause.waited = pause.length;
             } else {
-                (self.pause, self.waited) = ((self.pause * 2).min(LONGEST_PAUSE), 0);
+                (pause.length, pause.waited) = ((pause.length * 2).min(LONGEST_PAUSE), 0);
             }
         }
     }
 
-    /// The number of tokens of `offer` that brings most; 0 if that is not worth while. `hope` is a factor of what tokens
-    /// cost.
-    fn best(&self, offer: Offer, hope: f64) -> usize {
-        let right = self.right[kind(offer.matched)].value;
-        let further = self.further_seconds() * hope;
-        let longest = if self.further.n == 0 { FIRST_GUESS } else { MOST };
+    /// The best of `offers` that is worth while, and its gain.
+    fn most_gain(&self, offers: &[Offer], hope: f64) -> Option<(f64, Offer)> {
+        let gains = offers.iter().filter_map(|offer| self.best(*offer, hope));
+        gains.max_by(|a, b| a.0.total_cmp(&b.0))
+    }
+
+    /// The number of tokens of `offer` that brings most, and how many times the speed of plain steps that is; `None` if
+    /// that is not worth while. `hope` is a factor of what tokens cost; whoever hopes also takes a model for as good as
+    /// it was at first, because without guesses nobody learns that it has become better.
+    fn best(&self, offer: Offer, hope: f64) -> Option<(f64, Offer)> {
+        let mut right = self.right[offer.source.kind()].value;
+        let mut cost = self.further_seconds();
+        if offer.source == Source::Model {
+            cost += self.drafting.value;
+            if hope < 1.0 {
+                right = right.max(FIRST_RIGHT[offer.source.kind()]);
+            }
+        }
+        let longest = match (self.further.n, offer.source, self.drafting.n) {
+            // It may take longer than the step.
+            (_, Source::Model, 0) => TRIAL,
+            (0, ..) => FIRST_GUESS,
+            _ => MOST,
+        };
         let mut tokens = 1.0;
         let mut chance = 1.0;
         let gains = (1..=offer.most.min(longest)).map(|n| {
             chance *= right;
             tokens += chance;
-            let seconds = self.plain.value + n as f64 * further;
+            let seconds = self.plain.value + n as f64 * cost * hope;
             (tokens * self.plain.value / seconds, n)
         });
-        let best = gains.max_by(|a, b| a.0.total_cmp(&b.0));
-        best.filter(|(gain, _)| *gain > WORTHWHILE).map_or(0, |(_, n)| n)
+        let (gain, most) = gains.max_by(|a, b| a.0.total_cmp(&b.0))?;
+        (gain > WORTHWHILE).then_some((gain, Offer { most, ..offer }))
     }
 
     fn further_seconds(&self) -> f64 {
@@ -186,162 +275,4 @@ impl Mean {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A swarm and a text, in numbers.
-    #[derive(Clone, Copy)]
-    struct Scenario {
-        matched: usize,
-        plain: f64,
-        further: f64,
-        right: f64,
-    }
-
-    /// 1500 tokens, with guesses as `choose` has it: tokens per second, and steps with guesses.
-    fn run(scenario: Scenario, choose: &mut dyn FnMut(&mut Pace, Offer) -> usize) -> (f64, usize) {
-        let (mut pace, mut tokens, mut time, mut guesses) = (Pace::default(), 0, 0.0, 0);
-        let mut state = 1_u32;
-        let mut chance = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            f64::from(state >> 8) / f64::from(1 << 24)
-        };
-        while tokens < 1500 {
-            let matched = scenario.matched;
-            let taken = choose(&mut pace, Offer { matched, most: MOST });
-            // Lines are never quite even.
-            let seconds = (scenario.plain + taken as f64 * scenario.further) * (0.95 + 0.1 * chance());
-            pace.stepped(taken, seconds);
-            time += seconds;
-            let right = (0..taken).take_while(|_| chance() < scenario.right).count();
-            if taken > 0 {
-                guesses += 1;
-                pace.verified(matched, taken, right);
-            } else {
-                // What costs nothing is guessed in any case, and compared.
-                pace.verified(matched, 1, usize::from(chance() < scenario.right));
-            }
-            tokens += right + 1;
-        }
-        (f64::from(tokens as u32) / time, guesses)
-    }
-
-    /// Its speed by the rule, as multiples of no guesses and of the best fixed number of guesses.
-    fn gains(scenario: Scenario) -> (f64, f64) {
-        let fixed = |n: usize| {
-            let mut choose = |_: &mut Pace, _: Offer| n;
-            run(scenario, &mut choose).0
-        };
-        let best = (0..=MOST).map(fixed).fold(0.0, f64::max);
-        let found = run(scenario, &mut |pace, offer| pace.choose(offer)).0;
-        (found / fixed(0), found / best)
-    }
-
-    fn scenarios() -> impl Iterator<Item = Scenario> {
-        let matches = [1, 3, 5, 16];
-        // Seconds of a round trip: a local network, a country, the other side of the world.
-        let lines = [0.005, 0.05, 0.15];
-        // What a token costs the servers: waiting for memory, in between, and as much as the first one.
-        let costs = [0.0002, 0.005, 0.03];
-        let rights = [0.0, 0.2, 0.5, 0.8, 0.95];
-        matches.into_iter().flat_map(move |matched| {
-            lines.into_iter().flat_map(move |line| {
-                costs.into_iter().flat_map(move |further| {
-                    rights.into_iter().map(move |right| Scenario {
-                        matched,
-                        plain: line + 0.03,
-                        further,
-                        right,
-                    })
-                })
-            })
-        })
-    }
-
-    #[test]
-    fn guessing_never_costs_more_than_a_little_and_brings_most_of_what_there_is() {
-        for scenario in scenarios() {
-            let (over_plain, of_best) = gains(scenario);
-            let Scenario {
-                matched,
-                plain,
-                further,
-                right,
-                ..
-            } = scenario;
-            let name =
-                format!("match {matched}, plain {plain}, further {further}, right {right}: {over_plain}, {of_best}");
-            assert!(over_plain > 0.97, "{name}");
-            assert!(of_best > 0.85, "{name}");
-        }
-    }
-
-    #[test]
-    fn good_guesses_over_a_slow_line_are_several_times_as_fast() {
-        let scenario = Scenario {
-            matched: 8,
-            plain: 0.18,
-            further: 0.003,
-            right: 0.9,
-        };
-        let (over_plain, _) = gains(scenario);
-        assert!(over_plain > 4.0, "{over_plain}");
-    }
-
-    #[test]
-    fn guesses_that_do_not_pay_become_rare() {
-        let scenario = Scenario {
-            matched: 5,
-            plain: 0.035,
-            further: 0.03,
-            right: 0.7,
-        };
-        let (_, guesses) = run(scenario, &mut |pace, offer| pace.choose(offer));
-        assert!((1..30).contains(&guesses), "{guesses}");
-    }
-
-    #[test]
-    fn servers_that_have_become_quicker_are_found_out() {
-        let mut pace = Pace::default();
-        let offer = Offer { matched: 5, most: MOST };
-        for _ in 0..3 {
-            pace.stepped(0, 0.1);
-        }
-        for _ in 0..20 {
-            pace.stepped(4, 0.5);
-            pace.verified(offer.matched, 4, 3);
-        }
-        pace.stepped(0, 0.1);
-        assert_eq!(pace.choose(offer), 0);
-        let found = (0..400).find(|_| {
-            let taken = pace.choose(offer);
-            pace.stepped(taken, 0.1);
-            pace.verified(offer.matched, taken.max(1), taken.max(1));
-            taken > TRIAL
-        });
-        assert!(found.is_some_and(|step| step < 100), "{found:?}");
-    }
-
-    #[test]
-    fn nothing_is_guessed_before_plain_steps_are_known() {
-        let mut pace = Pace::default();
-        let offer = Offer { matched: 16, most: 9 };
-        assert_eq!(pace.choose(offer), 0);
-        pace.stepped(0, 0.1);
-        assert_eq!(pace.choose(offer), 0);
-        pace.stepped(0, 0.1);
-        assert_eq!(pace.choose(offer), FIRST_GUESS);
-    }
-
-    #[test]
-    fn a_step_in_which_a_server_was_replaced_says_nothing() {
-        let mut pace = Pace::default();
-        for _ in 0..5 {
-            pace.stepped(0, 0.1);
-        }
-        pace.stepped(0, 3.0);
-        pace.stepped(2, 3.0);
-        assert!((pace.plain.value - 0.1).abs() < 1e-9);
-        assert_eq!(pace.further.n, 0);
-    }
-}
+mod tests;
