@@ -143,7 +143,12 @@ impl HubRepo {
     /// What the hub says of a file. The first answer decides which commit this is about.
     fn describe(&mut self, file: &str) -> Result<Remote, HubError> {
         let url = self.url(file);
-        let described = fetch::retrying(&self.options.tuning, || false, || (self.http.describe(&url), false));
+        let described = fetch::retrying(
+            &url,
+            &self.options.tuning,
+            || false,
+            || (self.http.describe(&url), false),
+        );
         let remote = match described {
             Ok(remote) => remote,
             Err(fault) => {

@@ -244,6 +244,7 @@ impl Begun {
             .map_err(Fault::Disk)?;
         let mut position = stretch.source.start;
         retrying(
+            &self.assembly.url,
             downloads.tuning,
             || downloads.stop.load(Ordering::Relaxed),
             || {
@@ -366,12 +367,13 @@ pub(super) fn fetch_all(
     }
 }
 
-/// Does something until it succeeds, waiting longer after each failure in a row. `attempt` also says whether it got
+/// Does something with `url` until it succeeds, waiting longer after each failure in a row. `attempt` also says whether it got
 /// anywhere: then failures are counted anew.
 ///
 /// # Errors
 /// A failure that trying again does not mend, or one too many.
 pub(super) fn retrying<T>(
+    url: &str,
     tuning: &Tuning,
     stopped: impl Fn() -> bool,
     mut attempt: impl FnMut() -> (Result<T, Fault>, bool),
@@ -392,12 +394,17 @@ pub(super) fn retrying<T>(
         let wait = fault.retry_after().map_or(wait, |asked| asked.max(wait));
         if failures > 1 {
             warn!(
+                url,
                 error = &fault as &dyn std::error::Error,
                 wait_s = wait.as_secs_f32(),
                 "trying again to download"
             );
         } else {
-            debug!(error = &fault as &dyn std::error::Error, "trying again to download");
+            debug!(
+                url,
+                error = &fault as &dyn std::error::Error,
+                "trying again to download"
+            );
         }
         thread::sleep(wait);
     }

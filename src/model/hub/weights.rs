@@ -227,7 +227,12 @@ impl HubRepo {
             return Ok(Ok(whole(!is_unranged)));
         };
         let url = self.url(file);
-        let header = match fetch::retrying(&self.options.tuning, || false, || (self.header(&url, &remote), false)) {
+        let header = match fetch::retrying(
+            &url,
+            &self.options.tuning,
+            || false,
+            || (self.header(&url, &remote), false),
+        ) {
             Ok(header) => header,
             Err(fault) => return Ok(Err(fault)),
         };
