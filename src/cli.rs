@@ -9,6 +9,7 @@ mod bootstrap;
 mod caller;
 mod chat;
 mod compute;
+mod config;
 mod conversation;
 mod demo;
 mod doctor;
@@ -33,9 +34,10 @@ mod signals;
 mod standing;
 mod swarm;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tracing::info;
 
 /// Run large models on many machines: serve transformer blocks to a Petals swarm, or generate text through one.
 #[derive(Debug, Parser)]
@@ -49,6 +51,15 @@ struct Cli {
     /// Log only warnings and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Logging")]
     quiet: bool,
+    /// File with options, by the names of their flags [default: SEPAL_CONFIG, or the first of sepal.toml,
+    /// ~/.config/sepal/sepal.toml and /etc/sepal/sepal.toml].
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Configuration")]
+    config: Option<PathBuf>,
+}
+
+/// The definition of the command line.
+pub(crate) fn command() -> clap::Command {
+    Cli::command()
 }
 
 #[derive(Debug, Subcommand)]
@@ -59,6 +70,10 @@ enum Command {
     Doctor(Box<doctor::Args>),
     /// Show what this machine is, what blocks are computed with on it, and what it can do at best.
     Info(info::Args),
+    /// Write a file with all options, to set them there instead of by flags.
+    Init(config::init::Args),
+    /// Show what is set in the file, in the environment and by flags, and where.
+    Config(config::show::Args),
     /// Run a DHT node that others join the swarm through.
     Bootstrap(bootstrap::Args),
     /// Serve transformer blocks of a model to a swarm.
@@ -79,19 +94,45 @@ enum Command {
 
 /// Runs the command line `args` (the program's name first) to its end.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let around = config::Surroundings::here();
+    let parsed = match config::parse(&command(), &args, &around) {
+        Ok(parsed) => parsed,
+        Err(stop) => return stop.report(),
+    };
+    let cli = match Cli::from_arg_matches(&parsed.matches) {
         Ok(cli) => cli,
         Err(error) => return output::usage(&error),
     };
+    let told = match &cli.command {
+        Command::Init(args) => Some(config::init::run(&command(), args)),
+        Command::Config(args) => Some(config::show::run(&command(), args, cli.config, &around)),
+        _ => None,
+    };
+    match told {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(stop)) => stop.report(),
+        None => execute(cli.command, (cli.verbose, cli.quiet), &parsed),
+    }
+}
+
+/// Runs a command to its end, with as much in the log as `verbose` and `quiet` ask for.
+fn execute(command: Command, (verbose, quiet): (u8, bool), parsed: &config::Parsed) -> ExitCode {
     logging::init(
-        cli.verbose,
-        cli.quiet,
-        match &cli.command {
+        verbose,
+        quiet,
+        match &command {
             Command::Chat(_) | Command::Demo(_) | Command::Doctor(_) | Command::Info(_) => true,
             Command::Health(args) => args.fills_the_terminal(),
             _ => false,
         },
     );
+    for warning in &parsed.warnings {
+        output::note(&format!("warning: {warning}"));
+    }
+    if let Some(file) = &parsed.file {
+        info!(file = %file.display(), "read the configuration");
+    }
     // Every connection is an open file, and the usual soft limit is 1024. If it cannot be raised, `doctor` says so.
     drop(rlimit::increase_nofile_limit(u64::MAX));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -99,10 +140,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => return output::failure(&anyhow::Error::new(error).context("cannot start the runtime")),
     };
     let outcome = runtime.block_on(async {
-        match cli.command {
+        match command {
             Command::Demo(args) => demo::run(args).await,
             Command::Doctor(args) => doctor::run(*args).await,
             Command::Info(args) => info::run(&args),
+            Command::Init(_) | Command::Config(_) => Ok(()),
             Command::Bootstrap(args) => bootstrap::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::SwarmKey(args) => swarm::make_key(&args),

@@ -47,6 +47,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("anyhow", &["cli"]),
     ("nvml_wrapper", &["cli"]),
     ("rlimit", &["cli"]),
+    ("strsim", &["cli"]),
+    ("toml_edit", &["cli"]),
     ("indicatif", &["cli"]),
     ("tracing_subscriber", &["cli"]),
     ("prost", &[]),

@@ -1,4 +1,5 @@
-//! The only place that reads environment variables, all of them other people's conventions.
+//! The only place that reads environment variables: our own, which are options by the names of their flags, and other
+//! people's conventions.
 #![expect(clippy::disallowed_methods, reason = "the one place where the environment is read")]
 
 use std::{
@@ -58,6 +59,27 @@ pub(super) fn toolkit() -> Toolkit {
 
 fn set(name: &str) -> Option<PathBuf> {
     env::var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// Our own variables and others that may begin as they do; what is no text is as good as nothing.
+pub(super) fn own_variables() -> Vec<(String, String)> {
+    env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+        .filter(|(name, _)| name.starts_with("SEPAL_"))
+        .collect()
+}
+
+/// Where a file of the configuration may be: in the working folder, in the user's, or in the system's.
+pub(super) fn configuration_files() -> Vec<PathBuf> {
+    let of_user = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
+    [
+        Some(PathBuf::from("sepal.toml")),
+        of_user.map(|folder| folder.join("sepal/sepal.toml")),
+        Some(PathBuf::from("/etc/sepal/sepal.toml")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The folder for what this program remembers between runs.

@@ -47,6 +47,14 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
     }
 }
 
+/// What is wrong with the configuration; as bad as a command line that cannot be understood.
+pub(super) fn misconfigured(problems: &[String]) -> ExitCode {
+    for problem in problems {
+        eprintln!("error: {problem}");
+    }
+    ExitCode::from(USAGE_ERROR)
+}
+
 /// One line with the whole chain of causes.
 pub(super) fn failure(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
