@@ -131,9 +131,19 @@ says 'sepal doctor demo --initial-peers ADDR'
 sepal doctor demo --initial-peers "$addr" --listen /ip4/127.0.0.1/tcp/0 | tee "$work/doctor" || fail 'the doctor finds something wrong'
 grep -q '^healthy: ' "$work/doctor" || fail 'the doctor does not say that all is well'
 
-says 'sepal info'
-sepal info | tee "$work/info"
+says 'sepal info --save'
+XDG_CACHE_HOME="$work/cache" sepal info --save | tee "$work/info"
 grep -q '^kernels ' "$work/info" && grep -q '^q4_0 .* at most ' "$work/info" || fail 'sepal info leaves something out'
+
+says 'sepal eligible'
+XDG_CACHE_HOME="$work/cache" sepal eligible | tee "$work/eligible"
+says 'sepal eligible org/model --quant q4_k --initial-peers ADDR'
+sepal eligible demo --quant q4_k --initial-peers "$addr" | tee "$work/lacking"
+grep -q 'blocks 0:8 once more' "$work/lacking" || fail 'sepal eligible does not say what the swarm lacks'
+says 'sepal benchmark org/model --initial-peers ADDR'
+sepal benchmark demo --initial-peers "$addr" | tee "$work/benchmark"
+grep -q '^announced in bfloat16: ' "$work/benchmark" && grep -q 'measured by an echo with' "$work/benchmark" \
+    || fail 'the benchmark does not explain what is announced'
 
 says 'sepal swarm-key swarm.key'
 sepal swarm-key "$work/swarm.key"

@@ -14,7 +14,12 @@ have_nextest() { cargo nextest --version >/dev/null 2>&1; }
 
 step_format() { cargo fmt --all --check; }
 
-step_lint() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+step_lint() {
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    source scripts/venv.sh
+    make_venv lint packaging/requirements-lint.txt
+    "$venv/bin/shellcheck" --shell=bash --external-sources --severity=warning scripts/*.sh interop-tests/cuda/build.sh
+}
 
 step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked; }
 
@@ -114,9 +119,11 @@ step_network() {
 
 step_browser() { scripts/browser.sh; }
 
+step_install() { scripts/test-install.sh; }
+
 step_readme() { scripts/readme.sh; }
 
-steps=(format lint doc unit python cuda interop network browser readme)
+steps=(format lint doc unit python cuda interop network browser install readme)
 [ $# -gt 0 ] || set -- "${steps[@]}"
 
 summary=()

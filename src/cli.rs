@@ -5,14 +5,17 @@
 
 mod access;
 mod api;
+mod benchmark;
 mod bootstrap;
 mod caller;
 mod chat;
+mod completions;
 mod compute;
 mod config;
 mod conversation;
 mod demo;
 mod doctor;
+mod eligible;
 mod environment;
 mod form;
 mod generate;
@@ -74,6 +77,10 @@ enum Command {
     Init(config::init::Args),
     /// Show what is set in the file, in the environment and by flags, and where.
     Config(config::show::Args),
+    /// Show which models this machine could serve, and what that would add to a swarm.
+    Eligible(Box<eligible::Args>),
+    /// Measure what this machine computes, and explain what a server on it would announce.
+    Benchmark(Box<benchmark::Args>),
     /// Run a DHT node that others join the swarm through.
     Bootstrap(bootstrap::Args),
     /// Serve transformer blocks of a model to a swarm.
@@ -90,6 +97,10 @@ enum Command {
     Route(Box<route::Args>),
     /// Show how a swarm is: models, servers, missing blocks.
     Health(health::Args),
+    /// Print what makes a shell complete this command line.
+    Completions(completions::Args),
+    /// Print the manual page, or write those of all commands to a folder.
+    Man(completions::ManArgs),
 }
 
 /// Runs the command line `args` (the program's name first) to its end.
@@ -122,7 +133,14 @@ fn execute(command: Command, (verbose, quiet): (u8, bool), parsed: &config::Pars
         verbose,
         quiet,
         match &command {
-            Command::Chat(_) | Command::Demo(_) | Command::Doctor(_) | Command::Info(_) => true,
+            Command::Chat(_)
+            | Command::Demo(_)
+            | Command::Doctor(_)
+            | Command::Info(_)
+            | Command::Eligible(_)
+            | Command::Benchmark(_)
+            | Command::Completions(_)
+            | Command::Man(_) => true,
             Command::Health(args) => args.fills_the_terminal(),
             _ => false,
         },
@@ -145,6 +163,8 @@ fn execute(command: Command, (verbose, quiet): (u8, bool), parsed: &config::Pars
             Command::Doctor(args) => doctor::run(*args).await,
             Command::Info(args) => info::run(&args),
             Command::Init(_) | Command::Config(_) => Ok(()),
+            Command::Eligible(args) => eligible::run(*args).await,
+            Command::Benchmark(args) => benchmark::run(*args).await,
             Command::Bootstrap(args) => bootstrap::run(args).await,
             Command::Serve(args) => serve::run(*args).await,
             Command::SwarmKey(args) => swarm::make_key(&args),
@@ -153,6 +173,8 @@ fn execute(command: Command, (verbose, quiet): (u8, bool), parsed: &config::Pars
             Command::Api(args) => api::run(*args).await,
             Command::Route(args) => route::run(*args).await,
             Command::Health(args) => health::run(args).await,
+            Command::Completions(args) => completions::print(&args, self::command()),
+            Command::Man(args) => completions::manual(&args, &self::command()),
         }
     });
     // Detached lookups may still wait for peers; nobody waits for them any more.
@@ -165,8 +187,6 @@ fn execute(command: Command, (verbose, quiet): (u8, bool), parsed: &config::Pars
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

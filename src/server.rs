@@ -18,6 +18,7 @@ mod current;
 mod error;
 mod forward;
 mod handler;
+mod holding;
 mod lifecycle;
 mod memory;
 mod moving;
@@ -43,10 +44,11 @@ use tokio::sync::{Mutex, mpsc, watch};
 pub use self::{
     capacity::{DoesNotFit, weight_bytes},
     error::RequestError,
+    holding::{Fit, fit, room},
     lifecycle::StartError,
     serving::Limits,
     stats::{Quantiles, Stats},
-    throughput::{Rates, Throughput},
+    throughput::{ComputeRates, Load, Rates, Throughput, combine, explain, measure},
 };
 use self::{current::Current, lifecycle::Lifecycle};
 use crate::{

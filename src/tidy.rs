@@ -42,6 +42,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("hyper_util", &["http"]),
     ("prometheus_client", &["http"]),
     ("clap", &["cli"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
     ("ratatui", &["cli"]),
     ("rustyline", &["cli"]),
     ("anyhow", &["cli"]),

@@ -40,6 +40,18 @@ pub(super) fn on_path(programs: &[&'static str]) -> Vec<&'static str> {
     programs.iter().filter(found).copied().collect()
 }
 
+/// Where the service of a container runtime listens, if it does.
+pub(super) fn container_socket(runtime: &str) -> Option<PathBuf> {
+    let of_user = |name: &str| set("XDG_RUNTIME_DIR").map(|folder| folder.join(name));
+    let places = match runtime {
+        "docker" => vec![of_user("docker.sock"), Some("/var/run/docker.sock".into())],
+        "podman" => vec![of_user("podman/podman.sock"), Some("/run/podman/podman.sock".into())],
+        "nerdctl" => vec![Some("/run/containerd/containerd.sock".into())],
+        _ => Vec::new(),
+    };
+    places.into_iter().flatten().find(|place| place.exists())
+}
+
 /// Where NVIDIA's libraries may be besides where the system has them: in the toolkit that is chosen, and in the Python
 /// environment that is.
 pub(super) fn toolkit() -> Toolkit {

@@ -41,6 +41,11 @@ pub(super) struct Swarm {
 }
 
 impl SwarmArgs {
+    /// Whether any swarm is named.
+    pub(super) fn is_named(&self) -> bool {
+        !self.initial_peers.is_empty() || self.lan.is_some()
+    }
+
     /// The swarm to join; without initial peers, the public one.
     ///
     /// # Errors

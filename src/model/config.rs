@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use super::{
     ConfigError, Family, WeightFormat,
     kv::{KvDType, KvShape},
-    layout::BlockLayout,
+    layout::{BlockLayout, EndsLayout},
 };
 
 /// The number type of weights and cached keys and values. Activations are always f32.
@@ -139,6 +139,22 @@ impl ModelConfig {
     /// Bytes that a block takes in memory with its matrices in `format`.
     pub fn block_bytes(&self, format: WeightFormat) -> u64 {
         BlockLayout::new(self, 0, &|_| false).bytes(|_| format)
+    }
+
+    /// Bytes of a block's weights that one token reads: of experts, those that it is sent to.
+    pub fn bytes_read_per_token(&self, format: WeightFormat) -> u64 {
+        let mut layout = BlockLayout::new(self, 0, &|_| false);
+        if let Some(experts) = self.feed_forward.experts {
+            layout.mlps.truncate(experts.experts_per_token);
+        }
+        layout.bytes(|_| format)
+    }
+
+    /// How many weights the whole model has.
+    pub fn n_parameters(&self) -> u64 {
+        let ends = EndsLayout::new(self, &|_| false);
+        let in_ends: u64 = ends.tensors().map(|tensor| tensor.len() as u64).sum();
+        u64::from(self.n_blocks) * self.numbers_per_block() + in_ends
     }
 
     /// Bytes of activations while up to `max_tokens` tokens are computed: a handful of vectors of each width per token, and

@@ -145,13 +145,18 @@ impl ModelFiles {
             path: PathBuf::from(CONFIG_FILE),
             source,
         })?;
-        Ok(Self {
-            config: Arc::new(config),
-            weights: Weights::Memory(Bytes::from_static(weights)),
+        Ok(Self::from_memory(Arc::new(config), Bytes::from_static(weights)))
+    }
+
+    /// The content of a file of safetensors.
+    pub(super) fn from_memory(config: Arc<ModelConfig>, weights: Bytes) -> Self {
+        Self {
+            config,
+            weights: Weights::Memory(weights),
             own_formats: false,
             lease: None,
             _reading: None,
-        })
+        }
     }
 
     /// The configuration.

@@ -24,9 +24,20 @@ pub(crate) fn free_memory() -> Option<u64> {
         .cgroup_limits()
         .map(|limits| limits.total_memory.saturating_sub(limits.rss));
     let own = fs::read_to_string("/proc/self/cgroup").ok();
-    let own = own.and_then(|text| left_by_groups(Path::new(CGROUPS), &text));
+    let own = own.and_then(|text| least_of_groups(Path::new(CGROUPS), &text, left_by));
     let least = [available, visible, own].into_iter().flatten().min()?;
     Some((least as f64 * SHARE) as u64)
+}
+
+/// Bytes that control groups let this process take in all; `None` if they let it take what the machine has.
+pub(crate) fn memory_limit() -> Option<u64> {
+    let mut system = System::new();
+    system.refresh_memory();
+    let visible = system.cgroup_limits().map(|limits| limits.total_memory);
+    let own = fs::read_to_string("/proc/self/cgroup").ok();
+    let own = own.and_then(|text| least_of_groups(Path::new(CGROUPS), &text, limit_of));
+    let least = [visible, own].into_iter().flatten().min()?;
+    Some(least).filter(|limit| *limit < system.total_memory())
 }
 
 /// Kept free on a card, in bytes: code and workspace of NVIDIA's libraries, and activations beyond the largest request.
@@ -37,21 +48,29 @@ pub(crate) fn plannable_on_card(free: u64) -> u64 {
     free.saturating_sub(CARD_RESERVE.min(free / 8))
 }
 
-/// What the group of `text`, the content of `/proc/self/cgroup`, and those it is in leave; `None` without a limit.
-fn left_by_groups(root: &Path, text: &str) -> Option<u64> {
+/// The least that `of` says of the group of `text`, the content of `/proc/self/cgroup`, and of those it is in; `None` without a
+/// limit.
+fn least_of_groups(root: &Path, text: &str, of: fn(&Path) -> Option<u64>) -> Option<u64> {
     // Version 2 has one line, `0::/path`.
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?.trim();
     let group: PathBuf = root.join(path.trim_start_matches('/'));
     let groups = group.ancestors().take_while(|group| group.starts_with(root));
-    groups.filter_map(left_by).min()
+    groups.filter_map(of).min()
+}
+
+fn number(group: &Path, file: &str) -> Option<u64> {
+    fs::read_to_string(group.join(file)).ok()?.trim().parse().ok()
+}
+
+/// What one group lets its processes take. Without a limit it says `max`.
+fn limit_of(group: &Path) -> Option<u64> {
+    number(group, "memory.max")
 }
 
 /// What one group leaves. Cached files are not counted: they make room.
 fn left_by(group: &Path) -> Option<u64> {
-    let number = |file: &str| -> Option<u64> { fs::read_to_string(group.join(file)).ok()?.trim().parse().ok() };
-    // Without a limit it says `max`.
-    let max = number("memory.max")?;
-    let current = number("memory.current")?;
+    let max = limit_of(group)?;
+    let current = number(group, "memory.current")?;
     let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
     let field = |name: &str| -> u64 {
         let found = stat
@@ -88,18 +107,19 @@ mod tests {
         fs::create_dir_all(&inner).unwrap();
         let write = |group: &Path, file: &str, text: &str| fs::write(group.join(file), text).unwrap();
         let text = "0::/system.slice/sepal.service\n";
-        assert_eq!(left_by_groups(root.path(), text), None);
+        assert_eq!(least_of_groups(root.path(), text, left_by), None);
         write(&inner, "memory.max", "1000\n");
         write(&inner, "memory.current", "700\n");
         write(&inner, "memory.stat", "anon 300\ninactive_file 350\nactive_file 50\n");
-        assert_eq!(left_by_groups(root.path(), text), Some(700));
+        assert_eq!(least_of_groups(root.path(), text, left_by), Some(700));
         let outer = root.path().join("system.slice");
         write(&outer, "memory.max", "900\n");
         write(&outer, "memory.current", "800\n");
-        assert_eq!(left_by_groups(root.path(), text), Some(100));
+        assert_eq!(least_of_groups(root.path(), text, left_by), Some(100));
+        assert_eq!(least_of_groups(root.path(), text, limit_of), Some(900));
         write(&outer, "memory.max", "max\n");
-        assert_eq!(left_by_groups(root.path(), text), Some(700));
-        assert_eq!(left_by_groups(root.path(), "4:memory:/x\n"), None);
+        assert_eq!(least_of_groups(root.path(), text, left_by), Some(700));
+        assert_eq!(least_of_groups(root.path(), "4:memory:/x\n", left_by), None);
     }
 
     #[test]

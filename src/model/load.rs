@@ -6,6 +6,7 @@ mod grouped;
 mod mxfp4;
 
 pub(crate) use blocks::own_format_of;
+pub(super) use mxfp4::shapes as mxfp4_shapes;
 
 use std::{
     collections::HashMap,

@@ -87,7 +87,8 @@ impl Want {
         chosen.map_or(0, |(_, bytes)| *bytes) + self.cache()
     }
 
-    fn cache(&self) -> u64 {
+    /// Bytes of the cache of a block.
+    pub(crate) fn cache(&self) -> u64 {
         self.cache_tokens * self.cache_token_bytes
     }
 
@@ -168,7 +169,7 @@ fn take(left: &mut [u64], want: &Want, n_blocks: u32) -> Result<(), DoesNotFit> 
 }
 
 /// How many blocks fit into `places`.
-fn fit(places: &[u64], want: &Want) -> u32 {
+pub(crate) fn fit(places: &[u64], want: &Want) -> u32 {
     let fitting = places
         .iter()
         .map(|free| free.saturating_sub(want.scratch) / want.block().max(1));

@@ -19,7 +19,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
     time::timeout,
 };
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
     BlockChoice, Config,
@@ -27,6 +27,7 @@ use super::{
     capacity,
     capacity::{DoesNotFit, Want},
     current::{Current, Hosted},
+    holding::{Holding, room},
     memory::Memory,
     serving::{Limits, Serving},
     throughput::{self, Key, Load, Rates, Throughput, Turn},
@@ -35,8 +36,8 @@ use super::{
 use crate::{
     dht::Dht,
     model::{
-        Adapter, AdapterError, Blocks, CacheOptions, ComputeError, CudaError, KvDType, LoadError, ModelConfig,
-        ModelSource, Precision, ResolveError, WeightDType, WeightFormat, free_memory, plannable_on_card,
+        Adapter, AdapterError, Blocks, CacheOptions, ComputeError, CudaError, KvDType, LoadError, ModelSource,
+        Precision, ResolveError, WeightDType,
     },
     p2p::P2p,
     swarm::{
@@ -133,7 +134,7 @@ impl Lifecycle {
     ) -> Self {
         let n_blocks = source.config().n_blocks;
         let directory = Directory::new(dht.clone(), config.prefix.clone(), n_blocks);
-        let max_request_bytes = capacity::request_bytes(source.config(), max_batch_size(&config, &source));
+        let max_request_bytes = capacity::request_bytes(source.config(), holding(&config, &source).max_batch_size());
         let hosted = current.add(config.prefix.clone(), max_request_bytes);
         let tasks = tasks.child();
         let moving = tasks.child();
@@ -155,38 +156,28 @@ impl Lifecycle {
 
     /// What the memory is planned with.
     pub(super) fn want(&self) -> Want {
-        let config = self.source.config();
-        let limits = &self.config.limits;
         let wanted = match &self.config.blocks {
             BlockChoice::Fixed(span) => u32::try_from(span.len()).ok(),
             BlockChoice::Count(count) => Some(*count),
             BlockChoice::AsManyAsFit => None,
         };
-        let chosen = self.precision().weights;
-        let weights = WeightFormat::ALL.map(|format| match format == chosen {
-            true => (format, self.block_bytes()),
-            false => (format, config.block_bytes(format) + self.adapter_bytes()),
+        let holding = self.holding();
+        let want = holding.want(self.source.name());
+        let weights = want.weights.iter().map(|(format, bytes)| match *format == want.format {
+            true => (*format, self.block_bytes()),
+            false => (*format, bytes + self.adapter_bytes()),
         });
         let adapters = self.config.adapters.iter().map(Adapter::file_bytes);
         Want {
-            model: self.source.name().to_owned(),
-            n_blocks: config.n_blocks,
             wanted,
-            weights: weights.to_vec(),
-            format: chosen,
-            cache_tokens: self.attn_cache_tokens(config) as u64,
-            cache_token_bytes: self.cache_token_bytes(),
-            scratch: config.scratch_bytes(max_batch_size(&self.config, &self.source), limits.max_chunk_size_bytes)
-                + adapters.sum::<u64>(),
+            weights: weights.collect(),
+            scratch: want.scratch + adapters.sum::<u64>(),
+            ..want
         }
     }
 
-    /// Bytes that a token of `--attn-cache-tokens` takes in one block: counted as Petals does, kept as we do.
-    fn cache_token_bytes(&self) -> u64 {
-        let (config, dtype) = (self.source.config(), self.dtype());
-        let kept = config.cache_bytes_per_token(self.kv_dtype()) as u64;
-        let counted = config.cache_bytes_per_token(dtype.into()).max(1) as u64;
-        capacity::cache_bytes(config, dtype, 1, 1) * kept / counted
+    fn holding(&self) -> Holding<'_> {
+        holding(&self.config, &self.source)
     }
 
     /// Notes how many blocks were found to fit.
@@ -211,7 +202,7 @@ impl Lifecycle {
     /// Memory for as many tokens as sessions can reserve, as [`Serving::session_bytes`] counts them.
     fn cache_options(&self, n_blocks: usize) -> CacheOptions {
         let (config, dtype) = (self.source.config(), self.dtype());
-        let bytes = capacity::cache_bytes(config, dtype, self.attn_cache_tokens(config), n_blocks);
+        let bytes = capacity::cache_bytes(config, dtype, self.holding().cache_tokens(), n_blocks);
         CacheOptions {
             dtype: Some(self.kv_dtype()),
             block_tokens: bytes / config.cache_bytes_per_token(dtype.into()).max(1) as u64,
@@ -344,27 +335,9 @@ impl Lifecycle {
         Ok(count)
     }
 
-    /// Bytes that may be planned with, in each place that blocks can be in. Where nobody says what is free, there is no reason
-    /// to expect the worst; of a card that does not answer there is.
+    /// Bytes that may be planned with, in each place that blocks can be in.
     pub(super) fn free(&self) -> Vec<u64> {
-        match self.config.machine.free_on_cards() {
-            Ok(None) => vec![free_memory().unwrap_or(u64::MAX)],
-            Ok(Some(cards)) => cards.into_iter().map(plannable_on_card).collect(),
-            Err(error) => {
-                error!(
-                    error = &error as &dyn std::error::Error,
-                    "a card does not say what is free"
-                );
-                vec![0]
-            }
-        }
-    }
-
-    fn attn_cache_tokens(&self, config: &ModelConfig) -> usize {
-        self.config
-            .limits
-            .attn_cache_tokens
-            .unwrap_or_else(|| capacity::default_attn_cache_tokens(config))
+        room(&self.config.machine)
     }
 
     async fn load(&self, span: &Range<u32>) -> Result<(Serving, Rates), StartError> {
@@ -466,7 +439,7 @@ impl Lifecycle {
             session_timeout: choice.session_timeout,
             step_timeout: choice.step_timeout,
         };
-        let cache_tokens = self.attn_cache_tokens(config);
+        let cache_tokens = self.holding().cache_tokens();
         let cache_bytes = capacity::cache_bytes(config, blocks.dtype(), cache_tokens, blocks.span().len());
         let worker = Worker::start(blocks.clone(), choice.max_queue, self.current.counters.clone())
             .map_err(StartError::Thread)?;
@@ -531,10 +504,15 @@ impl Lifecycle {
     }
 }
 
-/// Most tokens in one request.
-fn max_batch_size(config: &Config, source: &ModelSource) -> usize {
-    let chosen = config.limits.max_batch_size;
-    chosen.unwrap_or_else(|| capacity::default_max_tokens(source.config()))
+/// The model with the flags of this server.
+fn holding<'a>(config: &'a Config, source: &'a ModelSource) -> Holding<'a> {
+    let (precision, kv_dtype) = config.formats(source);
+    Holding {
+        config: source.config(),
+        precision,
+        kv_dtype,
+        limits: &config.limits,
+    }
 }
 
 /// What monitors show; they cut it to ten characters.

@@ -5,6 +5,8 @@
 //! The figures and the formula are Petals' (`server/throughput.py`), because clients and block placement of the whole
 //! swarm compare them. Petals measures the line with speedtest.net.
 
+mod explain;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -14,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use explain::explain;
 use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, System};
 use tracing::{info, warn};
@@ -71,9 +74,11 @@ pub struct Rates {
 
 /// What the compute part measures, for one block.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ComputeRates {
-    inference_rps: f64,
-    forward_rps: f64,
+pub struct ComputeRates {
+    /// Steps of one token, one after the other, in a second.
+    pub inference_rps: f64,
+    /// Tokens of whole sequences in a second.
+    pub forward_rps: f64,
 }
 
 /// What a measured compute rate depends on: it is taken again when any of this changes.
@@ -188,16 +193,18 @@ pub(crate) fn fixed(throughput: f64) -> Rates {
 
 /// What shares a machine and a line: blocks of one model, and models of one node.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Load {
-    pub(crate) n_blocks: usize,
-    pub(crate) n_models: usize,
+pub struct Load {
+    /// Blocks of the span.
+    pub n_blocks: usize,
+    /// Models of the node.
+    pub n_models: usize,
     /// Numbers in the activations of one token.
-    pub(crate) hidden_size: usize,
+    pub hidden_size: usize,
 }
 
 /// The rates to announce. A request uses half of the span on average, hence `(n + 1) / 2` blocks; of several models each
 /// has its share of the whole. Rates of one block are announced as they were measured, as Petals does.
-pub(crate) fn combine(compute: ComputeRates, line: Option<Line>, load: Load) -> Rates {
+pub fn combine(compute: ComputeRates, line: Option<Line>, load: Load) -> Rates {
     let bits = line.map_or(ASSUMED_NETWORK_BITS, |line| line.bits_per_second);
     let network_rps = bits / (load.hidden_size as f64 * BITS_PER_VALUE);
     let share = 1.0 / load.n_models.max(1) as f64;
@@ -226,7 +233,11 @@ pub(crate) fn combine(compute: ComputeRates, line: Option<Line>, load: Load) -> 
     rates
 }
 
-fn measure(blocks: &Blocks) -> Result<ComputeRates, ComputeError> {
+/// Measures the first of `blocks` for some three seconds, as a server does before it announces anything.
+///
+/// # Errors
+/// When the block fails.
+pub fn measure(blocks: &Blocks) -> Result<ComputeRates, ComputeError> {
     let block = blocks.span().start;
     let width = blocks.config().hidden_size;
     let mut cache = blocks.new_cache(1, 1, INFERENCE_STEPS + 1);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, Disks, Networks, System};
 
 use crate::{
@@ -20,8 +20,8 @@ pub(super) struct Machine {
     pub(super) system: Option<String>,
     /// What runs this program in a container, if something does.
     pub(super) container: Option<&'static str>,
-    /// Programs on the path that run containers.
-    pub(super) container_runtimes: Vec<&'static str>,
+    /// What can run containers here.
+    pub(super) container_runtimes: Vec<Runtime>,
     pub(super) cpu: Cpu,
     pub(super) kernels: Kernels,
     pub(super) limits: Option<Limits>,
@@ -35,6 +35,14 @@ pub(super) struct Machine {
     pub(super) gpus: Vec<Gpu>,
     /// Addresses that others might reach this machine at, by interface.
     pub(super) network: BTreeMap<String, Vec<IpAddr>>,
+}
+
+/// A program that runs containers.
+#[derive(Debug, Serialize)]
+pub(super) struct Runtime {
+    pub(super) name: &'static str,
+    /// Where its service listens, if it has one and that is there.
+    pub(super) socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,16 +65,27 @@ pub(super) struct Kernels {
 }
 
 /// What all threads reach together.
-#[derive(Debug, Serialize)]
-pub(super) struct Limits {
-    pub(super) read_bytes_per_second: f64,
-    pub(super) flops_per_second: f64,
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(in crate::cli) struct Limits {
+    pub(in crate::cli) read_bytes_per_second: f64,
+    pub(in crate::cli) flops_per_second: f64,
+}
+
+impl From<MachineLimits> for Limits {
+    fn from(limits: MachineLimits) -> Self {
+        Self {
+            read_bytes_per_second: limits.read_bytes_per_second,
+            flops_per_second: limits.flops_per_second,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct Memory {
     pub(super) total: u64,
     pub(super) available: u64,
+    /// What control groups let this process take in all, where that is less.
+    pub(super) limit: Option<u64>,
     /// What a server would plan with: limits of control groups and a reserve are taken off.
     pub(super) usable: Option<u64>,
 }
@@ -109,17 +128,14 @@ impl Machine {
             version: env!("CARGO_PKG_VERSION"),
             system: System::long_os_version(),
             container: environment::container(),
-            container_runtimes: environment::on_path(&["docker", "podman", "nerdctl", "apptainer", "singularity"]),
+            container_runtimes: runtimes(),
             cpu: cpu(),
             kernels: Kernels {
                 dense: engine.instructions(),
                 quantised: engine.quant_instructions(),
                 threads: engine.threads(),
             },
-            limits: limits.map(|limits| Limits {
-                read_bytes_per_second: limits.read_bytes_per_second,
-                flops_per_second: limits.flops_per_second,
-            }),
+            limits: limits.map(Limits::from),
             formats: formats.collect(),
             memory,
             disk: disk(environment::hub_options(None, None).cache),
@@ -141,7 +157,8 @@ fn what_it_means(format: WeightFormat, usable: Option<u64>, limits: Option<Machi
     }
 }
 
-fn cpu() -> Cpu {
+/// The processor.
+pub(super) fn cpu() -> Cpu {
     let mut system = System::new();
     system.refresh_cpu_list(CpuRefreshKind::nothing());
     let name = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned());
@@ -154,12 +171,22 @@ fn cpu() -> Cpu {
     }
 }
 
+fn runtimes() -> Vec<Runtime> {
+    let names = ["docker", "podman", "nerdctl", "apptainer", "singularity"];
+    let runtime = |name| Runtime {
+        name,
+        socket: environment::container_socket(name),
+    };
+    environment::on_path(&names).into_iter().map(runtime).collect()
+}
+
 fn memory() -> Memory {
     let mut system = System::new();
     system.refresh_memory();
     Memory {
         total: system.total_memory(),
         available: system.available_memory(),
+        limit: model::memory_limit(),
         usable: model::free_memory(),
     }
 }

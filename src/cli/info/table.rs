@@ -1,6 +1,6 @@
 //! A machine as lines for people: a topic, then what there is.
 
-use super::machine::{Disk, Format, Machine};
+use super::machine::{Disk, Format, Machine, Runtime};
 use crate::cli::gpus::Gpu;
 
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -44,9 +44,12 @@ pub(super) fn lines(machine: &Machine) -> Vec<String> {
     let memory = &machine.memory;
     let usable = memory.usable.map_or("an unknown part".into(), gib);
     let (available, total) = (gib(memory.available), gib(memory.total));
+    let limit = memory.limit.map_or(String::new(), |limit| {
+        format!(", control groups leave this process {} in all", gib(limit))
+    });
     add(
         "memory",
-        format!("{available} of {total} free, a server would plan with {usable}"),
+        format!("{available} of {total} free{limit}, a server would plan with {usable}"),
     );
     add("disk", disk(&machine.disk));
     for text in gpus(machine) {
@@ -69,10 +72,18 @@ fn system(machine: &Machine) -> String {
     let container = machine
         .container
         .map(|container| format!("in a container ({container})"));
-    let runtimes = machine.container_runtimes.join(", ");
-    let runtimes = (!runtimes.is_empty()).then(|| format!("has {runtimes}"));
+    let runtimes: Vec<String> = machine.container_runtimes.iter().map(runtime).collect();
+    let runtimes = (!runtimes.is_empty()).then(|| format!("has {}", runtimes.join(", ")));
     let parts = std::iter::once(system).chain(container).chain(runtimes);
     parts.collect::<Vec<_>>().join(", ")
+}
+
+fn runtime(runtime: &Runtime) -> String {
+    match (&runtime.socket, runtime.name) {
+        (Some(socket), name) => format!("{name} (listens on {})", socket.display()),
+        (None, name @ ("docker" | "nerdctl")) => format!("{name} (its service does not run)"),
+        (None, name) => name.to_owned(),
+    }
 }
 
 fn disk(disk: &Disk) -> String {

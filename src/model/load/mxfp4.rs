@@ -21,7 +21,7 @@ const CODES: [f32; 16] = [
 const BIAS: i32 = 127;
 
 /// The shapes of the tensors of blocks and of scales for numbers of shape `shape`.
-pub(super) fn shapes(shape: &[usize]) -> [Vec<usize>; 2] {
+pub(in crate::model) fn shapes(shape: &[usize]) -> [Vec<usize>; 2] {
     let (cols, before) = shape.split_last().map_or((0, shape), |(cols, before)| (*cols, before));
     let scales = [before, &[cols / BLOCK]].concat();
     let blocks = [scales.as_slice(), &[BLOCK / 2]].concat();

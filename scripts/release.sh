@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Makes release archives, sepal-VERSION-TARGET.tar.gz, and SHA256SUMS over them. The programs are static (musl), so that they
+# run on any Linux of their processor; what a static program cannot do is to load NVIDIA's driver: build on the machine with
+# the cards instead.
+#
+# Usage: scripts/release.sh [--out FOLDER] [--binary FILE] [TARGET…]
+#   TARGET         x86_64-unknown-linux-musl, aarch64-unknown-linux-musl; default: both
+#   --out FOLDER   default: target/release-archives
+#   --binary FILE  pack this program for the one TARGET instead of building it
+# Needs rustup, and for the C parts CPython 3.11 with pip: zig, which compiles and links for all targets, comes from PyPI.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${CARGO_TARGET_DIR:-target}/release-archives binary='' targets=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --out) out=$2 && shift ;;
+        --binary) binary=$2 && shift ;;
+        *) targets+=("$1") ;;
+    esac
+    shift
+done
+[ ${#targets[@]} -gt 0 ] || targets=(x86_64-unknown-linux-musl aarch64-unknown-linux-musl)
+[ -z "$binary" ] || [ ${#targets[@]} = 1 ] || { echo 'release: --binary goes with one TARGET' >&2 && exit 2; }
+version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"$/\1/p' Cargo.toml)
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+build() {
+    local venv
+    source scripts/venv.sh
+    make_venv release packaging/requirements-release.txt
+    rustup target add "$1"
+    PATH="$venv/bin:$PATH" cargo zigbuild --profile dist --locked --bin sepal --target "$1"
+    binary=${CARGO_TARGET_DIR:-target}/$1/dist/sepal
+}
+
+pack() {
+    local name=sepal-$version-$1
+    mkdir -p "$work/$name/bin"
+    install -m 755 "$2" "$work/$name/bin/sepal"
+    cp packaging/sepal.service scripts/install.sh README.md LICENSE-APACHE LICENSE-MIT "$work/$name/"
+    # The same bytes whenever and by whomever it is made.
+    tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -C "$work" -cf - "$name" | gzip -n >"$out/$name.tar.gz"
+    echo "$out/$name.tar.gz"
+}
+
+for target in "${targets[@]}"; do
+    if [ -n "$binary" ]; then
+        pack "$target" "$binary"
+    else
+        build "$target"
+        pack "$target" "$binary"
+        binary=''
+    fi
+done
+(cd "$out" && sha256sum sepal-*.tar.gz >SHA256SUMS)
+echo "$out/SHA256SUMS"
