@@ -63,6 +63,7 @@ use rpc::{Name, OpenFailure};
 pub use stream::{StreamReceiver, StreamSender};
 pub use swarm_key::{SwarmKey, SwarmKeyError};
 pub use transfer::Transfer;
+pub(crate) use unary::Asked;
 
 /// Commands that wait for the actor. It answers none of them late, so this many wait only under a burst of calls.
 const COMMAND_QUEUE: usize = 1024;
@@ -397,15 +398,26 @@ impl P2p {
         request: Bytes,
         timeout: Duration,
     ) -> Result<Bytes, CallError> {
-        unary::check_size(request.len())?;
-        let _in_use = self.registry.usage().enter(peer);
-        let call = async {
-            let stream = self.open(peer, name).await.map_err(CallError::Open)?;
-            unary::call(stream, peer, name, request).await
-        };
+        let call = async { self.ask_unary(peer, name, request).await?.answer().await };
         tokio::time::timeout(timeout, call)
             .await
             .unwrap_or(Err(CallError::Timeout { after: timeout }))
+    }
+
+    /// The first half of [`P2p::call_unary`], for callers who have something to do as soon as the request is out.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection and none can be made, or the request is too large.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future, or what it returns, cancels the call at the callee.
+    pub(crate) async fn ask_unary(&self, peer: PeerId, name: &str, request: Bytes) -> Result<Asked, CallError> {
+        unary::check_size(request.len())?;
+        let in_use = self.registry.usage().enter(peer);
+        let stream = self.open(peer, name).await.map_err(CallError::Open)?;
+        unary::ask(stream, (peer, in_use), name, request).await
     }
 
     /// Opens a stream to the handler `name` of `peer`: dials if needed, within `timeout`. It does not wait for the peer's

@@ -2,12 +2,14 @@
 
 Usage: python3 slow_line.py ONE OTHER DELAY LOSS [RATE]
 Makes two TUN devices of these names in its network namespace, prints `ready`, and carries every packet from each to the
-other DELAY milliseconds later, except the share LOSS of them; with a RATE no more than so many bytes per second each way.
+other DELAY milliseconds later, except the share LOSS of them; with a RATE no more than so many bytes per second each way, where
+what would have to wait longer than a router lets it is lost.
 The devices may be moved to other namespaces afterwards.
 Which packets are lost depends on their number alone: it is the same in every run.
 """
 
 import collections
+import contextlib
 import fcntl
 import os
 import random
@@ -19,7 +21,9 @@ import time
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
 SEED = 20
-LONGEST_QUEUE = 4096  # packets on their way; more are lost, as in a router
+MOST_ON_THE_WAY = 4096  # packets; more are lost
+# Before the narrow part of a line, as in a router that does not hold up everything else behind one transfer.
+LONGEST_QUEUE = 0.05  # seconds
 MTU = 65536
 
 
@@ -45,8 +49,10 @@ class Way:
                 packet = os.read(self.source, MTU)
             except BlockingIOError:
                 return
-            if self.random.random() >= self.loss and len(self.queue) < LONGEST_QUEUE:
-                self.free = max(self.free, time.monotonic()) + (len(packet) / self.rate if self.rate else 0.0)
+            now = time.monotonic()
+            lost = self.random.random() < self.loss or self.free - now > LONGEST_QUEUE
+            if not lost and len(self.queue) < MOST_ON_THE_WAY:
+                self.free = max(self.free, now) + (len(packet) / self.rate if self.rate else 0.0)
                 self.queue.append((self.free + self.delay, packet))
 
     def give(self) -> float | None:
@@ -66,7 +72,10 @@ def main(one: str, other: str, delay: str, loss: str, rate: str = "0") -> None:
         Way(devices[0], devices[1], seconds, float(loss), float(rate), SEED),
         Way(devices[1], devices[0], seconds, float(loss), float(rate), SEED + 1),
     ]
-    selector = selectors.DefaultSelector()
+    with contextlib.suppress(PermissionError):
+        os.nice(-15)  # other programs that are busy do not make a line longer
+    # The default one counts in milliseconds, which is as much as a whole short line takes.
+    selector = selectors.SelectSelector()
     for way in ways:
         selector.register(way.source, selectors.EVENT_READ, way)
     print("ready", flush=True)

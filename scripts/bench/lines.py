@@ -1,6 +1,6 @@
 """A swarm on slow lines: hosts in network namespaces of this machine, each at the end of a line of its own. Needs root.
 
-What it measures is in sections.py. Only Python's standard library.
+What is measured on it is in distance.py. Only Python's standard library.
 """
 
 import contextlib
@@ -19,7 +19,10 @@ import report
 PEERS = report.ROOT / "interop-tests" / "python"
 PREFIX = "bench-hf"
 STARTUP, RUN = 90, 300  # seconds
-PORT = 31337
+PORT, PROBED_PORT = 31337, 31338
+PROBE = 5  # seconds of a plain transfer
+LONGEST_QUEUE = 0.05  # seconds, as in slow_line.py
+PACKET = 1500  # bytes
 
 
 def command(*words: object) -> str:
@@ -107,7 +110,10 @@ class Network:
         if self.how == "slow_line.py":
             return False
         command("ip", "-n", self.router, "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
-        rule = ["root", "netem", "delay", f"{self.delay}ms"] + ["rate", f"{8 * self.rate:.0f}bit"] * bool(self.rate)
+        rule = ["root", "netem", "delay", f"{self.delay}ms"]
+        if self.rate:
+            packets = self.rate * (LONGEST_QUEUE + self.delay / 1000) / PACKET
+            rule += ["rate", f"{8 * self.rate:.0f}bit", "limit", f"{packets:.0f}"]
         try:
             command("tc", "-n", self.router, "qdisc", "add", "dev", outer, *rule)
             command("tc", "-n", name, "qdisc", "add", "dev", inner, *rule)
@@ -130,7 +136,7 @@ class Swarm:
     def __init__(self, network: Network, programs: pathlib.Path, folder: pathlib.Path, spans: list[str]) -> None:
         self.sepal, self.folder = programs / "sepal", folder
         self.network = network
-        place, address = network.host("bootstrap")
+        self.place, self.address = place, address = network.host("bootstrap")
         listen = lambda address: ["--listen", f"/ip4/{address}/tcp/{PORT}", "--no-port-mapping"]
         bootstrap = network.run(place, [self.sepal, "bootstrap", *listen(address)])
         self.initial = bootstrap.find(r"listening (/ip4/25\.\S+)")
@@ -144,11 +150,17 @@ class Swarm:
             server.find("(online )")
         self.client, _ = network.host("client")
 
+    def line(self) -> dict:
+        """What a plain TCP connection finds between two hosts: the round trip and, where there is a limit, bytes a second."""
+        probe, words = PEERS / "tcp_probe.py", [self.address, PROBED_PORT]
+        self.network.run(self.place, [sys.executable, probe, "serve", *words]).find("(ready)")
+        return json.loads(self.finished([sys.executable, probe, "ask", *words, PROBE if self.network.rate else 0]))
+
     def generate(self, prompt: int, tokens: int, *flags: str) -> dict:
         """What our client says of a generation."""
         ids = ",".join(str(3 + i * 7 % 500) for i in range(prompt))
         words = [self.sepal, "generate", self.folder, "--dht-prefix", PREFIX, "--initial-peers", self.initial, "--json"]
-        words += ["--temperature", 0, "--prompt-ids", ids, "--max-new-tokens", tokens, *flags]
+        words += ["--prompt-ids", ids, "--max-new-tokens", tokens, *flags]
         found = json.loads(self.finished(words))
         return {"tokens_s": found["tokens_per_second"], "first_ms": found["time_to_first_token_ms"]}
 

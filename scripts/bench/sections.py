@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 
-import lines as slow
+import distance
 import report
 from report import Goal, Section, Table
 
@@ -24,7 +24,7 @@ SHAPES = {"tinyllama-1.1b": (22, 8), "llama-8b": (2, 2)}
 QUICK_SHAPES = {"tinyllama-1.1b": (3, 3), "llama-8b": (1, 1)}
 ROWS_COLUMNS = {"tinyllama-1.1b": (5632, 2048), "llama-8b": (14336, 4096)}
 WEIGHTS = {"tinyllama-1.1b": 44_040_192, "llama-8b": 218_103_808}
-LARGE, TINY, TINY_BLOCKS = "tinyllama-1.1b", "tiny", 4
+LARGE, TINY, TINY_BLOCKS = "tinyllama-1.1b", "tiny", 4  # "wide" has as many
 
 # What decode should reach of the bandwidth, in per cent.
 FORMATS = {"float32": 85, "bfloat16": 85, "float16": None, "q8_0": 85, "q4_0": 75, "q4_k": 75, "nf4": 75}
@@ -55,7 +55,7 @@ class Bench:
     def model(self, shape: str, dtype: str = "bfloat16") -> pathlib.Path:
         """A checkpoint of random weights."""
         path = self.folder / f"{shape}-{dtype}"
-        n_blocks = TINY_BLOCKS if shape == TINY else self.shapes[shape][0]
+        n_blocks = self.shapes[shape][0] if shape in self.shapes else TINY_BLOCKS
         run(self.python("Petals"), PEERS / "bench_shapes.py", path, shape, n_blocks, dtype)
         return path
 
@@ -294,44 +294,7 @@ def soak(bench: Bench) -> Section:
 
 
 def lines(bench: Bench) -> Section:
-    """Tokens per second through three servers at the end of slow lines."""
-    prompt, tokens, section = 64, 8 if bench.quick else 32, Section("lines", "Slow lines")
-    alone = ["--speculate", "off"]
-    modes = {"no push": [*alone, "--no-push"], "push": alone, "push, speculation": []}
-    names, table = [*modes, "Petals client"], Table(["round trip", "", *modes, "Petals client"], [])
-    for round_trip in (5, 50, 150):
-        with slow.Network(round_trip) as network:
-            swarm = slow.Swarm(network, bench.programs, bench.model(TINY), ["0:1", "1:2", f"2:{TINY_BLOCKS}"])
-            found = {mode: swarm.generate(prompt, tokens, *flags) for mode, flags in modes.items()}
-            found["Petals client"] = swarm.petals(bench.python("Petals"), prompt, tokens)
-            how = network.how
-        row = lambda what, form: [f"{round_trip} ms", what, *(form(found[name]) for name in names)]
-        table.rows.append(row("tokens/s", lambda one: f"{one['tokens_s']:.1f}"))
-        table.rows.append(row("first token, ms", lambda one: f"{one['first_ms']:.0f}"))
-        ratio = lambda a, b: found[a]["tokens_s"] / found[b]["tokens_s"]
-        section.goals.append(Goal(f"{round_trip} ms: push / no push, tokens/s", ratio("push", "no push"), least=1.2 if round_trip > 5 else None))
-        section.goals.append(Goal(f"{round_trip} ms: our client / Petals', tokens/s", ratio("push", "Petals client"), least=0.95))
-    section.about = (
-        f"Three of our servers with {TINY_BLOCKS} blocks of hardly any arithmetic, each host at the end of a line of its own (`{how}`), "
-        f"a prompt of {prompt} tokens and {tokens} more, one session. *First token*: from the beginning of the session, which is opened in "
-        "that time. A model of random weights repeats itself, which flatters speculation."
-    )
-    section.tables = [table, narrow_lines(bench)]
-    return section
-
-
-def narrow_lines(bench: Bench) -> Table:
-    """Activations of a large model on lines that carry little."""
-    shape, round_trip, rate, prompt = "llama-8b", 50, 1.25e6, 128
-    n_blocks, tokens = bench.shapes[shape][0], 4 if bench.quick else 16
-    table = Table(["activations", "first token, ms", "tokens/s"], [])
-    with slow.Network(round_trip, rate) as network:
-        swarm = slow.Swarm(network, bench.programs, bench.model(shape), [f"{block}:{block + 1}" for block in range(n_blocks)])
-        for how in ("exact", "auto", "bfloat16", "int8"):
-            found = swarm.generate(prompt, tokens, "--speculate", "off", "--activations", how)
-            table.rows.append([how, f"{found['first_ms']:.0f}", f"{found['tokens_s']:.1f}"])
-    table.headers[0] += f" ({n_blocks} block(s) of {shape} in float32, {8 * rate / 1e6:.0f} Mbit/s, {round_trip} ms, prompt of {prompt})"
-    return table
+    return distance.section(bench)
 
 
 ALL = {section.__name__: section for section in (limits, blocks, llama, petals, sessions, hops, lines, accuracy, soak)}

@@ -16,6 +16,7 @@ use sepal_protocol::{
 
 use super::{
     error::{CallError, HandlerError, OpenError, is_refused_name},
+    usage::InUse,
     wire::{self, Input, Output},
 };
 
@@ -28,9 +29,14 @@ pub(crate) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of the envelope around an answer: call id, and three tags with lengths.
 const ENVELOPE_RESERVE: usize = 64;
 
-/// Sends one request over a fresh stream and waits for the answer. Dropping the future resets the stream, which cancels
-/// the call at the callee.
-pub(crate) async fn call(stream: Stream, peer: PeerId, name: &str, data: Bytes) -> Result<Bytes, CallError> {
+/// Sends one request over a fresh stream. Dropping the future, or what it returns, resets the stream, which cancels the call
+/// at the callee. The peer counts as used for so long.
+pub(crate) async fn ask(
+    stream: Stream,
+    (peer, in_use): (PeerId, InUse),
+    name: &str,
+    data: Bytes,
+) -> Result<Asked, CallError> {
     let size = data.len();
     let request = UnaryRequest {
         call_id: *uuid::Uuid::new_v4().as_bytes(),
@@ -43,21 +49,64 @@ pub(crate) async fn call(stream: Stream, peer: PeerId, name: &str, data: Bytes) 
     if frame.len() > MAX_UNARY_BODY {
         return Err(too_large(size));
     }
-    let (mut input, mut output) = wire::split(stream);
+    let (input, mut output) = wire::split(stream);
     output.queue(uvarint(frame.len() as u64));
     output.queue(frame);
-    let reply = exchange(&mut input, &mut output).await?;
-    // The answer is here; whether the goodbye arrives does not matter.
-    let _ = tokio::time::timeout(Duration::from_secs(1), output.close()).await;
-    let reply = UnaryReply::decode(reply).map_err(CallError::Malformed)?;
-    if reply.call_id != call_id {
-        return Err(CallError::Malformed(WireError::OutOfRange {
-            what: "unary reply",
-            field: "the call id",
-            expected: "that of the request",
-        }));
+    let mut asked = Asked {
+        call_id,
+        input,
+        output,
+        reader: DelimitedReader::new(MAX_UNARY_BODY),
+        early: None,
+        _in_use: in_use,
+    };
+    asked.send().await;
+    Ok(asked)
+}
+
+/// A call whose request is out: the connection has taken all of it, or the answer came before.
+pub(crate) struct Asked {
+    call_id: [u8; 16],
+    input: Input,
+    output: Output,
+    reader: DelimitedReader,
+    /// What was read while the request was sent.
+    early: Option<Result<Option<Frame>, ReadError>>,
+    _in_use: InUse,
+}
+
+impl Asked {
+    /// Sends what is queued while reading one frame. Reading goes on while writing: a callee that refuses a request stops
+    /// reading it, and then only its FIN tells.
+    async fn send(&mut self) {
+        let mut sent = std::pin::pin!(self.output.flush());
+        tokio::select! {
+            biased;
+            read = read_frame(&mut self.input, &mut self.reader) => self.early = Some(read),
+            // Even after a failed write an answer may have arrived before.
+            _ = &mut sent => {}
+        }
     }
-    reply.result.map_err(|text| CallError::Remote { text })
+
+    /// Waits for the answer.
+    pub(crate) async fn answer(mut self) -> Result<Bytes, CallError> {
+        let read = match self.early.take() {
+            Some(read) => read,
+            None => read_frame(&mut self.input, &mut self.reader).await,
+        };
+        let reply = reply_of(read)?;
+        // The answer is here; whether the goodbye arrives does not matter.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.output.close()).await;
+        let reply = UnaryReply::decode(reply).map_err(CallError::Malformed)?;
+        if reply.call_id != self.call_id {
+            return Err(CallError::Malformed(WireError::OutOfRange {
+                what: "unary reply",
+                field: "the call id",
+                expected: "that of the request",
+            }));
+        }
+        reply.result.map_err(|text| CallError::Remote { text })
+    }
 }
 
 /// Whether a request of `size` bytes is refused without sending it.
@@ -76,21 +125,8 @@ fn too_large(size: usize) -> CallError {
     }
 }
 
-/// Sends what is queued while reading one frame. Reading goes on while writing: a callee that refuses a request stops
-/// reading it, and then only its FIN tells.
-async fn exchange(input: &mut Input, output: &mut Output) -> Result<Bytes, CallError> {
-    let mut sent = std::pin::pin!(output.flush());
-    let mut answer = std::pin::pin!(read_reply(input));
-    tokio::select! {
-        biased;
-        answer = &mut answer => answer,
-        // Even after a failed write an answer may have arrived before.
-        _ = &mut sent => answer.await,
-    }
-}
-
-async fn read_reply(input: &mut Input) -> Result<Bytes, CallError> {
-    match read_frame(input).await {
+fn reply_of(read: Result<Option<Frame>, ReadError>) -> Result<Bytes, CallError> {
+    match read {
         Ok(Some(frame)) => Ok(frame.body),
         Ok(None) => Err(CallError::NoAnswer),
         Err(ReadError::Wire(error)) => Err(CallError::Malformed(error)),
@@ -111,9 +147,8 @@ struct Frame {
     surplus: bool,
 }
 
-/// One delimited frame, or `None` if the stream ends before it does.
-async fn read_frame(input: &mut Input) -> Result<Option<Frame>, ReadError> {
-    let mut reader = DelimitedReader::new(MAX_UNARY_BODY);
+/// One delimited frame, or `None` if the stream ends before it does. Nothing is lost when the future is dropped.
+async fn read_frame(input: &mut Input, reader: &mut DelimitedReader) -> Result<Option<Frame>, ReadError> {
     loop {
         let bytes = input.read().await.map_err(ReadError::Io)?;
         if bytes.is_empty() {
@@ -170,7 +205,11 @@ pub(crate) async fn refuse(stream: Stream, name: &str, reason: &str) {
 }
 
 async fn read_request(input: &mut Input, name: &str, timeout: Duration) -> Option<UnaryRequest> {
-    let frame = tokio::time::timeout(timeout, read_frame(input)).await.ok()?.ok()??;
+    let mut reader = DelimitedReader::new(MAX_UNARY_BODY);
+    let frame = tokio::time::timeout(timeout, read_frame(input, &mut reader))
+        .await
+        .ok()?
+        .ok()??;
     if frame.surplus {
         return None;
     }

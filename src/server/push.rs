@@ -2,17 +2,42 @@
 //!
 //! A push is a shortcut that may fail in silence: the client sends the same step itself, and the receiver drops whichever
 //! comes second (by `step_id`). Petals: `server/handler.py`, `_push_outputs`.
+//!
+//! The next server waits for the push and nobody for the answer to the client, which is the same bytes once more. On a
+//! narrow line it makes a difference which of them goes first, so the answer waits until the push is on its way.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use sepal_protocol::{Message, metadata::StepMetadata, names, proto, record::BlockUid, unary::MAX_UNARY_BODY};
+use tokio::sync::oneshot;
 use tracing::{debug, trace};
 
 use super::serving::Serving;
-use crate::p2p::PeerId;
+use crate::p2p::{CallError, PeerId};
 
 /// Room that the unary envelope needs beside the request itself (call id, peer id, name), in bytes.
 const ENVELOPE_BYTES: usize = 1024;
+
+/// What an answer waits for a push to get out, besides the time of a slow line: a stream is opened, no more.
+const OPENING: Duration = Duration::from_millis(50);
+/// The slowest line that is waited for, bytes per second: 2 Mbit/s. A client is more patient than that.
+const SLOWEST_LINE: f64 = 256.0 * 1024.0;
+
+/// A push on its way.
+#[derive(Debug)]
+pub(crate) struct Push {
+    out: oneshot::Receiver<()>,
+    n_bytes: usize,
+}
+
+impl Push {
+    /// Waits until the connection has taken all of it, or it has failed. `false` if that takes too long: the next server
+    /// cannot be reached from here, or takes nothing.
+    pub(crate) async fn is_out(self) -> bool {
+        let limit = OPENING + Duration::from_secs_f64(self.n_bytes as f64 / SLOWEST_LINE);
+        tokio::time::timeout(limit, self.out).await.is_ok()
+    }
+}
 
 /// Starts a push in the background if the step's metadata names a next server.
 ///
@@ -22,25 +47,31 @@ pub(crate) fn send(
     request: &proto::ExpertRequest,
     metadata: &StepMetadata,
     output: &proto::Tensor,
-) {
-    let Some((peer, message)) = prepare(&serving.prefix, request, metadata, output) else {
-        return;
-    };
+) -> Option<Push> {
+    let (peer, message) = prepare(&serving.prefix, request, metadata, output)?;
     let n_bytes = message.encoded_len();
     if n_bytes + ENVELOPE_BYTES > MAX_UNARY_BODY {
         trace!(n_bytes, "output is too large for a push");
-        return;
+        return None;
     }
     let Ok(permit) = serving.push_permits.clone().try_acquire_owned() else {
         debug!("too many pushes in flight, this one is left to the client");
-        return;
+        return None;
     };
     let message = message.encode_to_vec().into();
     let (p2p, counters) = (serving.p2p.clone(), serving.counters.clone());
     let limit = serving.limits.request_timeout;
+    let (tell, out) = oneshot::channel();
     serving.tasks.spawn_until_stopped("push", async move {
         let _permit = permit;
-        match p2p.call_unary(peer, names::PUSH, message, limit).await {
+        let push = async {
+            let asked = p2p.ask_unary(peer, names::PUSH, message).await?;
+            // Whoever wanted to know may have stopped waiting.
+            let _ = tell.send(());
+            asked.answer().await
+        };
+        let pushed = tokio::time::timeout(limit, push).await;
+        match pushed.unwrap_or(Err(CallError::Timeout { after: limit })) {
             Ok(_) => {
                 counters.pushes_sent.add();
                 trace!(%peer, "pushed");
@@ -48,6 +79,7 @@ pub(crate) fn send(
             Err(error) => debug!(%peer, %error, "push failed, the client sends the step itself"),
         }
     });
+    Some(Push { out, n_bytes })
 }
 
 /// The receiver and the message; `None` if there is no next server, or no valid one.

@@ -119,6 +119,8 @@ struct Session {
     /// How tensors map to arguments. Petals looks at the first message's only.
     structure: Option<Value>,
     pushes: Option<Registration>,
+    /// Answers wait for the push before them: until one of these did not get out.
+    pushes_first: bool,
     seen: RecentSteps,
 }
 
@@ -175,6 +177,7 @@ impl Session {
             cache: Some(SessionCache::new(cache, lease)),
             structure: metadata.args_structure,
             pushes,
+            pushes_first: true,
             seen: RecentSteps::default(),
             serving: serving.clone(),
         })
@@ -245,8 +248,11 @@ impl Session {
             Ok((output, Bytes::from(reply.encode_to_vec())))
         })
         .await?;
-        if may_push {
-            push::send(&self.serving, &request, &metadata, &output);
+        if may_push
+            && let Some(push) = push::send(&self.serving, &request, &metadata, &output)
+            && self.pushes_first
+        {
+            self.pushes_first = push.is_out().await;
         }
         Ok(Some(reply))
     }
