@@ -73,7 +73,8 @@ def main(one: str, other: str, delay: str, loss: str, rate: str = "0") -> None:
         Way(devices[1], devices[0], seconds, float(loss), float(rate), SEED + 1),
     ]
     with contextlib.suppress(PermissionError):
-        os.nice(-15)  # other programs that are busy do not make a line longer
+        # Other programs that are busy do not make a line longer.
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     # The default one counts in milliseconds, which is as much as a whole short line takes.
     selector = selectors.SelectSelector()
     for way in ways:

@@ -40,7 +40,7 @@ class Process:
         self.log = pathlib.Path(name)
         words = ["ip", "netns", "exec", namespace, *map(str, words)]
         with os.fdopen(handle, "w") as log:
-            self.child = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            self.child = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, preexec_fn=os.setpgrp)
 
     def find(self, pattern: str) -> str:
         deadline = time.monotonic() + STARTUP

@@ -4,19 +4,75 @@
 //! comes second (by `step_id`). Petals: `server/handler.py`, `_push_outputs`.
 //!
 //! The next server waits for the push and nobody for the answer to the client, which is the same bytes once more. On a
-//! narrow line it makes a difference which of them goes first, so the answer waits until the push is on its way.
+//! narrow line it makes a difference which of them goes first, so the answer waits until the push is through the line, as
+//! far as can be told.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+mod ways;
+
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use sepal_protocol::{Message, metadata::StepMetadata, names, proto, record::BlockUid, unary::MAX_UNARY_BODY};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tracing::{debug, trace};
 
+use self::ways::Ways;
 use super::serving::Serving;
-use crate::p2p::{CallError, PeerId};
+use crate::p2p::{CallError, P2p, PeerId};
 
 /// Room that the unary envelope needs beside the request itself (call id, peer id, name), in bytes.
 const ENVELOPE_BYTES: usize = 1024;
+
+/// What all pushes of a server have in common.
+#[derive(Debug)]
+pub(crate) struct Pushes {
+    permits: Arc<Semaphore>,
+    ways: Mutex<Ways>,
+}
+
+impl Pushes {
+    /// At most so many at a time.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(limit)),
+            ways: Mutex::default(),
+        }
+    }
+
+    /// Sends one, tells when it is through the line, and waits for the answer to it.
+    async fn send(
+        &self,
+        p2p: &P2p,
+        peer: PeerId,
+        message: bytes::Bytes,
+        out: oneshot::Sender<()>,
+    ) -> Result<(), CallError> {
+        let (n_bytes, started) = (message.len(), Instant::now());
+        let asked = p2p.ask_unary(peer, names::PUSH, message).await?;
+        let busy = self.ways().busy(&peer, n_bytes);
+        let answer = asked.answer();
+        tokio::pin!(answer);
+        let early = match busy.is_zero() {
+            true => None,
+            false => tokio::time::timeout(busy, &mut answer).await.ok(),
+        };
+        // Whoever wanted to know may have stopped waiting.
+        let _ = out.send(());
+        match early {
+            Some(answer) => answer?,
+            None => answer.await?,
+        };
+        self.ways().took(peer, n_bytes, started.elapsed());
+        Ok(())
+    }
+
+    fn ways(&self) -> std::sync::MutexGuard<'_, Ways> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What an answer waits for a push to get out, besides the time of a slow line: a stream is opened, no more.
 const OPENING: Duration = Duration::from_millis(50);
@@ -31,7 +87,7 @@ pub(crate) struct Push {
 }
 
 impl Push {
-    /// Waits until the connection has taken all of it, or it has failed. `false` if that takes too long: the next server
+    /// Waits until it is through the line, or has failed. `false` if that takes too long: the next server
     /// cannot be reached from here, or takes nothing.
     pub(crate) async fn is_out(self) -> bool {
         let limit = OPENING + Duration::from_secs_f64(self.n_bytes as f64 / SLOWEST_LINE);
@@ -54,25 +110,19 @@ pub(crate) fn send(
         trace!(n_bytes, "output is too large for a push");
         return None;
     }
-    let Ok(permit) = serving.push_permits.clone().try_acquire_owned() else {
+    let Ok(permit) = serving.pushes.permits.clone().try_acquire_owned() else {
         debug!("too many pushes in flight, this one is left to the client");
         return None;
     };
     let message = message.encode_to_vec().into();
-    let (p2p, counters) = (serving.p2p.clone(), serving.counters.clone());
+    let (p2p, pushes, counters) = (serving.p2p.clone(), serving.pushes.clone(), serving.counters.clone());
     let limit = serving.limits.request_timeout;
     let (tell, out) = oneshot::channel();
     serving.tasks.spawn_until_stopped("push", async move {
         let _permit = permit;
-        let push = async {
-            let asked = p2p.ask_unary(peer, names::PUSH, message).await?;
-            // Whoever wanted to know may have stopped waiting.
-            let _ = tell.send(());
-            asked.answer().await
-        };
-        let pushed = tokio::time::timeout(limit, push).await;
+        let pushed = tokio::time::timeout(limit, pushes.send(&p2p, peer, message, tell)).await;
         match pushed.unwrap_or(Err(CallError::Timeout { after: limit })) {
-            Ok(_) => {
+            Ok(()) => {
                 counters.pushes_sent.add();
                 trace!(%peer, "pushed");
             }
@@ -109,4 +159,26 @@ fn chain_uid(prefix: &str, blocks: Range<u32>) -> Option<String> {
         return None;
     }
     Some(BlockUid::format_chain(prefix, blocks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(n_bytes: usize) -> (oneshot::Sender<()>, Push) {
+        let (tell, out) = oneshot::channel();
+        (tell, Push { out, n_bytes })
+    }
+
+    #[tokio::test]
+    async fn an_answer_waits_until_a_push_is_out_or_has_failed_and_not_for_ever() {
+        let (tell, waiting) = push(8 << 20);
+        tell.send(()).unwrap();
+        assert!(waiting.is_out().await);
+        let (tell, waiting) = push(8 << 20);
+        drop(tell);
+        assert!(waiting.is_out().await, "a push that failed is in nobody's way");
+        let (_tell, waiting) = push(1);
+        assert!(!waiting.is_out().await);
+    }
 }

@@ -10,7 +10,7 @@ use sepal_protocol::{
 };
 use tokio::sync::Semaphore;
 
-use super::{error::RequestError, memory::Memory, sessions::Sessions, stats::Counters, worker::Worker};
+use super::{error::RequestError, memory::Memory, push::Pushes, sessions::Sessions, stats::Counters, worker::Worker};
 use crate::{
     model::{Blocks, Hidden, WeightDType},
     p2p::P2p,
@@ -47,7 +47,7 @@ pub(crate) struct Serving {
     pub(crate) compression: Compression,
     pub(crate) p2p: P2p,
     pub(crate) tasks: Tasks,
-    pub(crate) push_permits: Arc<Semaphore>,
+    pub(crate) pushes: Arc<Pushes>,
     /// One permit, for the backward pass that is under way: it holds the inputs of all its blocks, and two at a time
     /// would end no sooner.
     pub(crate) backward_turn: Arc<Semaphore>,

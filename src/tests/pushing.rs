@@ -15,6 +15,7 @@ use super::{
 use crate::{
     client::{Activations, Config, Scout},
     model::Hidden,
+    p2p::Identity,
 };
 
 const TOLERANCE: f32 = 1e-4;
@@ -83,6 +84,32 @@ async fn a_push_runs_down_the_chain_and_is_answered_to_the_client() {
     assert_eq!(stats.map(|stats| stats.pushes_sent), [1, 1, 0]);
     assert_eq!(stats.map(|stats| stats.pushes_received), [0, 1, 1]);
     assert_eq!(stats.map(|stats| stats.pushes_used), [0, 1, 1]);
+}
+
+#[tokio::test]
+async fn answers_come_although_the_server_after_it_is_nowhere() {
+    let swarm = Swarm::start().await;
+    let server = swarm.serve(0..2).await;
+    let node = swarm.caller().await;
+    let (embeddings, output) = (&reference().embeddings, &reference().blocks[1]);
+    let mut session = Session::open(&node, server.node.peer()).await;
+    for position in 0..4 {
+        let x = tokens(embeddings, position..position + 1);
+        let mut step = if position == 0 {
+            Step::first(&x, 16)
+        } else {
+            Step::next(&x)
+        };
+        step.metadata.next_servers = vec![NextServer {
+            peer_id: Identity::ephemeral().peer_id().to_string(),
+            session_id: "nobody's".to_owned(),
+            start: 2,
+            end: 4,
+        }];
+        let answer = session.step(&chain(0, 2, step.id(&position.to_string()))).await;
+        same(answer, &tokens(output, position..position + 1));
+    }
+    assert_eq!(server.server.stats().pushes_sent, 0);
 }
 
 #[tokio::test]

@@ -115,6 +115,27 @@ async fn a_hundred_calls_at_once_are_all_answered() {
 }
 
 #[tokio::test]
+async fn a_request_is_out_before_there_is_an_answer() {
+    let tasks = Tasks::new();
+    let release = Arc::new(Notify::new());
+    let held = release.clone();
+    let handler = Handler::unary(TEST, HandlerLimits::default(), move |_, request| {
+        let held = held.clone();
+        async move {
+            held.notified().await;
+            Ok(request)
+        }
+    });
+    let (caller, callee) = pair(&tasks, vec![handler]).await;
+    // Larger than what a stream carries before somebody reads.
+    let request = Bytes::from(vec![7; 1 << 20]);
+    let asked = caller.ask_unary(callee.peer_id(), TEST, request.clone());
+    let asked = soon("the request is out", asked).await.unwrap();
+    release.notify_one();
+    assert_eq!(asked.answer().await.unwrap(), request);
+}
+
+#[tokio::test]
 async fn a_caller_that_gives_up_cancels_the_handler() {
     let tasks = Tasks::new();
     let (started, dropped) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
