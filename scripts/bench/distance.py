@@ -2,7 +2,7 @@
 what the lines take by themselves. How a line is made is in lines.py."""
 
 import dataclasses
-import json
+import pathlib
 
 import lines as slow
 from report import Goal, Section, Table
@@ -87,7 +87,7 @@ def section(bench: object) -> Section:
         line.found[BEST] = {"tokens_s": best}
         ratios += [line.ratio("auto", BEST, 0.9), line.ratio("exact", PETALS, 0.95)]
         del line.found[BEST]
-    told = Section("lines", "Slow lines", about(bench, [*distant, *narrow]))
+    told = Section("lines", "Slow lines", about([*distant, *narrow]))
     headers = ["round trip", "mode", "first token, ms", "tokens/s", "ms a token", "the line alone, ms", "×"]
     told.tables = [
         Table(["round trip", "tokens/s", "ratio", "by the lines alone"], [row for row, _ in ratios]),
@@ -107,7 +107,11 @@ def measured(bench: object, shape: str, round_trip: float, rate: float, modes: d
         return Line(name, shape, {"how": network.how, **swarm.line()}, found)
 
 
-def about(bench: object, lines: list[Line]) -> str:
+def congestion_control() -> str:
+    return pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+
+
+def about(lines: list[Line]) -> str:
     seen = []
     for line in lines:
         rate = f" and {8e-6 * line.measured['bytes_s']:.1f} Mbit/s" if "bytes_s" in line.measured else ""
@@ -116,8 +120,8 @@ def about(bench: object, lines: list[Line]) -> str:
         f"Three of our servers with {', '.join(SPANS)} of 4 blocks of hardly any arithmetic in float32, each host at the end of a line of "
         f"its own (`{lines[0].measured['how']}`), one session, a prompt of {PROMPT} tokens and {TOKENS} more ({REPEATED} where all "
         "guesses are right). "
-        f"Activations are {HIDDEN['tiny']} numbers a token, on narrow lines {HIDDEN['wide']}. What a plain TCP connection between two "
-        f"hosts finds: {'; '.join(seen)}. *The line alone*: {len(SPANS) + 1} ways from host to host for a token, {2 * len(SPANS)} "
+        f"Activations are {HIDDEN['tiny']} numbers a token, on narrow lines {HIDDEN['wide']}. What a plain TCP connection "
+        f"({congestion_control()}) between two hosts finds: {'; '.join(seen)}. *The line alone*: {len(SPANS) + 1} ways from host to host for a token, {2 * len(SPANS)} "
         "without push, with the bytes of the activations. *First token*: from the beginning of the session, which is opened in that "
         "time. Guesses are all right where one token is forced again and again, sometimes where a model of random weights takes the "
         "likeliest token, and never where it draws one."
