@@ -10,6 +10,9 @@ cleanup() {
     rm -rf "$work"
 }
 trap cleanup EXIT
+# Nodes that somebody runs beside this are none of ours.
+export XDG_RUNTIME_DIR="$work/run"
+mkdir "$XDG_RUNTIME_DIR"
 export PATH="${CARGO_TARGET_DIR:-$PWD/target}/release:$PATH"
 
 fail() {
@@ -126,6 +129,58 @@ peer = state["server_rows"][0]["peer_id"]
 assert json.loads(get("api/v1/is_reachable/" + peer))["success"] is True
 assert '\nsepal_model_blocks_covered{model="demo-hf"} 8.0\n' in get("metrics")
 END
+
+# The name of a job's node among those that run here.
+name_of() {
+    local listening
+    listening=$(await "$1" 'listening ')
+    echo "${listening: -8}"
+}
+node=$(name_of first)
+says 'sepal status   '
+if sepal status 2>"$work/status.err"; then fail 'sepal status does not ask which node is meant'; fi
+grep -q "^  $node " "$work/status.err" || fail 'sepal status does not list the first server'
+sepal status --node "$node" | tee "$work/status"
+grep -q '^model .* online: blocks 0:4 of 8' "$work/status" || fail 'the status leaves out the blocks'
+says 'sepal sessions   '
+sepal sessions --node "$node"
+says 'sepal peers   '
+sepal peers --node "$node" | tee "$work/peers"
+grep -q ' sepal/' "$work/peers" || fail 'nobody is connected to the first server'
+says 'sepal top   '
+python3 - "$node" <<'END' || fail 'sepal top does not draw, or does not end with q'
+import fcntl, os, pty, struct, sys, termios
+pid, terminal = pty.fork()
+if pid == 0:
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    os.environ["TERM"] = "xterm"
+    os.execvp("sepal", ["sepal", "top", "--node", sys.argv[1]])
+seen = b""
+while b"arrows scroll" not in seen:
+    seen += os.read(terminal, 65536)
+os.write(terminal, b"q")
+try:
+    while os.read(terminal, 65536):
+        pass
+except OSError:
+    pass
+assert os.waitpid(pid, 0)[1] == 0
+END
+says 'sepal pause   '
+[ "$(sepal pause --node "$node" | head -n 1)" = 'paused, was online' ] || fail 'the first server is not paused'
+says 'sepal resume   '
+[ "$(sepal resume --node "$node" | head -n 1)" = 'online, was paused' ] || fail 'the first server does not go on'
+says 'sepal log debug   '
+sepal log debug --node "$node" | grep -q '^logging sepal=debug,info, was ' || fail 'the first server does not log more'
+for order in 'drain --timeout 600' stop; do
+    says "sepal $order   "
+    background short sepal bootstrap --listen /ip4/127.0.0.1/tcp/0
+    sepal $order --node "$(name_of short)" | tee "$work/order"
+    grep -qx stopped "$work/order" || fail "sepal $order does not say that the node stopped"
+    wait "${pids[-1]}" || fail "sepal $order did not end the node with 0"
+    unset 'pids[-1]'
+    rm "$work/short"
+done
 
 says 'sepal doctor demo --initial-peers ADDR'
 sepal doctor demo --initial-peers "$addr" --listen /ip4/127.0.0.1/tcp/0 | tee "$work/doctor" || fail 'the doctor finds something wrong'

@@ -12,6 +12,7 @@ mod chat;
 mod completions;
 mod compute;
 mod config;
+mod control;
 mod conversation;
 mod demo;
 mod doctor;
@@ -27,20 +28,28 @@ mod map;
 mod model;
 mod models;
 mod node;
+mod orders;
 mod output;
+mod plain;
 mod progress;
 mod quant;
 mod route;
 mod sampling;
+mod screen;
 mod serve;
 mod signals;
 mod standing;
+mod status;
 mod swarm;
+mod target;
+mod top;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::info;
+
+use crate::control::protocol::Request;
 
 /// Run large models on many machines: serve transformer blocks to a Petals swarm, or generate text through one.
 #[derive(Debug, Parser)]
@@ -101,6 +110,24 @@ enum Command {
     Completions(completions::Args),
     /// Print the manual page, or write those of all commands to a folder.
     Man(completions::ManArgs),
+    /// Show how a running node of yours is.
+    Status(status::Args),
+    /// Show who is connected to a running node of yours.
+    Peers(status::Args),
+    /// Show the sessions that are open on a running node of yours.
+    Sessions(status::Args),
+    /// Show all of that live, filling the terminal; q ends it.
+    Top(top::Args),
+    /// Let a running node of yours take no new sessions; those that are open go on.
+    Pause(status::Args),
+    /// Let it take new sessions again.
+    Resume(status::Args),
+    /// Let it take no new sessions, and stop it after the last one.
+    Drain(orders::DrainArgs),
+    /// Stop it, as Ctrl-C does.
+    Stop(status::Args),
+    /// Show or change how much it logs.
+    Log(orders::LogArgs),
 }
 
 /// Runs the command line `args` (the program's name first) to its end.
@@ -142,6 +169,7 @@ fn execute(command: Command, (verbose, quiet): (u8, bool), parsed: &config::Pars
             | Command::Completions(_)
             | Command::Man(_) => true,
             Command::Health(args) => args.fills_the_terminal(),
+            Command::Top(_) => true,
             _ => false,
         },
     );
@@ -157,31 +185,42 @@ fn execute(command: Command, (verbose, quiet): (u8, bool), parsed: &config::Pars
         Ok(runtime) => runtime,
         Err(error) => return output::failure(&anyhow::Error::new(error).context("cannot start the runtime")),
     };
-    let outcome = runtime.block_on(async {
-        match command {
-            Command::Demo(args) => demo::run(args).await,
-            Command::Doctor(args) => doctor::run(*args).await,
-            Command::Info(args) => info::run(&args),
-            Command::Init(_) | Command::Config(_) => Ok(()),
-            Command::Eligible(args) => eligible::run(*args).await,
-            Command::Benchmark(args) => benchmark::run(*args).await,
-            Command::Bootstrap(args) => bootstrap::run(args).await,
-            Command::Serve(args) => serve::run(*args).await,
-            Command::SwarmKey(args) => swarm::make_key(&args),
-            Command::Generate(args) => generate::run(*args).await,
-            Command::Chat(args) => chat::run(*args).await,
-            Command::Api(args) => api::run(*args).await,
-            Command::Route(args) => route::run(*args).await,
-            Command::Health(args) => health::run(args).await,
-            Command::Completions(args) => completions::print(&args, self::command()),
-            Command::Man(args) => completions::manual(&args, &self::command()),
-        }
-    });
+    let outcome = runtime.block_on(dispatch(command));
     // Detached lookups may still wait for peers; nobody waits for them any more.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => output::failure(&error),
+    }
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::Doctor(args) => doctor::run(*args).await,
+        Command::Info(args) => info::run(&args),
+        Command::Init(_) | Command::Config(_) => Ok(()),
+        Command::Eligible(args) => eligible::run(*args).await,
+        Command::Benchmark(args) => benchmark::run(*args).await,
+        Command::Bootstrap(args) => bootstrap::run(args).await,
+        Command::Serve(args) => serve::run(*args).await,
+        Command::SwarmKey(args) => swarm::make_key(&args),
+        Command::Generate(args) => generate::run(*args).await,
+        Command::Chat(args) => chat::run(*args).await,
+        Command::Api(args) => api::run(*args).await,
+        Command::Route(args) => route::run(*args).await,
+        Command::Health(args) => health::run(args).await,
+        Command::Completions(args) => completions::print(&args, self::command()),
+        Command::Man(args) => completions::manual(&args, &self::command()),
+        Command::Status(args) => status::ask(&args, Request::Status).await,
+        Command::Peers(args) => status::ask(&args, Request::Peers).await,
+        Command::Sessions(args) => status::ask(&args, Request::Sessions).await,
+        Command::Top(args) => top::run(&args).await,
+        Command::Pause(args) => status::ask(&args, Request::Pause).await,
+        Command::Resume(args) => status::ask(&args, Request::Resume).await,
+        Command::Drain(args) => orders::drain(&args).await,
+        Command::Stop(args) => orders::stop(&args).await,
+        Command::Log(args) => orders::log(&args).await,
     }
 }
 

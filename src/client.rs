@@ -242,6 +242,11 @@ impl Client {
         self.shared.directory.snapshot()
     }
 
+    /// Who serves the model, as far as it was looked.
+    pub fn directory(&self) -> &Directory {
+        &self.shared.directory
+    }
+
     /// Reads the directory now.
     pub async fn refresh(&self) {
         self.shared.refresh().await;

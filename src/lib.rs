@@ -9,7 +9,7 @@
 //!
 //! ```text
 //!                cli            flags to configuration, wires everything together
-//!                http           the API of OpenAI · the health map: JSON, events, metrics, a page
+//!           http    control     the API of OpenAI, the health map · a socket for whoever runs the node
 //!          server   client      run blocks for others · generate text through others
 //!           swarm   model       who serves what · load and run transformer blocks
 //!            dht                Hivemind's Kademlia: records by key, without addresses
@@ -50,6 +50,8 @@ pub mod server;
 pub mod client;
 
 pub mod http;
+
+pub mod control;
 
 pub mod cli;
 

@@ -29,6 +29,7 @@ mod addr;
 mod bare_names;
 mod behaviour;
 mod book;
+mod contacts;
 mod error;
 mod guard;
 mod identity;
@@ -54,6 +55,7 @@ mod wire;
 
 use actor::Command;
 pub use addr::{is_relayed, peer_of as peer_id_of, without_peer};
+pub use contacts::Contact;
 pub use error::{BindError, CallError, DialError, HandlerError, OpenError, StreamError};
 pub use identity::{Identity, IdentityError, is_signed_by};
 pub use portmap::{Mapper, Mapping, PortMap};
@@ -336,6 +338,15 @@ impl P2p {
     /// Everyone there is a connection to.
     pub fn connected_peers(&self) -> Vec<PeerId> {
         self.connected.borrow().iter().copied().collect()
+    }
+
+    /// The same, with what is known of each; empty when the node stops.
+    pub async fn contacts(&self) -> Vec<Contact> {
+        let (reply, contacts) = oneshot::channel();
+        match self.command(Command::Contacts(reply)).await {
+            Ok(()) => contacts.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
     }
 
     /// Whether strangers can dial this node, how that is known, and at which relays it can be reached if they cannot.

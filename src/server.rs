@@ -19,9 +19,12 @@ mod error;
 mod forward;
 mod handler;
 mod holding;
+mod ledger;
 mod lifecycle;
 mod memory;
+mod meter;
 mod moving;
+mod overview;
 mod pass;
 mod push;
 mod queue;
@@ -45,7 +48,10 @@ pub use self::{
     capacity::{DoesNotFit, weight_bytes},
     error::RequestError,
     holding::{Fit, fit, room},
+    ledger::SessionView,
     lifecycle::StartError,
+    meter::Rate,
+    overview::{CacheUse, Overview, Phase},
     serving::Limits,
     stats::{Quantiles, Stats},
     throughput::{ComputeRates, Load, Rates, Throughput, combine, explain, measure},

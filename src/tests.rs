@@ -5,6 +5,7 @@ mod api;
 mod caller;
 mod cancelling;
 mod churning;
+mod controlling;
 mod conversing;
 mod drafting;
 mod faulty;

@@ -15,9 +15,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("server", &["task", "p2p", "dht", "swarm", "model"]),
     ("client", &["task", "p2p", "dht", "swarm", "model"]),
     ("http", &["task", "p2p", "swarm", "model", "client"]),
+    ("control", &["task", "p2p", "swarm", "server"]),
     (
         "cli",
-        &["task", "p2p", "dht", "swarm", "model", "server", "client", "http"],
+        &[
+            "task", "p2p", "dht", "swarm", "model", "server", "client", "http", "control",
+        ],
     ),
 ];
 
@@ -41,6 +44,8 @@ const FENCES: &[(&str, &[&str])] = &[
     ("hyper", &["http"]),
     ("hyper_util", &["http"]),
     ("prometheus_client", &["http"]),
+    ("UnixListener", &["control"]),
+    ("UnixStream", &["control"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),

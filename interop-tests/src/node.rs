@@ -28,6 +28,8 @@ pub struct Node {
 pub fn sepal(hub: &Hub, arguments: &[&str]) -> anyhow::Result<Command> {
     let mut command = hub.command(program()?);
     command.args(arguments).env("RUST_LOG", "warn,sepal=debug");
+    // Control sockets go into the cache: nodes of other tests are none of this one's.
+    command.env_remove("XDG_RUNTIME_DIR");
     Ok(command)
 }
 

@@ -4,10 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, pin::Pin, time::Duration};
 
 use anyhow::Context;
 use clap::Args as ClapArgs;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     access::AccessArgs,
     caller::CallerArgs,
+    control::{self, ControlArgs},
     conversation::ConversationArgs,
     model::Model,
     models::{ForModel, ModelsArgs, of, refuse_stray, stray},
@@ -17,6 +19,7 @@ use super::{
 };
 use crate::{
     client::{ChatError, ChatTemplate, Client, Conversations, Limits, TextCodec},
+    control::{Called, Subject},
     http::{self, Api, ApiLimits, Guard, ModelText, Origin, ServedModel},
     task::Tasks,
 };
@@ -45,7 +48,12 @@ pub(super) struct Args {
     limits: LimitArgs,
     #[command(flatten)]
     caller: CallerArgs,
+    #[command(flatten)]
+    control: ControlArgs,
 }
+
+/// What ends the command.
+pub(super) type Stop = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
 /// How much the API takes on.
 #[derive(Clone, Debug, ClapArgs)]
@@ -80,7 +88,8 @@ fn parse_positive(text: &str) -> Result<usize, String> {
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
-    let mut stop = Box::pin(signals::stop_requested());
+    let asked = CancellationToken::new();
+    let mut stop: Stop = Box::pin(signals::stop_requested_or(asked.clone()));
     let models = tokio::select! {
         models = args.resolve() => models?,
         stopped = &mut stop => return stopped,
@@ -94,13 +103,31 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         served = args.connect(&models, &node) => served,
         stopped = &mut stop => stopped.map(|()| Vec::new()),
     };
+    let mut control = None;
     let outcome = match served {
         Ok(served) if served.is_empty() => Ok(()),
-        Ok(served) => serve(listening, (served, guard), (&args.limits, &node.tasks), stop).await,
+        Ok(served) => {
+            let subject = control::subject("api", &node, &asked).map(|subject| Subject {
+                calls: called(&served),
+                ..subject
+            });
+            control = args.control.open(subject).await?;
+            serve(listening, (served, guard), (&args.limits, &node.tasks), stop).await
+        }
         Err(error) => Err(error),
     };
     node.tasks.shutdown().await;
+    control::close(control).await;
     outcome
+}
+
+/// What is called for the models of an API.
+pub(super) fn called(served: &[ServedModel]) -> Vec<Called> {
+    let called = served.iter().map(|model| Called {
+        model: model.id().to_owned(),
+        directory: model.conversations().client().directory().clone(),
+    });
+    called.collect()
 }
 
 /// Serves `models` until `stop`; then answers under way have a few seconds to end, and sessions are closed.
@@ -111,7 +138,7 @@ pub(super) async fn serve(
     (listener, site): (tokio::net::TcpListener, http::Site),
     (models, guard): (Vec<ServedModel>, Guard),
     (limits, tasks): (&LimitArgs, &Tasks),
-    stop: Pin<Box<impl Future<Output = anyhow::Result<()>>>>,
+    stop: Stop,
 ) -> anyhow::Result<()> {
     for model in &models {
         let context = model

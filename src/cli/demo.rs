@@ -9,10 +9,12 @@ use std::{
 
 use anyhow::Context;
 use clap::Args as ClapArgs;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    api::{self, LimitArgs},
+    api::{self, LimitArgs, Stop},
     compute::{ComputeArgs, DeviceArgs},
+    control::{self, ControlArgs},
     model::{Model, ModelArgs},
     node::{self, Node},
     output,
@@ -21,7 +23,8 @@ use super::{
 };
 use crate::{
     client::{self, Client, Generation, Params, TextCodec, Token},
-    http,
+    control::Subject,
+    http::{self, ServedModel},
     model::SamplingParams,
     p2p::{self, Identity, Multiaddr, PeerId},
     server::{self, BlockChoice, LimitChoice, Server},
@@ -49,6 +52,8 @@ pub(super) struct Args {
     http: Option<SocketAddr>,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    control: ControlArgs,
 }
 
 /// The swarm of the demonstration.
@@ -61,7 +66,8 @@ struct Stage {
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
-    let mut stop = Box::pin(signals::stop_requested());
+    let asked = CancellationToken::new();
+    let mut stop: Stop = Box::pin(signals::stop_requested_or(asked.clone()));
     let listening = match args.http {
         Some(addr) => Some(http::listen(addr).await?),
         None => None,
@@ -70,6 +76,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         stage = tell(&args) => stage?,
         stopped = &mut stop => return stopped,
     };
+    let mut control = None;
     let outcome = match listening {
         Some(listening) => {
             let (limits, tasks) = (&args.limits, &stage.node.tasks);
@@ -77,15 +84,28 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             let named = (stage.model.name.clone(), template);
             let served = api::served_model(&stage.model, named, stage.client.clone(), (limits, tasks), None).await?;
             output::line("");
-            api::serve(listening, (vec![served], http::Guard::default()), (limits, tasks), stop).await
+            let served = vec![served];
+            // Without an API it would be gone before anybody asks.
+            control = args.control.open(stage.subject(&served, &asked)).await?;
+            api::serve(listening, (served, http::Guard::default()), (limits, tasks), stop).await
         }
         None => Ok(()),
     };
     stage.end().await;
+    control::close(control).await;
     outcome
 }
 
 impl Stage {
+    /// All of it is one process: its servers are asked together.
+    fn subject(&self, served: &[ServedModel], asked: &CancellationToken) -> Option<Subject> {
+        control::subject("demo", &self.node, asked).map(|subject| Subject {
+            servers: self.servers.iter().map(|(_, server)| server.clone()).collect(),
+            calls: api::called(served),
+            ..subject
+        })
+    }
+
     async fn end(self) {
         for (node, server) in &self.servers {
             server.shutdown().await;

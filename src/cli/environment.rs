@@ -94,6 +94,14 @@ pub(super) fn configuration_files() -> Vec<PathBuf> {
     .collect()
 }
 
+/// Where the control sockets of this user's processes are: in the folder for such things, which is gone after a logout or
+/// does not exist for services, or else in the cache. New ones are made in the first.
+pub(super) fn control_folders() -> Vec<PathBuf> {
+    let runtime = set("XDG_RUNTIME_DIR").filter(|folder| folder.is_dir());
+    let runtime = runtime.map(|folder| folder.join("sepal"));
+    runtime.into_iter().chain([cache_folder().join("run")]).collect()
+}
+
 /// The folder for what this program remembers between runs.
 pub(super) fn cache_folder() -> PathBuf {
     let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));

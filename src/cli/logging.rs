@@ -1,25 +1,248 @@
-//! Where logs go: stderr, at the level that was asked for.
+//! Where logs go: stderr, at the level that was asked for, which may be changed while the program runs. The last warnings
+//! and errors are remembered for whoever asks.
 
-use std::io::IsTerminal;
+use std::{
+    collections::VecDeque,
+    error::Error,
+    fmt::{self, Write},
+    io::IsTerminal,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Instant,
+};
 
-use tracing_subscriber::EnvFilter;
+use tracing::{
+    Event, Subscriber,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::Targets, layer::Context, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 use super::progress;
+use crate::control::{Log, protocol::LogRow};
+
+/// Warnings and errors that are remembered.
+const MAX_RECENT: usize = 32;
+
+/// Characters kept of one.
+const MAX_TEXT: usize = 400;
+
+/// The words for levels, and what each means: libraries say less than this program. (libp2p warns that the first node of a
+/// swarm knows nobody.)
+const LEVELS: [(&str, &str); 6] = [
+    ("off", "off"),
+    ("error", "error"),
+    ("warn", "warn,libp2p_kad=error"),
+    ("info", "warn,libp2p_kad=error,sepal=info"),
+    ("debug", "info,sepal=debug"),
+    ("trace", "debug,sepal=trace"),
+];
+
+/// What this process logs, once it does.
+static LOGGING: OnceLock<Arc<Logging>> = OnceLock::new();
+
+#[derive(Debug)]
+struct Logging {
+    filter: reload::Handle<EnvFilter, Registry>,
+    directives: Mutex<String>,
+    recent: Recent,
+}
+
+/// The last warnings and errors.
+#[derive(Clone, Debug, Default)]
+struct Recent(Arc<Mutex<VecDeque<Said>>>);
+
+#[derive(Debug)]
+struct Said {
+    at: Instant,
+    level: &'static str,
+    target: String,
+    text: String,
+}
 
 /// Starts logging. `quieter` is for commands that tell their own story on stdout.
 pub(super) fn init(verbose: u8, quiet: bool, quieter: bool) {
     let level = match (quiet || quieter, verbose) {
         (true, 0) => "error",
-        // libp2p warns that the first node of a swarm knows nobody.
-        (false, 0) => "warn,libp2p_kad=error,sepal=info",
-        (_, 1) => "info,sepal=debug",
-        (_, _) => "debug,sepal=trace",
+        (false, 0) => meaning("info"),
+        (_, 1) => meaning("debug"),
+        (_, _) => meaning("trace"),
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let directives = Mutex::new(filter.to_string());
+    let (filter, handle) = reload::Layer::new(filter);
+    let to_stderr = tracing_subscriber::fmt::layer()
         .with_writer(progress::AroundBars::default)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        .with_filter(filter);
+    let recent = Recent::default();
+    let worth_remembering = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target("libp2p_kad", LevelFilter::ERROR);
+    tracing_subscriber::registry()
+        .with(to_stderr)
+        .with(recent.clone().with_filter(worth_remembering))
         .init();
+    LOGGING.get_or_init(|| {
+        Arc::new(Logging {
+            filter: handle,
+            directives,
+            recent,
+        })
+    });
+}
+
+/// What this process logs, for whoever may ask and change it; `None` before [`init`].
+pub(super) fn running() -> Option<Arc<dyn Log>> {
+    LOGGING.get().map(|logging| logging.clone() as Arc<dyn Log>)
+}
+
+/// The directives behind the word for a level; anything else stands for itself.
+fn meaning(level: &str) -> &str {
+    let known = LEVELS.iter().find(|(word, _)| level.eq_ignore_ascii_case(word));
+    known.map_or(level, |(_, directives)| directives)
+}
+
+/// The filter that `level` stands for.
+///
+/// # Errors
+/// What was expected instead.
+fn parse(level: &str) -> Result<EnvFilter, String> {
+    let directives = meaning(level.trim());
+    let wrong = |why: &str| {
+        let words: Vec<&str> = LEVELS.iter().map(|(word, _)| *word).collect();
+        let words = words.join(", ");
+        format!("expected one of {words}, or directives such as info,sepal::p2p=trace, got {level:?}{why}")
+    };
+    // A word alone would be taken for the name of a part of the program, all of which is logged.
+    let is_word = |part: &str| !part.contains(['=', '[', ':']) && LEVELS.iter().all(|(word, _)| *word != part.trim());
+    if directives.split(',').any(is_word) {
+        return Err(wrong(""));
+    }
+    EnvFilter::builder()
+        .parse(directives)
+        .map_err(|error| wrong(&format!(": {error}")))
+}
+
+impl Log for Logging {
+    fn level(&self) -> String {
+        lock(&self.directives).clone()
+    }
+
+    fn set_level(&self, level: &str) -> Result<(), String> {
+        let filter = parse(level)?;
+        let mut directives = lock(&self.directives);
+        let text = filter.to_string();
+        self.filter.reload(filter).map_err(|error| error.to_string())?;
+        *directives = text;
+        Ok(())
+    }
+
+    fn recent(&self) -> Vec<LogRow> {
+        let said = lock(&self.recent.0);
+        let rows = said.iter().map(|said| LogRow {
+            age_s: said.at.elapsed().as_secs_f64(),
+            level: said.level.to_owned(),
+            target: said.target.clone(),
+            text: said.text.clone(),
+        });
+        rows.collect()
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Recent {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let metadata = event.metadata();
+        let mut recent = lock(&self.0);
+        if recent.len() == MAX_RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(Said {
+            at: Instant::now(),
+            level: metadata.level().as_str(),
+            target: metadata.target().to_owned(),
+            text: text.0.chars().take(MAX_TEXT).collect(),
+        });
+    }
+}
+
+/// What an event says: its message, then its fields.
+#[derive(Default)]
+struct Text(String);
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a string does not fail.
+        let _ = match field.name() {
+            "message" => {
+                let rest = std::mem::take(&mut self.0);
+                write!(self.0, "{value:?}{rest}")
+            }
+            name => write!(self.0, " {name}={value:?}"),
+        };
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        let mut chain = value.to_string();
+        let mut source = value.source();
+        while let Some(cause) = source {
+            let _ = write!(chain, ": {cause}");
+            source = cause.source();
+        }
+        self.record_debug(field, &format_args!("{chain}"));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_directives_are_levels_and_anything_else_is_explained() {
+        for level in ["info", "TRACE", "off", "warn,sepal::p2p=trace", "sepal=debug"] {
+            parse(level).unwrap();
+        }
+        assert_eq!(parse("debug").unwrap().to_string(), "sepal=debug,info");
+        for wrong in ["loud", "", "info,loud", "sepal=loud"] {
+            let error = parse(wrong).unwrap_err();
+            assert!(
+                error.contains("error, warn, info") && error.contains(wrong),
+                "{wrong}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_last_warnings_are_remembered_with_their_causes() {
+        let recent = Recent::default();
+        let subscriber = tracing_subscriber::registry().with(recent.clone().with_filter(LevelFilter::WARN));
+        tracing::subscriber::with_default(subscriber, || {
+            (0..MAX_RECENT).for_each(|n| tracing::warn!(n, "early"));
+            tracing::info!("not worth it");
+            let cause = std::io::Error::other("no \u{1b}[31mdisk");
+            let error = anyhow::Error::new(cause).context("cannot write");
+            let error: &(dyn Error + 'static) = error.as_ref();
+            tracing::error!(error, file = "a", "lost");
+            tracing::warn!("{}", "x".repeat(10 * MAX_TEXT));
+        });
+        let said = lock(&recent.0);
+        assert_eq!(said.len(), MAX_RECENT);
+        assert_eq!(said[0].text, "early n=2");
+        let lost = &said[MAX_RECENT - 2];
+        assert_eq!(lost.level, "ERROR");
+        assert_eq!(lost.text, "lost error=cannot write: no \u{1b}[31mdisk file=a");
+        assert_eq!(said[MAX_RECENT - 1].text.len(), MAX_TEXT);
+    }
 }

@@ -5,9 +5,11 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use futures::future::{join_all, try_join_all};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     compute::{ComputeArgs, DeviceArgs},
+    control::{self, ControlArgs},
     environment,
     map::{self, MapArgs},
     model::Model,
@@ -20,6 +22,7 @@ use super::{
     swarm::{Swarm, SwarmArgs},
 };
 use crate::{
+    control::Subject,
     model::{Adapter, AdapterError, DEFAULT_MAX_CHUNK_BYTES, Engine, KvDType, WeightDType},
     server::{self, BlockChoice, LimitChoice, Server, Throughput},
 };
@@ -80,6 +83,8 @@ pub(super) struct Args {
     announcing: AnnounceArgs,
     #[command(flatten)]
     map: MapArgs,
+    #[command(flatten)]
+    control: ControlArgs,
 }
 
 /// How much one server takes on.
@@ -182,7 +187,8 @@ enum Compression {
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
-    let stop = signals::stop_requested();
+    let asked = CancellationToken::new();
+    let stop = signals::stop_requested_or(asked.clone());
     tokio::pin!(stop);
     let models = args.models.resolve().await?;
     args.refuse_strays()?;
@@ -218,24 +224,34 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         servers: node.servers(with_access.zip(&models)),
         models,
     };
-    let (stats, map) = (
-        hosted.servers.clone(),
-        map::config(&swarm, hosted.models.iter().map(map::own_model).collect()),
-    );
-    let counts = move || {
-        stats
-            .first()
-            .map(|server| map::numbers(server.stats()))
-            .unwrap_or_default()
-    };
-    args.map.serve(&node, map, counts).await?;
+    serve_map(&node, &hosted, &args, &swarm).await?;
+    let subject = control::subject("serve", &node, &asked).map(|subject| Subject {
+        access: Some(standing.access()),
+        servers: hosted.servers.clone(),
+        ..subject
+    });
+    let control = args.control.open(subject).await?;
     let outcome = tokio::select! {
         outcome = start_and_stay(&node, standing, &hosted, &args, &swarm) => outcome,
         outcome = &mut stop => outcome,
     };
     join_all(hosted.servers.iter().map(|server| server.shutdown())).await;
     node.tasks.shutdown().await;
+    control::close(control).await;
     outcome
+}
+
+/// The health map, if it was asked for.
+async fn serve_map(node: &node::Node, hosted: &Hosted, args: &Args, swarm: &Swarm) -> anyhow::Result<()> {
+    let stats = hosted.servers.clone();
+    let map = map::config(swarm, hosted.models.iter().map(map::own_model).collect());
+    let counts = move || {
+        stats
+            .first()
+            .map(|server| map::numbers(server.stats()))
+            .unwrap_or_default()
+    };
+    args.map.serve(node, map, counts).await
 }
 
 /// The models of this node, and the server of each.
@@ -517,7 +533,7 @@ fn kv_dtype_of(text: &str) -> Result<ForModel<CacheDtype>, String> {
     ForModel::parse_with(text, |value| CacheDtype::from_str(value, true))
 }
 
-fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
     let wrong = || format!("expected a positive number of seconds, got {text:?}");
     let seconds: f64 = text.parse().map_err(|_| wrong())?;
     if seconds <= 0.0 {

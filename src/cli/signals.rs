@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM as something to wait for.
 
 use anyhow::Context;
+use tokio_util::sync::CancellationToken;
 
 /// Each time that a person presses Ctrl-C, which then does not end the program.
 #[derive(Debug)]
@@ -33,6 +34,14 @@ impl Interrupts {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// The same, or when `asked` is cancelled: somebody asks on the control socket.
+///
+/// # Errors
+/// As [`stop_requested`].
+pub(super) async fn stop_requested_or(asked: CancellationToken) -> anyhow::Result<()> {
+    asked.run_until_cancelled(stop_requested()).await.unwrap_or(Ok(()))
 }
 
 /// Returns when the person or the system asks the program to stop.

@@ -34,6 +34,7 @@ use super::{
     Config,
     behaviour::{Behaviour, BehaviourEvent, is_swarm_member},
     book::Book,
+    contacts::{Contact, Contacts},
     error::DialError,
     guard::Guard,
     kad_server::{self, Found},
@@ -86,6 +87,8 @@ pub(crate) enum Command {
     Mapping(Mapper, Report),
     /// What `rpc_check` found.
     Judge(Verdict),
+    /// Who is connected?
+    Contacts(oneshot::Sender<Vec<Contact>>),
 }
 
 /// What the actor shows to the handles.
@@ -123,6 +126,7 @@ pub(crate) struct Actor {
     config: Config,
     outputs: Outputs,
     book: Book,
+    contacts: Contacts,
     judge: Judge,
     reaching: Reaching,
     relaying: Relaying,
@@ -154,6 +158,7 @@ impl Actor {
             config,
             outputs,
             book: Book::default(),
+            contacts: Contacts::default(),
             judge: Judge::default(),
             reaching: Reaching::default(),
             relaying: Relaying::default(),
@@ -202,6 +207,7 @@ impl Actor {
             Command::Judge(verdict) => self.on_check(verdict),
             Command::Mapping(mapper, report) => self.on_mapping(mapper, report),
             Command::NamesChanged => self.swarm.behaviour().rpc.names_changed(),
+            Command::Contacts(reply) => drop(reply.send(self.contacts.all(Instant::now()))),
         }
     }
 
@@ -225,6 +231,8 @@ impl Actor {
                 self.on_visited(peer_id, &endpoint);
                 self.reaching.dial_backs.established(connection_id, Instant::now());
                 self.book.connected(peer_id, connection_id, &endpoint, Instant::now());
+                self.contacts
+                    .connected(peer_id, connection_id, &endpoint, Instant::now());
                 self.guard.connected(peer_id, Instant::now());
                 self.outputs.connected.send_if_modified(|all| all.insert(peer_id));
                 self.on_connected(peer_id);
@@ -238,6 +246,7 @@ impl Actor {
             } => {
                 debug!(peer = %short_id(&peer_id), ?cause, remaining = num_established, "disconnected");
                 self.book.disconnected(peer_id, connection_id, Instant::now());
+                self.contacts.disconnected(&peer_id, connection_id);
                 self.reaching.dial_backs.closed(connection_id);
                 if num_established == 0 {
                     self.on_relay_event(relay::Event::Withdrawn(peer_id));
@@ -292,6 +301,9 @@ impl Actor {
             BehaviourEvent::Mdns(event) => self.on_mdns(event),
             BehaviourEvent::Upnp(event) => self.on_upnp(event),
             BehaviourEvent::Ping(ping::Event {
+                peer, result: Ok(rtt), ..
+            }) => self.contacts.measured(&peer, rtt),
+            BehaviourEvent::Ping(ping::Event {
                 peer,
                 connection,
                 result: Err(ping::Failure::Timeout),
@@ -315,6 +327,7 @@ impl Actor {
 
     /// What a peer says of itself decides whether others are told of it, and where it is dialed next time.
     fn on_identified(&mut self, peer: PeerId, info: &identify::Info) {
+        self.contacts.identified(&peer, &info.agent_version);
         self.identify_neighbour(peer, info);
         let belongs = is_swarm_member(info) || self.book.is_configured(&peer);
         self.guard.identified(&peer, belongs);

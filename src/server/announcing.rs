@@ -57,7 +57,39 @@ impl Lifecycle {
         }
         self.announcers().retain(|(announced, _)| announced == span);
         for (_, new) in announcers.iter().filter(|(announced, _)| announced == span) {
-            new.set_state(ServerState::Online).await.map_err(StartError::Announce)?;
+            self.say_serving(new).await?;
+        }
+        Ok(())
+    }
+
+    /// That the blocks are there: ONLINE, or JOINING while no new sessions are taken. Petals knows no such state; JOINING
+    /// keeps clients away and counts for servers that choose blocks, which a pause is no reason to move for.
+    pub(super) async fn say_serving(&self, announcer: &Announcer) -> Result<(), StartError> {
+        loop {
+            let paused = self.current().is_paused();
+            let state = if paused {
+                ServerState::Joining
+            } else {
+                ServerState::Online
+            };
+            match announcer.set_state(state).await {
+                // It changed while that was being stored.
+                Ok(()) if self.current().is_paused() != paused => {}
+                // Whoever said something since says what holds.
+                Ok(()) | Err(AnnounceError::Superseded) => return Ok(()),
+                Err(error) => return Err(StartError::Announce(error)),
+            }
+        }
+    }
+
+    /// Says anew what holds of the span that is served, after it changed whether new sessions are taken.
+    pub(super) async fn say_again(&self) -> Result<(), StartError> {
+        let Some(serving) = self.hosted.now() else {
+            return Ok(());
+        };
+        let announcers = self.announcers().clone();
+        for (_, announcer) in announcers.iter().filter(|(announced, _)| *announced == serving.span) {
+            self.say_serving(announcer).await?;
         }
         Ok(())
     }

@@ -4,7 +4,10 @@
 //! A model that moves has two spans for a while: the one that is announced, and the one before it, which clients that
 //! have not heard of the move still ask for and on which sessions are still open.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{
+    Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+    atomic::{AtomicBool, Ordering},
+};
 
 use sepal_protocol::record::{BlockUid, ServerInfo, ServerState};
 use tokio::sync::watch;
@@ -12,6 +15,7 @@ use tracing::debug;
 
 use super::{
     error::RequestError,
+    ledger::Ledger,
     request::parse_chain,
     serving::{Limits, Serving},
     stats::Counters,
@@ -26,6 +30,8 @@ pub(crate) struct Current {
     /// How others get to us.
     access: watch::Receiver<Access>,
     models: RwLock<Vec<Arc<Hosted>>>,
+    /// Whether nothing new is begun.
+    paused: Arc<AtomicBool>,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -38,6 +44,9 @@ pub(crate) struct Hosted {
     access: watch::Receiver<Access>,
     spans: RwLock<Spans>,
     record: RwLock<Record>,
+    pub(super) ledger: Arc<Ledger>,
+    /// That of the node.
+    paused: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +73,7 @@ impl Current {
             version,
             access,
             models: RwLock::default(),
+            paused: Arc::default(),
             counters: Arc::default(),
         }
     }
@@ -80,6 +90,8 @@ impl Current {
             access: self.access.clone(),
             spans: RwLock::default(),
             record: RwLock::new(record),
+            ledger: Arc::new(Ledger::new()),
+            paused: self.paused.clone(),
         });
         write(&self.models).push(hosted.clone());
         hosted
@@ -108,6 +120,28 @@ impl Current {
     pub(super) fn find(&self, uid: &str) -> Result<(Arc<Serving>, Arc<[u32]>), RequestError> {
         let spans = self.model_of(uid)?.taking_requests();
         find_in(&spans, uid)
+    }
+
+    /// The same for a request that begins something new.
+    ///
+    /// # Errors
+    /// As [`Current::find`], and while the node is paused.
+    pub(super) fn find_for_work(&self, uid: &str) -> Result<(Arc<Serving>, Arc<[u32]>), RequestError> {
+        let found = self.find(uid)?;
+        match self.is_paused() {
+            true => Err(RequestError::Paused),
+            false => Ok(found),
+        }
+    }
+
+    /// Whether nothing new is begun; sessions that are open go on.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Returns whether it was so before.
+    pub(super) fn set_paused(&self, paused: bool) -> bool {
+        self.paused.swap(paused, Ordering::SeqCst)
     }
 
     /// The same for the open sessions of a chain: those of a span that takes no new ones count as well.
@@ -249,7 +283,10 @@ impl Hosted {
         };
         info.using_relay = Some(using_relay);
         if let Some(serving) = self.now() {
-            info.state = ServerState::Online;
+            info.state = match self.paused.load(Ordering::SeqCst) {
+                true => ServerState::Joining,
+                false => ServerState::Online,
+            };
             (info.start_block, info.end_block) = (Some(serving.span.start), Some(serving.span.end));
             info.cache_tokens_left = Some(serving.cache_tokens_left());
         }

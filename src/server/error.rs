@@ -189,6 +189,9 @@ pub enum RequestError {
     /// The server is changing blocks or stopping.
     #[error("server is not serving any blocks right now")]
     NotServing,
+    /// The person who runs the server paused it.
+    #[error("server takes no new sessions right now")]
+    Paused,
     /// The blocks themselves failed.
     #[error("computation failed")]
     Compute(#[source] ComputeError),
@@ -229,6 +232,7 @@ impl RequestError {
             | Self::EmptyBatch
             | Self::Busy { .. }
             | Self::NotServing
+            | Self::Paused
             | Self::Compute(_)
             | Self::Crashed => "RuntimeError",
         }

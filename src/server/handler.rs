@@ -21,7 +21,7 @@ use super::{
     pass::{self, Direction},
     session::{self, Opening},
 };
-use crate::p2p::{Handler, HandlerLimits, StreamReceiver, StreamSender};
+use crate::p2p::{Handler, HandlerLimits, PeerId, StreamReceiver, StreamSender};
 
 /// Concurrent inference sessions on one server. Each is bounded by the cache budget as well; this bounds the streams.
 const MAX_SESSIONS: usize = 4096;
@@ -54,10 +54,10 @@ pub(crate) fn handlers(current: &Arc<Current>) -> Vec<Handler> {
             let current = push.clone();
             async move { rpc_push(&current, request).map_err(|error| current.rejected(error).into_unary()) }
         }),
-        Handler::stream(names::INFERENCE, steps, move |_, requests, replies| {
+        Handler::stream(names::INFERENCE, steps, move |peer, requests, replies| {
             let current = inference.clone();
             async move {
-                let outcome = rpc_inference(&current, requests, replies).await;
+                let outcome = rpc_inference(&current, peer, requests, replies).await;
                 outcome.map_err(|error| current.rejected(error).into_stream())
             }
         }),
@@ -138,6 +138,7 @@ fn legacy_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError
 
 async fn rpc_inference(
     current: &Current,
+    peer: PeerId,
     mut requests: StreamReceiver,
     replies: StreamSender,
 ) -> Result<(), RequestError> {
@@ -145,9 +146,14 @@ async fn rpc_inference(
         return Ok(());
     };
     let first: proto::ExpertRequest = decode("ExpertRequest", first)?;
-    let (serving, chain) = current.find(&first.uid)?;
+    let (serving, chain) = current.find_for_work(&first.uid)?;
     let stopped = serving.tasks.token();
-    let opening = Opening { serving, chain, first };
+    let opening = Opening {
+        serving,
+        chain,
+        peer,
+        first,
+    };
     let session = stopped
         .run_until_cancelled(session::run(opening, requests, replies))
         .await;

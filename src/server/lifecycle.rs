@@ -280,10 +280,7 @@ impl Lifecycle {
         self.wait_until_reachable().await?;
         self.hosted.set_record(self.record(Some(rates)));
         self.hosted.switch(Arc::new(serving));
-        announcer
-            .set_state(ServerState::Online)
-            .await
-            .map_err(StartError::Announce)?;
+        self.say_serving(&announcer).await?;
         Ok(span)
     }
 
@@ -458,6 +455,7 @@ impl Lifecycle {
             pushes: old.map_or_else(|| Arc::new(Pushes::new(MAX_PUSHES)), |old| old.pushes.clone()),
             backward_turn: old.map_or_else(|| Arc::new(Semaphore::new(1)), |old| old.backward_turn.clone()),
             counters: self.current.counters.clone(),
+            ledger: self.hosted.ledger.clone(),
             blocks,
         })
     }

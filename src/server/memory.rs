@@ -62,6 +62,11 @@ impl Memory {
         self.inner.lock().used == 0
     }
 
+    /// Bytes of the whole budget.
+    pub(crate) fn max_bytes(&self) -> u64 {
+        self.inner.max_bytes
+    }
+
     /// Bytes nobody has reserved.
     pub(crate) fn free_bytes(&self) -> u64 {
         self.inner.max_bytes - self.inner.lock().used

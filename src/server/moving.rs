@@ -87,6 +87,10 @@ impl Lifecycle {
 
     /// Where we are, and a better place if there is one that we may go to.
     async fn where_to(&self, habit: &Habit, now: f64) -> Option<(Range<u32>, Place)> {
+        // Whoever paused it wants it to do nothing.
+        if self.current().is_paused() {
+            return None;
+        }
         let from = self.hosted.now()?.span.clone();
         let snapshot = self.directory.refresh().await;
         let (me, quality) = (self.p2p.peer_id(), self.config.balance_quality);

@@ -156,7 +156,7 @@ async fn run(
     direction: Direction,
     request: proto::ExpertRequest,
 ) -> Result<Vec<proto::Tensor>, RequestError> {
-    let (serving, chain) = current.find(&request.uid)?;
+    let (serving, chain) = current.find_for_work(&request.uid)?;
     let metadata = StepMetadata::decode(&request.metadata)?;
     check_points(&metadata, direction.method())?;
     let adapter = find_adapter(&metadata, &serving.blocks)?;

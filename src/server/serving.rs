@@ -10,7 +10,10 @@ use sepal_protocol::{
 };
 use tokio::sync::Semaphore;
 
-use super::{error::RequestError, memory::Memory, push::Pushes, sessions::Sessions, stats::Counters, worker::Worker};
+use super::{
+    error::RequestError, ledger::Ledger, memory::Memory, push::Pushes, sessions::Sessions, stats::Counters,
+    worker::Worker,
+};
 use crate::{
     model::{Blocks, Hidden, WeightDType},
     p2p::P2p,
@@ -52,6 +55,7 @@ pub(crate) struct Serving {
     /// would end no sooner.
     pub(crate) backward_turn: Arc<Semaphore>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) ledger: Arc<Ledger>,
 }
 
 impl Drop for Serving {

@@ -24,6 +24,7 @@ use tracing::{debug, trace};
 use super::{
     convert::convert,
     error::RequestError,
+    ledger::{About, Entry},
     push,
     request::{self, StepTensors},
     serving::Serving,
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     model::Hidden,
-    p2p::{StreamReceiver, StreamSender},
+    p2p::{PeerId, StreamReceiver, StreamSender},
 };
 
 /// Step ids remembered for de-duplication. A duplicate is at most a few steps late: it is the client's copy of a push.
@@ -46,7 +47,22 @@ const N_TENSORS: usize = 3;
 pub(crate) struct Opening {
     pub(crate) serving: Arc<Serving>,
     pub(crate) chain: Arc<[u32]>,
+    /// Who opens it.
+    pub(crate) peer: PeerId,
     pub(crate) first: proto::ExpertRequest,
+}
+
+impl Opening {
+    /// What a person is told of the session.
+    fn about(&self, metadata: &StepMetadata, batch: usize, max_length: usize) -> About {
+        About {
+            id: metadata.session_id.clone(),
+            peer: self.peer,
+            chain: self.chain.clone(),
+            batch,
+            max_length,
+        }
+    }
 }
 
 /// Serves one `rpc_inference` stream from its first message to its end.
@@ -121,13 +137,16 @@ struct Session {
     pushes: Option<Registration>,
     /// Answers wait for the push before them: until one of these did not get out.
     pushes_first: bool,
+    entry: Entry,
     seen: RecentSteps,
 }
 
 impl Session {
     /// Checks the first message in Petals' order, reserves the cache and registers the session's id.
     async fn open(opening: &Opening) -> Result<Self, RequestError> {
-        let Opening { serving, chain, first } = opening;
+        let Opening {
+            serving, chain, first, ..
+        } = opening;
         let metadata = StepMetadata::decode(&first.metadata)?;
         let asked = metadata.max_length_tokens().ok_or_else(|| RequestError::NoMaxLength {
             got: PythonText(metadata.max_length.as_ref()).to_string(),
@@ -158,6 +177,7 @@ impl Session {
             });
         }
         let adapter = request::find_adapter(&metadata, &serving.blocks)?;
+        let about = opening.about(&metadata, batch, max_length);
         let pushes = match metadata.session_id {
             Some(id) => Some(serving.sessions.register(id)?),
             None => None,
@@ -178,6 +198,7 @@ impl Session {
             structure: metadata.args_structure,
             pushes,
             pushes_first: true,
+            entry: serving.ledger.enter(about),
             seen: RecentSteps::default(),
             serving: serving.clone(),
         })
@@ -233,6 +254,7 @@ impl Session {
         // A step of no tokens only opens the session.
         if tokens > 0 {
             self.serving.counters.steps.add();
+            self.entry.step(self.prefix, tokens);
         }
         if pushed {
             self.serving.counters.pushes_used.add();

@@ -9,6 +9,8 @@ mod cli;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
+mod control;
+#[cfg(test)]
 mod dht;
 #[cfg(test)]
 mod doctor;

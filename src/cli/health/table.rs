@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use super::super::plain::{cut, plain};
 use crate::swarm::health::{Condition, HealthState, Hole, ModelCondition, ModelState, ServerView};
 
 /// Blocks in one line of the strip.
@@ -177,18 +178,6 @@ fn server_row(server: &ServerView) -> Row {
 
 fn milliseconds(seconds: Option<f64>) -> String {
     seconds.map_or_else(|| "-".to_string(), |seconds| format!("{:.0}ms", seconds * 1000.0))
-}
-
-fn cut(text: &str, width: usize) -> String {
-    plain(text).chars().take(width).collect()
-}
-
-/// A stranger's text without what a terminal would act on: control characters, and those that reorder a line.
-pub(crate) fn plain(text: &str) -> String {
-    let acts = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if acts(c) { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -1,38 +1,28 @@
 //! `sepal health --watch`: the picture fills the terminal and changes as the swarm does. Keys: q, Esc or Ctrl-C end it,
 //! arrows and Page Up/Down scroll.
 
-use std::{
-    io::{self, IsTerminal},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, bail};
 use ratatui::{
-    DefaultTerminal, Frame,
-    crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
+    Frame,
+    crossterm::event::{Event, KeyCode},
     layout::{Constraint, Layout},
     style::{Color, Modifier, Style},
     text::{Line, Span},
     widgets::Paragraph,
 };
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
-use super::table::{self, Row, Tone};
+use super::{
+    super::screen::{self, Screen},
+    table::{self, Row, Tone},
+};
 use crate::{
     swarm::health::{Health, HealthState},
     task::Tasks,
 };
 
-/// How often the keyboard is looked at, and so how long an end may take.
-const KEY_WAIT: Duration = Duration::from_millis(100);
-
 /// How often the age of the picture is shown anew.
 const TICK: Duration = Duration::from_secs(1);
-
-/// Keys that may wait to be handled. Nobody types faster.
-const MAX_WAITING_KEYS: usize = 64;
 
 /// Pictures are stale when so many looks should have brought a new one.
 const STALE_AFTER_LOOKS: f64 = 3.0;
@@ -42,65 +32,21 @@ const STALE_AFTER_LOOKS: f64 = 3.0;
 /// # Errors
 /// When there is no terminal, or it cannot be drawn on.
 pub(super) async fn run(health: &Health, tasks: &Tasks) -> anyhow::Result<()> {
-    if !io::stdout().is_terminal() {
-        bail!("--watch needs a terminal; without one, give --json");
-    }
-    let screen = Screen(ratatui::try_init().context("cannot draw on this terminal")?);
-    let keys = CancellationToken::new();
-    let _ends_with_this = keys.clone().drop_guard();
-    let mut inbox = read_keys(keys, tasks);
-    show(screen, health, &mut inbox).await
-}
-
-/// The terminal, given back as it was found, whatever happens. (ratatui sees to panics.)
-struct Screen(DefaultTerminal);
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        ratatui::restore();
-    }
-}
-
-async fn show(mut screen: Screen, health: &Health, keys: &mut mpsc::Receiver<Event>) -> anyhow::Result<()> {
+    let mut screen = Screen::take("--watch needs a terminal; without one, give --json", tasks)?;
     let (mut states, mut view) = (health.watch(), View::default());
     let mut tick = tokio::time::interval(TICK);
     loop {
         let state = states.borrow_and_update().clone();
-        screen.0.draw(|frame| view.draw(frame, &state, health.age()))?;
+        screen.draw(|frame| view.draw(frame, &state, health.age()))?;
         tokio::select! {
             changed = states.changed() => changed?,
             _ = tick.tick() => {}
-            key = keys.recv() => match key {
+            event = screen.event() => match event {
                 Some(event) if view.handle(&event) => {}
                 _ => return Ok(()),
             },
         }
     }
-}
-
-/// Reads the keyboard in a thread of its own until `stop`: reading blocks.
-fn read_keys(stop: CancellationToken, tasks: &Tasks) -> mpsc::Receiver<Event> {
-    let (sender, inbox) = mpsc::channel(MAX_WAITING_KEYS);
-    tasks.spawn("keys", async move {
-        let reading = tokio::task::spawn_blocking(move || {
-            while !stop.is_cancelled() {
-                match event::poll(KEY_WAIT).and_then(|some| some.then(event::read).transpose()) {
-                    Ok(None) => {}
-                    Ok(Some(event)) => {
-                        if sender.blocking_send(event).is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "the keyboard cannot be read");
-                        return;
-                    }
-                }
-            }
-        });
-        let _ = reading.await;
-    });
-    inbox
 }
 
 /// Where in the picture the user is.
@@ -117,19 +63,14 @@ struct View {
 impl View {
     /// Takes in a key; false if it ends the view.
     fn handle(&mut self, event: &Event) -> bool {
-        let Event::Key(KeyEvent {
-            code, modifiers, kind, ..
-        }) = event
-        else {
+        if screen::ends(event) {
+            return false;
+        }
+        let Some(code) = screen::pressed(event) else {
             return true;
         };
-        if *kind == KeyEventKind::Release {
-            return true;
-        }
         let page = self.height.max(1);
         match code {
-            KeyCode::Char('q') | KeyCode::Esc => return false,
-            KeyCode::Char('c') if modifiers.contains(KeyModifiers::CONTROL) => return false,
             KeyCode::Down | KeyCode::Char('j') => self.scrolled = self.scrolled.saturating_add(1),
             KeyCode::Up | KeyCode::Char('k') => self.scrolled = self.scrolled.saturating_sub(1),
             KeyCode::PageDown | KeyCode::Char(' ') => self.scrolled = self.scrolled.saturating_add(page),
@@ -204,7 +145,11 @@ fn line(row: &Row) -> Line<'_> {
 
 #[cfg(test)]
 mod tests {
-    use ratatui::{Terminal, backend::TestBackend};
+    use ratatui::{
+        Terminal,
+        backend::TestBackend,
+        crossterm::event::{KeyEvent, KeyModifiers},
+    };
 
     use super::{super::table::tests::picture, *};
 

@@ -63,6 +63,14 @@ pub struct CacheCounts {
     pub shared: usize,
 }
 
+impl CacheCounts {
+    /// Tokens of one block that the pages have room for that hold something nobody may take.
+    pub fn used_tokens(&self) -> usize {
+        let pages = (self.total + self.overflow).saturating_sub(self.free + self.kept);
+        pages * PAGE_TOKENS
+    }
+}
+
 /// Of several arenas together.
 impl std::iter::Sum for CacheCounts {
     fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
