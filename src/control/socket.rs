@@ -86,8 +86,7 @@ async fn converse(mut stream: BufReader<UnixStream>, node: &Arc<Node>) -> std::i
 
 /// Sends pictures until the client hangs up, says anything, or does not read.
 async fn show(mut stream: BufReader<UnixStream>, node: &Arc<Node>, period_s: f64) -> std::io::Result<()> {
-    // NaN is no period.
-    let period = period_s.max(PERIODS.0).min(PERIODS.1);
+    let period = period_s.clamp(PERIODS.0, PERIODS.1);
     let mut tick = interval(Duration::from_secs_f64(period));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -87,9 +87,20 @@ impl View {
         frame.render_widget(titled(title), head);
         let rows = rows.skip(usize::from(self.scrolled)).map(Row::new);
         let dim = Style::new().add_modifier(Modifier::DIM);
-        let table = Table::new(rows, widths.map(Constraint::Max)).header(Row::new(names).style(dim));
+        let table = Table::new(rows, columns(&widths, body.width)).header(Row::new(names).style(dim));
         frame.render_widget(table, body);
     }
+}
+
+/// As many columns as fit into `room`, the last one perhaps cut; who has a narrow terminal sees the first ones whole.
+fn columns(widths: &[u16], room: u16) -> Vec<Constraint> {
+    let mut left = room;
+    let columns = widths.iter().map_while(|width| {
+        let width = (*width).min(left);
+        left = left.saturating_sub(width + 1);
+        (width > 0).then_some(Constraint::Length(width))
+    });
+    columns.collect()
 }
 
 fn titled(title: &str) -> Line<'_> {
