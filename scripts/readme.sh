@@ -200,6 +200,16 @@ sepal benchmark demo --initial-peers "$addr" | tee "$work/benchmark"
 grep -q '^announced in bfloat16: ' "$work/benchmark" && grep -q 'measured by an echo with' "$work/benchmark" \
     || fail 'the benchmark does not explain what is announced'
 
+mkdir "$work/.folder" # no log, which the others in there are
+says 'sepal init -- serve demo --blocks 0:4 --initial-peers ADDR  '
+(cd "$work/.folder" && sepal init -- serve demo --blocks 0:4 --initial-peers "$addr")
+says 'sepal config  '
+(cd "$work/.folder" && sepal config) | tee "$work/config"
+grep -q '^blocks = \["0:4"\]  *# sepal.toml:[0-9]*$' "$work/config" || fail 'sepal config does not say where the blocks are set'
+says 'SEPAL_SERVE_BLOCKS=4:8 sepal serve  '
+background configured env -C "$work/.folder" SEPAL_SERVE_BLOCKS=4:8 sepal serve
+await configured 'online demo-hf 4:8' >/dev/null
+
 says 'sepal swarm-key swarm.key'
 sepal swarm-key "$work/swarm.key"
 says 'sepal serve demo --new-swarm --swarm-key swarm.key'

@@ -63,7 +63,8 @@ struct Cli {
     /// Log only warnings and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Logging")]
     quiet: bool,
-    /// File with options, by the names of their flags [default: SEPAL_CONFIG, or the first of sepal.toml,
+    /// File with options, by the names of their flags; `sepal init` writes one. Variables such as SEPAL_PORT or
+    /// SEPAL_SERVE_PORT count more than it, flags more than both [default: SEPAL_CONFIG, or the first of sepal.toml,
     /// ~/.config/sepal/sepal.toml and /etc/sepal/sepal.toml].
     #[arg(long, value_name = "FILE", global = true, help_heading = "Configuration")]
     config: Option<PathBuf>,

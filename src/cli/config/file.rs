@@ -65,7 +65,7 @@ impl Reading<'_> {
             let span = table.key(name).and_then(toml_edit::Key::span).or_else(|| item.span());
             let (line, _) = place(self.text, span.map_or(0, |span| span.start));
             let key = normal(name);
-            let inner = [scope, &[key.clone()]].concat();
+            let inner = [scope, std::slice::from_ref(&key)].concat();
             if self.catalogue.is_table(&inner) {
                 match item.as_table_like() {
                     Some(table) => self.table(&inner, table),

@@ -142,7 +142,7 @@ fn entry(document: &mut String, effective: &Effective<'_>, more: &str) {
     document.push_str(&format!("\n{}\n{line}{form}\n", text::comment(option, more)));
 }
 
-/// The options that several commands have alike, each once, with these commands.
+/// The options that several commands have, and all of them alike, each once, with these commands.
 fn shared(catalogue: &Catalogue) -> Vec<(&Opt, Vec<&Options>)> {
     let mut shared: Vec<(&Opt, Vec<&Options>)> = Vec::new();
     for option in catalogue.commands.iter().flat_map(|options| &options.options) {
@@ -155,15 +155,18 @@ fn shared(catalogue: &Catalogue) -> Vec<(&Opt, Vec<&Options>)> {
     shared
 }
 
-/// The commands that have this option in the same words.
+/// The commands that have this option, if all of them have it in the same words; a line above the tables is for all.
 fn owners<'a>(catalogue: &'a Catalogue, option: &Opt) -> Vec<&'a Options> {
+    let help = |option: &Opt| option.arg.get_help().map(ToString::to_string);
     let same = |other: &Opt| {
-        let help = |option: &Opt| option.arg.get_help().map(ToString::to_string);
-        other.key() == option.key()
-            && help(other) == help(option)
-            && other.kind() == option.kind()
-            && other.defaults() == option.defaults()
+        help(other) == help(option) && other.kind() == option.kind() && other.defaults() == option.defaults()
     };
-    let has_it = |options: &&Options| options.options.iter().any(same);
-    catalogue.commands.iter().filter(has_it).collect()
+    let all = catalogue.commands.iter();
+    let named: Vec<_> = all
+        .filter_map(|options| options.find(option.key()).map(|other| (options, other)))
+        .collect();
+    match named.iter().all(|(_, other)| same(other)) {
+        true => named.into_iter().map(|(options, _)| options).collect(),
+        false => Vec::new(),
+    }
 }

@@ -264,9 +264,9 @@ fn bad_values_are_named_with_their_place_and_what_the_flag_says() {
         ("[serve]\nthreads = 0", "sepal.toml:2: threads = 0: "),
         ("port = 70000", "sepal.toml:1: port = 70000: 70000 is not in 0..=65535"),
         ("no-relay = 'yes'", "no-relay = yes: expected true or false"),
-        ("port = [1]", "port = [1]: expected one value, PORT, not a list"),
+        ("port = [1, 2]", "port = [1, 2]: expected one value, PORT, not a list"),
         (
-            "token = [1]",
+            "token = [1, 2]",
             "token = its value is not shown: expected one value, TOKEN, not a list",
         ),
         ("verbose = -1", "verbose = -1: expected how many times"),

@@ -26,14 +26,13 @@ pub(super) fn value(effective: &Effective<'_>) -> Value {
 pub(super) fn plain(effective: &Effective<'_>) -> Value {
     let option = effective.option;
     let values = match &effective.given {
-        Some(Given::Off) => Vec::new(),
         Some(Given::Bare(times)) if option.kind() == Kind::Count => return json!(times),
         Some(Given::Bare(_)) => return json!(true),
         Some(Given::Values(values)) => values.clone(),
-        None => option.defaults(),
+        Some(Given::Off) | None => option.defaults(),
     };
     match option.kind() {
-        Kind::Flag => json!(values.iter().any(|value| value == "true") && effective.given.is_some()),
+        Kind::Flag => json!(false),
         Kind::Count => json!(0),
         Kind::Many => values.iter().map(|value| typed(value)).collect(),
         Kind::One | Kind::AtMostOne => values.first().map_or(Value::Null, |value| typed(value)),

@@ -95,7 +95,12 @@ fn one(option: &Opt, raw: &Raw) -> Result<Given, String> {
         // Takes back what stands above the tables, unless it is a value.
         Raw::Bool(false) if accepted(option, &["false".to_owned()]).is_err() || is_text(option) => Ok(Given::Off),
         Raw::Table(_) => Err(format!("expected {}, not a table", wanted(option))),
-        Raw::List(_) => Err(format!("expected {}, not a list", wanted(option))),
+        // One line may be for commands that take many, and for others.
+        Raw::List(values) => match values.as_slice() {
+            [] => Ok(Given::Off),
+            [value] => one(option, value),
+            _ => Err(format!("expected {}, not a list", wanted(option))),
+        },
         Raw::Bool(true) if is_text(option) => Err(format!("expected {}", wanted(option))),
         scalar => Ok(Given::Values(vec![scalar.to_string()])),
     }
