@@ -137,7 +137,7 @@ def revision() -> str:
 def said(*command: str) -> str:
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout.strip()
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
 
 

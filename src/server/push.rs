@@ -89,7 +89,7 @@ pub(crate) struct Push {
 impl Push {
     /// Waits until it is through the line, or has failed. `false` if that takes too long: the next server
     /// cannot be reached from here, or takes nothing.
-    pub(crate) async fn is_out(self) -> bool {
+    pub(crate) async fn got_out(self) -> bool {
         let limit = OPENING + Duration::from_secs_f64(self.n_bytes as f64 / SLOWEST_LINE);
         tokio::time::timeout(limit, self.out).await.is_ok()
     }
@@ -174,11 +174,11 @@ mod tests {
     async fn an_answer_waits_until_a_push_is_out_or_has_failed_and_not_for_ever() {
         let (tell, waiting) = push(8 << 20);
         tell.send(()).unwrap();
-        assert!(waiting.is_out().await);
+        assert!(waiting.got_out().await);
         let (tell, waiting) = push(8 << 20);
         drop(tell);
-        assert!(waiting.is_out().await, "a push that failed is in nobody's way");
+        assert!(waiting.got_out().await, "a push that failed is in nobody's way");
         let (_tell, waiting) = push(1);
-        assert!(!waiting.is_out().await);
+        assert!(!waiting.got_out().await);
     }
 }

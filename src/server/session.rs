@@ -274,7 +274,7 @@ impl Session {
             && let Some(push) = push::send(&self.serving, &request, &metadata, &output)
             && self.pushes_first
         {
-            self.pushes_first = push.is_out().await;
+            self.pushes_first = push.got_out().await;
         }
         Ok(Some(reply))
     }
