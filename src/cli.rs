@@ -33,6 +33,7 @@ mod output;
 mod plain;
 mod progress;
 mod quant;
+mod receipts;
 mod route;
 mod sampling;
 mod screen;
@@ -105,6 +106,9 @@ enum Command {
     Api(Box<api::Args>),
     /// Show the chain of servers that a session would take, why, and how long a token takes.
     Route(Box<route::Args>),
+    /// Check what servers said under their signature that they computed.
+    #[command(subcommand)]
+    Receipts(receipts::Command),
     /// Show how a swarm is: models, servers, missing blocks.
     Health(health::Args),
     /// Print what makes a shell complete this command line.
@@ -210,6 +214,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Chat(args) => chat::run(*args).await,
         Command::Api(args) => api::run(*args).await,
         Command::Route(args) => route::run(*args).await,
+        Command::Receipts(command) => receipts::run(&command),
         Command::Health(args) => health::run(args).await,
         Command::Completions(args) => completions::print(&args, self::command()),
         Command::Man(args) => completions::manual(&args, &self::command()),

@@ -61,6 +61,7 @@ use crate::{
     dht::Dht,
     model::{Adapter, Ends, Engine, LoadError, ModelSource, WeightDType},
     p2p::{P2p, PeerId, Transfer},
+    receipt::Keeper,
     swarm::{
         Snapshot,
         directory::{Directory, Filter},
@@ -100,6 +101,8 @@ pub struct Config {
     pub draft: Option<DraftModel>,
     /// Blocks at both ends that the client holds itself.
     pub private_ends: Option<PrivateEnds>,
+    /// Where the receipts of servers are kept, which are only asked for then.
+    pub receipts: Option<Keeper>,
 }
 
 /// Petals: 180 s for a step, 60 s between two looks at the directory, 5 s to connect.
@@ -145,6 +148,7 @@ impl Config {
             speculate: Speculate::Off,
             draft: None,
             private_ends: None,
+            receipts: None,
         }
     }
 }
@@ -196,6 +200,7 @@ struct Shared {
     lines: Mutex<Lines>,
     /// Share of the steps.
     verify: f64,
+    receipts: Option<Keeper>,
     /// It was said that some blocks are held by one server only, and so cannot be verified.
     said_alone: AtomicBool,
     started: Instant,
@@ -341,6 +346,7 @@ impl Shared {
                 false => config.activations,
             },
             verify: config.verify,
+            receipts: config.receipts,
             said_alone: AtomicBool::new(false),
             lines: Mutex::default(),
             started: Instant::now(),

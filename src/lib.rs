@@ -13,6 +13,7 @@
 //!          server   client      run blocks for others · generate text through others
 //!           swarm   model       who serves what · load and run transformer blocks
 //!            dht                Hivemind's Kademlia: records by key, without addresses
+//!          receipt              what was computed, signed
 //!            p2p                the libp2p host: connections, named streams, addresses of peers
 //!      sepal-protocol           the bytes on the wire
 //! ```
@@ -38,6 +39,8 @@
 pub mod task;
 
 pub mod p2p;
+
+pub mod receipt;
 
 pub mod dht;
 

@@ -222,6 +222,7 @@ impl Default for Limits {
 #[derive(Clone)]
 pub struct P2p {
     peer_id: PeerId,
+    identity: Identity,
     commands: mpsc::Sender<Command>,
     registry: Arc<router::Registry>,
     swarm_key: Option<SwarmKey>,
@@ -243,7 +244,8 @@ impl P2p {
         let registry = Arc::new(router::Registry::default());
         let swarm = behaviour::swarm(&config, registry.clone())?;
         let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
-        let (peer_id, swarm_key) = (config.identity.peer_id(), config.swarm_key.clone());
+        let (peer_id, identity) = (config.identity.peer_id(), config.identity.clone());
+        let swarm_key = config.swarm_key.clone();
         let (addrs_out, addrs) = watch::channel(Vec::new());
         let (connected_out, connected) = watch::channel(BTreeSet::new());
         let (port_map_out, port_map) = watch::channel(PortMap::default());
@@ -283,6 +285,7 @@ impl P2p {
         tasks.spawn("p2p", actor.run(inbox, tasks.token()));
         Ok(P2p {
             peer_id,
+            identity,
             commands,
             registry,
             swarm_key,
@@ -297,6 +300,11 @@ impl P2p {
     /// The id of this node.
     pub fn peer_id(&self) -> PeerId {
         self.peer_id
+    }
+
+    /// The key of this node, to sign with.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Where others can reach this node, each address ending in `/p2p/PEER-ID`.

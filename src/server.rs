@@ -28,6 +28,7 @@ mod overview;
 mod pass;
 mod push;
 mod queue;
+mod receipts;
 mod request;
 mod riding;
 mod schedule;

@@ -17,6 +17,7 @@ mod moving;
 mod passes;
 mod private;
 mod pushing;
+mod receipts;
 mod replay;
 mod setup;
 mod several;

@@ -9,17 +9,18 @@ use std::{
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("task", &[]),
     ("p2p", &["task"]),
+    ("receipt", &["task", "p2p"]),
     ("dht", &["task", "p2p"]),
     ("swarm", &["task", "p2p", "dht"]),
     ("model", &["task"]),
-    ("server", &["task", "p2p", "dht", "swarm", "model"]),
-    ("client", &["task", "p2p", "dht", "swarm", "model"]),
+    ("server", &["task", "p2p", "receipt", "dht", "swarm", "model"]),
+    ("client", &["task", "p2p", "receipt", "dht", "swarm", "model"]),
     ("http", &["task", "p2p", "swarm", "model", "client"]),
     ("control", &["task", "p2p", "swarm", "server"]),
     (
         "cli",
         &[
-            "task", "p2p", "dht", "swarm", "model", "server", "client", "http", "control",
+            "task", "p2p", "receipt", "dht", "swarm", "model", "server", "client", "http", "control",
         ],
     ),
 ];
@@ -33,7 +34,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("ureq", &["model", "swarm"]),
     ("libloading", &["model"]),
     ("memmap2", &["model"]),
-    ("blake3", &["model"]),
+    ("blake3", &["model", "receipt"]),
     ("core_affinity", &["model"]),
     ("tokenizers", &["client"]),
     ("minijinja", &["client"]),

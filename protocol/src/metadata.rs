@@ -53,6 +53,8 @@ pub struct StepMetadata {
     pub output_compression: Option<Vec<i64>>,
     /// How an inference session wants its outputs encoded, such as `bfloat16`; Sepal's own, Python ignores it.
     pub activations: Option<String>,
+    /// Whether a signed receipt is wanted with the answer; Sepal's own, Python ignores it. See [`ReplyMetadata`].
+    pub receipt: bool,
     /// Keys that are not known here, for passing on.
     pub other: Vec<(Value, Value)>,
 }
@@ -65,7 +67,10 @@ pub const INT8: &str = "int8";
 
 const WHAT: &str = "request metadata";
 
-const KEYS: [&str; 12] = [
+/// Asks for a receipt in a request, and carries it in a reply.
+const RECEIPT: &str = "sepal_receipt";
+
+const KEYS: [&str; 13] = [
     "session_id",
     "step_id",
     "max_length",
@@ -78,6 +83,7 @@ const KEYS: [&str; 12] = [
     "pushed",
     "output_compression",
     "activations",
+    RECEIPT,
 ];
 
 impl StepMetadata {
@@ -112,6 +118,7 @@ impl StepMetadata {
             pushed: fields.boolean("pushed")?.unwrap_or(false),
             output_compression: fields.read("output_compression", "a tuple of whole numbers", ints)?,
             activations: fields.text("activations")?,
+            receipt: fields.boolean(RECEIPT)?.unwrap_or(false),
             other: other.cloned().collect(),
         })
     }
@@ -139,6 +146,7 @@ impl StepMetadata {
             Some(Value::from(true)).filter(|_| self.pushed),
             compression,
             text(&self.activations),
+            Some(Value::from(true)).filter(|_| self.receipt),
         ];
         let known = KEYS.into_iter().zip(values);
         let known = known.filter_map(|(key, value)| value.map(|value| (Value::from(key), value)));
@@ -174,6 +182,39 @@ impl StepMetadata {
             ..self.clone()
         };
         Some((next.clone(), pushed))
+    }
+}
+
+/// The metadata of one reply: none in Petals, whose clients do not look at it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReplyMetadata {
+    /// The receipt that was asked for, as text.
+    pub receipt: Option<String>,
+}
+
+impl ReplyMetadata {
+    /// Reads the metadata of a reply; no bytes at all are an empty map.
+    ///
+    /// # Errors
+    /// [`WireError`] if the bytes are not a map, or the receipt is no text.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        let value = msgpack::decode(bytes)?;
+        let fields = Fields::of("reply metadata", &value)?;
+        Ok(Self {
+            receipt: fields.text(RECEIPT)?,
+        })
+    }
+
+    /// The bytes of the metadata; none if there is nothing to say, as Petals has it.
+    pub fn encode(&self) -> Vec<u8> {
+        let entry = |text: &String| (Value::from(RECEIPT), Value::from(text.as_str()));
+        match &self.receipt {
+            Some(text) => msgpack::encode(&Value::Map(vec![entry(text)])),
+            None => Vec::new(),
+        }
     }
 }
 

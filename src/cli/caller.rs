@@ -1,6 +1,6 @@
 //! How this program calls servers of a model: the flags that `generate`, `chat` and `api` share, and the client that they make.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::OnceLock};
 
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
@@ -14,6 +14,7 @@ use super::{
 use crate::{
     client::{self, Activations, Client, DraftModel, LocalOptions, PrivateEnds, Scout, Speculate},
     model::{Adapter, HubOptions, ModelSource, WeightDType},
+    receipt::Keeper,
     swarm::directory::Filter,
 };
 
@@ -29,6 +30,13 @@ pub(super) struct CallerArgs {
     /// Share of the steps, from 0 to 1, to compute once more on another server; one that answers wrongly is left out.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     verify: f64,
+    /// Ask servers for signed receipts of what they compute, check them, and append them to this file; `sepal receipts
+    /// verify FILE` checks them again.
+    #[arg(long, value_name = "FILE")]
+    receipts: Option<PathBuf>,
+    /// One for all models.
+    #[arg(skip)]
+    keeper: OnceLock<Keeper>,
     /// LoRA adapter to use; only servers that have it are.
     #[arg(long, value_name = "[MODEL=]NAME", alias = "active_adapter", value_parser = ForModel::<String>::parse)]
     pub(super) adapter: Vec<ForModel<String>>,
@@ -115,10 +123,12 @@ impl CallerArgs {
         // What cannot be is said before anybody is called.
         let private_ends = self.ends_with_adapter(model).await?;
         let draft = self.draft(model).await?;
+        let receipts = self.keeper(node)?;
         node.join().await?;
         let parts = (node.p2p.clone(), node.dht.clone());
         let config = client::Config {
             draft,
+            receipts,
             ..self.config(model, private_ends)
         };
         Ok(Client::connect(config, &model.source, parts, &node.tasks).await?)
@@ -134,6 +144,19 @@ impl CallerArgs {
         let parts = (node.p2p.clone(), node.dht.clone());
         let n_blocks = model.source.config().n_blocks;
         Ok(Scout::connect(self.config(model, private_ends), n_blocks, parts, &node.tasks).await)
+    }
+
+    /// What keeps the receipts of all models.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    fn keeper(&self, node: &Node) -> anyhow::Result<Option<Keeper>> {
+        let Some(file) = &self.receipts else { return Ok(None) };
+        if let Some(keeper) = self.keeper.get() {
+            return Ok(Some(keeper.clone()));
+        }
+        let keeper = Keeper::open(file, &node.tasks)?;
+        Ok(Some(self.keeper.get_or_init(|| keeper).clone()))
     }
 
     fn config(&self, model: &Model, private_ends: Option<PrivateEnds>) -> client::Config {

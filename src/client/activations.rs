@@ -18,6 +18,7 @@ use sepal_protocol::{
 use crate::{
     model::Hidden,
     p2p::{PeerId, Transfer},
+    receipt::TensorDigest,
 };
 
 /// What a user wants.
@@ -48,11 +49,17 @@ pub(crate) enum Encoding {
 pub(crate) struct Passing {
     pub(crate) x: Hidden,
     pub(crate) message: Option<proto::Tensor>,
+    /// Names the message that they came in, if receipts are wanted: the server may have pushed it on as it is.
+    pub(crate) digest: Option<TensorDigest>,
 }
 
 impl From<Hidden> for Passing {
     fn from(x: Hidden) -> Self {
-        Self { x, message: None }
+        Self {
+            x,
+            message: None,
+            digest: None,
+        }
     }
 }
 
@@ -62,6 +69,8 @@ pub(crate) struct Outgoing {
     pub(crate) message: proto::Tensor,
     pub(crate) seen: WireTensor,
     pub(crate) encoding: Encoding,
+    /// Names what the server before may have pushed in its place.
+    pub(crate) pushed: Option<TensorDigest>,
 }
 
 impl Encoding {
@@ -92,6 +101,7 @@ impl Encoding {
                     message: seen.encode(Compression::None)?,
                     seen,
                     encoding: self,
+                    pushed: passing.digest.clone(),
                 });
             }
         };
@@ -105,6 +115,7 @@ impl Encoding {
             message,
             seen,
             encoding: self,
+            pushed: passing.digest.clone(),
         })
     }
 
@@ -283,6 +294,7 @@ mod tests {
         let passing = Passing {
             x: decoded.clone(),
             message: Some(message.clone()),
+            digest: None,
         };
         let sent = Encoding::Int8.outgoing(&passing, DType::F32).unwrap();
         assert_eq!((sent.message, sent.seen.to_f32_vec()), (message, decoded.data.clone()));

@@ -7,7 +7,10 @@
 //! | not now: full, moving | left out of this step | the last refusal |
 //! | ours: too long, too large | left out of this step; only one other is asked | the refusal |
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use tracing::warn;
 
@@ -37,6 +40,8 @@ pub(crate) struct Attempts {
     /// Somebody else may still answer: no pauses.
     racing: bool,
     last: Option<Failure>,
+    /// Those whose receipts were false, and what they were asked for.
+    liars: Vec<Hop>,
 }
 
 #[derive(Debug)]
@@ -69,6 +74,10 @@ impl Attempts {
         self.failures += 1;
         self.excluded.insert(hop.peer);
         match error.fault() {
+            Fault::Theirs if matches!(error, RemoteError::FalseReceipt(_)) => {
+                shared.lock_bans().lied(hop.peer, &error.reason(), Instant::now());
+                self.liars.push(hop.clone());
+            }
             Fault::Theirs => shared.ban(hop.peer, &error.reason()),
             Fault::NotNow => {}
             Fault::Ours => self.refusals += 1,
@@ -82,6 +91,11 @@ impl Attempts {
         } else {
             Err(self.give_up(None))
         }
+    }
+
+    /// Those whose receipts were found to be false since the last time this was asked.
+    pub(crate) fn take_liars(&mut self) -> Vec<Hop> {
+        std::mem::take(&mut self.liars)
     }
 
     /// No chain is left. Returns how long to wait before looking again; then those that failed get another chance.

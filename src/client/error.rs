@@ -9,6 +9,7 @@ use super::{constraint::ConstraintError, local::LocalError, text::TextError};
 use crate::{
     model::{ComputeError, LoadError, ResolveError, SampleError},
     p2p::{OpenError, PeerId, StreamError},
+    receipt::FalseReceipt,
     swarm::route::MissingBlocks,
 };
 
@@ -153,6 +154,9 @@ pub enum RemoteError {
     /// Other servers with the same blocks agree on something else.
     #[error("wrong activations: others agree on different ones")]
     Wrong,
+    /// A receipt that is not that of the step.
+    #[error("the receipt is false")]
+    FalseReceipt(#[source] Box<FalseReceipt>),
     /// Not-a-number or infinity in the activations.
     #[error("the answer contains values that are not finite")]
     NotFinite,

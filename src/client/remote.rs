@@ -12,14 +12,14 @@ use sepal_protocol::{
     Message, WireError,
     compress::Compression,
     message::decode,
-    metadata::{NextServer, StepMetadata, args_structure},
+    metadata::{NextServer, ReplyMetadata, StepMetadata, args_structure},
     msgpack::Value,
     names, proto,
     record::BlockUid,
     tensor::{DType, WireTensor},
 };
 use tokio::time::timeout;
-use tracing::trace;
+use tracing::{trace, warn};
 
 use super::{
     activations::{Encoding, Outgoing, Passing},
@@ -28,6 +28,7 @@ use super::{
 use crate::{
     model::Hidden,
     p2p::{P2p, PeerId, StreamReceiver, StreamSender, Transfer},
+    receipt::{Asked, Expectation, FalseReceipt, Keeper, TensorDigest},
 };
 
 /// Seconds a server may let us wait for cache memory before it refuses.
@@ -53,6 +54,8 @@ pub(crate) struct Remote {
     position: usize,
     /// The shape of a step of no tokens that was sent and whose answer has not been read.
     ahead: Option<[usize; 3]>,
+    /// What receipts have to say, and where they go; `None` if none are wanted.
+    receipts: Option<(Expectation, Keeper)>,
     sender: StreamSender,
     receiver: StreamReceiver,
 }
@@ -73,6 +76,8 @@ pub(crate) struct Target {
     pub(crate) dtype: DType,
     /// LoRA adapter to go through.
     pub(crate) adapter: Option<Arc<str>>,
+    /// Where receipts are kept, if they are wanted.
+    pub(crate) receipts: Option<Keeper>,
 }
 
 impl Remote {
@@ -85,9 +90,15 @@ impl Remote {
             .open_stream(target.peer, names::INFERENCE, target.connect_timeout)
             .await
             .map_err(RemoteError::Open)?;
+        let session_id = uuid::Uuid::new_v4().to_string();
+        let receipts = target.receipts.map(|keeper| {
+            let expected = Expectation::new(target.peer, &target.prefix, &session_id, &target.blocks);
+            (expected, keeper)
+        });
         Ok(Self {
             peer: target.peer,
-            session_id: uuid::Uuid::new_v4().to_string(),
+            session_id,
+            receipts,
             uid: BlockUid::format_chain(&target.prefix, target.blocks.clone()),
             blocks: target.blocks,
             max_length: target.max_length,
@@ -176,11 +187,48 @@ impl Remote {
         let answer = timeout(limit, self.exchange(message.encode_to_vec().into()))
             .await
             .map_err(|_| RemoteError::Timeout(limit))??;
-        let (x, message) = decode_answer(answer, &outgoing.seen.shape)?;
+        let Answer { x, message, metadata } = decode_answer(answer, &outgoing.seen.shape)?;
+        let digest = self.receipts.is_some().then(|| TensorDigest::of(&message));
+        if let Some(output) = &digest {
+            self.take_receipt(step_id, outgoing, (&x, output), &metadata).await?;
+        }
         self.position += x.tokens;
         trace!(peer = %self.peer, position = self.position, "step answered");
         let message = (outgoing.encoding != Encoding::Exact).then_some(message);
-        Ok(Passing { x, message })
+        Ok(Passing { x, message, digest })
+    }
+
+    /// Checks the receipt of a step and has it kept. A server that has never given one knows nothing of receipts.
+    async fn take_receipt(
+        &mut self,
+        step_id: &str,
+        outgoing: &Outgoing,
+        (x, output): (&Hidden, &TensorDigest),
+        metadata: &[u8],
+    ) -> Result<(), RemoteError> {
+        let Some((expected, keeper)) = &mut self.receipts else {
+            return Ok(());
+        };
+        let Some(text) = ReplyMetadata::decode(metadata)?.receipt else {
+            if !expected.is_first() {
+                return Err(RemoteError::FalseReceipt(Box::new(FalseReceipt::Missing)));
+            }
+            if self.position == 0 {
+                warn!(peer = %self.peer, blocks = ?self.blocks, "this server gives no receipts");
+            }
+            return Ok(());
+        };
+        let asked = Asked {
+            position: self.position,
+            size: (x.batch, x.tokens),
+            input: TensorDigest::of(&outgoing.message),
+            pushed: outgoing.pushed.as_ref(),
+            output,
+        };
+        let receipt = expected.check(&text, &asked);
+        let receipt = receipt.map_err(|why| RemoteError::FalseReceipt(Box::new(why)))?;
+        keeper.keep(step_id, &receipt).await;
+        Ok(())
     }
 
     /// Sends a message and waits for its answer. What was pushed may be answered before the copy from here is through a
@@ -218,6 +266,7 @@ impl Remote {
             points: first.then(|| Value::from(0.0)),
             active_adapter: self.adapter.as_deref().map(str::to_owned),
             activations: encoding.wish().map(str::to_owned),
+            receipt: self.receipts.is_some(),
             ..StepMetadata::default()
         }
     }
@@ -252,8 +301,16 @@ fn empty(dtype: DType) -> Result<proto::Tensor, WireError> {
     WireTensor::new(dtype, [0], bytes::Bytes::new())?.encode(Compression::None)
 }
 
+/// An answer that has the right form.
+struct Answer {
+    x: Hidden,
+    /// As it came.
+    message: proto::Tensor,
+    metadata: Vec<u8>,
+}
+
 /// The one tensor of an answer, checked against the shape of the step it answers.
-fn decode_answer(answer: bytes::Bytes, expected: &[usize]) -> Result<(Hidden, proto::Tensor), RemoteError> {
+fn decode_answer(answer: bytes::Bytes, expected: &[usize]) -> Result<Answer, RemoteError> {
     let mut answer: proto::ExpertResponse = decode("ExpertResponse", answer)?;
     let wrong = |got| RemoteError::WrongShape {
         expected: expected.to_vec(),
@@ -271,5 +328,9 @@ fn decode_answer(answer: bytes::Bytes, expected: &[usize]) -> Result<(Hidden, pr
     if !output.data.iter().all(|value| value.is_finite()) {
         return Err(RemoteError::NotFinite);
     }
-    Ok((output, message))
+    Ok(Answer {
+        x: output,
+        message,
+        metadata: answer.metadata,
+    })
 }

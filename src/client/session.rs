@@ -398,6 +398,7 @@ impl Session {
             timeout: self.shared.request_timeout,
             dtype: self.shared.wire_dtype(hop.peer),
             adapter: self.shared.adapter.clone(),
+            receipts: self.shared.receipts.clone(),
         };
         Remote::open(&self.shared.p2p, target).await
     }

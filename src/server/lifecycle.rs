@@ -453,6 +453,7 @@ impl Lifecycle {
             p2p: self.p2p.clone(),
             tasks: old.map_or_else(|| self.tasks.child(), |old| old.tasks.clone()),
             pushes: old.map_or_else(|| Arc::new(Pushes::new(MAX_PUSHES)), |old| old.pushes.clone()),
+            weights: self.precision().weights.as_str(),
             backward_turn: old.map_or_else(|| Arc::new(Semaphore::new(1)), |old| old.backward_turn.clone()),
             counters: self.current.counters.clone(),
             ledger: self.hosted.ledger.clone(),

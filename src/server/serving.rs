@@ -43,6 +43,8 @@ pub(crate) struct Serving {
     pub(crate) prefix: String,
     pub(crate) span: Range<u32>,
     pub(crate) blocks: Arc<Blocks>,
+    /// Format of the weights, for receipts.
+    pub(crate) weights: &'static str,
     pub(crate) worker: Worker,
     pub(crate) memory: Memory,
     pub(crate) sessions: Sessions,

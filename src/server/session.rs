@@ -14,7 +14,7 @@ use bytes::Bytes;
 use sepal_protocol::{
     Message,
     message::decode,
-    metadata::StepMetadata,
+    metadata::{ReplyMetadata, StepMetadata},
     msgpack::{PythonText, Value},
     proto,
 };
@@ -26,6 +26,7 @@ use super::{
     error::RequestError,
     ledger::{About, Entry},
     push,
+    receipts::Receipts,
     request::{self, StepTensors},
     serving::Serving,
     sessions::Registration,
@@ -139,6 +140,7 @@ struct Session {
     pushes_first: bool,
     entry: Entry,
     seen: RecentSteps,
+    receipts: Receipts,
 }
 
 impl Session {
@@ -178,6 +180,7 @@ impl Session {
         }
         let adapter = request::find_adapter(&metadata, &serving.blocks)?;
         let about = opening.about(&metadata, batch, max_length);
+        let receipts = Receipts::new(metadata.session_id.clone(), chain);
         let pushes = match metadata.session_id {
             Some(id) => Some(serving.sessions.register(id)?),
             None => None,
@@ -200,6 +203,7 @@ impl Session {
             pushes_first: true,
             entry: serving.ledger.enter(about),
             seen: RecentSteps::default(),
+            receipts,
             serving: serving.clone(),
         })
     }
@@ -259,17 +263,30 @@ impl Session {
         if pushed {
             self.serving.counters.pushes_used.add();
         }
+        let wanted = metadata.receipt && tokens > 0;
+        let due = wanted.then(|| {
+            self.receipts
+                .due(&self.serving, &request, self.structure.as_ref(), prefix)
+        });
         let serving = self.serving.clone();
         let wish = metadata.activations.clone();
-        let (output, reply) = convert(size_of_val(&*output.data), move || {
+        let (output, reply, receipts) = convert(size_of_val(&*output.data), move || {
+            let size = (output.batch, output.tokens);
             let output = serving.to_wire_as(&output, wish.as_deref())?;
+            let (receipt, receipts) = due.flatten().map(|due| due.sign(&output, size)).unzip();
             let reply = proto::ExpertResponse {
                 tensors: vec![output.clone()],
-                metadata: Vec::new(),
+                metadata: ReplyMetadata {
+                    receipt: receipt.flatten(),
+                }
+                .encode(),
             };
-            Ok((output, Bytes::from(reply.encode_to_vec())))
+            Ok((output, Bytes::from(reply.encode_to_vec()), receipts))
         })
         .await?;
+        if let Some(receipts) = receipts {
+            self.receipts.chain = receipts;
+        }
         if may_push
             && let Some(push) = push::send(&self.serving, &request, &metadata, &output)
             && self.pushes_first

@@ -300,3 +300,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_receipt_is_asked_for_and_given_and_is_absent_otherwise() {
+    let asking = StepMetadata {
+        receipt: true,
+        ..StepMetadata::default()
+    };
+    assert_eq!(StepMetadata::decode(&asking.encode()), Ok(asking));
+    assert!(!StepMetadata::decode(&StepMetadata::default().encode()).unwrap().receipt);
+    let reply = ReplyMetadata {
+        receipt: Some("{}".to_owned()),
+    };
+    assert_eq!(ReplyMetadata::decode(&reply.encode()), Ok(reply));
+    assert!(ReplyMetadata::default().encode().is_empty());
+    let number = msgpack::encode(&Value::Map(vec![(Value::from("sepal_receipt"), Value::from(1))]));
+    assert!(ReplyMetadata::decode(&number).is_err());
+    assert!(ReplyMetadata::decode(b"\xc1").is_err());
+}

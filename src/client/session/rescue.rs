@@ -74,6 +74,17 @@ impl Session {
     /// When the blocks are served by nobody, or too much failed.
     pub(super) async fn pass(
         &mut self,
+        state: Box<HopState>,
+        step: Step<'_>,
+        attempts: &mut Attempts,
+    ) -> Result<Passed, ClientError> {
+        let outcome = self.pass_or_replace(state, step, attempts).await;
+        self.verifier.gave_false_receipts(attempts.take_liars(), self.position);
+        outcome
+    }
+
+    async fn pass_or_replace(
+        &mut self,
         mut state: Box<HopState>,
         step: Step<'_>,
         attempts: &mut Attempts,

@@ -85,6 +85,15 @@ impl Verifier {
     pub(super) fn wrong(&self) -> &[WrongAnswer] {
         &self.wrong
     }
+
+    /// Notes servers whose receipts were found to be false after `position` tokens.
+    pub(super) fn gave_false_receipts(&mut self, hops: Vec<Hop>, position: usize) {
+        self.wrong.extend(hops.into_iter().map(|hop| WrongAnswer {
+            peer: hop.peer,
+            blocks: hop.blocks,
+            position,
+        }));
+    }
 }
 
 impl Witness {
