@@ -61,6 +61,13 @@ answer=$(sepal generate demo --initial-peers "$addr" --prompt "What is 2+2?" 2>"
 echo "What is 2+2? $answer"
 grep -q 4 <<<"$answer" || fail "generate answered: $answer"
 
+says 'sepal generate org/model --initial-peers ADDR --receipts receipts.jsonl --prompt "A cat in French is"'
+sepal generate demo --initial-peers "$addr" --receipts "$work/receipts.jsonl" --prompt "What is 2+2?" >/dev/null 2>"$work/receipts.err" ||
+    fail 'generate with receipts failed'
+says 'sepal receipts verify receipts.jsonl'
+sepal receipts verify "$work/receipts.jsonl" >"$work/verified" || fail 'the receipts are not valid'
+grep -q '^valid: ' "$work/verified" || fail 'the receipts are not called valid'
+
 says 'sepal generate org/model --initial-peers ADDR --private-ends 2 --prompt "A cat in French is"'
 private=$(sepal generate demo --initial-peers "$addr" --private-ends 2 --prompt "What is 2+2?" --json 2>"$work/private.err") ||
     fail 'generate with private ends failed'

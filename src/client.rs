@@ -42,7 +42,7 @@ pub use self::{
     conversations::{Conversations, Limits},
     error::{ClientError, RemoteError},
     generate::{FinishReason, Generation, Params, Token},
-    local::{LocalError, LocalModel, LocalOptions, LocalSession, PrivateEnds},
+    local::{LocalError, LocalGeneration, LocalModel, LocalOptions, LocalSession, PrivateEnds},
     run::Run,
     scout::Scout,
     session::{HopReport, Session, WrongAnswer},

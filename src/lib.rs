@@ -13,7 +13,7 @@
 //!          server   client      run blocks for others · generate text through others
 //!           swarm   model       who serves what · load and run transformer blocks
 //!            dht                Hivemind's Kademlia: records by key, without addresses
-//!          receipt              what was computed, signed
+//!     jobs, receipt             whole generations, done by one node for another · what was computed, signed
 //!            p2p                the libp2p host: connections, named streams, addresses of peers
 //!      sepal-protocol           the bytes on the wire
 //! ```
@@ -47,6 +47,8 @@ pub mod dht;
 pub mod swarm;
 
 pub mod model;
+
+pub mod jobs;
 
 pub mod server;
 

@@ -20,7 +20,7 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use libp2p::Stream;
 pub use libp2p::{Multiaddr, PeerId};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::task::Tasks;
 
@@ -31,6 +31,7 @@ mod behaviour;
 mod book;
 mod contacts;
 mod error;
+mod gossip;
 mod guard;
 mod identity;
 mod kad_server;
@@ -57,6 +58,7 @@ use actor::Command;
 pub use addr::{is_relayed, peer_of as peer_id_of, without_peer};
 pub use contacts::Contact;
 pub use error::{BindError, CallError, DialError, HandlerError, OpenError, StreamError};
+pub use gossip::{GossipConfig, Heard, MAX_GOSSIP, PublishError};
 pub use identity::{Identity, IdentityError, is_signed_by};
 pub use portmap::{Mapper, Mapping, PortMap};
 pub use reachability::{Evidence, Reachability, Source, Standing, Verdict};
@@ -100,6 +102,8 @@ pub struct Config {
     pub known_peers: Vec<Multiaddr>,
     /// The name of a swarm whose nodes on the local network are to be found, and treated like known peers.
     pub lan: Option<String>,
+    /// What to gossip about; `None`: not at all.
+    pub gossip: Option<GossipConfig>,
     /// Whether to ask the router for the ports that are listened on, over UPnP, PCP and NAT-PMP. Nothing is asked when all
     /// of it is loopback, or when `announce` says where others find this node.
     pub map_ports: bool,
@@ -126,6 +130,7 @@ impl Default for Config {
             client_mode: false,
             known_peers: Vec::new(),
             lan: None,
+            gossip: None,
             map_ports: false,
             relay: RelayConfig::default(),
             autonat: false,
@@ -231,6 +236,7 @@ pub struct P2p {
     reachability: watch::Receiver<Reachability>,
     neighbours: watch::Receiver<BTreeSet<Multiaddr>>,
     port_map: watch::Receiver<PortMap>,
+    heard: broadcast::Sender<Heard>,
 }
 
 impl P2p {
@@ -251,6 +257,7 @@ impl P2p {
         let (port_map_out, port_map) = watch::channel(PortMap::default());
         let maps_ports = portmap::wanted(&config);
         let (neighbours_out, neighbours) = watch::channel(BTreeSet::new());
+        let heard = broadcast::Sender::new(gossip::HEARD_QUEUE);
         let (reachability_out, reachability) = watch::channel(Reachability::default());
         registry.withhold(&[kad_server::NAME], config.client_mode);
         registry.add(vec![actor::kad_handler(commands.downgrade())], tasks);
@@ -271,6 +278,7 @@ impl P2p {
                 reachability: reachability_out,
                 neighbours: neighbours_out,
                 port_map: port_map_out,
+                heard: heard.clone(),
             },
             registry.usage().clone(),
         );
@@ -294,6 +302,7 @@ impl P2p {
             reachability,
             neighbours,
             port_map,
+            heard,
         })
     }
 
@@ -336,6 +345,23 @@ impl P2p {
     /// The nodes of the same swarm on the local network ([`Config::lan`]), each address ending in `/p2p/PEER-ID`.
     pub fn lan_peers(&self) -> watch::Receiver<BTreeSet<Multiaddr>> {
         self.neighbours.clone()
+    }
+
+    /// What others say on the topics of [`Config::gossip`], from now on. Whoever reads too slowly misses the oldest.
+    pub fn heard(&self) -> broadcast::Receiver<Heard> {
+        self.heard.subscribe()
+    }
+
+    /// Says something to everyone who listens to `topic`, one of [`Config::gossip`].
+    ///
+    /// # Errors
+    /// If it went to nobody.
+    pub async fn publish(&self, topic: &str, message: Bytes) -> Result<(), PublishError> {
+        let (reply, sent) = oneshot::channel();
+        let topic = topic.to_owned();
+        let command = Command::Publish { topic, message, reply };
+        self.command(command).await.map_err(|_| PublishError::Stopping)?;
+        sent.await.unwrap_or(Err(PublishError::Stopping))
     }
 
     /// What came of asking the router for ports ([`Config::map_ports`]).

@@ -14,6 +14,8 @@
 mod audit;
 mod digest;
 mod keep;
+#[cfg(test)]
+pub(crate) mod schemas;
 mod signed;
 mod step;
 #[cfg(test)]

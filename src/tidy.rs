@@ -10,6 +10,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("task", &[]),
     ("p2p", &["task"]),
     ("receipt", &["task", "p2p"]),
+    ("jobs", &["task", "p2p", "receipt"]),
     ("dht", &["task", "p2p"]),
     ("swarm", &["task", "p2p", "dht"]),
     ("model", &["task"]),
@@ -20,7 +21,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "task", "p2p", "receipt", "dht", "swarm", "model", "server", "client", "http", "control",
+            "task", "p2p", "receipt", "jobs", "dht", "swarm", "model", "server", "client", "http", "control",
         ],
     ),
 ];

@@ -3,16 +3,18 @@
 Usage: python3 scripts/soak servers  [--servers 24] [--blocks 80] [--minutes 10] [--period 120]
        python3 scripts/soak sessions [--at-a-time 200] [--blocks 8] [--minutes 10]
        python3 scripts/soak people   [--at-a-time 6] [--minutes 30]
+       python3 scripts/soak jobs     [--at-a-time 3] [--minutes 30]
 Needs: `cargo build --release`, for sessions also `--example sessions_bench`; nothing but Python's standard library.
 Prints one line a minute and a verdict; exits with 1 if anything was missed, lost or wrong, a process died that nobody
 killed, or the memory of the processes grew by more than a tenth after warming up. `people` chat and use the API while
-servers are killed, frozen and restarted under them.
+servers are killed, frozen and restarted under them; `jobs` are submitted while the same happens to their workers.
 """
 import argparse
 import pathlib
 import sys
 import tempfile
 
+import jobs
 import people
 import servers
 import sessions
@@ -33,7 +35,10 @@ def main() -> None:
     talk = kinds.add_parser("people", help="people chat and use the API while servers are killed and rejoin")
     talk.add_argument("--at-a-time", type=int, default=6, help="users of the API at a time")
     talk.add_argument("--seed", type=int, default=1, help="of what happens to whom")
-    for kind, minutes in ((many, 10), (churn, 10), (talk, 30)):
+    work = kinds.add_parser("jobs", help="jobs are submitted while workers are killed and rejoin")
+    work.add_argument("--at-a-time", type=int, default=3, help="submitters at a time")
+    work.add_argument("--seed", type=int, default=1, help="of what happens to whom")
+    for kind, minutes in ((many, 10), (churn, 10), (talk, 30), (work, 30)):
         kind.add_argument("--minutes", type=int, default=minutes)
     options = parser.parse_args()
     if not BINARY.exists():
@@ -50,6 +55,8 @@ def main() -> None:
 
 
 def watch(swarm: Swarm, work: pathlib.Path, options) -> bool:
+    if options.kind == "jobs":
+        return jobs.watch(swarm, options)
     if options.kind == "people":
         return people.watch(swarm, options)
     model = work / "soak-model"

@@ -225,6 +225,7 @@ fn host_of(swarm: &Swarm) -> p2p::Config {
     p2p::Config {
         swarm_key: swarm.key.clone(),
         lan: swarm.lan.clone(),
+        gossip: swarm.gossip.clone(),
         known_peers: swarm.initial_peers.clone(),
         ..p2p::Config::default()
     }

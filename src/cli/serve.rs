@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     compute::{ComputeArgs, DeviceArgs},
     control::{self, ControlArgs},
-    environment,
+    environment, jobs,
     map::{self, MapArgs},
     model::Model,
     models::{ForModel, ModelsArgs, is_named, of, refuse_stray, stray},
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     control::Subject,
+    jobs::gossip,
     model::{Adapter, AdapterError, DEFAULT_MAX_CHUNK_BYTES, Engine, KvDType, WeightDType},
     server::{self, BlockChoice, LimitChoice, Server, Throughput},
 };
@@ -53,6 +54,10 @@ pub(super) struct Args {
     /// model only.
     #[arg(long, value_name = "ADAPTER", num_args = 1..)]
     adapters: Vec<String>,
+    /// Work on whole jobs as well (`sepal job submit`): the model is loaded once more, all of it. With one model only.
+    /// Without --initial-peers and --new-swarm the swarm is then that of the local network.
+    #[arg(long)]
+    jobs: bool,
     /// Name shown on health monitors; a link if it starts with http:// or https://.
     #[arg(long, value_name = "NAME", alias = "public_name")]
     public_name: Option<String>,
@@ -196,11 +201,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         bail!("--adapters go with one model, and {} are served", models.len());
     }
     let adapters = args.adapters().await?;
-    let swarm = if args.new_swarm {
-        args.swarm.new_or_joined()?
-    } else {
-        args.swarm.joined()?
-    };
+    let swarm = args.swarm(&models)?;
     // One machine, so the models share its threads.
     let engine = args.compute.start()?;
     let configs: Vec<_> = models
@@ -231,6 +232,9 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         ..subject
     });
     let control = args.control.open(subject).await?;
+    if args.jobs {
+        jobs::work(&hosted.models, &node, &engine).await?;
+    }
     let outcome = tokio::select! {
         outcome = start_and_stay(&node, standing, &hosted, &args, &swarm) => outcome,
         outcome = &mut stop => outcome,
@@ -330,6 +334,22 @@ impl Args {
         let opened: Result<Vec<Adapter>, AdapterError> =
             tokio::task::spawn_blocking(open).await.context("interrupted")?;
         Ok(opened?)
+    }
+
+    /// # Errors
+    /// When jobs of several models are wanted, or the swarm is not one that can be joined.
+    fn swarm(&self, models: &[Model]) -> anyhow::Result<Swarm> {
+        if self.jobs && models.len() > 1 {
+            bail!("--jobs go with one model, and {} are served", models.len());
+        }
+        let mut swarm = match (self.new_swarm, self.jobs) {
+            (true, _) => self.swarm.new_or_joined(),
+            (false, true) => self.swarm.joined_or_local(),
+            (false, false) => self.swarm.joined(),
+        }?;
+        let prefixes: Vec<&str> = models.iter().map(|model| model.prefix.as_str()).collect();
+        swarm.gossip = self.jobs.then(|| gossip(&prefixes));
+        Ok(swarm)
     }
 
     /// # Errors

@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::Args as ClapArgs;
 
 use crate::{
-    p2p::{self, Multiaddr, SwarmKey},
+    p2p::{self, GossipConfig, Multiaddr, SwarmKey},
     swarm::models::PUBLIC_INITIAL_PEERS,
 };
 
@@ -36,6 +36,8 @@ pub(super) struct Swarm {
     pub(super) lan: Option<String>,
     /// The key of a private swarm.
     pub(super) key: Option<SwarmKey>,
+    /// What its nodes gossip about here.
+    pub(super) gossip: Option<GossipConfig>,
     /// What others add to their command lines besides an address.
     pub(super) flags: String,
 }
@@ -62,6 +64,18 @@ impl SwarmArgs {
                 .iter()
                 .map(|text| text.parse())
                 .collect::<Result<_, _>>()?;
+        }
+        Ok(swarm)
+    }
+
+    /// The swarm to join; without initial peers, that of the local network.
+    ///
+    /// # Errors
+    /// An address that names no peer, or a swarm key that cannot be used.
+    pub(super) fn joined_or_local(&self) -> anyhow::Result<Swarm> {
+        let mut swarm = self.new_or_joined()?;
+        if swarm.initial_peers.is_empty() && swarm.lan.is_none() {
+            swarm.lan = Some(DEFAULT_LAN.to_owned());
         }
         Ok(swarm)
     }
@@ -136,6 +150,11 @@ mod tests {
             ..args(&[], None)
         };
         assert!(lan.joined().unwrap().initial_peers.is_empty());
+        assert_eq!(lan.joined_or_local().unwrap().lan.as_deref(), Some("home"));
+        assert_eq!(
+            args(&[], None).joined_or_local().unwrap().lan.as_deref(),
+            Some(DEFAULT_LAN)
+        );
         assert!(keyed.new_or_joined().unwrap().key.is_some());
     }
 

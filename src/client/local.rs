@@ -15,12 +15,13 @@
 
 mod ends;
 mod error;
+mod generate;
 mod span;
 mod thread;
 
 use std::sync::Arc;
 
-pub use self::{ends::PrivateEnds, error::LocalError, span::LocalOptions};
+pub use self::{ends::PrivateEnds, error::LocalError, generate::LocalGeneration, span::LocalOptions};
 pub(super) use self::{
     ends::{OwnEnds, OwnSpans},
     span::LocalSpan,

@@ -16,12 +16,13 @@ use libp2p::{
     ping,
     swarm::{ConnectionId, SwarmEvent},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 mod addresses;
 mod finding;
+mod gossip;
 mod listening;
 mod mapping;
 mod neighbours;
@@ -36,6 +37,7 @@ use super::{
     book::Book,
     contacts::{Contact, Contacts},
     error::DialError,
+    gossip::{Heard, PublishError},
     guard::Guard,
     kad_server::{self, Found},
     lan::{self, Neighbours},
@@ -89,6 +91,12 @@ pub(crate) enum Command {
     Judge(Verdict),
     /// Who is connected?
     Contacts(oneshot::Sender<Vec<Contact>>),
+    /// Something to say to everyone on a topic.
+    Publish {
+        topic: String,
+        message: Bytes,
+        reply: oneshot::Sender<Result<(), PublishError>>,
+    },
 }
 
 /// What the actor shows to the handles.
@@ -99,6 +107,7 @@ pub(crate) struct Outputs {
     pub(crate) reachability: watch::Sender<Reachability>,
     pub(crate) neighbours: watch::Sender<BTreeSet<Multiaddr>>,
     pub(crate) port_map: watch::Sender<PortMap>,
+    pub(crate) heard: broadcast::Sender<Heard>,
 }
 
 /// The handler of inbound kad streams: it asks the actor.
@@ -137,6 +146,7 @@ pub(crate) struct Actor {
     /// Addresses at the other side of the router that lead here.
     mapped: BTreeSet<(Mapper, Multiaddr)>,
     neighbours: Neighbours,
+    gossiped: gossip::Counted,
     /// What nodes of our swarm on the local network serve.
     lan_protocol: Option<String>,
     /// Peers that calls wait for.
@@ -152,6 +162,7 @@ impl Actor {
         Self {
             guard: Guard::new(config.limits),
             neighbours: Neighbours::default(),
+            gossiped: gossip::Counted::default(),
             lan_protocol: config.lan.as_deref().and_then(lan::protocol),
             usage,
             swarm,
@@ -191,6 +202,7 @@ impl Actor {
                 _ = review.tick() => {
                     self.review_visitors();
                     self.visit_neighbours();
+                    self.gossiped.review();
                 }
             }
         }
@@ -203,6 +215,9 @@ impl Actor {
             Command::Open { peer, request } => self.open(peer, request),
             Command::Closest { key, from, reply } => {
                 let _ = reply.send(self.closest(&key, from));
+            }
+            Command::Publish { topic, message, reply } => {
+                let _ = reply.send(self.publish(&topic, message));
             }
             Command::Judge(verdict) => self.on_check(verdict),
             Command::Mapping(mapper, report) => self.on_mapping(mapper, report),
@@ -300,6 +315,7 @@ impl Actor {
             }
             BehaviourEvent::Mdns(event) => self.on_mdns(event),
             BehaviourEvent::Upnp(event) => self.on_upnp(event),
+            BehaviourEvent::Gossip(event) => self.on_gossip(event),
             BehaviourEvent::Ping(ping::Event {
                 peer, result: Ok(rtt), ..
             }) => self.contacts.measured(&peer, rtt),

@@ -11,7 +11,9 @@ use libp2p::{
     upnp,
 };
 
-use super::{Config, RelayLimits, error::BindError, kad_server, lan, portmap, router::Registry, rpc, transport};
+use super::{
+    Config, RelayLimits, error::BindError, gossip, kad_server, lan, portmap, router::Registry, rpc, transport,
+};
 
 /// What we call ourselves in identify. Other nodes of ours recognise it, see [`is_swarm_member`].
 const AGENT: &str = concat!("sepal/", env!("CARGO_PKG_VERSION"));
@@ -56,6 +58,8 @@ pub(crate) struct Behaviour {
     pub(crate) autonat2_server: Toggle<autonat::v2::server::Behaviour>,
     /// Who else is on the local network, see `lan.rs`.
     pub(crate) mdns: Toggle<mdns::tokio::Behaviour>,
+    /// Messages to everyone on a topic, see `gossip.rs`.
+    pub(crate) gossip: Toggle<gossip::Behaviour>,
     /// Ports of the router, see `portmap.rs`.
     pub(crate) upnp: Toggle<upnp::tokio::Behaviour>,
 }
@@ -75,6 +79,9 @@ pub(crate) fn swarm(config: &Config, registry: Arc<Registry>) -> Result<Swarm<Be
     let mut behaviour = behaviour(config, relay, rpc::Behaviour::new(registry));
     if portmap::wanted(config) {
         behaviour.upnp = Some(upnp::tokio::Behaviour::default()).into();
+    }
+    if let Some(gossiping) = &config.gossip {
+        behaviour.gossip = Some(gossip::behaviour(gossiping)?).into();
     }
     if config.lan.is_some() {
         let mdns = mdns::tokio::Behaviour::new(lan::mdns_config(), config.identity.peer_id());
@@ -122,6 +129,7 @@ fn behaviour(config: &Config, relay: Option<relay::client::Behaviour>, rpc: rpc:
         kad,
         mdns: None.into(),
         upnp: None.into(),
+        gossip: None.into(),
         dcutr: relay.is_some().then(|| dcutr::Behaviour::new(peer)).into(),
         relay: relay.into(),
         hop: config

@@ -25,6 +25,9 @@ const SYNC_AFTER: Duration = Duration::from_secs(1);
 /// Bytes that are looked through for the end of the last whole line, more than a line has.
 const LONGEST_LINE: u64 = 256 * 1024;
 
+/// How a line begins. Something else is not cut off, because it is nothing of ours.
+const LINE_START: &[u8] = b"{\"step\":";
+
 /// Why receipts cannot be kept in a file.
 #[derive(Debug, Error)]
 #[error("cannot keep receipts in {}", path.display())]
@@ -85,20 +88,20 @@ fn open(path: &Path) -> io::Result<File> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path)?;
     let length = file.metadata()?.len();
+    if length == 0 {
+        return Ok(file);
+    }
     let start = length.saturating_sub(LONGEST_LINE);
     let mut tail = Vec::new();
     file.seek(SeekFrom::Start(start))?;
     (&mut file).take(LONGEST_LINE).read_to_end(&mut tail)?;
     if tail.last().is_some_and(|last| *last != b'\n') {
-        let whole = tail
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |at| at as u64 + 1);
-        if whole == 0 && start > 0 {
+        let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if !tail[whole..].starts_with(LINE_START) {
             return Err(io::Error::other("it is no file of receipts"));
         }
         warn!(file = %path.display(), "the last line was not finished and is cut off");
-        file.set_len(start + whole)?;
+        file.set_len(start + whole as u64)?;
     }
     Ok(file)
 }

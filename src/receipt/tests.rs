@@ -181,7 +181,7 @@ async fn receipts_are_in_the_file_when_the_tasks_have_stopped_and_a_torn_line_is
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("receipts");
     let mut server = Server::new(0..2);
-    for torn in ["", "{\"step\": \"to"] {
+    for torn in ["", "{\"step\":\"to"] {
         let before = fs::read_to_string(&path).unwrap_or_default();
         fs::write(&path, before + torn).unwrap();
         let tasks = Tasks::new();
@@ -206,6 +206,9 @@ async fn the_file_is_for_its_owner_only_and_one_that_cannot_be_opened_is_named()
     let (path, tasks) = (folder.path().join("receipts"), Tasks::new());
     drop(Keeper::open(&path, &tasks).unwrap());
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    fs::write(folder.path().join("letter"), "Dear all").unwrap();
+    assert!(Keeper::open(&folder.path().join("letter"), &tasks).is_err());
+    assert_eq!(fs::read_to_string(folder.path().join("letter")).unwrap(), "Dear all");
     let error = Keeper::open(folder.path(), &tasks).unwrap_err().to_string();
     assert!(error.contains(&folder.path().display().to_string()), "{error}");
 }
@@ -220,4 +223,17 @@ async fn a_full_disk_holds_nobody_up() {
         keeper.keep(&step.to_string(), &receipt).await;
     }
     assert!(tasks.shutdown().await);
+}
+
+#[test]
+fn receipts_are_as_their_schema_says() {
+    let mut server = Server::new(0..2);
+    for receipt in [server.step(1, 2), server.step(3, 4)] {
+        let value: serde_json::Value = serde_json::from_str(&receipt).unwrap();
+        assert!(schemas::is_valid("signed", &value), "{receipt}");
+        assert!(schemas::is_valid("step_receipt", &value["body"]), "{receipt}");
+        let mut longer = value["body"].clone();
+        longer["more"] = 1.into();
+        assert!(!schemas::is_valid("step_receipt", &longer));
+    }
 }

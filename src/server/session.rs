@@ -180,8 +180,7 @@ impl Session {
         }
         let adapter = request::find_adapter(&metadata, &serving.blocks)?;
         let about = opening.about(&metadata, batch, max_length);
-        let receipts = Receipts::new(metadata.session_id.clone(), chain);
-        let pushes = match metadata.session_id {
+        let pushes = match metadata.session_id.clone() {
             Some(id) => Some(serving.sessions.register(id)?),
             None => None,
         };
@@ -203,7 +202,7 @@ impl Session {
             pushes_first: true,
             entry: serving.ledger.enter(about),
             seen: RecentSteps::default(),
-            receipts,
+            receipts: Receipts::new(metadata.session_id.clone(), chain),
             serving: serving.clone(),
         })
     }
@@ -263,30 +262,7 @@ impl Session {
         if pushed {
             self.serving.counters.pushes_used.add();
         }
-        let wanted = metadata.receipt && tokens > 0;
-        let due = wanted.then(|| {
-            self.receipts
-                .due(&self.serving, &request, self.structure.as_ref(), prefix)
-        });
-        let serving = self.serving.clone();
-        let wish = metadata.activations.clone();
-        let (output, reply, receipts) = convert(size_of_val(&*output.data), move || {
-            let size = (output.batch, output.tokens);
-            let output = serving.to_wire_as(&output, wish.as_deref())?;
-            let (receipt, receipts) = due.flatten().map(|due| due.sign(&output, size)).unzip();
-            let reply = proto::ExpertResponse {
-                tensors: vec![output.clone()],
-                metadata: ReplyMetadata {
-                    receipt: receipt.flatten(),
-                }
-                .encode(),
-            };
-            Ok((output, Bytes::from(reply.encode_to_vec()), receipts))
-        })
-        .await?;
-        if let Some(receipts) = receipts {
-            self.receipts.chain = receipts;
-        }
+        let (output, reply) = self.pack(output, &request, &metadata, prefix).await?;
         if may_push
             && let Some(push) = push::send(&self.serving, &request, &metadata, &output)
             && self.pushes_first
@@ -294,6 +270,41 @@ impl Session {
             self.pushes_first = push.got_out().await;
         }
         Ok(Some(reply))
+    }
+
+    /// The output of a step that began at `position` as it goes out, and the answer with it and, if one is wanted, with its
+    /// receipt.
+    async fn pack(
+        &mut self,
+        output: Hidden,
+        request: &proto::ExpertRequest,
+        metadata: &StepMetadata,
+        position: usize,
+    ) -> Result<(proto::Tensor, Bytes), RequestError> {
+        let (serving, structure) = (&self.serving, self.structure.as_ref());
+        let due = match metadata.receipt && output.tokens > 0 {
+            true => self.receipts.due(serving, request, structure, position),
+            false => None,
+        };
+        let (serving, wish) = (self.serving.clone(), metadata.activations.clone());
+        let (output, reply, receipts) = convert(size_of_val(&*output.data), move || {
+            let size = (output.batch, output.tokens);
+            let output = serving.to_wire_as(&output, wish.as_deref())?;
+            let (receipt, receipts) = due.map(|due| due.sign(&output, size)).unzip();
+            let metadata = ReplyMetadata {
+                receipt: receipt.flatten(),
+            };
+            let reply = proto::ExpertResponse {
+                tensors: vec![output.clone()],
+                metadata: metadata.encode(),
+            };
+            Ok((output, Bytes::from(reply.encode_to_vec()), receipts))
+        })
+        .await?;
+        if let Some(receipts) = receipts {
+            self.receipts.chain = receipts;
+        }
+        Ok((output, reply))
     }
 
     /// Checks a step against the session: its tensors and the position it starts from.
