@@ -94,14 +94,15 @@ def summary(sections: list[Section], machine: str) -> str:
 SUMMARY = ["section", "figure", "measured", "goal", ""]
 
 
-def write(sections: list[Section], machine: str, order: list[str]) -> None:
-    """Replaces what the file says of these sections; what was not run stays."""
+def write(sections: list[Section], machine: str | None, order: list[str]) -> None:
+    """Replaces what the file says of these sections and of the machine; what was not run, or is not given, stays."""
     text = FILE.read_text()
     old = [[cell.strip() for cell in line.strip("|").split("|")] for line in marked(text, "summary").splitlines() if line.startswith("|")]
     ran = {section.name for section in sections}
     rows = [row for row in old[2:] if row[0] not in ran] + summary_rows(sections)
     rows.sort(key=lambda row: order.index(row[0]))
-    text = replaced(text, "machine", machine)
+    if machine:
+        text = replaced(text, "machine", machine)
     text = replaced(text, "summary", Table(SUMMARY, rows).text())
     for section in sections:
         text = replaced(text, section.name, section_text(section))
