@@ -199,6 +199,9 @@ grep -q '^kernels ' "$work/info" && grep -q '^q4_0 .* at most ' "$work/info" || 
 
 says 'sepal eligible'
 XDG_CACHE_HOME="$work/cache" sepal eligible | tee "$work/eligible"
+names=$(sed -n '/^model  *blocks/,/^```/p' README.md | sed '1d; $d' | cut -d' ' -f1)
+[ "$(wc -l <<<"$names")" -gt 20 ] || fail 'the README has no sample of sepal eligible'
+for name in $names; do grep -q "^$name " "$work/eligible" || fail "sepal eligible does not know $name"; done
 says 'sepal eligible org/model --quant q4_k --initial-peers ADDR'
 sepal eligible demo --quant q4_k --initial-peers "$addr" | tee "$work/lacking"
 grep -q 'blocks 0:8 once more' "$work/lacking" || fail 'sepal eligible does not say what the swarm lacks'

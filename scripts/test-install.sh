@@ -48,7 +48,7 @@ says first '^saved as .*/\.cache/sepal/machine\.json$'
 says first '^meta-llama/Llama-3\.1-405B +126 +16384 '
 sepal=$home/.local/bin/sepal
 grep -q '"saved_at"' "$home/.cache/sepal/machine.json" || fail 'there is no profile'
-grep -q 'sepal-eligible' "$home/.local/share/man/man1/sepal.1" || fail 'the manual does not name its pages'
+grep -q 'eligible' "$home/.local/share/man/man1/sepal.1" || fail 'the manual does not name its pages'
 bash -c 'source "$1" && complete -p sepal' - "$home/.local/share/bash-completion/completions/sepal" >/dev/null || fail 'bash cannot complete'
 installs eligible "$sepal" eligible meta-llama/Llama-3.1-70B --json || fail 'what fits is not told'
 says eligible '"read_bytes_per_second":[0-9]'

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::model::{Engine, Machine, ModelConfig, ModelFiles, WeightFormat, measure_gemm, measure_limits};
 
-/// A model of ordinary shape whose block is larger than caches and loaded within a second.
-const DEFAULT_MODEL: &str = "meta-llama/Llama-3.2-1B";
+/// A model of ordinary shape whose block is larger than caches in every format.
+const DEFAULT_MODEL: &str = "meta-llama/Llama-3.1-8B";
 
 /// Tokens of the product that arithmetic is measured with.
 const PROMPT: usize = 512;
@@ -102,6 +102,7 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     let engine = args.compute.start()?;
     let machine = args.device.machine(&engine, &[])?;
     let candidate = candidate(&args.model, &args.hub).await?;
+    args.check(&candidate.config)?;
     let network = match args.swarm.is_named() {
         true => Some(network::measure(&args.swarm, &candidate).await?),
         false => None,
@@ -110,7 +111,7 @@ async fn measure(args: Args) -> anyhow::Result<()> {
     let measuring = tokio::task::spawn_blocking(move || compute(model, &wanted, (&engine, &on)));
     let mut report = measuring.await.context("interrupted")??;
     report.network = network;
-    report.announced = args.announced(&report)?;
+    report.announced = args.announced(&report);
     if args.json {
         output::line(serde_json::to_string(&report)?);
     } else {
@@ -157,18 +158,21 @@ impl Args {
 
     /// # Errors
     /// When there are no such blocks.
-    fn announced(&self, report: &Report) -> anyhow::Result<Vec<Announced>> {
+    fn check(&self, config: &ModelConfig) -> anyhow::Result<()> {
+        match self.num_blocks {
+            Some(n_blocks) if n_blocks == 0 || n_blocks > config.n_blocks => bail!(
+                "--num-blocks {n_blocks} is not between 1 and {}, the blocks of {}",
+                config.n_blocks,
+                self.model
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    fn announced(&self, report: &Report) -> Vec<Announced> {
         let line = report.network.as_ref().and_then(|network| network.line);
-        let announce = |format: &Format| match self.num_blocks {
-            Some(n_blocks) if n_blocks == 0 || n_blocks > format.of_blocks => {
-                bail!(
-                    "--num-blocks {n_blocks} is not between 1 and the {} blocks of the model",
-                    format.of_blocks
-                )
-            }
-            // What does not fit is announced by nobody, but one block may be measured all the same.
-            given => Ok(format.announced(given.unwrap_or(format.fit.max(1)), line)),
-        };
+        // Where not one block fits, nobody would announce anything; one may be measured all the same.
+        let announce = |format: &Format| format.announced(self.num_blocks.unwrap_or(format.fit.max(1)), line);
         report.formats.iter().map(announce).collect()
     }
 }

@@ -46,6 +46,8 @@ fn a_bad_command_line_is_explained_by_its_flag() {
         ("serve", "MODEL"),
         ("generate demo --initial-peers /ip4/127.0.0.1/tcp/9", "--prompt"),
         ("bootstrap --port 99999", "--port"),
+        ("eligible demo --quant int3", "q4_k"),
+        ("completions ksh", "fish"),
         ("sing", "sing"),
     ] {
         refuses(&hub, arguments, USAGE, &[text]);
@@ -74,6 +76,8 @@ fn what_cannot_work_is_said_with_its_cause() {
             &["--num-blocks 99", "8 blocks"],
         ),
         ("serve demo --new-swarm --dht-prefix a.b", &["--dht-prefix"]),
+        ("eligible ./nothing", &["there is no folder ./nothing"]),
+        ("benchmark demo --num-blocks 9", &["--num-blocks 9", "between 1 and 8"]),
         ("serve demo --new-swarm --balance-quality -1", &["--balance-quality"]),
         (
             "serve demo --new-swarm --public-ip 192.0.2.1 --port 0",
