@@ -35,6 +35,7 @@ mod plain;
 mod progress;
 mod quant;
 mod receipts;
+mod remedy;
 mod route;
 mod sampling;
 mod screen;

@@ -37,6 +37,7 @@ use std::{
 
 pub use self::{
     activations::Activations,
+    bans::Avoided,
     chat::{Chat, ChatError, ChatTemplate, Ending, LocalTime},
     constraint::{Constraint, ConstraintError, Constraints},
     conversations::{Conversations, Limits},
@@ -257,9 +258,9 @@ impl Client {
         self.shared.refresh().await;
     }
 
-    /// The servers that are left out for a while: who, until when, and what for, by the end of that.
-    pub fn avoided(&self) -> Vec<(PeerId, Instant, String)> {
-        self.shared.lock_bans().reasons(Instant::now())
+    /// The servers that this client leaves out for a while because of what they did, by the end of that.
+    pub fn avoided(&self) -> Vec<Avoided> {
+        self.shared.avoided()
     }
 
     /// The blocks that no server holds which did not fail lately, as last read.
@@ -488,6 +489,19 @@ impl Shared {
             Some("float16") => DType::F16,
             _ => DType::F32,
         }
+    }
+
+    /// Who is left out now, and what for.
+    fn avoided(&self) -> Vec<Avoided> {
+        let now = Instant::now();
+        let reasons = self.lock_bans().reasons(now);
+        let avoided = reasons.into_iter().map(|(peer, until, reason)| Avoided {
+            peer,
+            name: self.public_name(peer),
+            left: until.saturating_duration_since(now),
+            reason,
+        });
+        avoided.collect()
     }
 
     /// What a server calls itself.

@@ -2,6 +2,7 @@
 //! numbers were recorded from transformers and from Petals. What one layer does alone is tested there.
 
 mod api;
+mod asking;
 mod caller;
 mod cancelling;
 mod churning;
@@ -10,6 +11,7 @@ mod conversing;
 mod drafting;
 mod faulty;
 mod generating;
+mod guarding;
 mod limits;
 mod losing;
 mod malformed;
@@ -19,6 +21,7 @@ mod private;
 mod pushing;
 mod receipts;
 mod replay;
+mod scripted;
 mod setup;
 mod several;
 mod sharing;
@@ -26,4 +29,5 @@ mod speculating;
 mod spoiling;
 mod standing;
 mod steps;
+mod tools;
 mod verifying;

@@ -97,8 +97,9 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let swarm = args.swarm.joined()?;
     // A taken port is said before anything is loaded.
     let listening = http::listen(args.http).await?;
+    let tasks = Tasks::new();
+    let guard = args.access.guard(&tasks)?;
     let node = node::client(&swarm).await?;
-    let guard = args.access.guard(&node.tasks)?;
     let served = tokio::select! {
         served = args.connect(&models, &node) => served,
         stopped = &mut stop => stopped.map(|()| Vec::new()),
@@ -117,6 +118,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         Err(error) => Err(error),
     };
     node.tasks.shutdown().await;
+    tasks.shutdown().await;
     control::close(control).await;
     outcome
 }

@@ -12,6 +12,7 @@ use clap::Args as ClapArgs;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    access::AccessArgs,
     api::{self, LimitArgs, Stop},
     compute::{ComputeArgs, DeviceArgs},
     control::{self, ControlArgs},
@@ -28,6 +29,7 @@ use crate::{
     model::SamplingParams,
     p2p::{self, Identity, Multiaddr, PeerId},
     server::{self, BlockChoice, LimitChoice, Server},
+    task::Tasks,
 };
 
 /// Servers in the demonstration; each holds an equal part of the model.
@@ -51,6 +53,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "IP:PORT")]
     http: Option<SocketAddr>,
     #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
     control: ControlArgs,
@@ -72,6 +76,12 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         Some(addr) => Some(http::listen(addr).await?),
         None => None,
     };
+    // Keys that cannot be used are said before anything is started as well.
+    let tasks = Tasks::new();
+    let guard = match listening {
+        Some(_) => args.access.guard(&tasks)?,
+        None => http::Guard::default(),
+    };
     let stage = tokio::select! {
         stage = tell(&args) => stage?,
         stopped = &mut stop => return stopped,
@@ -87,11 +97,12 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             let served = vec![served];
             // Without an API it would be gone before anybody asks.
             control = args.control.open(stage.subject(&served, &asked)).await?;
-            api::serve(listening, (served, http::Guard::default()), (limits, tasks), stop).await
+            api::serve(listening, (served, guard), (limits, tasks), stop).await
         }
         None => Ok(()),
     };
     stage.end().await;
+    tasks.shutdown().await;
     control::close(control).await;
     outcome
 }

@@ -11,6 +11,8 @@ use std::{
     process::ExitCode,
 };
 
+use super::remedy;
+
 /// Exit code for a command line that cannot be understood, as most programs have it.
 const USAGE_ERROR: u8 = 2;
 
@@ -32,9 +34,13 @@ pub(super) fn note(text: &str) {
     eprintln!("{text}");
 }
 
-/// An error after which the program goes on.
+/// An error after which the program goes on: one line with the whole chain of causes, and one with what helps where that
+/// is known.
 pub(super) fn error(error: &anyhow::Error) {
     eprintln!("error: {error:#}");
+    if let Some(remedy) = remedy::of(error) {
+        eprintln!("hint: {remedy}");
+    }
 }
 
 /// Help and version go to stdout and are no failure; anything else explains itself on stderr.
@@ -55,8 +61,8 @@ pub(super) fn misconfigured(problems: &[String]) -> ExitCode {
     ExitCode::from(USAGE_ERROR)
 }
 
-/// One line with the whole chain of causes.
-pub(super) fn failure(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+/// An error that ends the program.
+pub(super) fn failure(problem: &anyhow::Error) -> ExitCode {
+    error(problem);
     ExitCode::FAILURE
 }

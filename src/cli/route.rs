@@ -15,7 +15,7 @@ use super::{
     swarm::SwarmArgs,
 };
 use crate::{
-    client::{HopReport, Scout},
+    client::{Avoided, HopReport, Scout},
     model::Hidden,
     swarm::route::Explanation,
 };
@@ -65,6 +65,8 @@ struct Report {
     max_length: usize,
     explanation: Explanation,
     measurement: Option<Measurement>,
+    /// Servers that failed while this was measured.
+    avoided: Vec<Avoided>,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
@@ -97,6 +99,7 @@ async fn look(args: &Args, model: &Model, node: &node::Node) -> anyhow::Result<(
         max_length: args.max_length,
         explanation,
         measurement,
+        avoided: scout.avoided(),
     };
     if args.json {
         output::line(serde_json::to_string_pretty(&report.to_json(args.why))?);

@@ -8,6 +8,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     time::{Duration, Instant},
 };
 
@@ -23,6 +24,29 @@ const LIAR_BAN: Duration = Duration::from_secs(24 * 3600);
 const MAX_BANS: usize = 4096;
 /// Characters of a reason that are kept: servers choose parts of it.
 const MAX_REASON: usize = 200;
+
+/// A server that a client leaves out for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Avoided {
+    /// Which server.
+    pub peer: PeerId,
+    /// What it calls itself.
+    pub name: Option<String>,
+    /// How much longer.
+    pub left: Duration,
+    /// What it did.
+    pub reason: String,
+}
+
+impl fmt::Display for Avoided {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.peer)?;
+        if let Some(name) = &self.name {
+            write!(f, " ({name})")?;
+        }
+        write!(f, " is left out for {} s more: {}", self.left.as_secs(), self.reason)
+    }
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Bans {

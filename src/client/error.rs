@@ -203,6 +203,11 @@ impl RemoteError {
         reason
     }
 
+    /// Whether the server is well and only cannot do it now: it is full, or moving.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.fault() == Fault::NotNow
+    }
+
     /// Whose fault this is.
     pub(crate) fn fault(&self) -> Fault {
         let begins = |starts: &[&str], text: &str| starts.iter().any(|start| text.starts_with(start));

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use sepal_protocol::record::ServerState;
 
 use super::{
-    Config, Shared,
+    Avoided, Config, Shared,
     session::{Session, Verifier},
 };
 use crate::{
@@ -53,6 +53,11 @@ impl Scout {
     /// Who serves what, as last read.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.directory.snapshot()
+    }
+
+    /// The servers that are left out for a while because of what they did to sessions of this client.
+    pub fn avoided(&self) -> Vec<Avoided> {
+        self.shared.avoided()
     }
 
     /// Which chain a new session of `max_length` tokens would take now, and why; all servers are pinged first.

@@ -40,13 +40,14 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Request, State},
-    http::{Method, Uri},
+    http::{HeaderName, HeaderValue, Method, Uri},
     middleware::{self, Next},
     response::Response,
     routing::{get, post},
 };
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
+use tracing::Instrument;
 
 use self::{answers::Gate, error::ApiError, fields::Fields, metrics::Metrics};
 pub use self::{
@@ -57,6 +58,12 @@ pub use self::{
 };
 use super::{headers, page::Page, serve};
 use crate::task::Tasks;
+
+/// What all paths of OpenAI's API begin with.
+const V1: &str = "/v1";
+
+/// Clients put it into their errors; it stands in the log as well.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// How much the API takes on.
 #[derive(Clone, Debug)]
@@ -166,7 +173,7 @@ fn router(api: Api) -> Router {
         .route("/", get(page))
         .route("/health", get(health::health))
         .route("/metrics", get(metrics::metrics))
-        .nest("/v1", v1)
+        .nest(V1, v1)
         .fallback(nothing_here)
         .layer(DefaultBodyLimit::max(body::MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(api.clone(), origins::allow))
@@ -187,12 +194,19 @@ async fn nothing_here(method: Method, uri: Uri) -> ApiError {
 }
 
 async fn no_method(method: Method, uri: Uri) -> ApiError {
-    ApiError::no_method(method.as_str(), uri.path())
+    // Within a nested router the path is what is left of it.
+    ApiError::no_method(method.as_str(), &format!("{V1}{}", uri.path()))
 }
 
 async fn protect(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
-    headers::protect(response.headers_mut(), api.shared.page.policy.clone());
+    let id = format!("req_{}", uuid::Uuid::new_v4().simple());
+    let span = tracing::info_span!("request", id);
+    let mut response = next.run(request).instrument(span).await;
+    let headers = response.headers_mut();
+    headers::protect(headers, api.shared.page.policy.clone());
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(REQUEST_ID, id);
+    }
     response
 }
 

@@ -86,6 +86,20 @@ impl StreamSender {
         Ok(())
     }
 
+    /// Sends one message in pieces of so many bytes, with a pause after each: what a line does that hardly carries anything,
+    /// or a peer that wants others to wait.
+    #[cfg(test)]
+    pub(crate) async fn drip(&mut self, message: Bytes, bytes: usize, pause: Duration) -> Result<(), StreamError> {
+        let record = Record::Message(message).encode();
+        for piece in record.chunks(bytes) {
+            let output = self.open_output()?;
+            output.queue(Bytes::copy_from_slice(piece));
+            output.flush().await.map_err(io_error)?;
+            tokio::time::sleep(pause).await;
+        }
+        Ok(())
+    }
+
     /// The last message that was sent: how long it took until the line had taken all of it but what its buffers hold.
     pub fn last_transfer(&self) -> Option<Transfer> {
         self.last

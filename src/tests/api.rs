@@ -1,14 +1,12 @@
 //! The API over a swarm of real nodes: requests as bytes on a socket, answers of the built-in model.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{ops::Deref, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::AsyncReadExt;
 
 use super::{
+    asking::{Asker, user},
     conversing::demo,
     drafting,
     generating::client_with,
@@ -16,7 +14,7 @@ use super::{
 };
 use crate::{
     client::{ChatTemplate, Config, Conversations, Limits, Speculate},
-    http::{self, Api, ApiLimits, Guard, ModelText, ServedModel},
+    http::{self, Access, Api, ApiLimits, Guard, ModelText, ServedModel},
     task::Tasks,
 };
 
@@ -25,42 +23,20 @@ const TALK: &str = "{% for message in messages %}{% if message['role'] == 'user'
     {% elif message['content'] %}{{ '\\n' + message['content'] + eos_token }}{% endif %}{% endfor %}{% if tools %} {% endif %}\
     {{ '\\n' }}";
 
-struct Site {
-    addr: SocketAddr,
+/// How soon the API knows of servers that come and go.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// An API of the built-in model, and a swarm of one server behind it.
+pub(super) struct Site {
+    asker: Asker,
     tasks: Tasks,
     conversations: Conversations,
-    server: TestServer,
-    _swarm: Swarm,
+    pub(super) server: TestServer,
+    pub(super) swarm: Swarm,
     _node: Node,
 }
 
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    #[track_caller]
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body))
-    }
-
-    /// The objects of a stream, which has to come to its end.
-    #[track_caller]
-    fn events(&self) -> Vec<Value> {
-        assert!(self.head.contains("content-type: text/event-stream"), "{}", self.head);
-        let mut data: Vec<&str> = self
-            .body
-            .lines()
-            .filter_map(|line| line.strip_prefix("data: "))
-            .collect();
-        assert_eq!(data.pop(), Some("[DONE]"), "{}", self.body);
-        data.iter().map(|text| serde_json::from_str(text).unwrap()).collect()
-    }
-}
-
-fn limits() -> ApiLimits {
+pub(super) fn limits() -> ApiLimits {
     ApiLimits {
         parallel: 4,
         queue: 4,
@@ -70,18 +46,22 @@ fn limits() -> ApiLimits {
 }
 
 async fn site() -> Site {
-    site_with(limits()).await
+    site_with(limits(), Access::default()).await
 }
 
-async fn site_with(limits: ApiLimits) -> Site {
-    site_of(limits, |_| {}).await
+pub(super) async fn site_with(limits: ApiLimits, access: Access) -> Site {
+    site_of(limits, access, |_| {}).await
 }
 
 /// With a client that is as `change` has it.
-async fn site_of(limits: ApiLimits, change: impl FnOnce(&mut Config)) -> Site {
+async fn site_of(limits: ApiLimits, access: Access, change: impl FnOnce(&mut Config)) -> Site {
     let (swarm, codec) = demo().await;
     let server = swarm.serve(0..8).await;
-    let (node, client) = client_with(&swarm, change).await;
+    let (node, client) = client_with(&swarm, |config| {
+        config.update_period = LOOK_EVERY;
+        change(config);
+    })
+    .await;
     let conversations = Conversations::new(client, Limits::default(), &node.tasks);
     let mut files = swarm.source.chat_files().unwrap();
     files.templates = vec![("default".to_owned(), TALK.to_owned())];
@@ -90,85 +70,24 @@ async fn site_of(limits: ApiLimits, change: impl FnOnce(&mut Config)) -> Site {
     let model = ServedModel::new("demo".to_owned(), &swarm.source, text, conversations.clone(), None);
     let tasks = node.tasks.child();
     let (listener, place) = http::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    http::serve_api(listener, Api::new(vec![model], limits, Guard::default(), &tasks));
+    let guard = Guard::new(access, &node.tasks).unwrap();
+    http::serve_api(listener, Api::new(vec![model], limits, guard, &tasks));
     Site {
-        addr: place.addr,
+        asker: Asker::new(place.addr),
         tasks,
         conversations,
         server,
-        _swarm: swarm,
+        swarm,
         _node: node,
     }
 }
 
-impl Site {
-    async fn open(&self, path: &str, body: &Value) -> TcpStream {
-        let body = body.to_string();
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-             connection: close\r\n\r\n",
-            body.len()
-        );
-        let mut stream = TcpStream::connect(self.addr).await.unwrap();
-        stream.write_all((head + &body).as_bytes()).await.unwrap();
-        stream
-    }
+impl Deref for Site {
+    type Target = Asker;
 
-    async fn post(&self, path: &str, body: Value) -> Answer {
-        answer(self.open(path, &body).await).await
+    fn deref(&self) -> &Asker {
+        &self.asker
     }
-
-    async fn get(&self, path: &str) -> Answer {
-        self.ask(&format!("GET {path} HTTP/1.1")).await
-    }
-
-    /// A request without a body.
-    async fn ask(&self, head: &str) -> Answer {
-        let mut stream = TcpStream::connect(self.addr).await.unwrap();
-        let request = format!("{head}\r\nhost: x\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        answer(stream).await
-    }
-
-    async fn chat(&self, more: Value) -> Answer {
-        let mut body = json!({"model": "demo", "temperature": 0, "messages": [user("What is 2+2?")]});
-        for (name, value) in more.as_object().unwrap() {
-            body[name] = value.clone();
-        }
-        self.post("/v1/chat/completions", body).await
-    }
-}
-
-fn user(text: &str) -> Value {
-    json!({"role": "user", "content": text})
-}
-
-async fn answer(mut stream: TcpStream) -> Answer {
-    let mut bytes = Vec::new();
-    soon("an answer", stream.read_to_end(&mut bytes)).await.unwrap();
-    let text = String::from_utf8(bytes).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    let head = head.to_lowercase();
-    let body = if head.contains("transfer-encoding: chunked") {
-        unchunked(body)
-    } else {
-        body.to_owned()
-    };
-    Answer {
-        status: head.split(' ').nth(1).unwrap().parse().unwrap(),
-        head,
-        body,
-    }
-}
-
-fn unchunked(mut rest: &str) -> String {
-    let mut body = String::new();
-    while let Some((size, after)) = rest.split_once("\r\n") {
-        let size = usize::from_str_radix(size, 16).unwrap();
-        body.push_str(&after[..size]);
-        rest = after.get(size + 2..).unwrap_or_default();
-    }
-    body
 }
 
 #[tokio::test]
@@ -270,7 +189,7 @@ async fn completions_take_texts_and_tokens_and_give_every_choice_its_place() {
         pieces[choice["index"].as_u64().unwrap() as usize].push_str(choice["text"].as_str().unwrap());
     }
     assert_eq!(pieces, texts);
-    let codec = &crate::client::TextCodec::from_json(&site._swarm.source.tokenizer_json().unwrap()).unwrap();
+    let codec = &crate::client::TextCodec::from_json(&site.swarm.source.tokenizer_json().unwrap()).unwrap();
     let tokens = codec.encode("What is 2+2?").unwrap();
     let body = json!({"model": "demo", "prompt": tokens, "temperature": 0, "max_tokens": 3, "logprobs": 2});
     let answer = site.post("/v1/completions", body).await.json();
@@ -305,7 +224,7 @@ async fn choices_are_different_and_the_same_again_for_the_same_seed() {
 async fn choices_of_a_request_are_the_same_with_a_draft_model() {
     let order = json!({"n": 3, "seed": 11, "temperature": 0.8, "max_completion_tokens": 12});
     let expected = site().await.chat(order.clone()).await.json();
-    let drafting = site_of(limits(), |config| {
+    let drafting = site_of(limits(), Access::default(), |config| {
         config.speculate = Speculate::Always(4);
         config.draft = Some(drafting::demo());
     });
@@ -433,13 +352,12 @@ async fn whoever_goes_away_is_not_generated_for_and_leaves_the_session_behind() 
 
 #[tokio::test]
 async fn requests_beyond_the_bound_are_told_to_come_again() {
-    let site = site_with(ApiLimits {
+    let limits = ApiLimits {
         parallel: 1,
         queue: 0,
-        default_max_tokens: 64,
-        origins: vec!["https://chat.example".parse().unwrap()],
-    })
-    .await;
+        ..limits()
+    };
+    let site = site_with(limits, Access::default()).await;
     let body = json!({
         "model": "demo", "stream": true, "ignore_eos": true, "max_tokens": 400, "messages": [user("What is 2+2?")],
     });

@@ -16,9 +16,12 @@ use crate::{
 /// New tokens of each generation.
 pub(super) const N_TOKENS: usize = 8;
 /// Every fault that shows in an answer, what is said of it, and whether the server is left out by other sessions too.
-const FAULTS: [(Fault, &str, bool); 16] = [
+const FAULTS: [(Fault, &str, bool); 19] = [
     (Fault::OtherShape, "answer of shape [1, 1, 8] to a step of shape", true),
     (Fault::TwoDimensions, "answer of shape", true),
+    (Fault::MoreTokens, "answer of shape", true),
+    (Fault::NoTokens, "answer of shape [1, 0, 64] to a step of shape", true),
+    (Fault::OtherBatch, "answer of shape [2, ", true),
     (Fault::OtherDtype, "the answer is no activations", true),
     (Fault::Truncated, "malformed answer", true),
     (Fault::NoData, "malformed answer", true),
@@ -63,8 +66,8 @@ fn assert_survived(what: &str, faulty: PeerId, outcome: &Result<Generation, Clie
 }
 
 pub(super) fn reason(client: &Client, peer: PeerId) -> Option<String> {
-    let avoided = client.avoided().into_iter().find(|(avoided, ..)| *avoided == peer);
-    avoided.map(|(_, _, reason)| reason)
+    let avoided = client.avoided().into_iter().find(|avoided| avoided.peer == peer);
+    avoided.map(|avoided| avoided.reason)
 }
 
 /// Every fault, from the answer after `after` right ones on.
@@ -147,6 +150,41 @@ async fn freeze(after: usize) {
     assert_survived("silent", faulty.peer(), &text(&client).await);
     let reason = reason(&client, faulty.peer()).unwrap();
     assert!(reason.starts_with("silent for "), "{reason}");
+}
+
+/// An answer takes minutes so.
+const DRIP: Fault = Fault::Drips(Duration::from_millis(300));
+
+#[tokio::test]
+async fn a_server_whose_answers_come_byte_by_byte_is_overtaken() {
+    for after in [0, 4] {
+        let scene = Scene::start().await;
+        let faulty = &scene.faulty[0];
+        faulty.spoil(DRIP, after);
+        let client = scene.client(0.0, &[faulty.peer(), scene.spare()]).await;
+        assert_survived("drips", faulty.peer(), &text(&client).await);
+        let reason = reason(&client, faulty.peer()).unwrap();
+        assert!(reason.starts_with("silent for "), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_come_do_not_make_the_time_for_a_step_longer() {
+    let scene = Scene::start().await;
+    let faulty = &scene.faulty[0];
+    faulty.spoil(DRIP, 2);
+    let client = scene
+        .client_with(&[faulty.peer()], |config| {
+            config.request_timeout = Duration::from_secs(1);
+            config.backoff.max_retries = 0;
+        })
+        .await;
+    let error = chain(&text(&client).await.unwrap_err());
+    let peer = faulty.peer().to_string();
+    assert!(
+        error.contains("no answer within 1s") && error.contains(&peer),
+        "{error}"
+    );
 }
 
 #[tokio::test]

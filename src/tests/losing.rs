@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     client::{Client, ClientError},
-    p2p::PeerId,
+    p2p::{Identity, PeerId},
 };
 
 /// The servers that a new session would use.
@@ -143,6 +143,34 @@ async fn a_server_that_comes_while_a_client_waits_is_used() {
     let generation = generation.unwrap();
     assert_eq!(generation.token_ids, reference.greedy);
     assert_eq!(generation.route[1].peer, spare.node.peer());
+}
+
+#[tokio::test]
+async fn a_swarm_that_vanishes_and_returns_goes_on_with_the_text() {
+    let swarm = Swarm::start().await;
+    let identities = [Identity::ephemeral(), Identity::ephemeral()];
+    let first = swarm.serve_as(&identities[0], 0..2).await;
+    let second = swarm.serve_as(&identities[1], 2..4).await;
+    let (_node, client) = client_with(&swarm, |config| config.backoff.max_retries = 1000).await;
+    let mut n_tokens = 0;
+    let mut on_text = |_: &str| {
+        n_tokens += 1;
+        if n_tokens == 4 {
+            first.kill();
+            second.kill();
+        }
+    };
+    let reference = reference();
+    // One server is the same as before, at another address; the other one is somebody else.
+    let returning = async {
+        until("all servers are lost", || second.node.tasks.token().is_cancelled()).await;
+        [swarm.serve_as(&identities[0], 0..2).await, swarm.serve(2..4).await]
+    };
+    let (generation, returned) = tokio::join!(generate(&client, &reference.prompt, 16, &mut on_text), returning);
+    let generation = generation.unwrap();
+    assert_eq!(generation.token_ids, reference.greedy);
+    let used: Vec<PeerId> = generation.route.iter().map(|hop| hop.peer).collect();
+    assert_eq!(used, returned.map(|server| server.node.peer()));
 }
 
 #[tokio::test]

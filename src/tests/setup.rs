@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     dht::{self, Dht},
     model::{Hidden, HubOptions, ModelSource, WeightDType},
-    p2p::{self, Multiaddr, P2p, PeerId, Router},
+    p2p::{self, Identity, Multiaddr, P2p, PeerId, Router},
     server::{BlockChoice, Config, LimitChoice, Server, Throughput},
     swarm::reachability,
     task::Tasks,
@@ -197,7 +197,20 @@ impl Swarm {
 
     /// A server, online.
     pub(super) async fn serve_with(&self, config: Config) -> TestServer {
-        let node = self.node().await;
+        self.serve_on(self.node().await, config).await
+    }
+
+    /// A float32 server of `blocks` with this identity, online.
+    pub(super) async fn serve_as(&self, identity: &Identity, blocks: Range<u32>) -> TestServer {
+        let host = p2p::Config {
+            identity: identity.clone(),
+            ..p2p::Config::default()
+        };
+        let node = Node::start_as(host, self.bootstrap.p2p.addrs()).await;
+        self.serve_on(node, config(blocks)).await
+    }
+
+    async fn serve_on(&self, node: Node, config: Config) -> TestServer {
         let server = Server::new(
             config,
             self.source.clone(),

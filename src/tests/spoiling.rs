@@ -15,14 +15,14 @@ use sepal_protocol::{
     record::{ServerInfo, ServerState},
     tensor::{DType, WireTensor},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 use super::{
     generating::client_on,
     setup::{N_BLOCKS, Node, PREFIX, Swarm, TestServer, soon},
 };
 use crate::{
-    client::Client,
+    client::{Client, Config},
     p2p::{Handler, HandlerError, HandlerLimits, P2p, PeerId, StreamError, StreamReceiver, StreamSender},
     swarm::announce::{AnnounceConfig, Announcer},
 };
@@ -41,6 +41,9 @@ pub(super) enum Fault {
     Nothing,
     OtherShape,
     TwoDimensions,
+    MoreTokens,
+    NoTokens,
+    OtherBatch,
     OtherDtype,
     Truncated,
     NoData,
@@ -60,6 +63,8 @@ pub(super) enum Fault {
     Silent,
     /// The right answer, later.
     Late(Duration),
+    /// The right answer, byte by byte with this pause after each.
+    Drips(Duration),
     /// Every number off by this share of itself and a bit more.
     OffBy(f32),
 }
@@ -72,6 +77,28 @@ struct Plan {
     /// Of those that follow, one in so many is wrong.
     every: usize,
     answered: usize,
+}
+
+/// Goes online with `blocks` of a model of so many.
+pub(super) async fn announce(node: &Node, blocks: Range<u32>, n_model_blocks: u32, rps: f64) -> Announcer {
+    let config = AnnounceConfig {
+        prefix: PREFIX.to_owned(),
+        peer: node.peer(),
+        blocks,
+        n_model_blocks,
+        repository: None,
+        period: Duration::from_secs(60),
+        expiration: Duration::from_secs(120),
+    };
+    let describe = move || ServerInfo {
+        inference_rps: Some(rps),
+        torch_dtype: Some("float32".to_owned()),
+        version: Some("sepal 0.1".to_owned()),
+        ..ServerInfo::new(ServerState::Online, 100.0)
+    };
+    let announcer = Announcer::spawn(node.dht.clone(), config, describe, &node.tasks);
+    soon("online", announcer.set_state(ServerState::Online)).await.unwrap();
+    announcer
 }
 
 /// A server whose answers are spoiled as told.
@@ -104,23 +131,7 @@ impl Spoiler {
             relay.clone().run(requests, replies)
         });
         node.join(vec![handler]).await;
-        let config = AnnounceConfig {
-            prefix: PREFIX.to_owned(),
-            peer: node.peer(),
-            blocks,
-            n_model_blocks: N_BLOCKS,
-            repository: None,
-            period: Duration::from_secs(60),
-            expiration: Duration::from_secs(120),
-        };
-        let describe = move || ServerInfo {
-            inference_rps: Some(rps),
-            torch_dtype: Some("float32".to_owned()),
-            version: Some("sepal 0.1".to_owned()),
-            ..ServerInfo::new(ServerState::Online, 100.0)
-        };
-        let announcer = Announcer::spawn(node.dht.clone(), config, describe, &node.tasks);
-        soon("online", announcer.set_state(ServerState::Online)).await.unwrap();
+        let announcer = announce(&node, blocks, N_BLOCKS, rps).await;
         Self {
             node,
             _announcer: announcer,
@@ -183,8 +194,15 @@ impl Relay {
                 Err(StreamError::Remote { text }) => return Err(HandlerError::new(text)),
                 Ok(None) | Err(_) => break,
             };
-            for answer in self.spoiled(&answer, before.as_ref()).await? {
-                drop(replies.send(answer).await);
+            // Listens before it looks, so that nothing is missed.
+            let thawed = self.thawed.notified();
+            let fault = self.next_fault();
+            if let Fault::Drips(pause) = fault {
+                drop(replies.drip(answer.clone(), 1, pause).await);
+            } else {
+                for answer in spoiled(fault, &answer, before.as_ref(), thawed).await? {
+                    drop(replies.send(answer).await);
+                }
             }
             before = Some(answer);
         }
@@ -198,52 +216,62 @@ impl Relay {
         let spoiled = number >= plan.after && (number - plan.after).is_multiple_of(plan.every);
         if spoiled { plan.fault } else { Fault::Nothing }
     }
+}
 
-    async fn spoiled(&self, answer: &Bytes, before: Option<&Bytes>) -> Result<Vec<Bytes>, HandlerError> {
-        // Listens before it looks, so that nothing is missed.
-        let thawed = self.thawed.notified();
-        let fault = self.next_fault();
-        let mut message = proto::ExpertResponse::decode(answer.clone()).unwrap();
-        let x = WireTensor::decode(&message.tensors[0]).unwrap();
-        let numbers = x.to_f32_vec();
-        let tensor = |numbers: &[f32], shape: &[usize]| {
-            let tensor = WireTensor::from_f32(numbers, shape, DType::F32).unwrap();
-            tensor.encode(Compression::None).unwrap()
-        };
-        let first = &mut message.tensors[0];
-        match fault {
-            Fault::Nothing => {}
-            Fault::OtherShape => *first = tensor(&[1.0; 8], &[1, 1, 8]),
-            Fault::TwoDimensions => *first = tensor(&numbers, &x.shape[1..]),
-            Fault::OtherDtype => {
-                let ids = vec![1; numbers.len()];
-                let ids = WireTensor::from_i64(&ids, x.shape.clone()).unwrap();
-                *first = ids.encode(Compression::None).unwrap();
-            }
-            Fault::Truncated => first.buffer.truncate(first.buffer.len() / 2),
-            Fault::NoData => first.buffer = Bytes::new(),
-            Fault::NoTensor => message.tensors.clear(),
-            Fault::ExtraTensor => {
-                let copy = first.clone();
-                message.tensors.push(copy);
-            }
-            Fault::NotANumber => *first = tensor(&vec![f32::NAN; numbers.len()], &x.shape),
-            Fault::Infinity => *first = tensor(&vec![f32::INFINITY; numbers.len()], &x.shape),
-            Fault::HugeShape => first.size = vec![1, u32::MAX, u32::MAX],
-            Fault::Garbage => return Ok(vec![vec![0xff; 100].into()]),
-            Fault::Stale => return Ok(vec![before.unwrap_or(answer).clone()]),
-            Fault::Twice => return Ok(vec![answer.clone(), answer.clone()]),
-            Fault::Closes => return Err(HandlerError::new("gone")),
-            Fault::Says(text) => return Err(HandlerError::new(text)),
-            Fault::Silent => thawed.await,
-            Fault::Late(by) => tokio::time::sleep(by).await,
-            Fault::OffBy(share) => {
-                let off: Vec<f32> = numbers.iter().map(|x| x * (1.0 + share)).collect();
-                *first = tensor(&off, &x.shape);
-            }
+/// What is sent instead of an answer.
+async fn spoiled(
+    fault: Fault,
+    answer: &Bytes,
+    before: Option<&Bytes>,
+    thawed: Notified<'_>,
+) -> Result<Vec<Bytes>, HandlerError> {
+    let mut message = proto::ExpertResponse::decode(answer.clone()).unwrap();
+    let x = WireTensor::decode(&message.tensors[0]).unwrap();
+    let numbers = x.to_f32_vec();
+    let tensor = |numbers: &[f32], shape: &[usize]| {
+        let tensor = WireTensor::from_f32(numbers, shape, DType::F32).unwrap();
+        tensor.encode(Compression::None).unwrap()
+    };
+    let first = &mut message.tensors[0];
+    match fault {
+        Fault::Nothing | Fault::Drips(_) => {}
+        Fault::OtherShape => *first = tensor(&[1.0; 8], &[1, 1, 8]),
+        Fault::TwoDimensions => *first = tensor(&numbers, &x.shape[1..]),
+        Fault::MoreTokens => {
+            let mut more = numbers;
+            more.resize(more.len() + x.shape[2], 0.5);
+            *first = tensor(&more, &[1, x.shape[1] + 1, x.shape[2]]);
         }
-        Ok(vec![message.encode_to_vec().into()])
+        Fault::NoTokens => *first = tensor(&[], &[1, 0, x.shape[2]]),
+        Fault::OtherBatch => *first = tensor(&numbers.repeat(2), &[2, x.shape[1], x.shape[2]]),
+        Fault::OtherDtype => {
+            let ids = vec![1; numbers.len()];
+            let ids = WireTensor::from_i64(&ids, x.shape.clone()).unwrap();
+            *first = ids.encode(Compression::None).unwrap();
+        }
+        Fault::Truncated => first.buffer.truncate(first.buffer.len() / 2),
+        Fault::NoData => first.buffer = Bytes::new(),
+        Fault::NoTensor => message.tensors.clear(),
+        Fault::ExtraTensor => {
+            let copy = first.clone();
+            message.tensors.push(copy);
+        }
+        Fault::NotANumber => *first = tensor(&vec![f32::NAN; numbers.len()], &x.shape),
+        Fault::Infinity => *first = tensor(&vec![f32::INFINITY; numbers.len()], &x.shape),
+        Fault::HugeShape => first.size = vec![1, u32::MAX, u32::MAX],
+        Fault::Garbage => return Ok(vec![vec![0xff; 100].into()]),
+        Fault::Stale => return Ok(vec![before.unwrap_or(answer).clone()]),
+        Fault::Twice => return Ok(vec![answer.clone(), answer.clone()]),
+        Fault::Closes => return Err(HandlerError::new("gone")),
+        Fault::Says(text) => return Err(HandlerError::new(text)),
+        Fault::Silent => thawed.await,
+        Fault::Late(by) => tokio::time::sleep(by).await,
+        Fault::OffBy(share) => {
+            let off: Vec<f32> = numbers.iter().map(|x| x * (1.0 + share)).collect();
+            *first = tensor(&off, &x.shape);
+        }
     }
+    Ok(vec![message.encode_to_vec().into()])
 }
 
 /// A server of the first half, and four of the second: one that clients do not see computes for the three in front of it.
@@ -280,10 +308,15 @@ impl Scene {
 
     /// A client that knows nothing yet, verifies a share of its steps, and sees the first half and `others`.
     pub(super) async fn client(&self, verify: f64, others: &[PeerId]) -> Client {
+        self.client_with(others, |config| config.verify = verify).await
+    }
+
+    /// The same, otherwise.
+    pub(super) async fn client_with(&self, others: &[PeerId], change: impl FnOnce(&mut Config)) -> Client {
         let mut allowed = vec![self.first_half.node.peer()];
         allowed.extend(others);
         client_on(&self.node, &self.swarm, |config| {
-            config.verify = verify;
+            change(config);
             config.filter.allowed = Some(allowed.into_iter().collect());
         })
         .await

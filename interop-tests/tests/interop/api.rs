@@ -1,6 +1,10 @@
 //! The API as existing software uses it: the real binary, a server on loopback, the client that OpenAI publishes.
 
-use std::fs;
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+};
 
 use interop_tests::{ANSWER, STARTUP, hub::Hub, node::sepal, process::Process, python};
 use serde_json::json;
@@ -16,6 +20,25 @@ fn api(hub: &Hub, server: &str, more: &[&str]) -> (Process, String) {
     let mut process = Process::start("sepal api", &mut sepal(hub, &[&arguments[..], more].concat()).unwrap()).unwrap();
     let url = process.wait_line("api: ", STARTUP).unwrap();
     (process, url)
+}
+
+/// A long answer of which the first bytes are there.
+fn stream(base_url: &str) -> TcpStream {
+    let addr = base_url.trim_start_matches("http://").trim_end_matches("/v1");
+    let body = json!({
+        "model": "demo", "stream": true, "ignore_eos": true, "max_tokens": 480, "messages": [{"role": "user", "content": "Hi"}],
+    });
+    let body = body.to_string();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(ANSWER)).unwrap();
+    stream.write_all((head + &body).as_bytes()).unwrap();
+    assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+    stream
 }
 
 #[test]
@@ -37,6 +60,14 @@ fn the_client_that_openai_publishes_works_unchanged() {
     let order = json!({"base_url": base_url, "busy_url": busy_url, "model": "demo"});
     let answer = python::run_openai(&hub, &order).unwrap();
     assert_eq!(answer["passed"].as_array().unwrap().len(), 12, "{answer}");
+    // Answers that are under way when the person ends it come to their end, or to an error that says so.
+    let mut streams = [stream(&base_url), stream(&base_url)];
     open.interrupt();
+    for stream in &mut streams {
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        let ended = rest.contains("data: [DONE]") || rest.contains("\"code\":\"shutting_down\"");
+        assert!(ended, "{rest}");
+    }
     assert!(open.wait_exit(ANSWER).unwrap().success(), "Ctrl-C is no failure");
 }

@@ -1,6 +1,6 @@
 //! What the program says when something is wrong, and how it ends: the real binary, no peers.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use interop_tests::{
     ANSWER, STARTUP,
@@ -98,6 +98,53 @@ fn what_cannot_work_is_said_with_its_cause() {
 }
 
 #[test]
+fn an_api_that_cannot_be_says_why_before_it_starts_anything() {
+    let hub = Hub::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str, mode: u32| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path.display().to_string()
+    };
+    let key = "0123456789abcdef0123456789abcdef\n";
+    let (open, empty) = (file("open", key, 0o644), file("empty", "# nobody\n", 0o600));
+    let (short, good) = (file("short", "secret\n", 0o600), file("good", key, 0o600));
+    let none = folder.path().join("none").display().to_string();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let api = format!("api demo --initial-peers {NOBODY} --http");
+    for command in [api.as_str(), "demo --http"] {
+        for (keys, texts) in [
+            (
+                &open,
+                &["others can read the API keys in ", &format!("chmod 600 {open}")] as &[&str],
+            ),
+            (&empty, &["has no keys", "openssl rand"]),
+            (&short, &["short, line 1", "16 characters"]),
+            (&none, &["cannot read the API keys in ", "No such file"]),
+        ] {
+            let arguments = format!("{command} 127.0.0.1:0 --api-keys {keys}");
+            refuses(&hub, &arguments, 1, texts);
+        }
+        let arguments = format!("{command} {taken} --api-keys {good}");
+        refuses(
+            &hub,
+            &arguments,
+            1,
+            &[&format!("--http {taken}"), "free port", "in use"],
+        );
+    }
+    let arguments = format!("{api} 127.0.0.1:0 --api-keys {good}");
+    refuses(
+        &hub,
+        &arguments,
+        1,
+        &["cannot join the swarm", "--initial-peers", "--new-swarm"],
+    );
+}
+
+#[test]
 fn a_broken_model_is_named_by_file_and_tensor() {
     let hub = Hub::new().unwrap();
     let snapshot = fs::read_dir(hub.path().join("models--sepal--tiny-llama/snapshots"))
@@ -146,7 +193,13 @@ fn a_taken_port_is_named() {
     let bootstrap = Node::bootstrap(&hub, &[]).unwrap();
     let port = bootstrap.addr.split('/').nth(4).unwrap().to_owned();
     let arguments = format!("bootstrap --listen /ip4/127.0.0.1/tcp/{port}");
-    refuses(&hub, &arguments, 1, &[&format!("/ip4/127.0.0.1/tcp/{port}")]);
+    let addr = format!("cannot listen on /ip4/127.0.0.1/tcp/{port}");
+    refuses(
+        &hub,
+        &arguments,
+        1,
+        &[&addr, "hint: another program may have that port", "--port"],
+    );
 }
 
 #[test]

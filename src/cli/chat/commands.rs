@@ -11,7 +11,8 @@ pub(super) const HELP: &str = "\
 /system TEXT        tell the model TEXT before the conversation; without TEXT, nothing
 /save FILE          write the conversation as JSON
 /load FILE          go on with a conversation that was saved
-/route              the servers of the last answer (`here` is this program), and what a step took on each
+/route              the servers of the last answer (`here` is this program), what a step took on each, and which servers
+                    are left out for what they did
 /stats              tokens and times of the last answer
 /set NAME VALUE     temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed,
                     max_new_tokens

@@ -155,8 +155,15 @@ impl Talk {
         Ok(())
     }
 
-    /// The servers of the last answer.
+    /// The servers of the last answer, and those that are left out.
     pub(super) fn print_route(&self) {
+        self.print_hops();
+        for server in self.conversations.client().avoided() {
+            output::line(server);
+        }
+    }
+
+    fn print_hops(&self) {
         let Some(last) = &self.last else {
             return output::line("no answer yet");
         };

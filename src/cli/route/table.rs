@@ -35,6 +35,7 @@ impl Report {
         if let Some(measurement) = &self.measurement {
             rows.extend(measured(measurement));
         }
+        rows.extend(self.avoided.iter().map(|server| format!("  {server}")));
         if why {
             rows.extend(candidates(&self.explanation));
             rows.extend(others(&self.explanation));
@@ -55,6 +56,9 @@ impl Report {
         });
         if why {
             report["alternatives"] = chains.into_iter().skip(1).collect();
+            let avoided = self.avoided.iter();
+            let avoided = avoided.map(|server| json!({"peer": server.peer.to_string(), "reason": server.reason}));
+            report["avoided"] = avoided.collect();
             report["candidates"] = self.explanation.candidates.iter().map(candidate_json).collect();
         }
         report
@@ -284,7 +288,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        client::HopReport,
+        client::{Avoided, HopReport},
         swarm::{
             Snapshot,
             route::{Known, explain},
@@ -326,6 +330,12 @@ mod tests {
                 per_token: Duration::from_millis(5),
                 hops: vec![hop],
             }),
+            avoided: vec![Avoided {
+                peer: peer(9),
+                name: Some("Lisbon".to_owned()),
+                left: Duration::from_secs(15),
+                reason: "silent for 6s".to_owned(),
+            }],
         }
     }
 
@@ -339,9 +349,13 @@ mod tests {
         let told = |what: &str| assert!(rows.iter().any(|row| row.contains(what)), "{what}: {rows:#?}");
         told("measured over 8 tokens: 5.0 ms a token, 200.0 tokens/s");
         told("hop 1");
+        told(&format!(
+            "{} (Lisbon) is left out for 15 s more: silent for 6s",
+            peer(9)
+        ));
         told("499.3 ms through 2 hop(s), 168.0 ms more");
         told("without a server of this chain");
-        assert_eq!(report(&[(1, 0..4)]).rows(false).len(), 6);
+        assert_eq!(report(&[(1, 0..4)]).rows(false).len(), 7);
     }
 
     #[test]
@@ -351,6 +365,7 @@ mod tests {
         assert_eq!(json["route"]["predicted_ms_per_token"], 331.333);
         assert_eq!(json["measured"]["ms_per_token"], 5.0);
         assert_eq!(json["candidates"][0]["hop"], Value::Null);
+        assert_eq!(json["avoided"][0]["reason"], "silent for 6s");
         assert_eq!(json["alternatives"].as_array().map(Vec::len), Some(1));
         assert!(report(&[(1, 0..2)]).to_json(false)["missing"].is_string());
     }

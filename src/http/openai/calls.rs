@@ -4,11 +4,12 @@
 //! <tool_call>{"name": …, "arguments": {…}}</tool_call>       Hermes, Qwen; with text before it
 //! {"name": …, "parameters": {…}}                             Llama 3.1, several with `;` between
 //! [TOOL_CALLS] [{"name": …, "arguments": {…}}]                Mistral
-//! [TOOL_CALLS]name[ARGS]{…}                                   Mistral, newer
+//! [TOOL_CALLS]name[ARGS]{…}                                   Mistral, newer, some with [CALL_ID]id before [ARGS]
 //! ```
 //!
-//! Tags that are special tokens do not appear in the text, so that calls are recognised without them at the beginning of an
-//! answer; what names no tool of the request is text.
+//! Tags that are special tokens do not appear in the text: they are told as what they are where the tokenizer says so, and
+//! calls are recognised without them at the beginning of an answer. What names no tool of the request is text, and so is what
+//! begins like a call and is none. Arguments are told while they are written, so they may turn out to be no JSON.
 
 mod object;
 
@@ -18,7 +19,8 @@ use self::object::{Object, Progress};
 const OPENING: [&str; 3] = ["<tool_call>", "[TOOL_CALLS]", "<|python_tag|>"];
 /// What stands around and between calls besides.
 const AROUND: [&str; 2] = ["</tool_call>", "<|eom_id|>"];
-/// What stands between the name of a tool and its arguments.
+/// What stands between the name of a tool and its arguments: perhaps an id, then the end of both.
+const BEFORE_ID: &str = "[CALL_ID]";
 const BEFORE_ARGUMENTS: &str = "[ARGS]";
 
 /// What is new in an answer.
@@ -100,12 +102,29 @@ impl CallFinder {
         pieces
     }
 
+    /// What is certain after a special token, which no text can spell.
+    pub(crate) fn push_special(&mut self, token: &str) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        match self.state {
+            State::Text if !self.names.is_empty() && OPENING.contains(&token) => {
+                push_text(&mut pieces, &std::mem::take(&mut self.held));
+                self.state = State::Between;
+            }
+            State::Between if [BEFORE_ID, BEFORE_ARGUMENTS].contains(&token) => return self.push(token),
+            _ => {}
+        }
+        pieces
+    }
+
     /// What was held back, at the end of the answer.
     pub(crate) fn finish(&mut self) -> Vec<Piece> {
         let mut pieces = Vec::new();
         let mut held = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Call(call) if !call.begun => held.insert_str(0, &(call.before + call.object.text())),
+            // After other calls it is one more that did not come to its name.
+            State::Call(call) if !call.begun && self.n_calls == 0 => {
+                held.insert_str(0, &(call.before + call.object.text()));
+            }
             State::Call(_) | State::Over => return pieces,
             State::Between if self.n_calls > 0 => held = without_tags(&held).to_owned(),
             State::Between | State::Text => {}
@@ -160,17 +179,13 @@ impl CallFinder {
                 }
                 continue;
             };
-            let arguments = after.trim_start();
-            let arguments = arguments
-                .strip_prefix(BEFORE_ARGUMENTS)
-                .unwrap_or(arguments)
-                .trim_start();
+            let arguments = arguments_in(after);
             if arguments.starts_with('{') {
                 let (at, name) = (self.held.len() - arguments.len(), name.clone());
                 self.begin(at, Some(name));
                 return true;
             }
-            if BEFORE_ARGUMENTS.starts_with(arguments) {
+            if BEFORE_ARGUMENTS.starts_with(arguments) || BEFORE_ID.starts_with(arguments) {
                 return false;
             }
         }
@@ -226,10 +241,13 @@ impl CallFinder {
                 pieces.push(Piece::Call { name });
             }
         }
+        if progress == Progress::Begins {
+            return true;
+        }
         if call.begun {
             tell_arguments(call, progress, pieces);
         }
-        if progress != Progress::Complete {
+        if progress == Progress::More {
             return false;
         }
         self.state = if self.n_calls < self.most_calls {
@@ -244,7 +262,7 @@ impl CallFinder {
 fn tell_arguments(call: &mut CallText, progress: Progress, pieces: &mut Vec<Piece>) {
     let known = match progress {
         Progress::Complete => call.object.complete_arguments(),
-        Progress::More | Progress::NoCall => call.object.arguments().map(str::to_owned),
+        _ => call.object.arguments().map(str::to_owned),
     };
     let known = known.unwrap_or_default();
     let more = known.get(call.told..).unwrap_or_default();
@@ -258,6 +276,15 @@ fn push_text(pieces: &mut Vec<Piece>, text: &str) {
     if !text.is_empty() {
         pieces.push(Piece::Text(text.to_owned()));
     }
+}
+
+/// What follows the name of a tool, without what may stand between it and the arguments.
+fn arguments_in(after: &str) -> &str {
+    let mut rest = after.trim_start();
+    if let Some(id) = rest.strip_prefix(BEFORE_ID) {
+        rest = id.trim_start_matches(|c: char| c.is_ascii_alphanumeric());
+    }
+    rest.strip_prefix(BEFORE_ARGUMENTS).unwrap_or(rest).trim_start()
 }
 
 /// Without the tags, brackets and spaces that stand around calls.

@@ -109,7 +109,6 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ApiError> {
     fields.only("modalities", &[json!(["text"])], "can only be [\"text\"]")?;
     fields.only("audio", &[], "is not supported")?;
     fields.only("web_search_options", &[], "is not supported")?;
-    fields.only("prediction", &[], "is not supported")?;
     fields.only(
         "chat_template",
         &[],

@@ -105,9 +105,12 @@ impl Usage {
     }
 }
 
-/// Where tokens are computed: what the extension `sepal` of an answer says.
-pub(crate) fn route_json(route: &[HopReport], generation: Option<&Generation>) -> Value {
-    let milliseconds = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Where tokens are computed: what the extension `sepal` of an answer says while it comes.
+pub(crate) fn route_json(route: &[HopReport]) -> Value {
     let hops: Vec<Value> = route
         .iter()
         .map(|hop| {
@@ -120,11 +123,24 @@ pub(crate) fn route_json(route: &[HopReport], generation: Option<&Generation>) -
             })
         })
         .collect();
-    let mut extension = json!({"route": hops});
-    if let Some(generation) = generation {
-        extension["tokens_per_second"] = generation.tokens_per_second().into();
-        extension["ms_to_first_token"] = milliseconds(generation.time_to_first_token).into();
-    }
+    json!({"route": hops})
+}
+
+/// What it says at the end: also how long it took, and which servers are left out for what they did to this API's sessions.
+pub(crate) fn whole_route_json(generation: &Generation, model: &ServedModel) -> Value {
+    let mut extension = route_json(&generation.route);
+    extension["tokens_per_second"] = generation.tokens_per_second().into();
+    extension["ms_to_first_token"] = milliseconds(generation.time_to_first_token).into();
+    let avoided = model.conversations.client().avoided();
+    let avoided = avoided.iter().map(|server| {
+        json!({
+            "peer": server.peer.to_string(),
+            "name": server.name,
+            "seconds_left": server.left.as_secs(),
+            "reason": server.reason,
+        })
+    });
+    extension["avoided"] = avoided.collect();
     extension
 }
 

@@ -114,7 +114,7 @@ impl ApiError {
 
     /// This model is not served.
     pub(crate) fn no_model(id: &str, served: &[&str]) -> Self {
-        let message = format!("the model {id:?} is not served here; {} is", served.join(", "));
+        let message = format!("the model {id:?} does not exist here; there is {}", served.join(", "));
         Self {
             param: Some("model".to_owned()),
             code: Some("model_not_found"),
@@ -232,7 +232,11 @@ impl From<ClientError> for ApiError {
                 ..Self::failed(StatusCode::SERVICE_UNAVAILABLE, message, "blocks_missing")
             },
             ClientError::Refused { source, .. } if refuses_length(&source) => Self::too_long("max_tokens", message),
-            ClientError::Refused { .. } | ClientError::RetriesExhausted { .. } => {
+            ClientError::RetriesExhausted { source, .. } if source.is_passing() => Self {
+                retry_after: Some(RETRY_AFTER),
+                ..Self::failed(StatusCode::SERVICE_UNAVAILABLE, message, "servers_busy")
+            },
+            ClientError::Refused { .. } | ClientError::RetriesExhausted { .. } | ClientError::Disputed { .. } => {
                 Self::failed(StatusCode::BAD_GATEWAY, message, "servers_failed")
             }
             ClientError::Sample(error) => error.into(),

@@ -32,6 +32,8 @@ fn message_of(message: &Value, path: &str, knows_developers: bool) -> Result<Val
         return Err(fields.wrong("role", &format!("must be one of {}", ROLES.join(", "))));
     }
     let mut prepared: Map<String, Value> = fields.object().clone();
+    // Clients write out all that a message could have; templates ask whether a field is there.
+    prepared.retain(|_, value| !value.is_null());
     if role == "developer" && !knows_developers {
         prepared.insert("role".into(), "system".into());
     }
@@ -136,6 +138,7 @@ mod tests {
             {"role": "assistant", "content": null, "tool_calls": [
                 {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
             {"role": "tool", "tool_call_id": "1", "content": "2"},
+            {"role": "assistant", "content": "Two.", "tool_calls": null, "refusal": null, "audio": null},
         ]);
         let read = read_for("-", messages.clone()).unwrap();
         assert_eq!(read[0]["role"], "system");
@@ -143,6 +146,7 @@ mod tests {
         assert_eq!(read[2]["content"], "");
         assert_eq!(read[2]["tool_calls"][0]["function"]["arguments"], json!({"x": 1}));
         assert_eq!(read[3]["tool_call_id"], "1");
+        assert_eq!(read[4], json!({"role": "assistant", "content": "Two."}));
         assert_eq!(read_for("developer", messages).unwrap()[0]["role"], "developer");
     }
 

@@ -48,6 +48,15 @@ struct OfTokens {
     kind: &'static str,
 }
 
+/// What is so of a model at the moment.
+#[derive(Clone, Copy, Debug)]
+struct Now {
+    /// Sessions that wait for their conversation to go on.
+    idle: usize,
+    /// Servers that are left out for what they did.
+    avoided: usize,
+}
+
 type Times = Family<OfModel, Histogram, fn() -> Histogram>;
 type Current = Gauge<i64, AtomicI64>;
 
@@ -159,11 +168,11 @@ impl Metrics {
         }
     }
 
-    /// All metrics as Prometheus reads them. `idle` are the sessions that wait for their conversation to go on, by model.
+    /// All metrics as Prometheus reads them, with what is so of each model now.
     ///
     /// # Errors
     /// None in practice: a string takes everything.
-    fn exposition(&self, idle: &[(&str, usize)]) -> Result<String, fmt::Error> {
+    fn exposition(&self, now: &[(&str, Now)]) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("sepal_api");
         let counts = &self.0;
         registry.register(
@@ -190,15 +199,19 @@ impl Metrics {
         );
         registry.register("texts_running", "Texts that are generated now", counts.running.clone());
         registry.register("texts_queued", "Texts that wait for their turn", counts.queued.clone());
-        let sessions = Family::<OfModel, Current>::default();
-        for (model, n) in idle {
-            let model = (*model).to_owned();
-            sessions
-                .get_or_create(&OfModel { model })
-                .set(i64::try_from(*n).unwrap_or(i64::MAX));
-        }
+        let gauge = |value: fn(&Now) -> usize| {
+            let family = Family::<OfModel, Current>::default();
+            for (model, now) in now {
+                let model = (*model).to_owned();
+                let number = i64::try_from(value(now)).unwrap_or(i64::MAX);
+                family.get_or_create(&OfModel { model }).set(number);
+            }
+            family
+        };
         let help = "Sessions kept open on the servers for their conversation to go on";
-        registry.register("sessions_idle", help, sessions);
+        registry.register("sessions_idle", help, gauge(|now| now.idle));
+        let help = "Servers that are left out because they failed, were silent or slow, or answered wrongly";
+        registry.register("servers_avoided", help, gauge(|now| now.avoided));
         let mut text = String::new();
         encode(&mut text, &registry)?;
         Ok(text)
@@ -218,10 +231,15 @@ pub(crate) async fn count(State(metrics): State<Metrics>, mut request: Request, 
 
 pub(crate) async fn metrics(State(api): State<Api>) -> Response {
     let models = api.models().iter();
-    let idle: Vec<(&str, usize)> = models
-        .map(|model| (model.id(), model.conversations().n_idle()))
-        .collect();
-    match api.metrics().exposition(&idle) {
+    let now = models.map(|model| {
+        let conversations = model.conversations();
+        let now = Now {
+            idle: conversations.n_idle(),
+            avoided: conversations.client().avoided().len(),
+        };
+        (model.id(), now)
+    });
+    match api.metrics().exposition(&now.collect::<Vec<_>>()) {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
         Err(fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
@@ -263,7 +281,7 @@ mod tests {
         );
         let _running = (metrics.runs(), metrics.runs());
         drop(metrics.waits());
-        let text = metrics.exposition(&[("demo", 3)]).unwrap();
+        let text = metrics.exposition(&[("demo", Now { idle: 3, avoided: 1 })]).unwrap();
         for line in [
             "sepal_api_requests_total{model=\"demo\",route=\"/v1/chat/completions\",status=\"200\"} 2",
             "sepal_api_requests_total{model=\"\",route=\"/v1/models\",status=\"401\"} 1",
@@ -275,6 +293,7 @@ mod tests {
             "sepal_api_texts_running 2",
             "sepal_api_texts_queued 0",
             "sepal_api_sessions_idle{model=\"demo\"} 3",
+            "sepal_api_servers_avoided{model=\"demo\"} 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|had| had == line), "{line} is missing in\n{text}");

@@ -109,6 +109,12 @@ impl ServedModel {
         }
     }
 
+    /// The name of a special token, which does not appear in texts; `None` for others, and where the tokenizer does not say.
+    pub(crate) fn special(&self, id: u32) -> Option<&str> {
+        let name = self.token_bytes.get(id as usize)?.strip_prefix(&[0xff])?;
+        str::from_utf8(name).ok()
+    }
+
     fn description(&self) -> Value {
         json!({
             "id": self.id,

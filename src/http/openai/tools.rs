@@ -18,6 +18,9 @@ const TOOL_CALLS_TAG: &str = "[TOOL_CALLS]";
 /// Llama 3.1 calls the arguments so.
 const PARAMETERS: &str = "\"parameters\": dictionary";
 
+/// What templates say that take one call in a message, and so no others back: Llama 3.
+const SINGLE_CALLS: &str = "only supports single tool-calls";
+
 /// Characters of an id, where the template does not care.
 const ID_LENGTH: usize = 24;
 const MISTRAL_ID_LENGTH: usize = 9;
@@ -79,7 +82,7 @@ impl Tools {
             names,
             is_named: demanded.as_ref().is_some_and(|demanded| demanded.is_named),
             demanded: demanded.map(|demanded| demanded.tools),
-            one_at_a_time: !fields.flag("parallel_tool_calls")?.unwrap_or(true),
+            one_at_a_time: template.mentions(SINGLE_CALLS) || !fields.flag("parallel_tool_calls")?.unwrap_or(true),
             id_length: if is_mistral { MISTRAL_ID_LENGTH } else { ID_LENGTH },
         })
     }

@@ -7,12 +7,17 @@ const ARGUMENTS: [&str; 2] = ["arguments", "parameters"];
 /// What else stands in calls. An object that begins with anything else is none.
 const BESIDE: [&str; 4] = ["name", "type", "id", "function"];
 
+/// What JSON has in strings only. Where it comes nevertheless, another call or text begins: models forget braces.
+const NEVER: [char; 2] = ['<', ';'];
+
 /// How far an object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     More,
+    /// From here on its name is known and arguments are there: what is told does not depend on how the text was cut.
+    Begins,
     Complete,
-    /// It is JSON perhaps, but no call.
+    /// It is JSON perhaps, but no call; or it has begun as one and does not go on as JSON.
     NoCall,
 }
 
@@ -23,6 +28,8 @@ pub(super) struct Object {
     /// It is the arguments themselves, not a call that has them.
     is_arguments: bool,
     depth: usize,
+    /// The call itself stands one level deeper: `{"type": "function", "function": {…}}`.
+    is_nested: bool,
     /// Where the string that has not ended yet begins.
     string: Option<usize>,
     escaped: bool,
@@ -30,6 +37,7 @@ pub(super) struct Object {
     at_key: bool,
     key: String,
     name: Option<String>,
+    has_begun: bool,
     /// Where the arguments begin and, once they are all there, end.
     arguments: Option<(usize, Option<usize>)>,
 }
@@ -41,11 +49,13 @@ impl Object {
             text: String::new(),
             is_arguments: false,
             depth: 0,
+            is_nested: false,
             string: None,
             escaped: false,
             at_key: true,
             key: String::new(),
             name: None,
+            has_begun: false,
             arguments: None,
         }
     }
@@ -91,14 +101,26 @@ impl Object {
     /// Takes of `text` what belongs to the object, and says how many bytes that was.
     pub(super) fn push(&mut self, text: &str) -> (usize, Progress) {
         for (at, character) in text.char_indices() {
+            if self.string.is_none() && NEVER.contains(&character) {
+                return (at, Progress::NoCall);
+            }
             let here = self.text.len();
             self.text.push(character);
-            let progress = self.step(here, character);
+            let progress = match self.step(here, character) {
+                Progress::More if self.begins() => Progress::Begins,
+                progress => progress,
+            };
             if progress != Progress::More {
                 return (at + character.len_utf8(), progress);
             }
         }
         (text.len(), Progress::More)
+    }
+
+    /// Whether it is a call since the last character.
+    fn begins(&mut self) -> bool {
+        let is_call = self.arguments.is_some() && (self.is_arguments || self.name.is_some());
+        is_call && !std::mem::replace(&mut self.has_begun, true)
     }
 
     fn step(&mut self, here: usize, character: char) -> Progress {
@@ -113,8 +135,8 @@ impl Object {
                 if self.arguments.is_none() && (is_value || self.is_arguments) {
                     self.arguments = Some((here, None));
                 }
-                // The call itself one level deeper: `{"type": "function", "function": {…}}`.
-                if self.depth == 2 && character == '{' && self.key == "function" {
+                if self.depth == 2 && character == '{' && self.key == "function" && !self.is_nested {
+                    self.is_nested = true;
                     self.depth = 1;
                     self.at_key = true;
                 }
@@ -169,11 +191,13 @@ impl Object {
             return Progress::More;
         }
         // An object within a call closes before the call does.
-        if self.is_arguments || serde_json::from_str::<Value>(&self.text).is_ok() {
-            Progress::Complete
-        } else {
+        if std::mem::take(&mut self.is_nested) {
             self.depth = 1;
             Progress::More
+        } else if self.is_arguments || serde_json::from_str::<Value>(&self.text).is_ok() {
+            Progress::Complete
+        } else {
+            Progress::NoCall
         }
     }
 }

@@ -91,6 +91,8 @@ fn calls_of_mistral() {
             &[("add_all", "{\"a\": 1}")],
         );
         check(&format!("{tag}add{{\"a\": \"}}\"}}"), "", &[("add", "{\"a\": \"}\"}")]);
+        let calls = format!("{tag}add[CALL_ID]a1B2c3D4e[ARGS]{{}}[TOOL_CALLS]add_all[ARGS]{{\"a\": 1}}");
+        check(&calls, "", &[("add", "{}"), ("add_all", "{\"a\": 1}")]);
     }
 }
 
@@ -107,6 +109,49 @@ fn arguments_before_the_name_as_text_or_not_at_all() {
         &[("add", "{\"a\": 1}")],
     );
     check("{\"name\": \"add\"}", "", &[("add", "{}")]);
+}
+
+#[test]
+fn tags_that_are_special_tokens_begin_calls_within_a_text() {
+    let mut finder = CallFinder::new(names(), 9);
+    let mut pieces = finder.push("Let me see <");
+    pieces.extend(finder.push_special("[TOOL_CALLS]"));
+    pieces.extend(finder.push("add"));
+    pieces.extend(finder.push_special("[CALL_ID]"));
+    pieces.extend(finder.push("a1B2c3D4e"));
+    pieces.extend(finder.push_special("[ARGS]"));
+    pieces.extend(finder.push("{}"));
+    let text = |text: &str| Piece::Text(text.into());
+    let arguments = Piece::Arguments("{}".into());
+    assert_eq!(
+        pieces,
+        [
+            text("Let me see "),
+            text("<"),
+            Piece::Call { name: "add".into() },
+            arguments
+        ]
+    );
+    // What is run by itself is no call, and the tag is not shown.
+    let mut finder = CallFinder::new(names(), 9);
+    assert_eq!(finder.push_special("<|python_tag|>"), []);
+    assert_eq!(finder.push("print(1)"), [text("print(1)")]);
+}
+
+#[test]
+fn a_call_that_is_no_json_takes_nothing_of_what_follows() {
+    for broken in [
+        "{\"name\": \"add\", \"arguments\": {a: 1}}",
+        "{\"name\": \"add\", \"arguments\": {a: 1}",
+    ] {
+        let answer = format!(
+            "<tool_call>{broken}</tool_call>\n<tool_call>{{\"name\": \"add_all\", \"arguments\": {{}}}}</tool_call>"
+        );
+        check(&answer, "", &[("add", "{a: 1}"), ("add_all", "{}")]);
+    }
+    let quotes = "<tool_call>{'name': 'add', 'arguments': {}}</tool_call> and more";
+    check(quotes, quotes, &[]);
+    check("{x} <tool_call>{\"name\": \"add\"}", "{x} ", &[("add", "{}")]);
 }
 
 #[test]
@@ -141,6 +186,8 @@ fn a_call_that_is_cut_off_is_told_as_far_as_it_came() {
         "",
         &[("add", "{\"a\": 1")],
     );
+    let second = "<tool_call>{\"name\": \"add\", \"arguments\": {}}</tool_call>\n<tool_call>\n{\"na";
+    check(second, "", &[("add", "{}")]);
 }
 
 #[test]

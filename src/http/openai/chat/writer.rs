@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::super::{
     calls::{CallFinder, Piece},
-    deliver::{Head, Usage, Writer, route_json},
+    deliver::{Head, Usage, Writer, route_json, whole_route_json},
     logprobs,
     model::ServedModel,
     params::Delivery,
@@ -153,15 +153,18 @@ impl Writer for ChatWriter {
             let told = self.choices[index].logprobs.get_or_insert_default();
             told.extend(logprobs::of_chat(token, &self.model));
         }
-        let pieces = if token.text.is_empty() {
-            Vec::new()
-        } else {
-            self.choices[index].finder.push(&token.text)
-        };
+        let finder = &mut self.choices[index].finder;
+        let mut pieces = Vec::new();
+        if !token.text.is_empty() {
+            pieces.extend(finder.push(&token.text));
+        }
+        if let Some(name) = self.model.special(token.id) {
+            pieces.extend(finder.push_special(name));
+        }
         let mut chunks = self.chunks(index, pieces);
         if let Some(route) = route {
             let mut chunk = self.chunk(index, json!({}), None, None);
-            chunk["sepal"] = route_json(route, None);
+            chunk["sepal"] = route_json(route);
             chunks.push(chunk);
         }
         chunks
@@ -180,7 +183,7 @@ impl Writer for ChatWriter {
         let logprobs = choice.new_logprobs();
         let mut chunk = self.chunk(index, json!({}), logprobs, Some(finish));
         if self.wants_route {
-            let route = route_json(&generation.route, Some(generation));
+            let route = whole_route_json(generation, &self.model);
             chunk["sepal"] = route.clone();
             self.route = Some(route);
         }

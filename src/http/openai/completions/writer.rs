@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::super::{
-    deliver::{Head, Usage, Writer, route_json},
+    deliver::{Head, Usage, Writer, route_json, whole_route_json},
     logprobs::Told,
     model::ServedModel,
     params::Delivery,
@@ -104,7 +104,7 @@ impl Writer for CompletionWriter {
         let logprobs = choice.new_logprobs();
         let mut chunk = self.chunk(index, &text, logprobs, None);
         if let Some(route) = route {
-            chunk["sepal"] = route_json(route, None);
+            chunk["sepal"] = route_json(route);
         }
         vec![chunk]
     }
@@ -118,7 +118,7 @@ impl Writer for CompletionWriter {
         let logprobs = choice.new_logprobs();
         let mut chunk = self.chunk(index, &text, logprobs, Some(finish));
         if self.wants_route {
-            let route = route_json(&generation.route, Some(generation));
+            let route = whole_route_json(generation, &self.model);
             chunk["sepal"] = route.clone();
             self.route = Some(route);
         }
