@@ -112,7 +112,7 @@ mod tests {
                 .find(|path| path.is_dir());
             let json = std::fs::read(folder.unwrap().join("config.json")).unwrap();
             let files = ModelFiles::of_noise(&ModelConfig::from_json(&json).unwrap()).unwrap();
-            let blocks = Blocks::load(&files, 0..1, WeightDType::Bf16, &testing::engine()).unwrap();
+            let blocks = Blocks::load(&files, 0..1, WeightDType::Bf16, testing::engine()).unwrap();
             let width = blocks.config().hidden_size;
             let mut x = Hidden::new(vec![0.5; 3 * width], 1, 3, width).unwrap();
             blocks.forward(0, &mut x).unwrap();

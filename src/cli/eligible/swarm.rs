@@ -70,6 +70,8 @@ impl InSwarm {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use sepal_protocol::record::ServerState;
 
     use super::*;
@@ -93,13 +95,13 @@ mod tests {
         let seen = InSwarm::of(&snapshot(&[0..3, 5..8]), 2);
         assert_eq!((seen.servers, seen.missing.as_slice()), (2, [(3, 5)].as_slice()));
         assert_eq!(seen.adds(), "blocks 3:5, 2 of them missing: whole with it");
-        let seen = InSwarm::of(&snapshot(&[0..3]), 2);
+        let seen = InSwarm::of(&snapshot(slice::from_ref(&(0..3))), 2);
         assert!(
             seen.adds().ends_with("2 of them missing, 3 more are"),
             "{}",
             seen.adds()
         );
-        assert_eq!(InSwarm::of(&snapshot(&[0..3]), 0).adds(), "nothing");
+        assert_eq!(InSwarm::of(&snapshot(slice::from_ref(&(0..3))), 0).adds(), "nothing");
     }
 
     #[test]
