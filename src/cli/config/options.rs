@@ -5,8 +5,8 @@ use std::{any::TypeId, path::PathBuf};
 
 use clap::{Arg, ArgAction, Command};
 
-/// Commands that are about the configuration; they take nothing from it.
-const ABOUT_CONFIGURATION: [&str; 2] = ["init", "config"];
+/// Commands that are about this program itself. They take nothing from the configuration, so nothing in it stops them.
+const ABOUT_ITSELF: [&str; 4] = ["init", "config", "completions", "man"];
 
 /// The option that names the file. The file cannot name itself.
 pub(super) const FILE_OPTION: &str = "config";
@@ -121,7 +121,7 @@ fn collect(command: &Command, path: &[String], found: &mut Vec<Options>) {
         let path = [path, &[sub.get_name().to_owned()]].concat();
         if sub.has_subcommands() {
             collect(sub, &path, found);
-        } else if !ABOUT_CONFIGURATION.contains(&sub.get_name()) {
+        } else if !ABOUT_ITSELF.contains(&sub.get_name()) {
             found.push(Options {
                 path,
                 command: sub.clone(),

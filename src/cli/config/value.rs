@@ -106,9 +106,9 @@ fn one(option: &Opt, raw: &Raw) -> Result<Given, String> {
     }
 }
 
-/// Whether anything would do, so that true and false cannot be meant as values.
+/// Whether any word would do, so that true and false cannot be meant as values.
 fn is_text(option: &Opt) -> bool {
-    accepted(option, &["\u{1}".to_owned()]).is_ok()
+    accepted(option, &["xyzzy".to_owned()]).is_ok()
 }
 
 fn wanted(option: &Opt) -> String {
