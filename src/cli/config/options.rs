@@ -78,8 +78,9 @@ impl Catalogue {
     /// Whether `path` is a table: a command, or what commands are in. A name that is also an option where the table would
     /// be, as `swarm-key` is, is the option.
     pub(super) fn is_table(&self, path: &[String]) -> bool {
-        let is_option = path.split_last().is_some_and(|(name, scope)| self.knows(scope, name));
-        !is_option && self.commands.iter().any(|options| options.path.starts_with(path))
+        let hides = |n: usize| self.knows(&path[..n], &path[n]);
+        let hidden = (0..path.len()).any(hides);
+        !hidden && self.commands.iter().any(|options| options.path.starts_with(path))
     }
 
     /// The commands that a key in the table `scope` is for.
