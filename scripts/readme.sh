@@ -7,12 +7,12 @@ work=$(mktemp -d)
 pids=()
 cleanup() {
     for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
-    rm -rf "$work"
+    rm -rf "$work" "$XDG_RUNTIME_DIR"
 }
 trap cleanup EXIT
 # Nodes that somebody runs beside this are none of ours.
-export XDG_RUNTIME_DIR="$work/run"
-mkdir "$XDG_RUNTIME_DIR"
+XDG_RUNTIME_DIR=$(mktemp -d)
+export XDG_RUNTIME_DIR
 export PATH="${CARGO_TARGET_DIR:-$PWD/target}/release:$PATH"
 
 fail() {

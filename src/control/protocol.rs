@@ -355,16 +355,16 @@ impl Request {
     ///
     /// # Errors
     /// The answer to give instead.
-    pub fn read(line: &[u8]) -> Result<Self, Answer> {
+    pub fn read(line: &[u8]) -> Result<Self, Box<Answer>> {
         #[derive(Deserialize)]
         struct Version {
             v: u32,
         }
-        let bad = |error: serde_json::Error| Answer::failed(FailureCode::BadRequest, error);
+        let bad = |error: serde_json::Error| Box::new(Answer::failed(FailureCode::BadRequest, error));
         let Version { v } = serde_json::from_slice(line).map_err(bad)?;
         if v > VERSION {
             let message = format!("this node speaks version {VERSION} of the protocol, the request is of version {v}");
-            return Err(Answer::failed(FailureCode::Version, message));
+            return Err(Box::new(Answer::failed(FailureCode::Version, message)));
         }
         let asked: Asked = serde_json::from_slice(line).map_err(bad)?;
         Ok(asked.request)
@@ -436,8 +436,8 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_answered_with_the_reason() {
-        let code = |line: &[u8]| match Request::read(line) {
-            Err(Answer::Failed { code, message }) => (code, message),
+        let code = |line: &[u8]| match *Request::read(line).unwrap_err() {
+            Answer::Failed { code, message } => (code, message),
             other => panic!("{other:?}"),
         };
         let (wrong, text) = code(br#"{"v":1,"ask":"dance"}"#);

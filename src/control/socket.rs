@@ -78,7 +78,7 @@ async fn converse(mut stream: BufReader<UnixStream>, node: &Arc<Node>) -> std::i
         let answer = match Request::read(&line) {
             Ok(Request::Watch { period_s }) => return show(stream, node, period_s).await,
             Ok(request) => node.answer(request).await,
-            Err(refusal) => refusal,
+            Err(refusal) => *refusal,
         };
         lines::write(stream.get_mut(), &answer.line(), WRITE_PATIENCE).await?;
     }

@@ -219,76 +219,15 @@ pub(in crate::cli) mod tests {
 
     const EVIL: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}\r\nroot\u{202e}";
 
+    const TOKENS: Tokens = Tokens {
+        total: 4711,
+        per_second: 12.34,
+        per_second_mean: 3.4,
+    };
+
     /// A node with all sorts of things going on, and peers that want to harm the terminal.
     pub(in crate::cli) fn busy() -> Picture {
-        let tokens = Tokens {
-            total: 4711,
-            per_second: 12.34,
-            per_second_mean: 3.4,
-        };
-        let session = SessionRow {
-            prefix: "demo-hf".to_owned(),
-            id: Some("0123456789abcdef".to_owned()),
-            peer_id: "12D3KooWPeerAAAA".to_owned(),
-            blocks: "0:4".to_owned(),
-            batch: 1,
-            position: 17,
-            max_length: 64,
-            age_s: 61.0,
-            idle_s: 0.3,
-            tokens,
-            ..SessionRow::default()
-        };
-        let peer = PeerRow {
-            peer_id: "12D3KooWPeerAAAA".to_owned(),
-            address: "/ip4/192.0.2.1/tcp/31330".to_owned(),
-            dialed: true,
-            rtt_s: Some(0.012),
-            serves: vec!["demo-hf 4:8".to_owned()],
-            agent: Some("sepal/0.1.0".to_owned()),
-            ..PeerRow::default()
-        };
-        let status = Status {
-            node: Who {
-                name: "NodeAAAA".to_owned(),
-                command: "serve".to_owned(),
-                pid: 42,
-                version: "0.1.0".to_owned(),
-                ..Who::default()
-            },
-            state: State::Online,
-            uptime_s: 7325.0,
-            addresses: vec!["/ip4/192.0.2.9/tcp/31330/p2p/12D3KooWNodeAAAA".to_owned()],
-            reachable: Some("direct".to_owned()),
-            models: vec![ModelRow {
-                model: "demo".to_owned(),
-                prefix: "demo-hf".to_owned(),
-                state: State::Online,
-                blocks: Some("0:4".to_owned()),
-                n_blocks: 8,
-                weights: "bfloat16".to_owned(),
-                throughput: 812.0,
-                tokens,
-                sessions: 2,
-                cache: CacheRow {
-                    used: 1024,
-                    reserved: 4096,
-                    total: 16384,
-                },
-            }],
-            sessions: 2,
-            queued: 1,
-            tokens,
-            peers: 2,
-            peers_relayed: 1,
-            log: "info".to_owned(),
-            errors: vec![LogRow {
-                age_s: 200.0,
-                level: "WARN".to_owned(),
-                target: "sepal::p2p".to_owned(),
-                text: format!("a peer said {EVIL}"),
-            }],
-        };
+        let (session, peer) = (session(), peer());
         let evil_session = SessionRow {
             number: 3,
             id: Some(EVIL.to_owned()),
@@ -305,9 +244,85 @@ pub(in crate::cli) mod tests {
             ..peer.clone()
         };
         Picture {
-            status,
+            status: status(),
             sessions: vec![session, evil_session],
             peers: vec![peer, evil_peer],
+        }
+    }
+
+    fn session() -> SessionRow {
+        SessionRow {
+            prefix: "demo-hf".to_owned(),
+            id: Some("0123456789abcdef".to_owned()),
+            peer_id: "12D3KooWPeerAAAA".to_owned(),
+            blocks: "0:4".to_owned(),
+            batch: 1,
+            position: 17,
+            max_length: 64,
+            age_s: 61.0,
+            idle_s: 0.3,
+            tokens: TOKENS,
+            ..SessionRow::default()
+        }
+    }
+
+    fn peer() -> PeerRow {
+        PeerRow {
+            peer_id: "12D3KooWPeerAAAA".to_owned(),
+            address: "/ip4/192.0.2.1/tcp/31330".to_owned(),
+            dialed: true,
+            rtt_s: Some(0.012),
+            serves: vec!["demo-hf 4:8".to_owned()],
+            agent: Some("sepal/0.1.0".to_owned()),
+            ..PeerRow::default()
+        }
+    }
+
+    fn status() -> Status {
+        Status {
+            node: Who {
+                name: "NodeAAAA".to_owned(),
+                command: "serve".to_owned(),
+                pid: 42,
+                version: "0.1.0".to_owned(),
+                ..Who::default()
+            },
+            state: State::Online,
+            uptime_s: 7325.0,
+            addresses: vec!["/ip4/192.0.2.9/tcp/31330/p2p/12D3KooWNodeAAAA".to_owned()],
+            reachable: Some("direct".to_owned()),
+            models: vec![model()],
+            sessions: 2,
+            queued: 1,
+            tokens: TOKENS,
+            peers: 2,
+            peers_relayed: 1,
+            log: "info".to_owned(),
+            errors: vec![LogRow {
+                age_s: 200.0,
+                level: "WARN".to_owned(),
+                target: "sepal::p2p".to_owned(),
+                text: format!("a peer said {EVIL}"),
+            }],
+        }
+    }
+
+    fn model() -> ModelRow {
+        ModelRow {
+            model: "demo".to_owned(),
+            prefix: "demo-hf".to_owned(),
+            state: State::Online,
+            blocks: Some("0:4".to_owned()),
+            n_blocks: 8,
+            weights: "bfloat16".to_owned(),
+            throughput: 812.0,
+            tokens: TOKENS,
+            sessions: 2,
+            cache: CacheRow {
+                used: 1024,
+                reserved: 4096,
+                total: 16384,
+            },
         }
     }
 
