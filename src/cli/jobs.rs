@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    convert::Infallible,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -27,6 +28,9 @@ use crate::{
         ping,
     },
 };
+
+/// How often is looked for new workers while jobs wait.
+const MEET_AGAIN: Duration = Duration::from_secs(5);
 
 /// Jobs that a worker takes at most.
 const ROOM: usize = 16;
@@ -111,13 +115,24 @@ async fn submit(args: &SubmitArgs, model: &Model, node: &Node) -> anyhow::Result
         }
         outcome
     });
-    let outcomes = join_all(jobs).await;
+    let outcomes = tokio::select! {
+        outcomes = join_all(jobs) => outcomes,
+        never = keep_meeting(model, node) => match never {},
+    };
     let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
     let n_jobs = outcomes.len();
     match outcomes.into_iter().find_map(Result::err) {
         None => Ok(()),
         Some(error) if n_jobs == 1 => Err(anyhow::Error::new(error).context("the job was not done")),
         Some(error) => Err(anyhow::Error::new(error).context(format!("{failed} of {n_jobs} jobs were not done"))),
+    }
+}
+
+/// Workers may start, and come back under other names, while jobs wait for them.
+async fn keep_meeting(model: &Model, node: &Node) -> Infallible {
+    loop {
+        tokio::time::sleep(MEET_AGAIN).await;
+        meet_workers(model, node).await;
     }
 }
 

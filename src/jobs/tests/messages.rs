@@ -13,6 +13,9 @@ use crate::{
     receipt::{Digest, schemas},
 };
 
+/// What is wrong with a receipt.
+type Change = fn(&mut JobReceipt);
+
 fn receipt(order: &Order, submitter: &PeerId, worker: &PeerId) -> JobReceipt {
     JobReceipt {
         version: VERSION,
@@ -162,7 +165,7 @@ fn a_result_is_taken_only_if_the_receipt_is_about_it() {
         Err(FalseDelivery::Wrong("number of tokens"))
     );
     assert_eq!(result(&right, &other, &[7, 8]), Err(FalseDelivery::Signature));
-    let changes: [(&str, fn(&mut JobReceipt)); 6] = [
+    let changes: [(&str, Change); 6] = [
         ("job", |it| it.job.push('x')),
         ("attempt", |it| it.attempt += 1),
         ("model", |it| it.model.push('x')),
