@@ -14,13 +14,13 @@ use interop_tests::{
 const FOUND: Duration = Duration::from_secs(5);
 
 /// What a client of the swarm `name` prints, and whether it succeeds.
-fn generate(hub: &Hub, name: &str) -> (Process, bool) {
+fn generate(hub: &Hub, name: &str) -> anyhow::Result<(Process, bool)> {
     let prompt = ["generate", hub::MODEL, "--prompt", "12 250 3", "--max-new-tokens", "8"];
     let rest = ["--temperature", "0", "--json", "--lan", name];
-    let mut command = node::sepal(hub, &[&prompt[..], &rest].concat()).unwrap();
-    let mut client = Process::start("sepal generate", &mut command).unwrap();
-    let success = client.wait_exit(WORK).unwrap().success();
-    (client, success)
+    let mut command = node::sepal(hub, &[&prompt[..], &rest].concat())?;
+    let mut client = Process::start("sepal generate", &mut command)?;
+    let success = client.wait_exit(WORK)?.success();
+    Ok((client, success))
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn nodes_of_one_name_find_each_other_without_any_address_and_others_are_left_alo
     second.online("2:4").unwrap();
     stranger.online("0:4").unwrap();
 
-    let (mut client, success) = generate(&fourth, "home");
+    let (mut client, success) = generate(&fourth, "home").unwrap();
     assert!(success, "{}", client.said().err);
     let answer = client.answer(ANSWER).unwrap();
     assert_eq!(node::ids(&answer["token_ids"]).unwrap().len(), 8);
@@ -67,7 +67,7 @@ fn nodes_of_one_name_find_each_other_without_any_address_and_others_are_left_alo
             .contains(&format!("network peer={}", stranger.peer_id))
     );
 
-    let (client, success) = generate(&fourth, "nobody");
+    let (client, success) = generate(&fourth, "nobody").unwrap();
     let complaint = client.said().err;
     assert!(
         !success && complaint.contains("no node of the swarm \"nobody\" was found on the local network"),
