@@ -1,14 +1,10 @@
 //! Everything that is printed: the stable lines on stdout, errors on stderr. Nobody else prints.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the one place where the program prints"
-)]
 
 use std::{
     fmt::Display,
     io::{self, Write},
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use super::remedy;
@@ -18,28 +14,37 @@ const USAGE_ERROR: u8 = 2;
 
 /// One line on stdout, visible at once also when stdout is a pipe.
 pub(super) fn line(text: impl Display) {
-    println!("{text}");
-    // A closed pipe is the reader's decision, not an error of ours.
-    drop(io::stdout().flush());
+    written(writeln!(io::stdout(), "{text}"));
 }
 
 /// A piece of text on stdout without a line end, visible at once.
 pub(super) fn piece(text: &str) {
-    print!("{text}");
-    drop(io::stdout().flush());
+    written(write!(io::stdout(), "{text}"));
 }
 
-/// A remark beside the results, on stderr.
+/// Makes visible what went to stdout. A node serves on whatever becomes of its output, and says once what did.
+fn written(outcome: io::Result<()>) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let Err(error) = outcome.and_then(|()| io::stdout().flush()) else {
+        return;
+    };
+    // A closed pipe is the reader's decision, not an error of ours.
+    if error.kind() != io::ErrorKind::BrokenPipe && !SAID.swap(true, Ordering::Relaxed) {
+        note(&format!("error: cannot write to stdout: {error}"));
+    }
+}
+
+/// A remark beside the results, on stderr. If that is gone, there is nobody to tell.
 pub(super) fn note(text: &str) {
-    eprintln!("{text}");
+    drop(writeln!(io::stderr(), "{text}"));
 }
 
 /// An error after which the program goes on: one line with the whole chain of causes, and one with what helps where that
 /// is known.
 pub(super) fn error(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
+    note(&format!("error: {error:#}"));
     if let Some(remedy) = remedy::of(error) {
-        eprintln!("hint: {remedy}");
+        note(&format!("hint: {remedy}"));
     }
 }
 
@@ -56,7 +61,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
 /// What is wrong with the configuration; as bad as a command line that cannot be understood.
 pub(super) fn misconfigured(problems: &[String]) -> ExitCode {
     for problem in problems {
-        eprintln!("error: {problem}");
+        note(&format!("error: {problem}"));
     }
     ExitCode::from(USAGE_ERROR)
 }
