@@ -9,11 +9,10 @@ use super::{
     conversing,
     generating::{client_with, numbers},
     setup::{Node, Swarm, model, reference, soon, vectors_folder},
+    speculating::{assert_same, generate},
 };
 use crate::{
-    client::{
-        Client, Constraints, Conversations, DraftModel, Generation, Limits, LocalOptions, Params, Speculate, Token,
-    },
+    client::{Client, Constraints, Conversations, DraftModel, Limits, LocalOptions, Params, Speculate, Token},
     model::{HubOptions, ModelSource, SamplingParams, WeightFormat},
 };
 
@@ -86,20 +85,6 @@ fn params(max_new_tokens: usize, seed: u64) -> Params {
         sampling: if seed == 0 { greedy } else { drawn },
         ..Params::default()
     }
-}
-
-async fn generate(client: &Client, prompt: &[u32], params: &Params) -> Generation {
-    let codec = numbers();
-    let mut ignore = |_: &Token| {};
-    let generation = client.generate(Some(&codec), prompt, params, &mut ignore);
-    soon("a text", generation).await.unwrap()
-}
-
-fn assert_same(found: &Generation, expected: &Generation) {
-    assert_eq!(found.token_ids, expected.token_ids);
-    assert_eq!(found.logprobs, expected.logprobs);
-    assert_eq!(found.text, expected.text);
-    assert_eq!(found.finish_reason, expected.finish_reason);
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ fn params(max_new_tokens: usize) -> Params {
     }
 }
 
-async fn generate(client: &Client, prompt: &[u32], params: &Params) -> Generation {
+pub(super) async fn generate(client: &Client, prompt: &[u32], params: &Params) -> Generation {
     generate_and(client, prompt, params, &mut |_| {}).await
 }
 
@@ -61,7 +61,8 @@ fn prompts() -> Vec<Vec<u32>> {
     ]
 }
 
-fn assert_same(found: &Generation, expected: &Generation) {
+/// Texts and all that is told of them, guesses left out.
+pub(super) fn assert_same(found: &Generation, expected: &Generation) {
     assert_eq!(found.token_ids, expected.token_ids);
     assert_eq!(found.logprobs, expected.logprobs);
     assert_eq!(found.text, expected.text);
