@@ -34,7 +34,8 @@ impl Ways {
     /// A push of so many bytes was answered after so long.
     pub(super) fn took(&mut self, peer: PeerId, n_bytes: usize, time: Duration) {
         if self.ways.len() >= MAX_WAYS && !self.ways.contains_key(&peer) {
-            return;
+            // Any of them: what it takes is found out anew. A node that runs for long meets more than it remembers.
+            self.ways.extract_if(|_, _| true).next();
         }
         let seconds = time.as_secs_f64();
         let way = self.ways.entry(peer).or_insert(Way {
@@ -84,6 +85,18 @@ mod tests {
         assert!((12..=13).contains(&busy), "{busy}");
         assert!(ways.busy(&peer(1), 1 << 20).as_millis() > 800);
         assert_eq!(ways.busy(&peer(2), token), Duration::ZERO, "another server");
+    }
+
+    #[test]
+    fn servers_that_are_met_late_are_remembered_too_and_not_more_than_some() {
+        let mut ways = Ways::default();
+        let late = PeerId::random();
+        for peer in (0..2 * MAX_WAYS).map(|_| PeerId::random()).chain([late]) {
+            ways.took(peer, 1 << 20, Duration::from_millis(889));
+        }
+        ways.took(late, 16 << 10, Duration::from_millis(63));
+        assert!(ways.busy(&late, 1 << 20).as_millis() > 800);
+        assert_eq!(ways.ways.len(), MAX_WAYS);
     }
 
     #[test]
