@@ -9,8 +9,8 @@
 //! FOLDER is a Llama-shaped checkpoint whose first BLOCKS together exceed the caches by far. Seconds are those of one block:
 //! of one token (median), of one token of each of 16 sequences (median), of a prompt of 512 tokens (best). `gemm` is the
 //! product of 512 tokens with the block's largest matrix alone; what the machine can do is measured again beside every
-//! format, because it may not be alone. A JSON object a line, for `scripts/bench.sh`; `block_bytes` are those of the weight
-//! matrices in that format.
+//! format, because it may not be alone. A JSON object a line, for `scripts/bench.sh`; `block_bytes` are those that the weight
+//! matrices take in memory: of bfloat16, 12 bits a weight.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::{num::NonZeroUsize, ops::Range, path::Path, time::Instant};
@@ -66,21 +66,13 @@ fn format(files: &ModelFiles, span: Range<u32>, weights: WeightFormat, engine: &
     let blocks = Blocks::load(files, span, Precision { weights, dtype }, engine)?;
     Ok(json!({
         "format": weights.as_str(),
-        "block_bytes": block_bytes(files.config(), weights),
+        "block_bytes": blocks.block_bytes(),
         "read_gb_s": limits.read_bytes_per_second / 1e9,
         "peak_gflop_s": limits.flops_per_second / 1e9,
         "decode_s": Bench::new(&blocks, 1, STEPS).median(1)?,
         "batch16_s": Bench::new(&blocks, SEQUENCES, STEPS).median(1)?,
         "prefill_s": Bench::new(&blocks, 1, PROMPT).best(PROMPT)?,
     }))
-}
-
-/// Bytes of the matrices of a Llama's block.
-fn block_bytes(config: &ModelConfig, weights: WeightFormat) -> usize {
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let (queries, keys) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-    let attention = 2 * weights.bytes(queries, hidden) + 2 * weights.bytes(keys, hidden);
-    attention + 2 * weights.bytes(inner, hidden) + weights.bytes(hidden, inner)
 }
 
 /// Sequences that grow through all blocks.

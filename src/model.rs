@@ -163,7 +163,7 @@ impl Blocks {
             .zip(places)
             .map(|(block_idx, place)| {
                 let block = Block::load(&mut reader, &config, block_idx)?;
-                Held::new(block, files.lease(), (&machine, place))
+                Held::new((block, reader.take_packed()), files.lease(), (&machine, place))
             })
             .collect();
         let heads = Heads {
@@ -250,6 +250,29 @@ impl Blocks {
     /// The adapter of this name; `None` if there is none.
     pub fn adapter(&self, name: &str) -> Option<AdapterId> {
         self.adapters.iter().position(|known| known == name).map(AdapterId)
+    }
+
+    /// Bytes that the largest block takes without its adapters: of bf16 fewer than its 16 bits where the processor computes.
+    pub fn block_bytes(&self) -> u64 {
+        let numbers = self.config.numbers_per_block();
+        let rest = |weights| numbers.saturating_sub(weights) * size_of::<f32>() as u64;
+        let bytes = self
+            .blocks
+            .iter()
+            .map(|held| held.packed.bytes + rest(held.packed.weights));
+        bytes.max().unwrap_or(0)
+    }
+
+    /// The format of the weights, and what they take in memory where that is another number of bits.
+    pub fn weights_in_words(&self) -> String {
+        let format = self.precision.weights;
+        let all = self.blocks.iter().map(|held| held.packed);
+        let (bytes, weights) = all.fold((0, 0), |sum, packed| (sum.0 + packed.bytes, sum.1 + packed.weights));
+        let bits = 8.0 * bytes as f64 / weights.max(1) as f64;
+        match format.dtype() {
+            Some(dtype) if bits < 8.0 * dtype.size() as f64 - 0.5 => format!("{} ({bits:.1} bits)", format.as_str()),
+            _ => format.as_str().to_owned(),
+        }
     }
 
     /// Which blocks of the model these are.

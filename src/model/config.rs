@@ -157,6 +157,15 @@ impl ModelConfig {
         u64::from(self.n_blocks) * self.numbers_per_block() + in_ends
     }
 
+    /// What the processor's matrices take that are to be multiplied as `format`: those of a checkpoint of 16 bits are not
+    /// widened to float32 before they are multiplied. Bf16 counts with all its bits, which most weights do not take.
+    pub fn kept_on_host(&self, format: WeightFormat) -> WeightFormat {
+        match self.torch_dtype {
+            Some(stored) if format == WeightFormat::F32 => stored.into(),
+            _ => format,
+        }
+    }
+
     /// Bytes of activations while up to `max_tokens` tokens are computed: a handful of vectors of each width per token, and
     /// no more than `max_chunk_bytes` of them; and the tokens themselves.
     pub fn scratch_bytes(&self, max_tokens: usize, max_chunk_bytes: usize) -> u64 {

@@ -6,6 +6,7 @@
     reason = "vector loads take raw pointers, and calling code for another CPU is a promise"
 )]
 
+mod coded;
 mod cores;
 mod dense;
 mod disjoint;
@@ -22,6 +23,8 @@ mod tiles;
 
 use std::{io, num::NonZeroUsize, sync::Arc};
 
+use coded::CODED_BITS;
+pub(crate) use coded::{Coded, Rounded};
 pub(crate) use dense::{Dense, Interleaved, MANY_PANELS};
 pub(crate) use disjoint::Disjoint;
 pub(crate) use elementwise::{add, exp, silu_times, sum_of};
@@ -35,7 +38,7 @@ use quant::QuantKernels;
 pub(crate) use softmax::{KEY_BLOCK, Slope, Sums, View};
 pub(crate) use tiles::{Output, Tile, WORTH_THREADS, compute_tiles};
 
-use super::number::Slice;
+use super::{WeightFormat, number::Slice};
 
 /// An instruction set the kernels exist for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +48,7 @@ pub(crate) enum Level {
     /// AVX2, FMA and F16C: 8 numbers at a time.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512F: 16 numbers at a time.
+    /// AVX-512F and BW: 16 numbers at a time.
     #[cfg(target_arch = "x86_64")]
     Avx512,
     /// 4 numbers at a time.
@@ -83,6 +86,25 @@ impl Engine {
     /// The instruction set that quantised weights are multiplied with, for people.
     pub fn quant_instructions(&self) -> &'static str {
         self.quant.name()
+    }
+
+    /// Whether bf16 is kept in 12 bits: by kernels for which that was measured to be quicker. Portable ones take more time for
+    /// codes than memory does for the 4 bits more.
+    pub(crate) fn codes_bf16(&self) -> bool {
+        match self.kernels.level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 | Level::Avx512 => true,
+            _ => false,
+        }
+    }
+
+    /// Bits that a weight takes where blocks are computed on this processor. Of bf16 those of trained weights; others may take
+    /// up to 16.
+    pub fn bits_per_weight(&self, format: WeightFormat) -> f64 {
+        match format {
+            WeightFormat::Bf16 if self.codes_bf16() => CODED_BITS,
+            _ => format.bits_per_weight(),
+        }
     }
 
     /// How many threads compute.
@@ -130,7 +152,7 @@ impl Kernels {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                 levels.push(Level::Avx2);
             }
-            if is_x86_feature_detected!("avx512f") {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                 levels.push(Level::Avx512);
             }
         }

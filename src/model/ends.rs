@@ -36,7 +36,7 @@ impl Ends {
     /// The first file or tensor that is missing or not as the configuration says.
     pub fn load(files: &ModelFiles, dtype: WeightDType, engine: &Engine) -> Result<Self, LoadError> {
         let config = files.shared_config();
-        let reader = RefCell::new(TensorReader::new(files, dtype, engine));
+        let reader = RefCell::new(TensorReader::new(files, dtype, engine).narrow());
         let layout = EndsLayout::new(&config, &|tensor| reader.borrow_mut().exists(tensor));
         let mut reader = reader.into_inner();
         let embeddings = reader.table(&layout.embeddings)?;

@@ -15,6 +15,7 @@ use super::{
 
 /// After attention.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a block")]
 pub(crate) enum FeedForward {
     Dense(Mlp),
     Experts(Experts),

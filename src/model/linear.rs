@@ -10,8 +10,8 @@ pub use limit::measure_gemm;
 use super::{
     LoadError, WeightDType, WeightFormat,
     cpu::{
-        Buffer, Dense, Engine, Input, Interleaved, Kernels, LANES, MANY_PANELS, Output, Source, Tile, Wanted,
-        compute_tiles,
+        Buffer, Coded, Dense, Engine, Input, Interleaved, Kernels, LANES, MANY_PANELS, Output, Rounded, Source, Tile,
+        Wanted, compute_tiles,
         quant::{Forms, QuantKernels, QuantTokens},
     },
     number::Slice,
@@ -48,6 +48,8 @@ pub(crate) struct Matrix {
 #[derive(Debug)]
 enum Packed {
     Dense(Dense),
+    /// Bf16 in 12 bits.
+    Coded(Coded),
     Quantised(QuantMatrix),
 }
 
@@ -88,6 +90,29 @@ impl Matrix {
         })
     }
 
+    /// Packs bf16 into 12 bits without loss: products of the same weights from three quarters of the memory, a few of which are
+    /// summed in another order. `None` if these weights are none that codes are for.
+    ///
+    /// # Errors
+    /// [`LoadError::Memory`].
+    pub(crate) fn pack_coded(
+        [rows, cols]: [usize; 2],
+        source: &Rounded<'_>,
+        engine: &Engine,
+    ) -> Result<Option<Self>, LoadError> {
+        let format = WeightFormat::Bf16;
+        let coded = Coded::pack([rows, cols], source, engine).map_err(|source| LoadError::Memory {
+            bytes: format.bytes(rows, cols),
+            source,
+        })?;
+        Ok(coded.map(|coded| Self {
+            format,
+            rows,
+            cols,
+            packed: Packed::Coded(coded),
+        }))
+    }
+
     /// Of codes and scales that are in their places.
     pub(crate) fn laid_out(matrix: QuantMatrix) -> Self {
         Self {
@@ -102,10 +127,22 @@ impl Matrix {
         self.format
     }
 
+    /// Bytes that the weights take.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.packed {
+            Packed::Dense(_) | Packed::Quantised(_) => self.format.bytes(self.rows, self.cols),
+            Packed::Coded(coded) => coded.bytes(),
+        }
+    }
+
     /// Rows 16 i and after as they are in memory, for whoever lays them out in another way.
+    ///
+    /// # Panics
+    /// If it is [in codes](Matrix::pack_coded).
     pub(crate) fn panel(&self, i: usize) -> Panel<'_> {
         match &self.packed {
             Packed::Dense(dense) => Panel::Dense(dense.panel(i)),
+            Packed::Coded(_) => panic!("codes are for the processor"),
             Packed::Quantised(matrix) => Panel::Quantised(matrix.panels(i..i + 1).bytes),
         }
     }
@@ -120,18 +157,28 @@ impl Matrix {
 
     /// The weights row after row.
     pub(crate) fn to_f32(&self) -> Vec<f32> {
+        if let Packed::Quantised(matrix) = &self.packed {
+            return matrix.to_f32();
+        }
+        let mut out = vec![0.0; self.rows * self.cols];
+        let mut column = vec![0.0; self.rows];
+        for k in 0..self.cols {
+            self.widen_column(k, &mut column);
+            let to = out.iter_mut().skip(k).step_by(self.cols);
+            to.zip(&column).for_each(|(to, number)| *to = *number);
+        }
+        out
+    }
+
+    /// Writes a column, as many numbers as there are rows.
+    ///
+    /// # Panics
+    /// If the weights are in blocks, of which single columns cannot be widened.
+    fn widen_column(&self, column: usize, out: &mut [f32]) {
         match &self.packed {
-            Packed::Dense(panels) => {
-                let mut out = vec![0.0; self.rows * self.cols];
-                let mut column = vec![0.0; self.rows];
-                for k in 0..self.cols {
-                    panels.widen_column(k, &mut column);
-                    let to = out.iter_mut().skip(k).step_by(self.cols);
-                    to.zip(&column).for_each(|(to, number)| *to = *number);
-                }
-                out
-            }
-            Packed::Quantised(matrix) => matrix.to_f32(),
+            Packed::Dense(dense) => dense.widen_column(column, out),
+            Packed::Coded(coded) => coded.widen_column(column, out),
+            Packed::Quantised(_) => panic!("a column of blocks"),
         }
     }
 
@@ -152,15 +199,14 @@ impl Matrix {
     /// # Panics
     /// If there is no memory for it.
     pub(crate) fn transposed(&self, engine: &Engine) -> Self {
-        // Single columns of blocks cannot be widened.
         let rows = match &self.packed {
-            Packed::Dense(_) => Vec::new(),
+            Packed::Dense(_) | Packed::Coded(_) => Vec::new(),
             Packed::Quantised(matrix) => matrix.to_f32(),
         };
         let source = |columns: Range<usize>, out: &mut [f32]| {
             for (column, out) in columns.zip(out.chunks_exact_mut(self.rows)) {
                 match &self.packed {
-                    Packed::Dense(panels) => panels.widen_column(column, out),
+                    Packed::Dense(_) | Packed::Coded(_) => self.widen_column(column, out),
                     Packed::Quantised(_) => {
                         let column = rows.iter().skip(column).step_by(self.cols);
                         out.iter_mut().zip(column).for_each(|(out, weight)| *out = *weight);
@@ -184,6 +230,10 @@ impl Matrix {
             Packed::Dense(dense) => match x.interleaved {
                 Some(x) => dense.multiply_many(kernels, panels, x, (widened, out)),
                 None => dense.multiply(kernels, panels, x.rows, out),
+            },
+            Packed::Coded(coded) => match x.interleaved {
+                Some(x) => coded.multiply_many(kernels, panels, x, (widened, out)),
+                None => coded.multiply(kernels, panels, x.rows, out),
             },
             Packed::Quantised(matrix) => x.quant.multiply(matrix.panels(panels), x.quantised, out),
         }

@@ -9,6 +9,7 @@ pub(crate) use blocks::own_format_of;
 pub(super) use mxfp4::shapes as mxfp4_shapes;
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     fs::File,
     ops::Range,
@@ -17,7 +18,7 @@ use std::{
 
 use bytemuck::pod_read_unaligned;
 use bytes::Bytes;
-use half::{bf16, f16};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use safetensors::{
     Dtype, SafeTensorError, SafeTensors,
     tensor::{Metadata, TensorInfo},
@@ -41,10 +42,26 @@ const BUILT_IN: &str = "the built-in model.safetensors";
 pub(crate) struct TensorReader<'a> {
     files: &'a ModelFiles,
     precision: Precision,
-    /// Whether matrices that are to be f32 stay in 16 bits if the file has them so.
+    /// Whether matrices take fewer bits than wanted where that loses nothing.
     narrow: bool,
     engine: &'a Engine,
+    packed: Amount,
     open: HashMap<PathBuf, OpenFile>,
+}
+
+/// Weights of projections in memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Amount {
+    pub(crate) weights: u64,
+    /// That they take.
+    pub(crate) bytes: u64,
+}
+
+impl Amount {
+    fn add(&mut self, matrix: &Matrix) {
+        self.weights += (matrix.rows() * matrix.cols()) as u64;
+        self.bytes += matrix.bytes() as u64;
+    }
 }
 
 #[derive(Debug)]
@@ -80,12 +97,14 @@ impl<'a> TensorReader<'a> {
             precision: precision.into(),
             narrow: false,
             engine,
+            packed: Amount::default(),
             open: HashMap::new(),
         }
     }
 
-    /// Leaves matrices in the 16 bits that the file has them in where f32 is wanted. The processor's kernels widen every weight
-    /// to f32 before it is multiplied, so that all results are the same bits, with half the memory to hold and to read.
+    /// Leaves matrices in the 16 bits that the file has them in where f32 is wanted, and has bf16 packed into 12 where kernels
+    /// are quick enough for it. The processor's kernels widen every weight to f32 before it is multiplied, so that all results
+    /// are those of the same weights, with less memory to hold and to read.
     pub(crate) fn narrow(mut self) -> Self {
         self.narrow = true;
         self
@@ -118,7 +137,42 @@ impl<'a> TensorReader<'a> {
         let source = |rows: Range<usize>, out: &mut [f32]| {
             numbers.range(rows.start * cols..rows.end * cols).widen_into(out);
         };
-        Matrix::pack(format, [rows, cols], &source, self.engine)
+        let rounded = match numbers {
+            Slice::Bf16(weights) => Some(weights),
+            _ => None,
+        };
+        self.pack_from(format, [rows, cols], &source, rounded)
+    }
+
+    /// Packs what `source` writes, which may be there as bf16, as [`Matrix::pack`] or in codes.
+    fn pack_from(
+        &self,
+        format: WeightFormat,
+        [rows, cols]: [usize; 2],
+        source: &(dyn Fn(Range<usize>, &mut [f32]) + Sync),
+        rounded: Option<&[bf16]>,
+    ) -> Result<Matrix, LoadError> {
+        if self.narrow && format == WeightFormat::Bf16 && self.engine.codes_bf16() {
+            let rounded = |rows: Range<usize>| match rounded {
+                Some(weights) => Cow::Borrowed(&weights[rows.start * cols..rows.end * cols]),
+                None => {
+                    let mut numbers = vec![0.0; rows.len() * cols];
+                    source(rows, &mut numbers);
+                    let mut weights = vec![bf16::ZERO; numbers.len()];
+                    weights.convert_from_f32_slice(&numbers);
+                    Cow::Owned(weights)
+                }
+            };
+            if let Some(coded) = Matrix::pack_coded([rows, cols], &rounded, self.engine)? {
+                return Ok(coded);
+            }
+        }
+        Matrix::pack(format, [rows, cols], source, self.engine)
+    }
+
+    /// What has been packed since this was last asked.
+    pub(crate) fn take_packed(&mut self) -> Amount {
+        std::mem::take(&mut self.packed)
     }
 
     /// A matrix of which single rows are read, in place if possible.
@@ -142,8 +196,10 @@ impl<'a> TensorReader<'a> {
     /// # Errors
     /// As [`TensorReader::matrix`].
     pub(crate) fn linear(&mut self, spec: &LinearSpec) -> Result<Linear, LoadError> {
+        let weight = self.matrix(&spec.weight)?;
+        self.packed.add(&weight);
         Ok(Linear {
-            weight: self.matrix(&spec.weight)?,
+            weight,
             bias: self.bias(spec)?,
         })
     }
@@ -154,8 +210,10 @@ impl<'a> TensorReader<'a> {
     /// As [`TensorReader::matrix`].
     pub(crate) fn linear_f32(&mut self, spec: &LinearSpec) -> Result<Linear, LoadError> {
         let numbers = self.vector(&spec.weight)?;
+        let weight = self.pack(WeightFormat::F32, &spec.weight, Slice::F32(&numbers))?;
+        self.packed.add(&weight);
         Ok(Linear {
-            weight: self.pack(WeightFormat::F32, &spec.weight, Slice::F32(&numbers))?,
+            weight,
             bias: self.bias(spec)?,
         })
     }

@@ -8,6 +8,7 @@ use super::{
     cpu::Engine,
     cuda::{CardBlock, CudaError},
     hub::Lease,
+    load::Amount,
     lora::BlockAdapter,
     rope::Rope,
 };
@@ -16,6 +17,8 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(super) block: Placed,
+    /// Its projections' weights, as they were loaded.
+    pub(super) packed: Amount,
     /// Keeps the files that they are from.
     _lease: Option<Arc<Lease>>,
 }
@@ -34,7 +37,7 @@ impl Held {
     /// # Errors
     /// When the card has no memory for it.
     pub(super) fn new(
-        block: Block,
+        (block, packed): (Block, Amount),
         lease: Option<Arc<Lease>>,
         (machine, place): (&Machine, Option<usize>),
     ) -> Result<Arc<Self>, LoadError> {
@@ -45,7 +48,11 @@ impl Held {
                 Placed::Card(place, Box::new(card.map_err(LoadError::Card)?))
             }
         };
-        Ok(Arc::new(Self { block, _lease: lease }))
+        Ok(Arc::new(Self {
+            block,
+            packed,
+            _lease: lease,
+        }))
     }
 
     /// The block on the host.

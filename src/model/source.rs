@@ -128,6 +128,14 @@ impl ModelSource {
         Self::read(name, place)
     }
 
+    /// The small model that is built into the program.
+    ///
+    /// # Errors
+    /// None that is known of: its files are as they should be.
+    pub fn built_in() -> Result<Self, ResolveError> {
+        Self::read(builtin::NAME, Place::BuiltIn)
+    }
+
     /// The name that the user gave.
     pub fn name(&self) -> &str {
         &self.name

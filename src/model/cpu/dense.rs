@@ -13,7 +13,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use super::{
     Engine, Kernels, LANES, Rows, RowsMut,
     memory::{Buffer, Memory},
-    panels::{Element16, MAX_TOKEN_GROUP, PANEL_GROUP, Product, dispatch, parts},
+    panels::{Element16, MAX_TOKEN_GROUP, PANEL_GROUP, Product, Stored, dispatch, parts},
     tiles::Start,
 };
 use crate::model::{WeightDType, number::Slice};
@@ -159,36 +159,58 @@ impl Dense {
         x: &Interleaved,
         (widened, out): (&mut Buffer, &mut [f32]),
     ) {
-        let (n, width) = (panels.len(), panels.len() * LANES);
-        assert!(
-            x.cols == self.cols && out.len() == x.tokens * width,
-            "x or out of another shape"
-        );
-        assert!(
-            x.tokens >= MAX_TOKEN_GROUP && n <= MANY_PANELS,
-            "few tokens or many panels"
-        );
-        let longest = parts(self.cols).map(|part| part.len()).max().unwrap_or(0);
-        let room = if E::IS_F32 { 0 } else { longest * width };
+        let panel =
+            |i, part: &Range<usize>| E::items(self.panel(i).range(part.start * LANES..part.end * LANES)).as_ptr();
+        // SAFETY: the panels have all columns.
+        unsafe { multiply_parts(kernels, (panels, &panel), (x, self.cols), (widened, out)) }
+    }
+}
+
+/// The panel of this number, from the first k of a part on.
+pub(super) type PanelAt<'a, S> = &'a dyn Fn(usize, &Range<usize>) -> S;
+
+/// Products of panels of `cols` k with all of `x`, in the parts that it is in.
+///
+/// # Safety
+/// The panels have all k of each part.
+///
+/// # Panics
+/// If there are fewer tokens than the largest group, or more than [`MANY_PANELS`].
+pub(super) unsafe fn multiply_parts<S: Stored>(
+    kernels: Kernels,
+    (panels, panel): (Range<usize>, PanelAt<'_, S>),
+    (x, cols): (&Interleaved, usize),
+    (widened, out): (&mut Buffer, &mut [f32]),
+) {
+    let (n, width) = (panels.len(), panels.len() * LANES);
+    assert!(
+        x.cols == cols && out.len() == x.tokens * width,
+        "x or out of another shape"
+    );
+    assert!(
+        x.tokens >= MAX_TOKEN_GROUP && n <= MANY_PANELS,
+        "few tokens or many panels"
+    );
+    if panels.is_empty() {
+        return;
+    }
+    let longest = parts(cols).map(|part| part.len()).max().unwrap_or(0);
+    for part in parts(cols) {
+        let at: [S; MANY_PANELS] = std::array::from_fn(|i| panel(panels.start + i.min(n - 1), &part));
+        let room = if at[0].as_f32().is_some() { 0 } else { longest * width };
+        let product = Product {
+            panels: &at[..n],
+            depth: part.len(),
+            tokens: x.tokens,
+            x: x.part(&part).as_ptr(),
+            out: out.as_mut_ptr(),
+            out_stride: width,
+            add: part.start > 0,
+        };
         let widened = widened.numbers(room).as_mut_ptr();
-        for part in parts(self.cols) {
-            let mut at = [std::ptr::null(); MANY_PANELS];
-            for (at, panel) in at.iter_mut().zip(panels.clone()) {
-                *at = E::items(self.panel(panel).range(part.start * LANES..part.end * LANES)).as_ptr();
-            }
-            let product = Product {
-                panels: &at[..n],
-                depth: part.len(),
-                tokens: x.tokens,
-                x: x.part(&part).as_ptr(),
-                out: out.as_mut_ptr(),
-                out_stride: width,
-                add: part.start > 0,
-            };
-            // SAFETY: the panels and x have all k of the part, `widened` has room for the longest, and out has the width
-            // that was asserted.
-            unsafe { dispatch!(kernels, multiply_many(product, widened)) };
-        }
+        // SAFETY: the panels and x have all k of the part, `widened` has room for the longest, and out has the width
+        // that was asserted.
+        unsafe { dispatch!(kernels, multiply_many(product, widened)) };
     }
 }
 
@@ -199,9 +221,18 @@ impl Interleaved {
         self.data.numbers(tokens * cols);
     }
 
-    /// Some k of all tokens, as [`parts`] cuts them.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// All parts of k, as [`parts`] cuts them, one after the other.
+    pub(super) fn all(&self) -> &[f32] {
+        self.data.as_slice(self.tokens * self.cols)
+    }
+
+    /// Some k of all tokens.
     fn part(&self, part: &Range<usize>) -> &[f32] {
-        &self.data.as_slice(self.tokens * self.cols)[part.start * self.tokens..part.end * self.tokens]
+        &self.all()[part.start * self.tokens..part.end * self.tokens]
     }
 
     /// For threads that write to different tokens.
@@ -243,7 +274,7 @@ impl InterleavedWriter<'_> {
 }
 
 /// `pack(i, panel i)` for all of them, on all threads.
-fn pack_panels<'a, T: Send + 'a>(
+pub(super) fn pack_panels<'a, T: Send + 'a>(
     engine: &Engine,
     panels: impl Iterator<Item = &'a mut [T]>,
     pack: impl Fn(usize, &mut [T]) + Sync,

@@ -8,13 +8,15 @@
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+mod coded;
 mod lanes;
 mod many;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
 pub(super) mod portable;
 
-pub(super) use lanes::{Element16, Lanes16};
+pub(super) use coded::{CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, TABLE, TABLE_BYTES, place_of};
+pub(super) use lanes::{Element16, Lanes16, Stored};
 pub(super) use many::parts;
 
 use half::{bf16, f16};
@@ -119,16 +121,16 @@ macro_rules! entries {
         /// # Safety
         /// The CPU has the instructions of this file, and as [`super::multiply`].
         $(#[$feature])?
-        pub(in crate::model::cpu) unsafe fn multiply<E: super::Element16>(product: super::Product<'_, E>, stride: usize) {
+        pub(in crate::model::cpu) unsafe fn multiply<S: super::Stored>(product: super::Product<'_, S>, stride: usize) {
             // SAFETY: the caller's promise, here and below.
-            unsafe { super::multiply::<$lanes, E>(product, stride) }
+            unsafe { super::multiply::<$lanes, S>(product, stride) }
         }
 
         /// # Safety
         /// The CPU has the instructions of this file, and as [`super::many::multiply_many`].
         $(#[$feature])?
-        pub(in crate::model::cpu) unsafe fn multiply_many<E: super::Element16>(product: super::Product<'_, E>, widened: *mut f32) {
-            unsafe { super::many::multiply_many::<$lanes, E>(product, widened) }
+        pub(in crate::model::cpu) unsafe fn multiply_many<S: super::Stored>(product: super::Product<'_, S>, widened: *mut f32) {
+            unsafe { super::many::multiply_many::<$lanes, S>(product, widened) }
         }
 
         /// # Safety
@@ -136,6 +138,30 @@ macro_rules! entries {
         $(#[$feature])?
         pub(in crate::model::cpu) unsafe fn interleave(x: (*const f32, usize), shape: [usize; 2], out: *mut f32) {
             unsafe { super::many::interleave::<$lanes>(x, shape, out) }
+        }
+
+        /// # Safety
+        /// The CPU has the instructions of this file, and as [`super::coded::add_exceptions`].
+        $(#[$feature])?
+        pub(in crate::model::cpu) unsafe fn add_exceptions(
+            exceptions: &[super::Exception],
+            x: super::Factors,
+            out: (*mut f32, usize),
+            tokens: usize,
+        ) {
+            unsafe { super::coded::add_exceptions::<$lanes>(exceptions, x, out, tokens) }
+        }
+
+        /// # Safety
+        /// The CPU has the instructions of this file, and as [`super::coded::add_exceptions_many`].
+        $(#[$feature])?
+        pub(in crate::model::cpu) unsafe fn add_exceptions_many(
+            exceptions: &[super::Exception],
+            x: (*const f32, usize),
+            out: (*mut f32, usize),
+            tokens: usize,
+        ) {
+            unsafe { super::coded::add_exceptions_many::<$lanes>(exceptions, x, out, tokens) }
         }
 
         /// # Safety
@@ -200,22 +226,7 @@ impl Kernels {
         let Some(first) = panels.first() else { return };
         let depth = first.len() / LANES;
         assert!(first.len().is_multiple_of(LANES), "a panel is not whole rows");
-        assert!(fits(tokens, depth, x.stride, x.data.len()), "fewer x than tokens");
-        let width = panels.len() * LANES;
-        assert!(
-            fits(tokens, width, out.stride, out.data.len()),
-            "no room for the products"
-        );
-        assert!(tokens <= 1 || width <= out.stride, "products overlap");
-        let shape = Product {
-            panels: &[],
-            depth,
-            tokens,
-            x: x.data.as_ptr(),
-            out: out.data.as_mut_ptr(),
-            out_stride: out.stride,
-            add,
-        };
+        let shape = Product::shape((panels.len(), depth), x, out, tokens, add);
         match first {
             Slice::F32(_) => self.multiply_of::<f32>(panels, shape, x.stride),
             Slice::Bf16(_) => self.multiply_of::<bf16>(panels, shape, x.stride),
@@ -226,21 +237,30 @@ impl Kernels {
 
     /// `shape` with `panels` in place of its own; the lengths of all else are checked.
     fn multiply_of<E: Element16>(self, panels: &[Slice<'_>], shape: Product<'_, ()>, x_stride: usize) {
-        for (group_idx, group) in panels.chunks(PANEL_GROUP).enumerate() {
+        for (i, group) in panels.chunks(PANEL_GROUP).enumerate() {
             let mut at = [std::ptr::null(); PANEL_GROUP];
             for (at, panel) in at.iter_mut().zip(group) {
                 assert_eq!(panel.len(), shape.depth * LANES, "panels of different lengths");
                 *at = E::items(*panel).as_ptr();
             }
-            let out = shape.out.wrapping_add(group_idx * PANEL_GROUP * LANES);
             // SAFETY: the caller checked x and out, the loop checked the panels.
-            unsafe {
-                let product = Product {
-                    out,
-                    ..shape.with_panels(&at[..group.len()])
-                };
-                dispatch!(self, multiply(product, x_stride));
-            }
+            unsafe { self.multiply_group(&at[..group.len()], shape, x_stride, i) }
+        }
+    }
+
+    /// `shape` with the panels of group `i` in place of its own.
+    ///
+    /// # Safety
+    /// As [`multiply`].
+    unsafe fn multiply_group<S: Stored>(self, panels: &[S], shape: Product<'_, ()>, x_stride: usize, i: usize) {
+        let out = shape.out.wrapping_add(i * PANEL_GROUP * LANES);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let product = Product {
+                out,
+                ..shape.with_panels(panels)
+            };
+            dispatch!(self, multiply(product, x_stride));
         }
     }
 
@@ -277,8 +297,8 @@ pub(super) fn fits(n: usize, len: usize, stride: usize, available: usize) -> boo
 }
 
 /// One product, lengths checked. `out[m][16 p + lane] (+)= Σ_k panels[p][k][lane] · x[m][k]`
-pub(super) struct Product<'a, E> {
-    pub(super) panels: &'a [*const E],
+pub(super) struct Product<'a, S> {
+    pub(super) panels: &'a [S],
     pub(super) depth: usize,
     pub(super) tokens: usize,
     pub(super) x: *const f32,
@@ -288,16 +308,39 @@ pub(super) struct Product<'a, E> {
     pub(super) add: bool,
 }
 
-impl<E> Clone for Product<'_, E> {
+impl<S> Clone for Product<'_, S> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<E> Copy for Product<'_, E> {}
+impl<S> Copy for Product<'_, S> {}
 
-impl<E> Product<'_, E> {
-    fn with_panels<'a, F>(&self, panels: &'a [*const F]) -> Product<'a, F> {
+impl Product<'_, ()> {
+    /// One of `panels` panels of `depth` k that are yet to be named.
+    ///
+    /// # Panics
+    /// If lengths do not fit together.
+    fn shape((panels, depth): (usize, usize), x: Rows<'_>, out: RowsMut<'_>, tokens: usize, add: bool) -> Self {
+        assert!(fits(tokens, depth, x.stride, x.data.len()), "fewer x than tokens");
+        let width = panels * LANES;
+        assert!(
+            fits(tokens, width, out.stride, out.data.len()),
+            "no room for the products"
+        );
+        assert!(tokens <= 1 || width <= out.stride, "products overlap");
+        Self {
+            panels: &[],
+            depth,
+            tokens,
+            x: x.data.as_ptr(),
+            out: out.data.as_mut_ptr(),
+            out_stride: out.stride,
+            add,
+        }
+    }
+
+    fn with_panels<'a, S>(&self, panels: &'a [S]) -> Product<'a, S> {
         Product {
             panels,
             depth: self.depth,
@@ -326,13 +369,19 @@ const fn token_group<L: Lanes16>(left: usize) -> usize {
     TOKEN_GROUPS[i]
 }
 
+/// How many tokens of x in rows the next tile takes when `left` are left: equal parts of at most `most`.
+#[inline(always)]
+const fn row_group(left: usize, most: usize) -> usize {
+    left.div_ceil(left.div_ceil(most))
+}
+
 /// Panels of one [`Product`]: they stay in the cache while all tokens pass.
 pub(super) const PANEL_GROUP: usize = 4;
 
 /// How many tokens of x in rows a tile takes at most. More than 8 would leave too few panels to it, and x has more rows
 /// than a cache has ways. Where arithmetic is the limit, fewer tokens and more panels load less for each product.
 #[inline(always)]
-fn most_tokens<L: Lanes16>(product: &Product<'_, impl Sized>) -> usize {
+fn most_tokens<L: Lanes16>(product: &Product<'_, impl Stored>) -> usize {
     const MANY: usize = 12;
     let panels = PANEL_GROUP.min(product.panels.len());
     let balanced = L::SUMS / panels.max(1);
@@ -348,10 +397,10 @@ fn most_tokens<L: Lanes16>(product: &Product<'_, impl Sized>) -> usize {
 /// # Safety
 /// The CPU has the instructions of `L`; panels have `16 · depth` numbers, `x` and `out` what `tokens` and strides say.
 #[inline(always)]
-pub(super) unsafe fn multiply<L: Lanes16, E: Element16>(product: Product<'_, E>, stride: usize) {
+pub(super) unsafe fn multiply<L: Lanes16, S: Stored>(product: Product<'_, S>, stride: usize) {
     let mut first = 0;
     while first < product.tokens {
-        let tokens = token_group::<L>((product.tokens - first).min(most_tokens::<L>(&product)));
+        let tokens = row_group(product.tokens - first, most_tokens::<L>(&product).min(L::SUMS));
         // SAFETY: first + tokens <= product.tokens, and the caller's promise.
         unsafe {
             let part = Product {
@@ -360,11 +409,14 @@ pub(super) unsafe fn multiply<L: Lanes16, E: Element16>(product: Product<'_, E>,
                 ..product
             };
             match tokens {
-                8 => by_panels::<L, E, 8>(part, stride),
-                6 => by_panels::<L, E, 6>(part, stride),
-                4 => by_panels::<L, E, 4>(part, stride),
-                2 => by_panels::<L, E, 2>(part, stride),
-                _ => by_panels::<L, E, 1>(part, stride),
+                8 => by_panels::<L, S, 8>(part, stride),
+                7 => by_panels::<L, S, 7>(part, stride),
+                6 => by_panels::<L, S, 6>(part, stride),
+                5 => by_panels::<L, S, 5>(part, stride),
+                4 => by_panels::<L, S, 4>(part, stride),
+                3 => by_panels::<L, S, 3>(part, stride),
+                2 => by_panels::<L, S, 2>(part, stride),
+                _ => by_panels::<L, S, 1>(part, stride),
             }
         }
         first += tokens;
@@ -391,7 +443,7 @@ pub(super) unsafe fn widen<L: Lanes16, E: Element16>(from: &[E], to: &mut [f32])
 
 /// `M` tokens, `stride` apart, with all panels of `product`, as many at a time as leave the sums in registers.
 #[inline(always)]
-unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize>(product: Product<'_, E>, stride: usize) {
+unsafe fn by_panels<L: Lanes16, S: Stored, const M: usize>(product: Product<'_, S>, stride: usize) {
     let mut done = 0;
     // SAFETY: the panels of a tile exist, and the caller's promise.
     unsafe {
@@ -399,14 +451,14 @@ unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize>(product: Product<'
             let left = product.panels.len() - done;
             let at = product.panels.as_ptr().add(done);
             let out = product.out.add(done * LANES);
-            if left >= 4 && 4 * M <= L::SUMS {
-                tile::<L, E, 4, M>(at.cast::<[*const E; 4]>().read(), out, &product, stride);
+            if left >= 4 && 4 * M <= L::SUMS && M <= S::FOUR_PANELS {
+                tile::<L, S, 4, M>(at.cast::<[S; 4]>().read(), out, &product, stride);
                 done += 4;
             } else if left >= 2 && 2 * M <= L::SUMS {
-                tile::<L, E, 2, M>(at.cast::<[*const E; 2]>().read(), out, &product, stride);
+                tile::<L, S, 2, M>(at.cast::<[S; 2]>().read(), out, &product, stride);
                 done += 2;
             } else {
-                tile::<L, E, 1, M>([at.read()], out, &product, stride);
+                tile::<L, S, 1, M>([at.read()], out, &product, stride);
                 done += 1;
             }
         }
@@ -419,10 +471,10 @@ unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize>(product: Product<'
     reason = "loops over constants become straight code on registers"
 )]
 #[inline(always)]
-unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
-    panels: [*const E; P],
+unsafe fn tile<L: Lanes16, S: Stored, const P: usize, const M: usize>(
+    panels: [S; P],
     out: *mut f32,
-    product: &Product<'_, E>,
+    product: &Product<'_, S>,
     stride: usize,
 ) {
     // SAFETY: k < depth, p < P, m < M, all of which exist by the caller's promise. Prefetched addresses may lie behind
@@ -436,21 +488,22 @@ unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
                 }
             }
         }
+        let mut x = Factors {
+            at: product.x,
+            k: 1,
+            token: stride,
+        };
         let mut k = 0;
-        // A cache line of each panel at a time.
-        while k + E::PER_LINE <= product.depth {
+        while k + S::STEP <= product.depth {
             for panel in &panels {
-                L::prefetch(panel.add(k * LANES).cast::<u8>().wrapping_add(PREFETCH_BYTES));
+                panel.prefetch::<L>(k, PREFETCH_BYTES);
             }
-            for ahead in 0..E::PER_LINE {
-                let k = k + ahead;
-                step::<L, E, P, M>(&panels, k, product.x.add(k), stride, &mut sums);
-            }
-            k += E::PER_LINE;
+            S::step(&panels, (k, S::STEP), x, &(), &mut sums);
+            k += S::STEP;
+            x.at = x.at.add(S::STEP);
         }
-        while k < product.depth {
-            step::<L, E, P, M>(&panels, k, product.x.add(k), stride, &mut sums);
-            k += 1;
+        if k < product.depth {
+            S::step(&panels, (k, product.depth - k), x, &(), &mut sums);
         }
         for m in 0..M {
             for p in 0..P {
@@ -460,22 +513,29 @@ unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
     }
 }
 
-#[inline(always)]
-unsafe fn step<L: Lanes16, E: Element16, const P: usize, const M: usize>(
-    panels: &[*const E; P],
+/// Where the numbers of x are that some weights are multiplied with.
+#[derive(Clone, Copy)]
+pub(super) struct Factors {
+    /// Those of the first k and the first token.
+    at: *const f32,
+    /// From one k to the next, and from one token to the next.
     k: usize,
-    x: *const f32,
-    x_token: usize,
-    sums: &mut [[L; P]; M],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut weights = [L::zero(); P];
-        for (weights, panel) in weights.iter_mut().zip(panels) {
-            *weights = E::load::<L>(panel.add(k * LANES));
-        }
-        accumulate(&weights, x, x_token, sums);
-    }
+    token: usize,
+}
+
+/// What else becomes of weights that are multiplied.
+pub(super) trait Keep<L> {
+    /// Takes the weights of one k of panel `p` of a tile.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `L`, and there is room for them.
+    unsafe fn keep(&self, p: usize, k: usize, weights: L);
+}
+
+/// Nothing.
+impl<L> Keep<L> for () {
+    #[inline(always)]
+    unsafe fn keep(&self, _: usize, _: usize, _: L) {}
 }
 
 /// Adds the products of the weights of one k and `M` numbers of x, `x_token` apart.

@@ -137,7 +137,7 @@ fn blocks_in_own_formats_are_counted_with_about_the_bytes_of_the_file() {
         let stored: usize = of_block
             .map(|(spec, _)| file.tensor(&spec.name).unwrap().unwrap().row(0).unwrap().len() * spec.rows.count)
             .sum();
-        let counted = source.own_block_bytes(WeightDType::F32) as f64;
+        let counted = source.own_block_bytes(WeightFormat::F32) as f64;
         println!("{name}: {counted} for {stored}");
         // q4_0 and q8_0 keep their 4.5 and 8.5 bits, and their columns are filled up to 64; q6_K has 6.6 bits and gets 8.5.
         assert!(

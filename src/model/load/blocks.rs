@@ -112,7 +112,7 @@ impl TensorReader<'_> {
                     note(blocks.widen_row(spec.rows.stored(row), out));
                 }
             };
-            Matrix::pack(format, shape, &source, self.engine)
+            self.pack_from(format, shape, &source, None)
         };
         match (blocks, failed.into_inner()) {
             (Blocks::Gguf { path, .. }, Some(error)) => Err(in_gguf(path)(error)),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{ModelSource, Place};
 use crate::model::{
-    WeightDType, WeightFormat,
+    WeightFormat,
     gguf::Gguf,
     layout::{BlockLayout, TensorSpec},
     load::own_format_of,
@@ -17,10 +17,10 @@ impl ModelSource {
         self.own_format
     }
 
-    /// Bytes of the largest block with [`crate::model::ModelFiles::with_own_formats`], other matrices in `dtype`.
-    pub fn own_block_bytes(&self, dtype: WeightDType) -> u64 {
+    /// Bytes of the largest block with [`crate::model::ModelFiles::with_own_formats`], other matrices in `others`.
+    pub fn own_block_bytes(&self, others: WeightFormat) -> u64 {
         let bytes = self.layouts().map(|layout| {
-            let own = |spec: &TensorSpec| own_format_of(self.gguf(), spec).unwrap_or(dtype.into());
+            let own = |spec: &TensorSpec| own_format_of(self.gguf(), spec).unwrap_or(others);
             layout.bytes(own)
         });
         bytes.max().unwrap_or(0)

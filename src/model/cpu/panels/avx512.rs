@@ -1,14 +1,16 @@
-//! Panels with AVX-512F: one register of 16 values. It needs none of the extensions, so it runs on every such CPU.
+//! Panels with AVX-512F, and BW to look codes up: one register of 16 values.
 
 use std::arch::x86_64::{
-    __m512, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_castsi512_ps, _mm512_cvtepi8_epi32,
-    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    __m512, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_and_si512, _mm512_broadcast_i32x4,
+    _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_shuffle_epi8, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_ps,
+    _mm512_unpackhi_epi8, _mm512_unpacklo_epi8,
 };
 
 use half::{bf16, f16};
 
-use super::Lanes16;
+use super::{HALF, Lanes16};
 
 #[derive(Clone, Copy)]
 pub(in crate::model::cpu) struct Avx512(__m512);
@@ -47,6 +49,21 @@ impl Lanes16 for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_codes<const SECOND: bool>(low: *const u8, codes: *const u8, table: *const u8) -> [Self; HALF] {
+        unsafe {
+            let codes = _mm512_loadu_si512(codes.cast());
+            let codes = if SECOND { _mm512_srli_epi16::<4>(codes) } else { codes };
+            let codes = _mm512_and_si512(codes, _mm512_set1_epi8(0x0f));
+            let high = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.cast())), codes);
+            let low = _mm512_loadu_si512(low.cast());
+            let even = |both| Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)));
+            let odd = |both| Self(_mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(!0xffff))));
+            let (first, second) = (_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high));
+            [even(first), odd(first), even(second), odd(second)]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, at: *mut f32) {
         unsafe { _mm512_storeu_ps(at, self.0) }
     }
@@ -62,4 +79,4 @@ impl Lanes16 for Avx512 {
     }
 }
 
-super::entries!(Avx512, #[target_feature(enable = "avx512f")]);
+super::entries!(Avx512, #[target_feature(enable = "avx512f,avx512bw")]);

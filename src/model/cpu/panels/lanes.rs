@@ -3,6 +3,7 @@
 
 use half::{bf16, f16};
 
+use super::{Factors, HALF, Keep, LANES, accumulate};
 use crate::model::number::Slice;
 
 /// 16 values of f32. Methods are inlined into a function compiled for the instruction set.
@@ -19,11 +20,89 @@ pub(in crate::model::cpu) trait Lanes16: Copy {
     unsafe fn load_bf16(at: *const bf16) -> Self;
     unsafe fn load_f16(at: *const f16) -> Self;
     unsafe fn load_i8(at: *const i8) -> Self;
+    /// Half of a group as `coded.rs` draws it, the first or the second: of the low bytes of that half, the codes of both, and
+    /// the 16 high bytes that codes mean.
+    unsafe fn load_codes<const SECOND: bool>(low: *const u8, codes: *const u8, table: *const u8) -> [Self; HALF];
     unsafe fn store(self, at: *mut f32);
     /// `self · factor + addend`, rounded once where the instruction set can.
     unsafe fn mul_add(self, factor: f32, addend: Self) -> Self;
+    /// The same of single numbers.
+    #[inline(always)]
+    unsafe fn mul_add_one(number: f32, factor: f32, addend: f32) -> f32 {
+        number.mul_add(factor, addend)
+    }
     /// Asks for the cache line of `at`, which may be any address.
     unsafe fn prefetch(at: *const u8);
+}
+
+/// A panel, as tiles read it: k ascending, some at a time.
+pub(in crate::model::cpu) trait Stored: Copy {
+    /// How many k are read at a time.
+    const STEP: usize;
+
+    /// The most tokens with which four panels are multiplied at a time, if that many sums are in registers.
+    const FOUR_PANELS: usize = usize::MAX;
+
+    /// The numbers, if they are f32 already.
+    fn as_f32(self) -> Option<*mut f32> {
+        None
+    }
+
+    /// Asks for what comes `ahead` bytes after the weights of the [`Stored::STEP`] k from `k` on.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `L`.
+    unsafe fn prefetch<L: Lanes16>(&self, k: usize, ahead: usize);
+
+    /// Multiplies k, the first of them a multiple of [`Stored::STEP`] and no more than that, with `M` tokens and adds that
+    /// to `sums`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `L`; panels and x have these k.
+    unsafe fn step<L: Lanes16, const P: usize, const M: usize>(
+        panels: &[Self; P],
+        first_and_count: (usize, usize),
+        x: Factors,
+        keep: &impl Keep<L>,
+        sums: &mut [[L; P]; M],
+    );
+}
+
+/// Single numbers, `[k][16]`: a cache line of each panel at a time.
+impl<E: Element16> Stored for *const E {
+    const STEP: usize = E::PER_LINE;
+
+    #[inline(always)]
+    fn as_f32(self) -> Option<*mut f32> {
+        E::IS_F32.then_some(self.cast_mut().cast())
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<L: Lanes16>(&self, k: usize, ahead: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { L::prefetch(self.wrapping_add(k * LANES).cast::<u8>().wrapping_add(ahead)) }
+    }
+
+    #[inline(always)]
+    unsafe fn step<L: Lanes16, const P: usize, const M: usize>(
+        panels: &[Self; P],
+        (k, n): (usize, usize),
+        x: Factors,
+        keep: &impl Keep<L>,
+        sums: &mut [[L; P]; M],
+    ) {
+        for i in 0..n {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let mut weights = [L::zero(); P];
+                for (p, weights) in weights.iter_mut().enumerate() {
+                    *weights = E::load::<L>(panels[p].add((k + i) * LANES));
+                    keep.keep(p, k + i, *weights);
+                }
+                accumulate(&weights, x.at.add(i * x.k), x.token, sums);
+            }
+        }
+    }
 }
 
 /// A number type of panels.

@@ -4,10 +4,12 @@
 
 use std::ops::Range;
 
-use super::{Element16, LANES, Lanes16, Product, accumulate, token_group};
+use super::{Factors, GROUP, Keep, LANES, Lanes16, Product, Stored, token_group};
 
 /// k of a part: of 12 tokens it takes more than half of a first-level cache of 32 KiB.
 const DEPTH: usize = 384;
+
+const _: () = assert!(DEPTH.is_multiple_of(GROUP));
 
 /// How far ahead of the multiplication panels are asked for, in bytes: of a cache, and of memory.
 const CACHE_AHEAD: usize = 512;
@@ -19,11 +21,17 @@ const X_AHEAD: usize = 1536;
 /// k between two requests for sums of the next tile: a core waits for a few lines at a time only.
 const BETWEEN_REQUESTS: usize = 4;
 
-/// The parts that `cols` k are cut into, of equal length but for the last.
+/// The parts that `cols` k are cut into.
 pub(in crate::model::cpu) fn parts(cols: usize) -> impl Iterator<Item = Range<usize>> {
-    let depth = cols.div_ceil(cols.div_ceil(DEPTH).max(1)).max(1);
+    let depth = part_depth(cols);
     let starts = (0..cols).step_by(depth);
     starts.map(move |first| first..cols.min(first + depth))
+}
+
+/// The length of each of these parts but the last: all are about equal, and whole groups of codes.
+pub(super) fn part_depth(cols: usize) -> usize {
+    let equal = cols.div_ceil(cols.div_ceil(DEPTH).max(1)).max(1);
+    equal.next_multiple_of(GROUP)
 }
 
 /// The product of x as [`interleave`] leaves it, at least [`super::MAX_TOKEN_GROUP`] tokens. Panels of other types than f32 are
@@ -33,7 +41,7 @@ pub(in crate::model::cpu) fn parts(cols: usize) -> impl Iterator<Item = Range<us
 /// The CPU has the instructions of `L`; panels have `16 · depth` numbers, `widened` has room for all that are
 /// not f32, and `x` and `out` have what `tokens` and the stride say.
 #[inline(always)]
-pub(super) unsafe fn multiply_many<L: Lanes16, E: Element16>(product: Product<'_, E>, widened: *mut f32) {
+pub(super) unsafe fn multiply_many<L: Lanes16, S: Stored>(product: Product<'_, S>, widened: *mut f32) {
     let mut first = 0;
     while first < product.tokens {
         let tokens = token_group::<L>(product.tokens - first);
@@ -46,15 +54,15 @@ pub(super) unsafe fn multiply_many<L: Lanes16, E: Element16>(product: Product<'_
                 ..product
             };
             match (first, tokens) {
-                (0, 12) => by_panels::<L, E, 12, true>(part, widened),
-                (0, 6) => by_panels::<L, E, 6, true>(part, widened),
-                (0, _) => by_panels::<L, E, 2, true>(part, widened),
-                (_, 12) => by_panels::<L, E, 12, false>(part, widened),
-                (_, 8) => by_panels::<L, E, 8, false>(part, widened),
-                (_, 6) => by_panels::<L, E, 6, false>(part, widened),
-                (_, 4) => by_panels::<L, E, 4, false>(part, widened),
-                (_, 2) => by_panels::<L, E, 2, false>(part, widened),
-                _ => by_panels::<L, E, 1, false>(part, widened),
+                (0, 12) => by_panels::<L, S, 12, true>(part, widened),
+                (0, 6) => by_panels::<L, S, 6, true>(part, widened),
+                (0, _) => by_panels::<L, S, 2, true>(part, widened),
+                (_, 12) => by_panels::<L, S, 12, false>(part, widened),
+                (_, 8) => by_panels::<L, S, 8, false>(part, widened),
+                (_, 6) => by_panels::<L, S, 6, false>(part, widened),
+                (_, 4) => by_panels::<L, S, 4, false>(part, widened),
+                (_, 2) => by_panels::<L, S, 2, false>(part, widened),
+                _ => by_panels::<L, S, 1, false>(part, widened),
             }
         }
         first += tokens;
@@ -90,8 +98,8 @@ pub(super) unsafe fn interleave<L: Lanes16>(
 /// `M` tokens with all panels of `product`, as many at a time as leave the sums in registers. These are the `FIRST` ones
 /// for which panels are read, or find them as f32.
 #[inline(always)]
-unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize, const FIRST: bool>(
-    product: Product<'_, E>,
+unsafe fn by_panels<L: Lanes16, S: Stored, const M: usize, const FIRST: bool>(
+    product: Product<'_, S>,
     widened: *mut f32,
 ) {
     let mut done = 0;
@@ -99,14 +107,14 @@ unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize, const FIRST: bool>
         let left = product.panels.len() - done;
         // SAFETY: the panels of a tile exist, and the caller's promise.
         unsafe {
-            if left >= 4 && 4 * M <= L::SUMS {
-                tiles::<L, E, 4, M, FIRST>(&product, widened, done);
+            if left >= 4 && 4 * M <= L::SUMS && (!FIRST || M <= S::FOUR_PANELS) {
+                tiles::<L, S, 4, M, FIRST>(&product, widened, done);
                 done += 4;
             } else if left >= 2 && 2 * M <= L::SUMS {
-                tiles::<L, E, 2, M, FIRST>(&product, widened, done);
+                tiles::<L, S, 2, M, FIRST>(&product, widened, done);
                 done += 2;
             } else {
-                tiles::<L, E, 1, M, FIRST>(&product, widened, done);
+                tiles::<L, S, 1, M, FIRST>(&product, widened, done);
                 done += 1;
             }
         }
@@ -115,93 +123,59 @@ unsafe fn by_panels<L: Lanes16, E: Element16, const M: usize, const FIRST: bool>
 
 /// The tile of the panels `first` and after.
 #[inline(always)]
-unsafe fn tiles<L: Lanes16, E: Element16, const P: usize, const M: usize, const FIRST: bool>(
-    product: &Product<'_, E>,
+unsafe fn tiles<L: Lanes16, S: Stored, const P: usize, const M: usize, const FIRST: bool>(
+    product: &Product<'_, S>,
     widened: *mut f32,
     first: usize,
 ) {
     // SAFETY: the panels exist, and the caller's promise.
     unsafe {
         let out = product.out.add(first * LANES);
-        let from = product.panels.as_ptr().add(first).cast::<[*const E; P]>().read();
-        let wide: [*mut f32; P] = if E::IS_F32 {
-            from.map(|panel| panel.cast_mut().cast())
+        let from = product.panels.as_ptr().add(first).cast::<[S; P]>().read();
+        let to: [*mut f32; P] = std::array::from_fn(|p| widened.add((first + p) * product.depth * LANES));
+        if !FIRST {
+            let wide = std::array::from_fn(|p| from[p].as_f32().unwrap_or(to[p]).cast_const());
+            tile::<L, _, P, M>((wide, CACHE_AHEAD), &(), product, out);
+        } else if from[0].as_f32().is_some() {
+            tile::<L, S, P, M>((from, MEMORY_AHEAD), &(), product, out);
         } else {
-            std::array::from_fn(|p| widened.add((first + p) * product.depth * LANES))
-        };
-        if FIRST {
-            tile::<L, E, P, M>(&Widening { from, to: wide }, product, out);
-        } else {
-            tile::<L, E, P, M>(&Widened(wide), product, out);
+            tile::<L, S, P, M>((from, MEMORY_AHEAD), &Widening(to), product, out);
         }
     }
 }
 
-/// Where a tile's weights come from.
-trait Weights<L, const P: usize> {
-    /// Those of one k.
-    ///
-    /// # Safety
-    /// The CPU has the instructions of `L`, and `k` is inside the panels.
-    unsafe fn at(&self, k: usize) -> [L; P];
-}
+/// Panels that come from memory are left as f32 here.
+struct Widening<const P: usize>([*mut f32; P]);
 
-/// Panels of f32, which only are read.
-struct Widened<const P: usize>([*mut f32; P]);
-
-/// Panels that come from memory, and are left as f32 if they were not.
-struct Widening<E, const P: usize> {
-    from: [*const E; P],
-    to: [*mut f32; P],
-}
-
-impl<L: Lanes16, const P: usize> Weights<L, P> for Widened<P> {
+impl<L: Lanes16, const P: usize> Keep<L> for Widening<P> {
     #[inline(always)]
-    unsafe fn at(&self, k: usize) -> [L; P] {
-        // SAFETY: the caller's promise; what is asked for need not exist.
-        unsafe {
-            let mut weights = [L::zero(); P];
-            for (weights, panel) in weights.iter_mut().zip(&self.0) {
-                let at = panel.add(k * LANES);
-                L::prefetch(at.cast::<u8>().wrapping_add(CACHE_AHEAD));
-                *weights = L::load_f32(at);
-            }
-            weights
-        }
+    unsafe fn keep(&self, p: usize, k: usize, weights: L) {
+        // SAFETY: the caller's promise.
+        unsafe { weights.store(self.0[p].add(k * LANES)) }
     }
 }
 
-impl<L: Lanes16, E: Element16, const P: usize> Weights<L, P> for Widening<E, P> {
-    #[inline(always)]
-    unsafe fn at(&self, k: usize) -> [L; P] {
-        // SAFETY: as above.
-        unsafe {
-            let mut weights = [L::zero(); P];
-            for (p, weights) in weights.iter_mut().enumerate() {
-                let at = self.from[p].add(k * LANES);
-                L::prefetch(at.cast::<u8>().wrapping_add(MEMORY_AHEAD));
-                *weights = E::load::<L>(at);
-                if !E::IS_F32 {
-                    weights.store(self.to[p].add(k * LANES));
-                }
-            }
-            weights
-        }
-    }
-}
-
-/// `P` panels with `M` tokens.
+/// `P` panels, which are asked for some bytes `ahead`, with `M` tokens.
 #[expect(
     clippy::needless_range_loop,
     reason = "loops over constants become straight code on registers"
 )]
 #[inline(always)]
-unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
-    weights: &impl Weights<L, P>,
-    product: &Product<'_, E>,
+unsafe fn tile<L: Lanes16, S: Stored, const P: usize, const M: usize>(
+    (panels, ahead): ([S; P], usize),
+    keep: &impl Keep<L>,
+    product: &Product<'_, impl Stored>,
     out: *mut f32,
 ) {
-    let (x, stride) = (product.x, product.out_stride);
+    const {
+        assert!(BETWEEN_REQUESTS.is_multiple_of(S::STEP) || S::STEP.is_multiple_of(BETWEEN_REQUESTS));
+    }
+    let (depth, stride) = (product.depth, product.out_stride);
+    let mut x = Factors {
+        at: product.x,
+        k: M,
+        token: 1,
+    };
     // SAFETY: k < depth, p < P, m < M, all of which exist by the caller's promise; what is asked for need not exist.
     unsafe {
         let mut sums = [[L::zero(); P]; M];
@@ -214,7 +188,7 @@ unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
         }
         let mut k = 0;
         for m in 0..M {
-            if k + BETWEEN_REQUESTS > product.depth {
+            if k + BETWEEN_REQUESTS.max(S::STEP) > depth {
                 break;
             }
             for p in P..2 * P {
@@ -223,14 +197,15 @@ unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
                         .wrapping_add((m * stride + p * LANES) * size_of::<f32>()),
                 );
             }
-            for _ in 0..BETWEEN_REQUESTS {
-                step(&weights.at(k), x.add(k * M), &mut sums);
-                k += 1;
+            for _ in 0..BETWEEN_REQUESTS.div_ceil(S::STEP) {
+                step::<L, S, P, M>((&panels, ahead), &mut k, &mut x, keep, &mut sums);
             }
         }
-        while k < product.depth {
-            step(&weights.at(k), x.add(k * M), &mut sums);
-            k += 1;
+        while k + S::STEP <= depth {
+            step::<L, S, P, M>((&panels, ahead), &mut k, &mut x, keep, &mut sums);
+        }
+        if k < depth {
+            S::step(&panels, (k, depth - k), x, keep, &mut sums);
         }
         for m in 0..M {
             for p in 0..P {
@@ -240,12 +215,25 @@ unsafe fn tile<L: Lanes16, E: Element16, const P: usize, const M: usize>(
     }
 }
 
-/// One k of a tile.
+/// As many k as are read at a time, which are then behind.
 #[inline(always)]
-unsafe fn step<L: Lanes16, const P: usize, const M: usize>(weights: &[L; P], x: *const f32, sums: &mut [[L; P]; M]) {
+unsafe fn step<L: Lanes16, S: Stored, const P: usize, const M: usize>(
+    (panels, ahead): (&[S; P], usize),
+    k: &mut usize,
+    x: &mut Factors,
+    keep: &impl Keep<L>,
+    sums: &mut [[L; P]; M],
+) {
     // SAFETY: the caller's promise; what is asked for need not exist.
     unsafe {
-        L::prefetch(x.cast::<u8>().wrapping_add(X_AHEAD));
-        accumulate(weights, x, 1, sums);
+        for i in 0..S::STEP {
+            L::prefetch(x.at.add(i * M).cast::<u8>().wrapping_add(X_AHEAD));
+        }
+        for panel in panels {
+            panel.prefetch::<L>(*k, ahead);
+        }
+        S::step(panels, (*k, S::STEP), *x, keep, sums);
+        *k += S::STEP;
+        x.at = x.at.add(S::STEP * M);
     }
 }

@@ -2,15 +2,17 @@
 
 use std::arch::{
     aarch64::{
-        float32x4_t, int8x8_t, uint16x4_t, vcvtq_f32_s32, vdupq_n_f32, vfmaq_n_f32, vget_high_s16, vget_low_s16,
-        vld1_s8, vld1_u16, vld1q_f32, vmovl_s8, vmovl_s16, vreinterpretq_f32_u32, vshll_n_u16, vst1q_f32,
+        float32x4_t, int8x8_t, uint16x4_t, vandq_u8, vandq_u32, vcvtq_f32_s32, vdupq_n_f32, vdupq_n_u8, vdupq_n_u32,
+        vfmaq_n_f32, vget_high_s16, vget_low_s16, vld1_s8, vld1_u16, vld1q_f32, vld1q_u8, vmovl_s8, vmovl_s16,
+        vqtbl1q_u8, vreinterpretq_f32_u32, vreinterpretq_u32_u8, vshll_n_u16, vshlq_n_u32, vshrq_n_u8, vst1q_f32,
+        vzip1q_u8, vzip2q_u8,
     },
     asm,
 };
 
 use half::{bf16, f16};
 
-use super::Lanes16;
+use super::{HALF, Lanes16};
 
 #[derive(Clone, Copy)]
 pub(in crate::model::cpu) struct Neon([float32x4_t; 4]);
@@ -96,6 +98,29 @@ impl Lanes16 for Neon {
             let [a, b] = Self::eight_i8(at);
             let [c, d] = Self::eight_i8(at.add(8));
             Self([a, b, c, d])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_codes<const SECOND: bool>(low: *const u8, codes: *const u8, table: *const u8) -> [Self; HALF] {
+        unsafe {
+            let (table, odd) = (vld1q_u8(table), vdupq_n_u32(!0xffff));
+            let mut lanes = [[vdupq_n_f32(0.0); 4]; HALF];
+            for q in 0..4 {
+                let codes = vld1q_u8(codes.add(16 * q));
+                let codes = if SECOND {
+                    vshrq_n_u8::<4>(codes)
+                } else {
+                    vandq_u8(codes, vdupq_n_u8(0x0f))
+                };
+                let (low, high) = (vld1q_u8(low.add(16 * q)), vqtbl1q_u8(table, codes));
+                for (i, both) in [vzip1q_u8(low, high), vzip2q_u8(low, high)].into_iter().enumerate() {
+                    let both = vreinterpretq_u32_u8(both);
+                    lanes[2 * i][q] = vreinterpretq_f32_u32(vshlq_n_u32::<16>(both));
+                    lanes[2 * i + 1][q] = vreinterpretq_f32_u32(vandq_u32(both, odd));
+                }
+            }
+            lanes.map(Self)
         }
     }
 

@@ -6,7 +6,7 @@ use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 use half::{bf16, f16};
 
-use super::{LANES, Lanes16};
+use super::{HALF, LANES, Lanes16, TABLE, place_of};
 use crate::model::number::Number;
 
 /// Whether a fused multiply-add is an instruction; if not it would be a call of a library, many times slower.
@@ -58,6 +58,18 @@ impl Lanes16 for Array {
     }
 
     #[inline(always)]
+    unsafe fn load_codes<const SECOND: bool>(low: *const u8, codes: *const u8, table: *const u8) -> [Self; HALF] {
+        let (low, codes) = unsafe { (*low.cast::<[u8; 64]>(), *codes.cast::<[u8; 64]>()) };
+        let table = unsafe { *table.cast::<[u8; TABLE]>() };
+        let number = |k, lane| {
+            let place = place_of(k, lane);
+            let code = if SECOND { codes[place] >> 4 } else { codes[place] & 0xf };
+            f32::from_bits(u32::from_be_bytes([table[usize::from(code)], low[place], 0, 0]))
+        };
+        std::array::from_fn(|k| Self(std::array::from_fn(|lane| number(k, lane))))
+    }
+
+    #[inline(always)]
     unsafe fn store(self, at: *mut f32) {
         unsafe { at.cast::<[f32; LANES]>().write_unaligned(self.0) }
     }
@@ -65,14 +77,19 @@ impl Lanes16 for Array {
     #[inline(always)]
     unsafe fn mul_add(self, factor: f32, addend: Self) -> Self {
         let mut sums = addend.0;
-        for (sum, weight) in sums.iter_mut().zip(&self.0) {
-            *sum = if FUSED {
-                weight.mul_add(factor, *sum)
-            } else {
-                weight * factor + *sum
-            };
+        for (sum, weight) in sums.iter_mut().zip(self.0) {
+            *sum = unsafe { Self::mul_add_one(weight, factor, *sum) };
         }
         Self(sums)
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add_one(number: f32, factor: f32, addend: f32) -> f32 {
+        if FUSED {
+            number.mul_add(factor, addend)
+        } else {
+            number * factor + addend
+        }
     }
 
     #[inline(always)]

@@ -1,0 +1,372 @@
+//! Panels of bf16 in 12 bits a weight, without loss. Of a weight's two bytes the lower is as it is; the higher, which is its sign
+//! and most of its exponent, is one of few in any panel, and a code of 4 bits stands for it. Where a weight's high byte has
+//! no code there is another weight, and what is to be added to that is an exception, listed beside.
+//!
+//! ```text
+//! panel = 16 high bytes, by code · 48 zeros    groups of 8 k
+//! group = low bytes of k 0..4 (64) · of k 4..8 (64) · codes (64): of k 0..4 in the lower halves of bytes, k 4..8 in the upper
+//!         each 64 bytes: 4 times [lanes 4q..4q+4: k 0 and 1 of a lane, of the next ...] [the same of k 2 and 3]
+//! ```
+//!
+//! So an instruction that interleaves the bytes of two registers, as all vector units have one, gives words of which two
+//! are a lane's bf16 of two k. The k of the last group that a panel does not have are zeros, and never multiplied.
+//!
+//! Every product is the chain over all k, as of any panel, and then one multiply-add for each exception, k ascending. So it is
+//! the same in any company; and the same bits as those of a panel of bf16, where a row has no exceptions.
+
+use std::arch::asm;
+
+use super::{
+    Factors, Keep, Kernels, LANES, Lanes16, PANEL_GROUP, Product, Rows, RowsMut, Stored, dispatch, fits,
+    many::part_depth, token_group,
+};
+
+/// k of a group.
+pub(in crate::model::cpu) const GROUP: usize = 8;
+
+/// Bytes of a group.
+pub(in crate::model::cpu) const GROUP_BYTES: usize = 3 * HALF_BYTES;
+
+/// High bytes that have codes.
+pub(in crate::model::cpu) const TABLE: usize = 16;
+
+/// Bytes of the table at the begin of a panel: a cache line, so that groups are whole ones.
+pub(in crate::model::cpu) const TABLE_BYTES: usize = 64;
+
+/// k that are loaded at a time, and bytes of their low bytes.
+pub(in crate::model::cpu) const HALF: usize = GROUP / 2;
+const HALF_BYTES: usize = HALF * LANES;
+
+/// Bytes ahead of the multiplication that are asked for at most: they are more k than those of other panels.
+const MOST_AHEAD: usize = 1024;
+
+/// Where the weight of a k and a lane is among the 64 bytes of its half of a group.
+#[inline(always)]
+pub(in crate::model::cpu) const fn place_of(k: usize, lane: usize) -> usize {
+    let k = k % HALF;
+    lane / 4 * 16 + k / 2 * 8 + lane % 4 * 2 + k % 2
+}
+
+/// What a weight is more than the one in its place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::model::cpu) struct Exception {
+    /// `16 k + lane`
+    pub(in crate::model::cpu) at: u32,
+    pub(in crate::model::cpu) rest: f32,
+}
+
+impl Exception {
+    /// Its k and its lane.
+    fn place(self) -> (usize, usize) {
+        (self.at as usize / LANES, self.at as usize % LANES)
+    }
+}
+
+/// A panel, or what follows a whole number of its groups; without its exceptions.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::model::cpu) struct CodedPanel {
+    table: *const u8,
+    groups: *const u8,
+}
+
+impl CodedPanel {
+    /// A panel of whole groups from number `first_group` on.
+    pub(in crate::model::cpu) fn new(panel: &[u8], first_group: usize) -> Self {
+        Self {
+            table: panel.as_ptr(),
+            groups: panel[TABLE_BYTES + first_group * GROUP_BYTES..].as_ptr(),
+        }
+    }
+
+    /// The first or the second half of the group of `k`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `L`, and the panel has the group.
+    #[inline(always)]
+    unsafe fn load<L: Lanes16, const SECOND: bool>(&self, k: usize) -> [L; HALF] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let group = self.groups.add(k / GROUP * GROUP_BYTES);
+            let low = if SECOND { group.add(HALF_BYTES) } else { group };
+            L::load_codes::<SECOND>(low, group.add(2 * HALF_BYTES), self.table)
+        }
+    }
+}
+
+impl Stored for CodedPanel {
+    const STEP: usize = GROUP;
+
+    const FOUR_PANELS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn prefetch<L: Lanes16>(&self, k: usize, ahead: usize) {
+        let at = self
+            .groups
+            .wrapping_add(k / GROUP * GROUP_BYTES + ahead.min(MOST_AHEAD));
+        for line in 0..GROUP_BYTES / 64 {
+            // SAFETY: the caller's promise.
+            unsafe { L::prefetch(at.wrapping_add(line * 64)) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step<L: Lanes16, const P: usize, const M: usize>(
+        panels: &[Self; P],
+        (k, n): (usize, usize),
+        x: Factors,
+        keep: &impl Keep<L>,
+        sums: &mut [[L; P]; M],
+    ) {
+        const { assert!(P == 1 || P == 2 || P == 4) }
+        // SAFETY: the caller's promise; groups are whole.
+        unsafe {
+            if n == GROUP {
+                // A loop over panels would be too long for the compiler to make it straight code on registers.
+                if P == 1 {
+                    groups::<L, P, M, 0, 1>(panels, k, x, keep, sums);
+                } else if P == 2 {
+                    groups::<L, P, M, 0, 2>(panels, k, x, keep, sums);
+                } else {
+                    groups::<L, P, M, 0, 1>(panels, k, x, keep, sums);
+                    groups::<L, P, M, 1, 1>(panels, k, x, keep, sums);
+                    groups::<L, P, M, 2, 1>(panels, k, x, keep, sums);
+                    groups::<L, P, M, 3, 1>(panels, k, x, keep, sums);
+                }
+            } else {
+                let mut wide = [[0.0; GROUP * LANES]; P];
+                for (panel, wide) in panels.iter().zip(&mut wide) {
+                    let halves = [panel.load::<L, false>(k), panel.load::<L, true>(k)];
+                    for (weights, wide) in halves.as_flattened().iter().zip(wide.chunks_exact_mut(LANES)) {
+                        weights.store(wide.as_mut_ptr());
+                    }
+                }
+                // Their numbers begin where k is 0.
+                let wide = wide.each_ref().map(|wide| wide.as_ptr().wrapping_sub(k * LANES));
+                Stored::step(&wide, (k, n), x, keep, sums);
+            }
+        }
+    }
+}
+
+/// A group of each of `N` panels, of which the first is `I`: with more of them sums would not stay in registers, with fewer
+/// each number of x would be read more often.
+#[inline(always)]
+unsafe fn groups<L: Lanes16, const P: usize, const M: usize, const I: usize, const N: usize>(
+    panels: &[CodedPanel; P],
+    k: usize,
+    x: Factors,
+    keep: &impl Keep<L>,
+    sums: &mut [[L; P]; M],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut x = Factors { at: hidden(x.at), ..x };
+        let mut weights = [[L::zero(); HALF]; N];
+        for p in 0..N {
+            weights[p] = panels[I + p].load::<L, false>(k);
+        }
+        halves::<L, P, M, I, N>(weights, k, x, keep, sums);
+        x.at = x.at.add(HALF * x.k);
+        for p in 0..N {
+            weights[p] = panels[I + p].load::<L, true>(k);
+        }
+        halves::<L, P, M, I, N>(weights, k + HALF, x, keep, sums);
+    }
+}
+
+/// Half a group of each.
+#[expect(
+    clippy::needless_range_loop,
+    reason = "loops over constants become straight code on registers"
+)]
+#[inline(always)]
+unsafe fn halves<L: Lanes16, const P: usize, const M: usize, const I: usize, const N: usize>(
+    weights: [[L; HALF]; N],
+    k: usize,
+    x: Factors,
+    keep: &impl Keep<L>,
+    sums: &mut [[L; P]; M],
+) {
+    for i in 0..HALF {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for p in 0..N {
+                keep.keep(I + p, k + i, weights[p][i]);
+            }
+            for m in 0..M {
+                let x = *x.at.add(i * x.k + m * x.token);
+                for p in 0..N {
+                    sums[m][I + p] = weights[p][i].mul_add(x, sums[m][I + p]);
+                }
+            }
+        }
+    }
+}
+
+/// The same address, of which the compiler does not know it: it would keep the numbers of x from panel to panel, in registers
+/// that sums need.
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read")]
+#[inline(always)]
+fn hidden(mut at: *const f32) -> *const f32 {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: there is no instruction.
+    unsafe {
+        asm!("/* {0} */", inout(reg) at, options(nomem, nostack, preserves_flags));
+    }
+    at
+}
+
+impl Kernels {
+    /// As [`Kernels::multiply_panels`], of panels of `depth` k in codes; without sums to start from.
+    ///
+    /// # Safety
+    /// The panels are whole ones of that depth.
+    ///
+    /// # Panics
+    /// If lengths do not fit together.
+    pub(in crate::model::cpu) unsafe fn multiply_coded(
+        self,
+        (panels, depth): (&[CodedPanel], usize),
+        x: Rows<'_>,
+        out: RowsMut<'_>,
+        tokens: usize,
+    ) {
+        let shape = Product::shape((panels.len(), depth), x, out, tokens, false);
+        for (i, group) in panels.chunks(PANEL_GROUP).enumerate() {
+            // SAFETY: x and out were checked, the panels are promised.
+            unsafe { self.multiply_group(group, shape, x.stride, i) }
+        }
+    }
+
+    /// Adds what the exceptions of a panel in codes make to the products of the panel with x.
+    ///
+    /// # Panics
+    /// If lengths do not fit together.
+    pub(in crate::model::cpu) fn add_exceptions(
+        self,
+        (exceptions, depth): (&[Exception], usize),
+        x: Rows<'_>,
+        out: RowsMut<'_>,
+        tokens: usize,
+    ) {
+        assert_inside(exceptions, depth);
+        let shape = Product::shape((1, depth), x, out, tokens, true);
+        let x = Factors {
+            at: shape.x,
+            k: 1,
+            token: x.stride,
+        };
+        // SAFETY: all lengths were checked.
+        unsafe {
+            dispatch!(
+                self,
+                add_exceptions(exceptions, x, (shape.out, shape.out_stride), tokens)
+            )
+        }
+    }
+
+    /// The same of many tokens, `cols` numbers each, which are as [`super::many::interleave`] leaves them.
+    ///
+    /// # Panics
+    /// If lengths do not fit together.
+    pub(in crate::model::cpu) fn add_exceptions_many(
+        self,
+        (exceptions, cols): (&[Exception], usize),
+        x: &[f32],
+        out: RowsMut<'_>,
+        tokens: usize,
+    ) {
+        assert_inside(exceptions, cols);
+        assert!(x.len() == tokens * cols, "x is not of these tokens");
+        assert!(
+            fits(tokens, LANES, out.stride, out.data.len()),
+            "no room for the products"
+        );
+        let out = (out.data.as_mut_ptr(), out.stride);
+        // SAFETY: all lengths were checked.
+        unsafe { dispatch!(self, add_exceptions_many(exceptions, (x.as_ptr(), cols), out, tokens)) }
+    }
+}
+
+/// # Panics
+/// If some are at no k of a panel of `depth`.
+fn assert_inside(exceptions: &[Exception], depth: usize) {
+    let inside = |exception: &Exception| (exception.at as usize) < depth * LANES;
+    assert!(exceptions.iter().all(inside), "exceptions of another panel");
+}
+
+/// Adds the products of a panel's exceptions to those of its chains: `out[m][lane] += rest · x[m][k]`, `out` being of rows
+/// `stride` apart.
+///
+/// # Safety
+/// The CPU has the instructions of `L`, and the numbers of `tokens` exist.
+#[inline(always)]
+pub(super) unsafe fn add_exceptions<L: Lanes16>(
+    exceptions: &[Exception],
+    x: Factors,
+    (out, stride): (*mut f32, usize),
+    tokens: usize,
+) {
+    for exception in exceptions {
+        let (k, lane) = exception.place();
+        // SAFETY: the caller's promise.
+        unsafe {
+            add_exception::<L>(
+                exception.rest,
+                (x.at.add(k * x.k), x.token),
+                (out.add(lane), stride),
+                tokens,
+            )
+        }
+    }
+}
+
+/// The same of x in parts as [`super::many::interleave`] leaves them.
+///
+/// # Safety
+/// As [`add_exceptions`].
+#[inline(always)]
+pub(super) unsafe fn add_exceptions_many<L: Lanes16>(
+    exceptions: &[Exception],
+    (x, cols): (*const f32, usize),
+    (out, stride): (*mut f32, usize),
+    tokens: usize,
+) {
+    let depth = part_depth(cols);
+    let mut first = 0;
+    // Some tokens after the others, whose products stay in the first-level cache.
+    while first < tokens {
+        let group = token_group::<L>(tokens - first);
+        let mut start = 0;
+        for exception in exceptions {
+            let (k, lane) = exception.place();
+            while start + depth <= k {
+                start += depth;
+            }
+            // SAFETY: first + group <= tokens, and the caller's promise.
+            unsafe {
+                let depth = depth.min(cols - start);
+                let x = x.add(start * tokens + first * depth + (k - start) * group);
+                // What the next tokens multiply.
+                L::prefetch(x.wrapping_add(depth * group).cast());
+                add_exception::<L>(exception.rest, (x, 1), (out.add(first * stride + lane), stride), group);
+            }
+        }
+        first += group;
+    }
+}
+
+/// One exception's, of numbers that are so far apart.
+#[inline(always)]
+unsafe fn add_exception<L: Lanes16>(
+    rest: f32,
+    (mut x, x_stride): (*const f32, usize),
+    (mut out, stride): (*mut f32, usize),
+    tokens: usize,
+) {
+    for _ in 0..tokens {
+        // SAFETY: the caller's promise, of as many numbers as there are tokens.
+        unsafe { *out = L::mul_add_one(rest, *x, *out) }
+        (x, out) = (x.wrapping_add(x_stride), out.wrapping_add(stride));
+    }
+}
