@@ -15,7 +15,7 @@
 //! of a stream means "cancelled" (`unary.rs`, `stream.rs`), and libp2p's kad is nothing but an address book
 //! (`kad_server.rs`).
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use libp2p::Stream;
@@ -26,6 +26,7 @@ use crate::task::Tasks;
 
 mod actor;
 mod addr;
+mod bandwidth;
 mod bare_names;
 mod behaviour;
 mod book;
@@ -38,6 +39,8 @@ mod kad_server;
 mod lan;
 mod muxer;
 mod opening;
+mod origins;
+mod paced;
 mod portmap;
 mod reachability;
 mod relay;
@@ -55,7 +58,8 @@ mod usage;
 mod wire;
 
 use actor::Command;
-pub use addr::{is_relayed, peer_of as peer_id_of, without_peer};
+pub use addr::{is_loopback, is_quic, is_relayed, on_port, peer_of as peer_id_of, without_peer};
+pub use bandwidth::Bandwidth;
 pub use contacts::Contact;
 pub use error::{BindError, CallError, DialError, HandlerError, OpenError, StreamError};
 pub use gossip::{GossipConfig, Heard, MAX_GOSSIP, PublishError};
@@ -113,6 +117,8 @@ pub struct Config {
     pub autonat: bool,
     /// Bounds on connections.
     pub limits: Limits,
+    /// What all connections together may carry.
+    pub bandwidth: Bandwidth,
 }
 
 impl Default for Config {
@@ -135,6 +141,27 @@ impl Default for Config {
             relay: RelayConfig::default(),
             autonat: false,
             limits: Limits::default(),
+            bandwidth: Bandwidth::default(),
+        }
+    }
+}
+
+impl Config {
+    /// A node on a free port of the loopback interface, which joins through those known peers.
+    pub fn on_loopback(known_peers: Vec<Multiaddr>) -> Self {
+        Self {
+            known_peers,
+            ..Self::default()
+        }
+    }
+
+    /// A node that only dials out, to those known peers and to others through them, and is there for nobody.
+    pub fn client(known_peers: Vec<Multiaddr>) -> Self {
+        Self {
+            listen: Vec::new(),
+            client_mode: true,
+            known_peers,
+            ..Self::default()
         }
     }
 }
@@ -231,6 +258,7 @@ pub struct P2p {
     commands: mpsc::Sender<Command>,
     registry: Arc<router::Registry>,
     swarm_key: Option<SwarmKey>,
+    bandwidth: Bandwidth,
     addrs: watch::Receiver<Vec<Multiaddr>>,
     connected: watch::Receiver<BTreeSet<PeerId>>,
     reachability: watch::Receiver<Reachability>,
@@ -251,7 +279,7 @@ impl P2p {
         let swarm = behaviour::swarm(&config, registry.clone())?;
         let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
         let (peer_id, identity) = (config.identity.peer_id(), config.identity.clone());
-        let swarm_key = config.swarm_key.clone();
+        let (swarm_key, bandwidth) = (config.swarm_key.clone(), config.bandwidth.clone());
         let (addrs_out, addrs) = watch::channel(Vec::new());
         let (connected_out, connected) = watch::channel(BTreeSet::new());
         let (port_map_out, port_map) = watch::channel(PortMap::default());
@@ -297,6 +325,7 @@ impl P2p {
             commands,
             registry,
             swarm_key,
+            bandwidth,
             addrs,
             connected,
             reachability,
@@ -330,15 +359,13 @@ impl P2p {
     /// swarm, and shares neither the identity nor any connection with this one: to see this network as a stranger does.
     pub fn stranger(&self) -> Config {
         Config {
-            listen: Vec::new(),
-            client_mode: true,
             swarm_key: self.swarm_key.clone(),
-            known_peers: self.addrs(),
+            bandwidth: self.bandwidth.clone(),
             relay: RelayConfig {
                 dial: false,
                 ..RelayConfig::default()
             },
-            ..Config::default()
+            ..Config::client(self.addrs())
         }
     }
 
@@ -381,6 +408,16 @@ impl P2p {
             Ok(()) => contacts.await.unwrap_or_default(),
             Err(_) => Vec::new(),
         }
+    }
+
+    /// From which addresses a peer is connected: none where it comes through a relay.
+    pub fn origins(&self, peer: &PeerId) -> Vec<IpAddr> {
+        self.registry.origins().of(peer)
+    }
+
+    /// What all connections together may carry.
+    pub fn bandwidth(&self) -> &Bandwidth {
+        &self.bandwidth
     }
 
     /// Whether strangers can dial this node, how that is known, and at which relays it can be reached if they cannot.

@@ -343,7 +343,6 @@ impl Actor {
 
     /// What a peer says of itself decides whether others are told of it, and where it is dialed next time.
     fn on_identified(&mut self, peer: PeerId, info: &identify::Info) {
-        self.contacts.identified(&peer, &info.agent_version);
         self.identify_neighbour(peer, info);
         let belongs = is_swarm_member(info) || self.book.is_configured(&peer);
         self.guard.identified(&peer, belongs);
@@ -353,6 +352,7 @@ impl Actor {
         } else {
             Vec::new()
         };
+        self.contacts.identified(&peer, &info.agent_version, addrs.clone());
         let serves_kad = info.protocols.iter().any(|name| name.as_ref() == kad_server::NAME);
         let kad = &mut self.swarm.behaviour_mut().kad;
         if serves_kad && belongs {

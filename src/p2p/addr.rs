@@ -22,6 +22,21 @@ pub fn is_relayed(addr: &Multiaddr) -> bool {
     addr.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
+/// The address with another port.
+pub fn on_port(addr: &Multiaddr, port: u16) -> Multiaddr {
+    let parts = addr.iter().map(|part| match part {
+        Protocol::Tcp(_) => Protocol::Tcp(port),
+        Protocol::Udp(_) => Protocol::Udp(port),
+        other => other,
+    });
+    parts.collect()
+}
+
+/// Whether what is listened on there is QUIC.
+pub fn is_quic(addr: &Multiaddr) -> bool {
+    addr.iter().any(|part| part == Protocol::QuicV1)
+}
+
 /// What carries a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Carrier {
@@ -100,6 +115,11 @@ fn reach_of_ip(ip: IpAddr) -> Option<Reach> {
         };
         Some(if private { Reach::Private } else { Reach::Public })
     }
+}
+
+/// Whether `addr` means the machine of whoever reads it.
+pub fn is_loopback(addr: &Multiaddr) -> bool {
+    reach(addr) == Some(Reach::Loopback)
 }
 
 /// The peer that `addr` leads to: its last part.

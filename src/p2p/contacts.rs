@@ -18,7 +18,8 @@ const MAX_AGENT: usize = 64;
 pub struct Contact {
     /// Who it is.
     pub peer: PeerId,
-    /// The other end of the best connection: of its relay where it is relayed.
+    /// The other end of the best connection, if possible of one that was dialed, where the peer listens: of its relay where
+    /// it is relayed.
     pub addr: Multiaddr,
     /// Whether every connection goes through a relay.
     pub relayed: bool,
@@ -30,6 +31,8 @@ pub struct Contact {
     pub rtt: Option<Duration>,
     /// What it calls its program, in its own words.
     pub agent: Option<String>,
+    /// Where it says it can be dialed, as far as it is believed.
+    pub announced: Vec<Multiaddr>,
 }
 
 #[derive(Debug)]
@@ -46,6 +49,7 @@ struct Known {
     links: Vec<Link>,
     rtt: Option<Duration>,
     agent: Option<String>,
+    announced: Vec<Multiaddr>,
 }
 
 /// All connected peers. Bounded by the limits on connections.
@@ -81,9 +85,10 @@ impl Contacts {
         }
     }
 
-    pub(crate) fn identified(&mut self, peer: &PeerId, agent: &str) {
+    pub(crate) fn identified(&mut self, peer: &PeerId, agent: &str, announced: Vec<Multiaddr>) {
         if let Some(known) = self.peers.get_mut(peer) {
             known.agent = Some(agent.chars().take(MAX_AGENT).collect());
+            known.announced = announced;
         }
     }
 
@@ -91,7 +96,10 @@ impl Contacts {
     pub(crate) fn all(&self, now: Instant) -> Vec<Contact> {
         let contact = |(peer, known): (&PeerId, &Known)| {
             let since = known.links.iter().map(|link| link.since).min()?;
-            let best = known.links.iter().min_by_key(|link| (link.relayed, link.since))?;
+            let best = known
+                .links
+                .iter()
+                .min_by_key(|link| (link.relayed, !link.dialed, link.since))?;
             Some(Contact {
                 peer: *peer,
                 addr: best.addr.clone(),
@@ -100,6 +108,7 @@ impl Contacts {
                 connected: now.saturating_duration_since(since),
                 rtt: known.rtt,
                 agent: known.agent.clone(),
+                announced: known.announced.clone(),
             })
         };
         let mut all: Vec<Contact> = self.peers.iter().filter_map(contact).collect();
@@ -129,7 +138,8 @@ mod tests {
         let [circuit, direct] = [1, 2].map(ConnectionId::new_unchecked);
         let through = dialed(&format!("/ip4/192.0.2.1/tcp/1/p2p/{relay}/p2p-circuit"));
         contacts.connected(peer, circuit, &through, now);
-        contacts.identified(&peer, &"a".repeat(1000));
+        let told: Multiaddr = "/ip4/192.0.2.2/tcp/2".parse().unwrap();
+        contacts.identified(&peer, &"a".repeat(1000), vec![told.clone()]);
         contacts.measured(&peer, Duration::from_millis(7));
         assert!(contacts.all(now)[0].relayed);
         let later = now + Duration::from_secs(5);
@@ -141,10 +151,11 @@ mod tests {
         assert_eq!(shown[0].connected, Duration::from_secs(5));
         assert_eq!(shown[0].rtt, Some(Duration::from_millis(7)));
         assert_eq!(shown[0].agent.as_deref().map(str::len), Some(MAX_AGENT));
+        assert_eq!(shown[0].announced, [told]);
         contacts.disconnected(&peer, direct);
         assert!(contacts.all(later)[0].relayed);
         contacts.disconnected(&peer, circuit);
-        contacts.identified(&peer, "late");
+        contacts.identified(&peer, "late", Vec::new());
         assert!(contacts.all(later).is_empty());
     }
 }

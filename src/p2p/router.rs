@@ -19,6 +19,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 use super::{
     P2p,
     error::HandlerError,
+    origins::Origins,
     rpc::Name,
     short_id,
     stream::{self, StreamReceiver, StreamSender},
@@ -191,6 +192,7 @@ struct Service {
 pub(crate) struct Registry {
     table: RwLock<Table>,
     usage: Arc<Usage>,
+    origins: Origins,
 }
 
 #[derive(Default)]
@@ -252,6 +254,11 @@ impl Registry {
     /// The calls that run.
     pub(crate) fn usage(&self) -> &Arc<Usage> {
         &self.usage
+    }
+
+    /// From where connected peers come.
+    pub(crate) fn origins(&self) -> &Origins {
+        &self.origins
     }
 
     /// The names that are accepted.

@@ -175,6 +175,7 @@ impl Behaviour {
     }
 
     fn drop_link(&mut self, peer: PeerId, id: ConnectionId) {
+        self.registry.origins().disconnected(peer, id);
         if let Some(links) = self.links.get_mut(&peer) {
             links.retain(|link| link.id != id);
             if links.is_empty() {
@@ -193,8 +194,9 @@ impl NetworkBehaviour for Behaviour {
         id: ConnectionId,
         peer: PeerId,
         local: &Multiaddr,
-        _remote: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.registry.origins().connected(peer, id, remote);
         Ok(self.add_link(peer, id, local, Instant::now()))
     }
 
@@ -206,6 +208,7 @@ impl NetworkBehaviour for Behaviour {
         _role: Endpoint,
         _port: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.registry.origins().connected(peer, id, addr);
         Ok(self.add_link(peer, id, addr, Instant::now()))
     }
 

@@ -11,6 +11,7 @@ mod finding;
 mod foreign;
 mod malformed;
 mod mapped;
+mod paced;
 mod private;
 mod relays;
 mod streams;

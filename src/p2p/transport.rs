@@ -17,11 +17,12 @@ use libp2p::{
 };
 
 use super::{
-    Config, Limits, SwarmKey,
+    Bandwidth, Config, Limits, SwarmKey,
     addr::Carrier,
     error::BindError,
     muxer::{BareNames, Muxer},
     opening,
+    paced::{Paced, PacedMuxer},
 };
 
 /// Limit for one connection from the first packet to the multiplexer; Hivemind's daemon gives up after the same time.
@@ -53,12 +54,15 @@ pub(crate) fn build(config: &Config) -> Result<Built, BindError> {
     let (keypair, limits) = (config.identity.keypair(), &config.limits);
     let secure = Secure::new(config)?;
     let direct = || {
-        let tcp = secure.over(tcp::tokio::Transport::new(tcp::Config::default().nodelay(true)));
+        let (tcp, line) = (tcp::Config::default().nodelay(true), config.bandwidth.clone());
+        // Circuits go over these connections and are paced with them.
+        let tcp = tcp::tokio::Transport::new(tcp).map(move |socket, _| Paced::new(socket, &line));
+        let tcp = secure.over(tcp);
         // A swarm key encrypts a stream of bytes, so there is none for QUIC.
         if config.swarm_key.is_some() {
             return tcp;
         }
-        tcp.or_transport(quic(keypair, limits))
+        tcp.or_transport(quic(keypair, limits, &config.bandwidth))
             .map(|either, _| either.into_inner())
             .boxed()
     };
@@ -80,11 +84,20 @@ pub(crate) fn build(config: &Config) -> Result<Built, BindError> {
 }
 
 /// QUIC brings its own encryption and streams.
-fn quic(keypair: &Keypair, limits: &Limits) -> Boxed<(PeerId, StreamMuxerBox)> {
+fn quic(keypair: &Keypair, limits: &Limits, line: &Bandwidth) -> Boxed<(PeerId, StreamMuxerBox)> {
     let mut config = quic::Config::new(keypair);
     config.max_concurrent_stream_limit = u32::try_from(limits.streams_per_connection).unwrap_or(u32::MAX);
+    if let Some(window) = line.window() {
+        // What was received and is not read yet has been on the line all the same.
+        config.max_connection_data = config.max_connection_data.min(window);
+        config.max_stream_data = config.max_stream_data.min(window);
+    }
+    let line = line.clone();
     quic::tokio::Transport::new(config)
-        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(Muxer(connection))))
+        .map(move |(peer, connection), _| {
+            let paced = PacedMuxer::new(connection, line.clone());
+            (peer, StreamMuxerBox::new(Muxer(paced)))
+        })
         .boxed()
 }
 
