@@ -15,17 +15,23 @@ mod backward;
 mod capacity;
 mod convert;
 mod current;
+mod duty;
 mod error;
+mod fair;
 mod forward;
+mod guests;
 mod handler;
 mod holding;
 mod ledger;
 mod lifecycle;
+mod membership;
 mod memory;
 mod meter;
 mod moving;
 mod overview;
 mod pass;
+mod pauses;
+mod politeness;
 mod push;
 mod queue;
 mod receipts;
@@ -37,7 +43,10 @@ mod session;
 mod sessions;
 mod stats;
 mod throughput;
+mod traced;
 mod training;
+mod voice;
+mod waiting;
 mod worker;
 
 use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
@@ -51,18 +60,23 @@ pub use self::{
     holding::{Fit, fit, room},
     ledger::SessionView,
     lifecycle::StartError,
+    membership::{HOME, Membership},
     meter::Rate,
     overview::{CacheUse, Overview, Phase},
+    pauses::{Hold, Pause},
+    politeness::{Network, Politeness, Quotas, Who},
     serving::Limits,
-    stats::{Quantiles, Stats},
+    stats::{Quantiles, Refusals, Stats},
     throughput::{ComputeRates, Load, Rates, Throughput, combine, explain, measure},
+    voice::{Announced, Voice},
+    waiting::Waits,
 };
-use self::{current::Current, lifecycle::Lifecycle};
+use self::{current::Current, guests::Guests, lifecycle::Lifecycle};
 use crate::{
     dht::Dht,
     model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, KvDType, Machine, ModelSource, Precision, WeightDType, WeightFormat},
-    p2p::{Handler, P2p},
-    swarm::{monitor::Monitor, standing::Access},
+    p2p::{Handler, P2p, Router},
+    swarm::{Node, monitor::Monitor, standing::Access},
     task::Tasks,
 };
 
@@ -105,6 +119,8 @@ pub struct Config {
     pub public_name: Option<String>,
     /// How much to take on.
     pub limits: LimitChoice,
+    /// What all models of the node keep to together; that of the first one holds.
+    pub politeness: Politeness,
     /// Time between two announcements.
     pub update_period: Duration,
     /// How long an announcement is valid; `None` for twice the period, at least 3 s.
@@ -205,6 +221,7 @@ impl Config {
             monitor: None,
             public_name: None,
             limits,
+            politeness: Politeness::default(),
             update_period: Duration::from_secs(120),
             expiration: None,
             balance_quality: 0.75,
@@ -245,8 +262,24 @@ pub fn plan(servers: &[Arc<Server>]) -> Result<(), DoesNotFit> {
 impl Server {
     /// A server that does nothing yet; see [`Server::bring_up`].
     pub fn new(config: Config, source: ModelSource, network: (P2p, Dht), tasks: &Tasks) -> Self {
-        let current = Arc::new(Current::new(lifecycle::version(), config.access.clone()));
+        let home = Membership::new(HOME, network.clone(), config.access.clone());
+        let guests = Guests::new(network.0.peer_id(), config.politeness.clone());
+        let current = Arc::new(Current::new(lifecycle::version(), Arc::new(home), guests));
         Self::on(current, config, source, network, tasks)
+    }
+
+    /// A server of one model on a node that has joined its swarm: answers requests, and is [up](Self::bring_up) when this
+    /// returns.
+    ///
+    /// # Errors
+    /// As [`Server::bring_up`].
+    pub async fn start(config: Config, source: ModelSource, node: &Node) -> Result<Self, StartError> {
+        let server = Self::new(config, source, node.network(), &node.tasks);
+        Router::new(node.p2p.clone())
+            .serve(server.handlers())
+            .spawn(&node.tasks);
+        server.bring_up().await?;
+        Ok(server)
     }
 
     /// A server of another model on the same node. Its prefix is another one, or requests could not be told apart.
@@ -270,6 +303,22 @@ impl Server {
     /// of these are there.
     pub fn handlers(&self) -> Vec<Handler> {
         handler::handlers(self.lifecycle.current())
+    }
+
+    /// The same for the host of another swarm that the node is in.
+    pub fn handlers_in(&self, membership: &Arc<Membership>) -> Vec<Handler> {
+        let current = self.lifecycle.current().seen_from(membership.clone());
+        handler::handlers(&Arc::new(current))
+    }
+
+    /// Tells another swarm, too, what is served, from now on. `tasks` are those of the host there.
+    pub fn speak_in(&self, membership: &Arc<Membership>, tasks: &Tasks) -> Voice {
+        Voice::raise(self.lifecycle.clone(), membership, tasks)
+    }
+
+    /// What the home swarm was told.
+    pub fn announced(&self) -> Option<Announced> {
+        self.lifecycle.announced()
     }
 
     /// Measures what this server could do, without serving or announcing anything.
@@ -322,7 +371,7 @@ impl Server {
     /// What the node did so far, for all its models.
     pub fn stats(&self) -> Stats {
         let current = self.lifecycle.current();
-        current.counters.read(current.queued(), current.cache_counts())
+        current.counters.read(current.waits(), current.cache_counts())
     }
 
     /// Announces OFFLINE, waits until that is stored, then ends all sessions and the compute thread. Nothing is served

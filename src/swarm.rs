@@ -59,8 +59,11 @@ pub mod announce;
 
 pub mod health;
 
+mod node;
+
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use directory::Directory;
+pub use node::{JoinError, Node};
 pub use spans::{Snapshot, Span};

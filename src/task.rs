@@ -5,6 +5,10 @@ use std::{future::Future, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, debug_span};
 
+/// The target of spans that tell where the time of a request goes. They are made at the level of debugging; who exports
+/// traces takes these and no others.
+pub const TRACE: &str = "sepal::trace";
+
 /// How long [`Tasks::shutdown`] waits for tasks to end by themselves after they were told to.
 ///
 /// Longer than a DHT store (3 s per hop) so that a last record gets out, shorter than what a person accepts after Ctrl-C.

@@ -12,11 +12,16 @@ use super::{
     Throughput,
     current::Record,
     lifecycle::{Lifecycle, StartError, version},
+    membership::Membership,
     throughput::Rates,
+    voice::Announced,
 };
-use crate::swarm::{
-    announce::{AnnounceConfig, AnnounceError, Announcer},
-    models,
+use crate::{
+    swarm::{
+        announce::{AnnounceConfig, AnnounceError, Announcer},
+        models,
+    },
+    task::Tasks,
 };
 
 /// Announced while loading, in tokens per second.
@@ -28,12 +33,22 @@ pub(super) type Announcers = Vec<(Range<u32>, Arc<Announcer>)>;
 impl Lifecycle {
     /// An announcer of `span`, which says nothing yet.
     pub(super) fn spawn_announcer(&self, span: &Range<u32>) -> Arc<Announcer> {
-        let hosted = self.hosted.clone();
-        let describe = move || hosted.describe();
-        let announcer = Announcer::spawn(self.dht.clone(), self.announce_config(span), describe, &self.tasks);
-        let announcer = Arc::new(announcer);
+        let announcer = self.announcer_in(&self.current().membership, span, &self.tasks);
         self.announcers().push((span.clone(), announcer.clone()));
         announcer
+    }
+
+    /// The same for any swarm that the node is in.
+    pub(super) fn announcer_in(&self, there: &Arc<Membership>, span: &Range<u32>, tasks: &Tasks) -> Arc<Announcer> {
+        let (hosted, membership) = (self.hosted.clone(), there.clone());
+        let describe = move || hosted.describe(&membership);
+        let config = self.announce_config(span);
+        Arc::new(Announcer::spawn(there.dht().clone(), config, describe, tasks))
+    }
+
+    /// What the home swarm was told.
+    pub(super) fn announced(&self) -> Option<Announced> {
+        Announced::last(&self.announcers())
     }
 
     fn announcers(&self) -> MutexGuard<'_, Announcers> {
@@ -175,7 +190,7 @@ impl Lifecycle {
 }
 
 /// The last word of an announcer; nothing about the blocks in `except`.
-async fn say_offline(announcer: &Announcer, except: &Range<u32>) {
+pub(super) async fn say_offline(announcer: &Announcer, except: &Range<u32>) {
     match announcer.set_state_except(ServerState::Offline, except.clone()).await {
         // It was said already.
         Ok(()) | Err(AnnounceError::Stopped) => {}

@@ -4,9 +4,12 @@
 //! A model that moves has two spans for a while: the one that is announced, and the one before it, which clients that
 //! have not heard of the move still ask for and on which sessions are still open.
 
-use std::sync::{
-    Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    ops::{Add, Range},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use sepal_protocol::record::{BlockUid, ServerInfo, ServerState};
@@ -15,23 +18,29 @@ use tracing::debug;
 
 use super::{
     error::RequestError,
+    guests::{Guests, Origin},
     ledger::Ledger,
+    membership::Membership,
+    pauses::{Pause, Pauses},
     request::parse_chain,
     serving::{Limits, Serving},
     stats::Counters,
+    waiting::Waits,
 };
-use crate::{model::CacheCounts, swarm::standing::Access};
+use crate::{model::CacheCounts, p2p::PeerId};
 
-/// All models of this node.
+/// All models of this node, for those who ask from one of its swarms. What is said here of the models holds in all of them.
 #[derive(Debug)]
 pub(crate) struct Current {
     /// Shown in `rpc_info`.
     pub(super) version: String,
-    /// How others get to us.
-    access: watch::Receiver<Access>,
-    models: RwLock<Vec<Arc<Hosted>>>,
+    /// Where the requests come from.
+    pub(super) membership: Arc<Membership>,
+    models: Arc<RwLock<Vec<Arc<Hosted>>>>,
     /// Whether nothing new is begun.
     paused: Arc<AtomicBool>,
+    pauses: Arc<Mutex<Pauses>>,
+    pub(super) guests: Arc<Guests>,
     pub(super) counters: Arc<Counters>,
 }
 
@@ -41,12 +50,20 @@ pub(crate) struct Hosted {
     prefix: String,
     /// Most bytes of one request, all its tensors together.
     max_request_bytes: usize,
-    access: watch::Receiver<Access>,
     spans: RwLock<Spans>,
     record: RwLock<Record>,
+    /// What the swarms are to be told.
+    said: watch::Sender<Option<Said>>,
     pub(super) ledger: Arc<Ledger>,
     /// That of the node.
     paused: Arc<AtomicBool>,
+}
+
+/// What there is to be said of a model: these blocks, in this state. OFFLINE is nothing to be said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) blocks: Range<u32>,
+    pub(super) state: ServerState,
 }
 
 #[derive(Debug, Default)]
@@ -68,13 +85,28 @@ pub(super) struct Record {
 }
 
 impl Current {
-    pub(super) fn new(version: String, access: watch::Receiver<Access>) -> Self {
+    pub(super) fn new(version: String, membership: Arc<Membership>, guests: Guests) -> Self {
         Self {
             version,
-            access,
-            models: RwLock::default(),
+            membership,
+            models: Arc::default(),
             paused: Arc::default(),
+            pauses: Arc::default(),
+            guests: Arc::new(guests),
             counters: Arc::default(),
+        }
+    }
+
+    /// The same models for those who ask from another swarm.
+    pub(super) fn seen_from(&self, membership: Arc<Membership>) -> Self {
+        Self {
+            version: self.version.clone(),
+            membership,
+            models: self.models.clone(),
+            paused: self.paused.clone(),
+            pauses: self.pauses.clone(),
+            guests: self.guests.clone(),
+            counters: self.counters.clone(),
         }
     }
 
@@ -87,9 +119,9 @@ impl Current {
         let hosted = Arc::new(Hosted {
             prefix,
             max_request_bytes,
-            access: self.access.clone(),
             spans: RwLock::default(),
             record: RwLock::new(record),
+            said: watch::Sender::new(None),
             ledger: Arc::new(Ledger::new()),
             paused: self.paused.clone(),
         });
@@ -110,7 +142,7 @@ impl Current {
 
     /// Whether others cannot dial us: our DHT serves nobody then.
     pub(super) fn using_relay(&self) -> bool {
-        self.access.borrow().using_relay()
+        self.membership.using_relay()
     }
 
     /// The span that runs the chain `uid`, such as `P.3 P.4`, and the numbers of its blocks.
@@ -125,10 +157,10 @@ impl Current {
     /// The same for a request that begins something new.
     ///
     /// # Errors
-    /// As [`Current::find`], and while the node is paused.
+    /// As [`Current::find`], and while the node is paused or leaves the swarm that the request comes from.
     pub(super) fn find_for_work(&self, uid: &str) -> Result<(Arc<Serving>, Arc<[u32]>), RequestError> {
         let found = self.find(uid)?;
-        match self.is_paused() {
+        match self.is_paused() || self.membership.is_left() {
             true => Err(RequestError::Paused),
             false => Ok(found),
         }
@@ -139,9 +171,38 @@ impl Current {
         self.paused.load(Ordering::SeqCst)
     }
 
-    /// Returns whether it was so before.
-    pub(super) fn set_paused(&self, paused: bool) -> bool {
-        self.paused.swap(paused, Ordering::SeqCst)
+    /// Notes what a person said or what hours it is. Returns whether that changes whether anything new is begun.
+    pub(super) fn pause(&self, change: impl FnOnce(&mut Pauses)) -> bool {
+        let changed = {
+            let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut pauses);
+            let paused = pauses.is_paused();
+            self.paused.swap(paused, Ordering::SeqCst) != paused
+        };
+        read(&self.models).iter().for_each(|model| model.tell());
+        changed
+    }
+
+    /// Why nothing new is begun, while that is so.
+    pub(super) fn why_paused(&self) -> Option<Pause> {
+        let pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        pauses.why()
+    }
+
+    /// Whoever asks from this swarm, if anything is computed for them.
+    ///
+    /// # Errors
+    /// When the person who runs the node does not want that.
+    pub(super) fn admit(&self, peer: PeerId) -> Result<Origin, RequestError> {
+        self.guests.admit(peer, &self.membership.p2p().origins(&peer))
+    }
+
+    /// Whether steps that a peer of this swarm passes on for others are taken.
+    ///
+    /// # Errors
+    /// When the person who runs the node does not want anything of it.
+    pub(super) fn hear(&self, peer: PeerId) -> Result<(), RequestError> {
+        self.guests.hear(&peer, &self.membership.p2p().origins(&peer))
     }
 
     /// The same for the open sessions of a chain: those of a span that takes no new ones count as well.
@@ -167,10 +228,10 @@ impl Current {
     }
 
     /// Steps and requests that wait or are computed, on all spans.
-    pub(super) fn queued(&self) -> usize {
+    pub(super) fn waits(&self) -> Waits {
         let models = read(&self.models);
-        let spans = models.iter().flat_map(|model| model.all());
-        spans.map(|serving| serving.worker.queued()).sum()
+        let waits = models.iter().map(|model| model.waits());
+        waits.fold(Waits::default(), Waits::add)
     }
 
     /// How the memory of all caches is used, on every span that is still there.
@@ -205,6 +266,7 @@ impl Current {
     /// Notes a request that ends with an error, on its way to the client.
     pub(super) fn rejected(&self, error: RequestError) -> RequestError {
         self.counters.rejected.add();
+        self.counters.refusals.note(&error);
         debug!(error = &error as &dyn std::error::Error, "rejected");
         error
     }
@@ -246,11 +308,54 @@ impl Hosted {
             .collect()
     }
 
+    /// Steps and requests that wait or are computed, on all spans.
+    pub(super) fn waits(&self) -> Waits {
+        let all = self.all();
+        let waits = all.iter().map(|serving| serving.worker.waits());
+        waits.fold(Waits::default(), Waits::add)
+    }
+
     /// Serves `next` from now on; the span before goes on taking requests until [`Hosted::retire`].
     pub(super) fn switch(&self, next: Arc<Serving>) {
         let mut spans = write(&self.spans);
         let before = spans.now.replace(next);
         spans.lingering.extend(before);
+        drop(spans);
+        self.tell();
+    }
+
+    /// Has the swarms told that `blocks` will be there soon.
+    pub(super) fn tell_joining(&self, blocks: Range<u32>) {
+        let state = ServerState::Joining;
+        self.said.send_replace(Some(Said { blocks, state }));
+    }
+
+    /// Has the swarms told what is served, if anything is.
+    fn tell(&self) {
+        self.said.send_if_modified(|said| {
+            let next = self.now().map(|serving| Said {
+                blocks: serving.span.clone(),
+                state: self.state(),
+            });
+            let changed = next.is_some() && *said != next;
+            if changed {
+                *said = next;
+            }
+            changed
+        });
+    }
+
+    /// What the swarms are to be told, whenever that changes.
+    pub(super) fn said(&self) -> watch::Receiver<Option<Said>> {
+        self.said.subscribe()
+    }
+
+    /// Of blocks that are there.
+    fn state(&self) -> ServerState {
+        match self.paused.load(Ordering::SeqCst) {
+            true => ServerState::Joining,
+            false => ServerState::Online,
+        }
     }
 
     /// Takes no new requests any more for `old`; it is gone when the last session on it ends.
@@ -267,12 +372,13 @@ impl Hosted {
     pub(super) fn clear(&self) -> Vec<Arc<Serving>> {
         let all = self.all();
         *write(&self.spans) = Spans::default();
+        self.said.send_replace(None);
         all
     }
 
-    /// What we say about ourselves at this moment.
-    pub(super) fn describe(&self) -> ServerInfo {
-        let using_relay = self.access.borrow().using_relay();
+    /// What we say about ourselves at this moment in one swarm.
+    pub(super) fn describe(&self, there: &Membership) -> ServerInfo {
+        let using_relay = there.using_relay();
         let mut info = {
             let record = read(&self.record);
             let mut info = record.info.clone();
@@ -283,10 +389,7 @@ impl Hosted {
         };
         info.using_relay = Some(using_relay);
         if let Some(serving) = self.now() {
-            info.state = match self.paused.load(Ordering::SeqCst) {
-                true => ServerState::Joining,
-                false => ServerState::Online,
-            };
+            info.state = self.state();
             (info.start_block, info.end_block) = (Some(serving.span.start), Some(serving.span.end));
             info.cache_tokens_left = Some(serving.cache_tokens_left());
         }

@@ -192,6 +192,31 @@ pub enum RequestError {
     /// The person who runs the server paused it.
     #[error("server takes no new sessions right now")]
     Paused,
+    /// The person who runs the server does not want to compute for this peer.
+    #[error("server does not compute for this peer")]
+    Denied,
+    /// The peer has as many sessions as one may have.
+    #[error("quota of this peer is used up: it has {max} sessions open, the most that it may have")]
+    TooManySessions {
+        /// `--max-sessions-per-peer`.
+        max: usize,
+    },
+    /// The peer had as many tokens as one may have.
+    #[error("quota of this peer is used up: {max} tokens a minute; there are some again in {seconds} s")]
+    TooManyTokensAMinute {
+        /// `--max-tokens-per-peer`.
+        max: u32,
+        /// When that is.
+        seconds: u64,
+    },
+    /// The peer has reserved as much of the cache as one may have.
+    #[error("Could not allocate {bytes} bytes: quota of this peer, {max} bytes of the cache, is used up")]
+    CacheQuota {
+        /// Bytes the session needs.
+        bytes: u64,
+        /// Bytes that the peer may have in all.
+        max: u64,
+    },
     /// The blocks themselves failed.
     #[error("computation failed")]
     Compute(#[source] ComputeError),
@@ -226,13 +251,19 @@ impl RequestError {
             | Self::NotFinite
             | Self::NotFloat { .. }
             | Self::Malformed(_) => "ValueError",
-            Self::CacheFull { .. } | Self::CacheTooSmall { .. } | Self::CacheWaitTimeout { .. } => "AllocationFailed",
+            Self::CacheFull { .. }
+            | Self::CacheTooSmall { .. }
+            | Self::CacheWaitTimeout { .. }
+            | Self::CacheQuota { .. } => "AllocationFailed",
+            Self::Denied => "PermissionError",
             Self::SessionTimeout | Self::RequestTimeout { .. } => "TimeoutError",
             Self::UnknownBlock { .. }
             | Self::EmptyBatch
             | Self::Busy { .. }
             | Self::NotServing
             | Self::Paused
+            | Self::TooManySessions { .. }
+            | Self::TooManyTokensAMinute { .. }
             | Self::Compute(_)
             | Self::Crashed => "RuntimeError",
         }

@@ -50,9 +50,9 @@ pub(crate) fn handlers(current: &Arc<Current>) -> Vec<Handler> {
             let current = info.clone();
             async move { rpc_info(&current, &request).map_err(|error| current.rejected(error).into_unary()) }
         }),
-        Handler::unary(names::PUSH, unary, move |_, request| {
+        Handler::unary(names::PUSH, unary, move |peer, request| {
             let current = push.clone();
-            async move { rpc_push(&current, request).map_err(|error| current.rejected(error).into_unary()) }
+            async move { rpc_push(&current, peer, request).map_err(|error| current.rejected(error).into_unary()) }
         }),
         Handler::stream(names::INFERENCE, steps, move |peer, requests, replies| {
             let current = inference.clone();
@@ -68,18 +68,18 @@ pub(crate) fn handlers(current: &Arc<Current>) -> Vec<Handler> {
     ];
     for direction in [Direction::Forward, Direction::Backward] {
         let [whole, stream] = std::array::from_fn(|_| current.clone());
-        handlers.push(Handler::unary(direction.unary_name(), unary, move |_, request| {
+        handlers.push(Handler::unary(direction.unary_name(), unary, move |peer, request| {
             let current = whole.clone();
             async move {
-                let answer = pass::rpc_unary(&current, direction, request).await;
+                let answer = pass::rpc_unary(&current, (direction, peer), request).await;
                 answer.map_err(|error| current.rejected(error).into_unary())
             }
         }));
         let name = direction.stream_name();
-        handlers.push(Handler::stream(name, parts, move |_, requests, replies| {
+        handlers.push(Handler::stream(name, parts, move |peer, requests, replies| {
             let current = stream.clone();
             async move {
-                let outcome = pass::rpc_stream(&current, direction, requests, replies).await;
+                let outcome = pass::rpc_stream(&current, (direction, peer), requests, replies).await;
                 outcome.map_err(|error| current.rejected(error).into_stream())
             }
         }));
@@ -128,7 +128,7 @@ fn rpc_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError> {
 /// What the map monitors of other Rust nodes ask for: our announced record, under an older name.
 fn legacy_info(current: &Current, request: &Bytes) -> Result<Bytes, RequestError> {
     let proto::ExpertUid { uid } = decode("ExpertUID", request.clone())?;
-    let record = current.model_of(&uid)?.describe();
+    let record = current.model_of(&uid)?.describe(&current.membership);
     Ok(proto::ExpertInfo {
         serialized_info: record.encode_for_map_monitor()?,
     }
@@ -147,11 +147,14 @@ async fn rpc_inference(
     };
     let first: proto::ExpertRequest = decode("ExpertRequest", first)?;
     let (serving, chain) = current.find_for_work(&first.uid)?;
+    let origin = current.admit(peer)?;
     let stopped = serving.tasks.token();
     let opening = Opening {
         serving,
         chain,
-        peer,
+        membership: current.membership.clone(),
+        origin,
+        guests: current.guests.clone(),
         first,
     };
     let session = stopped
@@ -161,9 +164,13 @@ async fn rpc_inference(
 }
 
 /// A step that the server before us computed; it goes to the session it is for.
-fn rpc_push(current: &Current, request: Bytes) -> Result<Bytes, RequestError> {
+///
+/// Whoever may open sessions decides through which servers they go, so a list of those that are allowed says nothing of
+/// these; those that are denied are not listened to either.
+fn rpc_push(current: &Current, peer: PeerId, request: Bytes) -> Result<Bytes, RequestError> {
     let request: proto::ExpertRequest = decode("ExpertRequest", request)?;
     let serving = current.find_open(&request.uid)?;
+    current.hear(peer)?;
     let id = StepMetadata::decode(&request.metadata)?
         .session_id
         .ok_or(RequestError::NoSessionId)?;

@@ -43,6 +43,8 @@ pub(crate) struct About {
     /// In the words of the client, if it gave one.
     pub(crate) id: Option<String>,
     pub(crate) peer: PeerId,
+    /// Number of the swarm that it comes from.
+    pub(crate) swarm: u32,
     /// As the chain has them; blocks may come twice.
     pub(crate) chain: Arc<[u32]>,
     pub(crate) batch: usize,
@@ -65,6 +67,8 @@ pub struct SessionView {
     pub id: Option<String>,
     /// Who opened it.
     pub peer: PeerId,
+    /// Number of the swarm that it comes from.
+    pub swarm: u32,
     /// From its first block to one past its last.
     pub blocks: Range<u32>,
     /// Sequences that it has in parallel.
@@ -141,6 +145,7 @@ impl Facts {
         let About {
             id,
             peer,
+            swarm,
             chain,
             batch,
             max_length,
@@ -150,6 +155,7 @@ impl Facts {
             number,
             id: id.clone(),
             peer: *peer,
+            swarm: *swarm,
             blocks: first.copied().unwrap_or_default()..last.map_or(0, |last| last + 1),
             batch: *batch,
             position: self.position,
@@ -193,6 +199,7 @@ mod tests {
         let about = About {
             id: Some("x".repeat(1000)),
             peer: PeerId::random(),
+            swarm: 1,
             chain: [3, 4, 5].into(),
             batch: 2,
             max_length: 64,

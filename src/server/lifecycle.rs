@@ -27,6 +27,7 @@ use super::{
     capacity,
     capacity::{DoesNotFit, Want},
     current::{Current, Hosted},
+    duty::Duty,
     holding::{Holding, room},
     memory::Memory,
     push::Pushes,
@@ -38,7 +39,7 @@ use crate::{
     dht::Dht,
     model::{
         Adapter, AdapterError, Blocks, CacheOptions, ComputeError, CudaError, KvDType, LoadError, ModelSource,
-        Precision, ResolveError, WeightDType,
+        Precision, ResolveError, WeightDType, WeightFormat,
     },
     p2p::P2p,
     swarm::{
@@ -164,14 +165,15 @@ impl Lifecycle {
         };
         let holding = self.holding();
         let want = holding.want(self.source.name());
-        let weights = want.weights.iter().map(|(format, bytes)| match *format == want.format {
-            true => (*format, self.block_bytes()),
-            false => (*format, bytes + self.adapter_bytes()),
+        let config = self.source.config();
+        let weights = WeightFormat::ALL.map(|format| match format == want.format {
+            true => (format, self.block_bytes()),
+            false => (format, config.block_bytes(self.kept(format)) + self.adapter_bytes()),
         });
         let adapters = self.config.adapters.iter().map(Adapter::file_bytes);
         Want {
             wanted,
-            weights: weights.collect(),
+            weights: weights.to_vec(),
             scratch: want.scratch + adapters.sum::<u64>(),
             ..want
         }
@@ -227,15 +229,23 @@ impl Lifecycle {
     /// Bytes of the weights of a block with its adapters; of the largest where they differ.
     pub(super) fn block_bytes(&self) -> u64 {
         let weights = if self.keeps_own_formats() {
-            self.source.own_block_bytes(self.dtype())
+            self.source.own_block_bytes(self.kept(self.dtype().into()))
         } else {
-            self.source.config().block_bytes(self.precision().weights)
+            self.source.config().block_bytes(self.kept(self.precision().weights))
         };
         weights + self.adapter_bytes()
     }
 
+    /// What matrices are kept in that are to be multiplied as `format`.
+    fn kept(&self, format: WeightFormat) -> WeightFormat {
+        match self.config.machine.has_cards() {
+            true => format,
+            false => self.source.config().kept_on_host(format),
+        }
+    }
+
     /// Bytes of all adapters' updates of a block.
-    fn adapter_bytes(&self) -> u64 {
+    pub(super) fn adapter_bytes(&self) -> u64 {
         let adapters = self.config.adapters.iter();
         adapters.map(|adapter| adapter.block_bytes(self.source.config())).sum()
     }
@@ -266,6 +276,7 @@ impl Lifecycle {
             "serving these blocks"
         );
         self.hosted.set_record(self.record(None));
+        self.hosted.tell_joining(span.clone());
         let announcer = self.spawn_announcer(&span);
         let join = async {
             // A record that says "dial me" must not be read by anyone while we do not know whether that is true.
@@ -277,6 +288,12 @@ impl Lifecycle {
         };
         // Loading need not wait until everybody knows that we load.
         let ((), (serving, rates)) = tokio::try_join!(join, self.load(&span))?;
+        info!(
+            ?span,
+            weights = serving.blocks.weights_in_words(),
+            block_bytes = serving.blocks.block_bytes(),
+            "blocks are loaded"
+        );
         self.wait_until_reachable().await?;
         self.hosted.set_record(self.record(Some(rates)));
         self.hosted.switch(Arc::new(serving));
@@ -398,6 +415,8 @@ impl Lifecycle {
             n_blocks,
             n_models: self.current.n_models(),
             hidden_size: blocks.config().hidden_size,
+            cpu_share: self.duty().share(),
+            max_bits: self.p2p.bandwidth().bits_per_second(),
         };
         Ok(throughput::combine(compute, line, load))
     }
@@ -439,8 +458,8 @@ impl Lifecycle {
         };
         let cache_tokens = self.holding().cache_tokens();
         let cache_bytes = capacity::cache_bytes(config, blocks.dtype(), cache_tokens, blocks.span().len());
-        let worker = Worker::start(blocks.clone(), choice.max_queue, self.current.counters.clone())
-            .map_err(StartError::Thread)?;
+        let (counters, duty) = (self.current.counters.clone(), self.duty());
+        let worker = Worker::start(blocks.clone(), choice.max_queue, counters, duty).map_err(StartError::Thread)?;
         self.watch_cards(worker.clone());
         Ok(Serving {
             prefix: self.config.prefix.clone(),
@@ -450,7 +469,7 @@ impl Lifecycle {
             sessions: old.map(|old| old.sessions.clone()).unwrap_or_default(),
             limits,
             compression: self.config.compression,
-            p2p: self.p2p.clone(),
+            identity: self.p2p.identity().clone(),
             tasks: old.map_or_else(|| self.tasks.child(), |old| old.tasks.clone()),
             pushes: old.map_or_else(|| Arc::new(Pushes::new(MAX_PUSHES)), |old| old.pushes.clone()),
             weights: self.precision().weights.as_str(),
@@ -459,6 +478,14 @@ impl Lifecycle {
             ledger: self.hosted.ledger.clone(),
             blocks,
         })
+    }
+
+    /// How much of the time is computed in. What cards compute takes next to nothing of the processors.
+    fn duty(&self) -> Duty {
+        match self.config.machine.has_cards() {
+            true => Duty::unlimited(),
+            false => self.current.guests.duty().clone(),
+        }
     }
 
     /// Reports a card that is lost: whoever waits for moves then stops the server.

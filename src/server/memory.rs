@@ -5,7 +5,7 @@
 //! served.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -13,6 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::error::RequestError;
+use crate::p2p::PeerId;
 
 /// The budget of one server. Clones share it.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub(crate) struct Memory {
 struct Inner {
     max_bytes: u64,
     state: Mutex<State>,
+    /// What is claimed by peers that may not have all of it.
+    claims: Mutex<HashMap<PeerId, u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +48,14 @@ pub(crate) struct Lease {
     inner: Arc<Inner>,
 }
 
+/// Bytes that count for a peer, whether they are reserved already or waited for; dropping it takes them off.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    peer: PeerId,
+    bytes: u64,
+    inner: Arc<Inner>,
+}
+
 impl Memory {
     /// A budget of `max_bytes`, all of it free.
     pub(crate) fn new(max_bytes: u64) -> Self {
@@ -52,6 +63,7 @@ impl Memory {
             inner: Arc::new(Inner {
                 max_bytes,
                 state: Mutex::default(),
+                claims: Mutex::default(),
             }),
         }
     }
@@ -70,6 +82,22 @@ impl Memory {
     /// Bytes nobody has reserved.
     pub(crate) fn free_bytes(&self) -> u64 {
         self.inner.max_bytes - self.inner.lock().used
+    }
+
+    /// Counts `bytes` for a peer that may have `max` in all.
+    ///
+    /// # Errors
+    /// When it has too many.
+    pub(crate) fn claim(&self, peer: PeerId, bytes: u64, max: u64) -> Result<Claim, RequestError> {
+        let mut claims = self.inner.claims();
+        let claimed = claims.get(&peer).copied().unwrap_or_default();
+        let sum = claimed.checked_add(bytes).filter(|sum| *sum <= max);
+        claims.insert(peer, sum.ok_or(RequestError::CacheQuota { bytes, max })?);
+        Ok(Claim {
+            peer,
+            bytes,
+            inner: self.inner.clone(),
+        })
     }
 
     /// Reserves `bytes`, waiting up to `timeout` for others to give some back. Zero does not wait.
@@ -119,6 +147,10 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn claims(&self) -> MutexGuard<'_, HashMap<PeerId, u64>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn grant(self: &Arc<Self>, state: &mut State, bytes: u64) -> Lease {
         state.used += bytes;
         Lease {
@@ -150,6 +182,18 @@ impl Inner {
     }
 }
 
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut claims = self.inner.claims();
+        if let Some(claimed) = claims.get_mut(&self.peer) {
+            *claimed -= self.bytes;
+            if *claimed == 0 {
+                claims.remove(&self.peer);
+            }
+        }
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         self.inner.lock().used -= self.bytes;
@@ -174,6 +218,22 @@ mod tests {
         );
         drop(lease);
         assert_eq!(memory.free_bytes(), 100);
+    }
+
+    #[test]
+    fn a_peer_may_have_its_part_and_others_theirs() {
+        let (memory, [peer, other]) = (Memory::new(100), [PeerId::random(), PeerId::random()]);
+        let claim = memory.claim(peer, 30, 40).unwrap();
+        let error = memory.claim(peer, 11, 40).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Could not allocate 11 bytes: quota of this peer, 40 bytes of the cache, is used up"
+        );
+        assert!(memory.claim(peer, u64::MAX, 40).is_err());
+        let _others = memory.claim(other, 40, 40).unwrap();
+        drop(claim);
+        drop(memory.claim(peer, 40, 40).unwrap());
+        assert_eq!(memory.inner.claims().len(), 1);
     }
 
     #[tokio::test]

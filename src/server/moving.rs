@@ -103,7 +103,9 @@ impl Lifecycle {
             return Err(StartError::Interrupted);
         };
         let added = added(&old.span, to);
-        let needed = self.block_bytes() * added.len() as u64;
+        // What blocks really take is known of those that are here.
+        let block_bytes = self.block_bytes().min(old.blocks.block_bytes() + self.adapter_bytes());
+        let needed = block_bytes * added.len() as u64;
         let free = self.free().into_iter().fold(0, u64::saturating_add);
         if needed <= free {
             info!(from = ?old.span, ?to, "moving to blocks that the swarm needs more; sessions go on");

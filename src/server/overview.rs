@@ -1,10 +1,10 @@
 //! What a server is doing, for the person who runs it, and the pause that this person may make. It decides nothing.
 
-use std::ops::Range;
+use std::{ops::Range, time::SystemTime};
 
 use sepal_protocol::record::ServerState;
 
-use super::{Rate, Server, SessionView, lifecycle::StartError};
+use super::{Hold, Pause, Rate, Server, SessionView, Waits, lifecycle::StartError};
 use crate::swarm::directory::Directory;
 
 /// What one model's server is doing.
@@ -20,6 +20,8 @@ pub struct Overview {
     pub blocks: Option<Range<u32>>,
     /// How far it is.
     pub phase: Phase,
+    /// Why it takes no new sessions, while it does not.
+    pub pause: Option<Pause>,
     /// The format of its weights.
     pub weights: &'static str,
     /// What it announces, in tokens per second.
@@ -31,7 +33,9 @@ pub struct Overview {
     /// Open sessions.
     pub sessions: usize,
     /// Steps and requests that wait or are computed.
-    pub queued: usize,
+    pub waits: Waits,
+    /// Most of them that there may be before strangers' are refused, on each span.
+    pub max_queue: usize,
 }
 
 /// How far a server is.
@@ -63,7 +67,7 @@ impl Server {
     pub fn overview(&self) -> Overview {
         let lifecycle = &self.lifecycle;
         let hosted = &lifecycle.hosted;
-        let (info, serving) = (hosted.describe(), hosted.now());
+        let (info, serving) = (hosted.describe(&lifecycle.current().membership), hosted.now());
         let phase = match (&serving, info.state) {
             (Some(_), _) if lifecycle.current().is_paused() => Phase::Paused,
             (Some(_), _) => Phase::Online,
@@ -86,12 +90,14 @@ impl Server {
             n_model_blocks: lifecycle.source.config().n_blocks,
             blocks: serving.map(|serving| serving.span.clone()),
             phase,
+            pause: lifecycle.current().why_paused(),
             weights: lifecycle.precision().weights.as_str(),
             throughput: info.throughput,
             cache: cache.unwrap_or_default(),
             tokens: hosted.ledger.tokens(),
             sessions: hosted.ledger.n_open(),
-            queued: hosted.all().iter().map(|serving| serving.worker.queued()).sum(),
+            waits: hosted.waits(),
+            max_queue: lifecycle.config.limits.max_queue,
         }
     }
 
@@ -108,8 +114,13 @@ impl Server {
     /// Begins nothing new on the whole node, with all its models, or does so again; open sessions go on in any case, and
     /// blocks stay where they are. Returns whether that is a change. What the swarm is told of it is up to
     /// [`Server::tell_pause`] of each model.
-    pub fn set_paused(&self, paused: bool) -> bool {
-        self.lifecycle.current().set_paused(paused) != paused
+    pub fn set_paused(&self, paused: bool, hold: Hold) -> bool {
+        self.lifecycle.current().pause(|pauses| pauses.ordered(paused, hold))
+    }
+
+    /// The same for the hours that the node keeps: whether it lies within them now, and when that changes.
+    pub fn set_hours(&self, within: bool, until: Option<SystemTime>) -> bool {
+        self.lifecycle.current().pause(|pauses| pauses.hours(within, until))
     }
 
     /// Tells the swarm whether this model takes new sessions, and returns once that is stored: JOINING while it does not.

@@ -3,7 +3,7 @@
 //!
 //! Names, checks and their order are those of Petals (`server/handler.py`, `server/block_functions.py`).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use sepal_protocol::{
@@ -21,13 +21,14 @@ use super::{
     convert::convert,
     current::Current,
     error::RequestError,
+    guests::Origin,
     request::{self, Prompts, check_points, find_adapter, ordered},
     serving::Serving,
     worker::Work,
 };
 use crate::{
     model::{AdapterId, Hidden},
-    p2p::{StreamReceiver, StreamSender},
+    p2p::{PeerId, StreamReceiver, StreamSender},
 };
 
 /// Tensors of a request that are kept; more are refused.
@@ -75,9 +76,13 @@ impl Direction {
 }
 
 /// A pass in one message each way.
-pub(crate) async fn rpc_unary(current: &Current, direction: Direction, request: Bytes) -> Result<Bytes, RequestError> {
+pub(crate) async fn rpc_unary(
+    current: &Current,
+    (direction, peer): (Direction, PeerId),
+    request: Bytes,
+) -> Result<Bytes, RequestError> {
     let request: proto::ExpertRequest = decode("ExpertRequest", request)?;
-    let tensors = run(current, direction, request).await?;
+    let tensors = run(current, (direction, peer), request).await?;
     let metadata = Vec::new();
     Ok(proto::ExpertResponse { tensors, metadata }.encode_to_vec().into())
 }
@@ -85,7 +90,7 @@ pub(crate) async fn rpc_unary(current: &Current, direction: Direction, request: 
 /// A pass over large tensors: each arrives and leaves in parts.
 pub(crate) async fn rpc_stream(
     current: &Current,
-    direction: Direction,
+    (direction, peer): (Direction, PeerId),
     mut requests: StreamReceiver,
     mut replies: StreamSender,
 ) -> Result<(), RequestError> {
@@ -95,7 +100,7 @@ pub(crate) async fn rpc_stream(
         let Some(request) = gather(&mut requests, current.max_request_bytes()).await? else {
             return Ok(());
         };
-        let outputs = run(current, direction, request).await?;
+        let outputs = run(current, (direction, peer), request).await?;
         for part in outputs.into_iter().flat_map(|output| split(output, DEFAULT_PART_BYTES)) {
             let message = proto::ExpertResponse {
                 tensors: vec![part],
@@ -153,10 +158,11 @@ struct Inputs {
 
 async fn run(
     current: &Current,
-    direction: Direction,
+    (direction, peer): (Direction, PeerId),
     request: proto::ExpertRequest,
 ) -> Result<Vec<proto::Tensor>, RequestError> {
     let (serving, chain) = current.find_for_work(&request.uid)?;
+    let origin = current.admit(peer)?;
     let metadata = StepMetadata::decode(&request.metadata)?;
     check_points(&metadata, direction.method())?;
     let adapter = find_adapter(&metadata, &serving.blocks)?;
@@ -170,13 +176,15 @@ async fn run(
     })
     .await?;
     serving.check_size(&inputs.x)?;
+    let tokens = inputs.x.batch * inputs.x.tokens;
+    current.guests.spend(origin, tokens, Instant::now())?;
     let n_outputs = match direction {
         Direction::Backward if inputs.prompts.is_some() => 2,
         _ => 1,
     };
     let compressions = output_compressions(&serving, direction, wish.as_deref(), n_outputs)?;
     let limit = serving.limits.request_timeout;
-    let outputs = timeout(limit, compute(&serving, chain, adapter, inputs))
+    let outputs = timeout(limit, compute(&serving, (chain, origin), adapter, inputs))
         .await
         .unwrap_or(Err(RequestError::RequestTimeout {
             seconds: limit.as_secs_f64(),
@@ -202,13 +210,19 @@ fn inputs(
 
 async fn compute(
     serving: &Serving,
-    chain: Arc<[u32]>,
+    (chain, origin): (Arc<[u32]>, Origin),
     adapter: Option<AdapterId>,
     inputs: Inputs,
 ) -> Result<PassOutput, RequestError> {
     let Inputs { x, gradient, prompts } = inputs;
     let Some(gradient) = gradient else {
-        let x = serving.worker.forward(Work { chain, x, prompts }, adapter).await?;
+        let work = Work {
+            chain,
+            x,
+            prompts,
+            origin,
+        };
+        let x = serving.worker.forward(work, adapter).await?;
         return Ok(PassOutput { x, prompts: None });
     };
     let turn = serving.backward_turn.clone().acquire_owned().await;
@@ -217,6 +231,7 @@ async fn compute(
         chain,
         x: gradient,
         prompts: None,
+        origin,
     };
     let pass = Backward::new(x, prompts, adapter, turn);
     serving.worker.backward(work, pass).await

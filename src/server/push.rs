@@ -17,11 +17,14 @@ use std::{
 
 use sepal_protocol::{Message, metadata::StepMetadata, names, proto, record::BlockUid, unary::MAX_UNARY_BODY};
 use tokio::sync::{Semaphore, oneshot};
-use tracing::{debug, trace};
+use tracing::{Instrument, debug, debug_span, trace};
 
 use self::ways::Ways;
 use super::serving::Serving;
-use crate::p2p::{CallError, P2p, PeerId};
+use crate::{
+    p2p::{CallError, P2p, PeerId},
+    task::TRACE,
+};
 
 /// Room that the unary envelope needs beside the request itself (call id, peer id, name), in bytes.
 const ENVELOPE_BYTES: usize = 1024;
@@ -97,9 +100,9 @@ impl Push {
 
 /// Starts a push in the background if the step's metadata names a next server.
 ///
-/// `request` is the step as it came in; its prompts and beam indices are empty, or the caller would not push.
+/// It goes out over `p2p`, the host in the swarm that the session comes from. `request` is the step as it came in; its prompts and beam indices are empty, or the caller would not push.
 pub(crate) fn send(
-    serving: &Arc<Serving>,
+    (serving, p2p): (&Arc<Serving>, &P2p),
     request: &proto::ExpertRequest,
     metadata: &StepMetadata,
     output: &proto::Tensor,
@@ -115,10 +118,11 @@ pub(crate) fn send(
         return None;
     };
     let message = message.encode_to_vec().into();
-    let (p2p, pushes, counters) = (serving.p2p.clone(), serving.pushes.clone(), serving.counters.clone());
+    let (p2p, pushes, counters) = (p2p.clone(), serving.pushes.clone(), serving.counters.clone());
     let limit = serving.limits.request_timeout;
     let (tell, out) = oneshot::channel();
-    serving.tasks.spawn_until_stopped("push", async move {
+    let span = debug_span!(target: TRACE, "push", %peer, n_bytes);
+    let push = async move {
         let _permit = permit;
         let pushed = tokio::time::timeout(limit, pushes.send(&p2p, peer, message, tell)).await;
         match pushed.unwrap_or(Err(CallError::Timeout { after: limit })) {
@@ -128,7 +132,8 @@ pub(crate) fn send(
             }
             Err(error) => debug!(%peer, %error, "push failed, the client sends the step itself"),
         }
-    });
+    };
+    serving.tasks.spawn_until_stopped("push", push.instrument(span));
     Some(Push { out, n_bytes })
 }
 

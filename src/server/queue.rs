@@ -1,7 +1,10 @@
 //! The bounded hand-over of jobs from the asynchronous side to the compute thread: refusal when full, and an end. It
 //! knows nothing of blocks, and not who goes first (`schedule`).
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 /// The submitting and the taking side share the queue through clones.
 #[derive(Debug)]
@@ -66,16 +69,17 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Adds a job, without waiting.
+    /// Adds a job, without waiting. Those that are `welcome` find room for as many again when others have filled the queue.
     ///
     /// # Errors
     /// [`SubmitError::Full`] over the bound, [`SubmitError::Closed`] after [`Queue::close`].
-    pub(crate) fn submit(&self, job: T) -> Result<(), SubmitError> {
+    pub(crate) fn submit(&self, job: T, welcome: bool) -> Result<(), SubmitError> {
         let mut state = self.lock();
         if state.closed {
             return Err(SubmitError::Closed);
         }
-        let (queued, limit) = (state.jobs.len() + state.held, self.shared.limit);
+        let limit = self.shared.limit.saturating_mul(if welcome { 2 } else { 1 });
+        let queued = state.jobs.len() + state.held;
         if queued >= limit {
             return Err(SubmitError::Full { queued, limit });
         }
@@ -105,7 +109,22 @@ impl<T> Queue<T> {
         }
     }
 
+    /// Lets time pass, but not beyond the end of the queue, and moves what arrived meanwhile behind `jobs`, as
+    /// [`Queue::collect`] does. Returns whether the queue is still open.
+    pub(crate) fn rest(&self, jobs: &mut Vec<T>, held: usize, time: Duration) -> bool {
+        let state = self.lock();
+        let rested = self
+            .shared
+            .arrived
+            .wait_timeout_while(state, time, |state| !state.closed);
+        let (mut state, _) = rested.unwrap_or_else(PoisonError::into_inner);
+        jobs.append(&mut state.jobs);
+        state.held = held + jobs.len();
+        !state.closed
+    }
+
     /// Jobs that wait or run.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         let state = self.lock();
         state.jobs.len() + state.held
@@ -134,7 +153,7 @@ mod tests {
     #[test]
     fn what_arrived_is_taken_in_order() {
         let queue = Queue::new(8);
-        (1..4).for_each(|job| queue.submit(job).unwrap());
+        (1..4).for_each(|job| queue.submit(job, false).unwrap());
         let mut jobs = vec![0];
         assert!(queue.collect(&mut jobs, 0));
         assert_eq!((jobs, queue.len()), (vec![0, 1, 2, 3], 4));
@@ -145,25 +164,46 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_and_says_how_full() {
         let queue = Queue::new(2);
-        queue.submit(1).unwrap();
+        queue.submit(1, false).unwrap();
         let mut jobs = Vec::new();
         assert!(queue.collect(&mut jobs, 0));
-        queue.submit(2).unwrap();
-        assert_eq!(queue.submit(3), Err(SubmitError::Full { queued: 2, limit: 2 }));
+        queue.submit(2, false).unwrap();
+        assert_eq!(queue.submit(3, false), Err(SubmitError::Full { queued: 2, limit: 2 }));
         assert!(queue.collect(&mut jobs, 0));
-        assert_eq!(queue.submit(3), Err(SubmitError::Full { queued: 2, limit: 2 }));
+        assert_eq!(queue.submit(3, false), Err(SubmitError::Full { queued: 2, limit: 2 }));
         assert!(queue.collect(&mut Vec::new(), 1));
-        queue.submit(3).unwrap();
+        queue.submit(3, false).unwrap();
+    }
+
+    #[test]
+    fn those_that_are_welcome_find_room_where_others_filled_the_queue() {
+        let queue = Queue::new(2);
+        (0..2).for_each(|job| queue.submit(job, false).unwrap());
+        assert!(queue.submit(2, false).is_err());
+        (0..2).for_each(|job| queue.submit(job, true).unwrap());
+        assert_eq!(queue.submit(3, true), Err(SubmitError::Full { queued: 4, limit: 4 }));
+    }
+
+    #[test]
+    fn what_arrives_in_a_rest_is_there_after_it_and_the_end_of_the_queue_ends_it() {
+        let (queue, mut jobs) = (Queue::new(8), Vec::new());
+        queue.submit(1, false).unwrap();
+        assert!(queue.rest(&mut jobs, 2, Duration::from_micros(1)));
+        assert_eq!((jobs.as_slice(), queue.len()), ([1].as_slice(), 3));
+        let other = queue.clone();
+        let closer = std::thread::spawn(move || other.close());
+        assert!(!queue.rest(&mut jobs, 3, Duration::from_secs(3600)));
+        closer.join().unwrap();
     }
 
     #[test]
     fn closing_ends_the_taker_and_drops_what_waits() {
         let queue = Queue::new(4);
         let job = Arc::new(());
-        queue.submit(job.clone()).unwrap();
+        queue.submit(job.clone(), false).unwrap();
         queue.close();
         assert!(!queue.collect(&mut Vec::new(), 0));
         assert_eq!(Arc::strong_count(&job), 1);
-        assert_eq!(queue.submit(job), Err(SubmitError::Closed));
+        assert_eq!(queue.submit(job, false), Err(SubmitError::Closed));
     }
 }

@@ -82,7 +82,7 @@ impl Due {
             output,
             time_ms: since.as_millis().try_into().unwrap_or(u64::MAX),
         };
-        let receipt = self.chain.next(&step, self.serving.p2p.identity());
+        let receipt = self.chain.next(&step, &self.serving.identity);
         (receipt, self.chain)
     }
 }

@@ -7,8 +7,10 @@ use tokio::sync::oneshot;
 
 use super::{
     error::RequestError,
+    guests::Origin,
     schedule::{MIN_CHUNK, Place},
     stats::Counters,
+    waiting::Ticket,
     worker::{Step, StepOutput},
 };
 use crate::model::{Blocks, Part};
@@ -25,6 +27,10 @@ pub(crate) struct Riding {
     overtaken: usize,
     /// Takes part in the block run that is being prepared or computed.
     aboard: bool,
+    /// Whether it may be called urgent: of the long steps of a peer, one at a time.
+    leads: bool,
+    /// Held for its `Drop`.
+    _ticket: Ticket,
     error: Option<RequestError>,
     submitted: Instant,
     started: Option<Instant>,
@@ -36,7 +42,7 @@ impl Riding {
     pub(crate) fn new(
         mut step: Step,
         reply: oneshot::Sender<Result<StepOutput, RequestError>>,
-        submitted: Instant,
+        (submitted, ticket): (Instant, Ticket),
         blocks: &Blocks,
     ) -> Self {
         let cache = &mut step.cache.cache;
@@ -52,6 +58,8 @@ impl Riding {
             chunk: 0..0,
             overtaken: 0,
             aboard: false,
+            leads: true,
+            _ticket: ticket,
             error: reordered.err().map(RequestError::from),
             submitted,
             started: None,
@@ -63,8 +71,33 @@ impl Riding {
         Place {
             block: chain[self.next],
             overtaken: self.overtaken,
-            patience: chain.len(),
+            patience: if self.leads { chain.len() } else { usize::MAX },
         }
+    }
+
+    /// For whom it is.
+    pub(crate) fn origin(&self) -> Origin {
+        self.step.work.origin
+    }
+
+    /// Takes its place beside the other steps of its peer: `first` says whether it is the first long one of these that has
+    /// not begun.
+    pub(crate) fn line_up(&mut self, first: impl FnOnce() -> bool) {
+        self.leads = self.is_short() || !self.chunk.is_empty() || first();
+    }
+
+    /// Tokens that take part in the block run.
+    pub(crate) fn tokens_aboard(&self) -> usize {
+        if self.aboard {
+            self.step.work.x.batch * self.chunk.len()
+        } else {
+            0
+        }
+    }
+
+    /// Tokens of the whole step.
+    pub(crate) fn size(&self) -> usize {
+        self.step.work.x.batch * self.step.work.x.tokens
     }
 
     /// Its chain, and which block of that is next.
@@ -130,7 +163,10 @@ impl Riding {
             }
         }
         self.aboard = true;
-        self.started.get_or_insert_with(Instant::now);
+        if self.started.is_none() {
+            self.started = Some(Instant::now());
+            self.step.traced.is_computed();
+        }
         x.batch * self.chunk.len()
     }
 
@@ -172,6 +208,7 @@ impl Riding {
 
     /// Answers. Sending fails only when the caller left, and then nobody is there to be told.
     pub(crate) fn finish(mut self, counters: &Counters) {
+        self.step.traced.ends();
         if let Some(error) = self.error {
             return drop(self.reply.send(Err(error)));
         }

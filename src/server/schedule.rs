@@ -7,9 +7,10 @@
 
 use std::time::Duration;
 
-/// The part of the time that `rpc_forward` and `rpc_backward` get while sessions want all of it. Petals gives them none
-/// (`server/task_prioritizer.py`); a swarm with busy sessions would never train.
-pub(crate) const TRAINING_SHARE: f64 = 0.125;
+/// The part of the time that a class gets while one before it wants all of it. Petals gives `rpc_forward` and
+/// `rpc_backward` none (`server/task_prioritizer.py`): a swarm with busy sessions would never train. And a node that serves
+/// its owner first is of use to others all the same.
+pub(crate) const LEAST_SHARE: f64 = 0.125;
 
 /// Tokens below which a step is not cut, and no piece of one is smaller: reading the weights costs as much as computing
 /// with them for about so many.
@@ -18,6 +19,9 @@ pub(crate) const MIN_CHUNK: usize = 16;
 const MAX_CHUNK: usize = 2048;
 /// Tokens at a time before anything was measured.
 const FIRST_CHUNK: usize = 64;
+/// Tokens of short steps that go at a time while several peers wait: a peer with hundreds of sessions shall not make the
+/// others' steps as long as all of its own.
+pub(crate) const CROWD: usize = 64;
 /// How long a step of another session may take because a prompt rides along.
 const SHARED_PASS: Duration = Duration::from_millis(200);
 /// How long the blocks that a prompt goes through at a call may take while nobody else is there: whoever comes then waits
@@ -26,41 +30,57 @@ const LONE_CALL: Duration = Duration::from_millis(250);
 /// Weight of the last measurement in the mean.
 const NEWEST: f64 = 0.25;
 
-/// What Petals calls priorities.
+/// What Petals calls priorities; the first comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// Steps of inference sessions: a person waits for each.
+    /// Steps of sessions of the person who runs the node.
+    Own,
+    /// Steps of other inference sessions: a person waits for each.
     Inference,
     /// `rpc_forward`, `rpc_backward` and their stream variants.
     Training,
 }
 
-/// Divides the time between the classes.
-#[derive(Debug, Default)]
-pub(crate) struct Shares {
-    /// Seconds that training is behind its share; negative when it had more.
-    owed: f64,
+impl Class {
+    pub(crate) const ALL: [Self; 3] = [Self::Own, Self::Inference, Self::Training];
+
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
 }
 
-impl Shares {
-    /// Whose turn it is, given who waits.
-    pub(crate) fn next(&self, inference: bool, training: bool) -> Option<Class> {
-        match (inference, training) {
-            (false, false) => None,
-            (true, false) => Some(Class::Inference),
-            (false, true) => Some(Class::Training),
-            (true, true) if self.owed > 0.0 => Some(Class::Training),
-            (true, true) => Some(Class::Inference),
-        }
+/// Divides the time between classes, by their numbers; the first comes first, and each of the others has its least share.
+#[derive(Debug)]
+pub(crate) struct Shares<const N: usize> {
+    /// Seconds that each is behind its share; negative when it had more. That of the first means nothing.
+    owed: [f64; N],
+}
+
+impl<const N: usize> Default for Shares<N> {
+    fn default() -> Self {
+        Self { owed: [0.0; N] }
+    }
+}
+
+impl<const N: usize> Shares<N> {
+    /// Whose turn it is, given who waits: the one that is most behind, or else the first.
+    pub(crate) fn next(&self, waits: [bool; N]) -> Option<usize> {
+        let first = waits.iter().position(|waits| *waits)?;
+        let behind = (first + 1..N).filter(|class| waits[*class] && self.owed[*class] > 0.0);
+        let most = behind.max_by(|a, b| self.owed[*a].total_cmp(&self.owed[*b]));
+        Some(most.unwrap_or(first))
     }
 
-    /// Notes what `class` took. Only time that the other class wanted as well is accounted for.
-    pub(crate) fn ran(&mut self, class: Class, took: Duration, other_waits: bool) {
+    /// Notes what one took, given who waits now. Only time that a class before wanted as well is accounted for.
+    pub(crate) fn ran(&mut self, ran: usize, took: Duration, waits: [bool; N]) {
         let took = took.as_secs_f64();
-        match class {
-            _ if !other_waits => self.owed = 0.0,
-            Class::Inference => self.owed += took * TRAINING_SHARE / (1.0 - TRAINING_SHARE),
-            Class::Training => self.owed -= took,
+        for class in 1..N {
+            let before = (0..class).any(|before| waits[before] || before == ran);
+            self.owed[class] = match (before, class == ran) {
+                (true, true) => self.owed[class] - took,
+                (true, false) if waits[class] => self.owed[class] + took * LEAST_SHARE / (1.0 - LEAST_SHARE),
+                _ => 0.0,
+            };
         }
     }
 }
@@ -90,13 +110,19 @@ pub(crate) fn next_block(places: impl Iterator<Item = Place> + Clone) -> Option<
 }
 
 /// How fast tokens go through a block, and so how many of a prompt go at a time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pace {
     /// Of one token in one block, when many go at once.
     seconds: Option<f64>,
+    /// The part of the time that is computed in: rests count for those who wait.
+    share: f64,
 }
 
 impl Pace {
+    pub(crate) fn new(share: f64) -> Self {
+        Self { seconds: None, share }
+    }
+
     /// Notes that `tokens` went through one block.
     pub(crate) fn ran(&mut self, tokens: usize, took: Duration) {
         if tokens < MIN_CHUNK {
@@ -118,7 +144,7 @@ impl Pace {
             LONE_CALL.as_secs_f64() / at_a_call.max(1) as f64
         };
         // Out of range, infinite or not a number: the cast keeps to what an usize holds.
-        ((per_block / seconds) as usize).clamp(MIN_CHUNK, MAX_CHUNK)
+        ((per_block * self.share / seconds) as usize).clamp(MIN_CHUNK, MAX_CHUNK)
     }
 }
 
@@ -179,43 +205,66 @@ mod tests {
         assert_eq!(met, [(0, 1), (1, 2), (2, 1)]);
     }
 
-    #[test]
-    fn training_gets_its_share_however_much_inference_there_is_and_no_more() {
-        let mut shares = Shares::default();
-        let (mut inference, mut training) = (Duration::ZERO, Duration::ZERO);
-        for _ in 0..10_000 {
-            match shares.next(true, true).unwrap() {
-                Class::Inference => {
-                    inference += 3 * MS;
-                    shares.ran(Class::Inference, 3 * MS, true);
-                }
-                Class::Training => {
-                    training += 50 * MS;
-                    shares.ran(Class::Training, 50 * MS, true);
-                }
-            }
+    /// The part of the time that each class gets that never stops to want some; what each takes at a time.
+    fn divided<const N: usize>(wants: [bool; N], takes: [Duration; N]) -> [f64; N] {
+        let (mut shares, mut had) = (Shares::default(), [Duration::ZERO; N]);
+        for _ in 0..100_000 {
+            let class = shares.next(wants).unwrap();
+            had[class] += takes[class];
+            shares.ran(class, takes[class], wants);
         }
-        let share = training.as_secs_f64() / (training + inference).as_secs_f64();
-        assert!((share - TRAINING_SHARE).abs() < 0.01, "{share}");
+        let total: Duration = had.iter().sum();
+        had.map(|had| had.as_secs_f64() / total.as_secs_f64())
+    }
+
+    fn assert_divided<const N: usize>(got: [f64; N], expected: [f64; N]) {
+        let near = got.iter().zip(&expected).all(|(got, share)| (got - share).abs() < 0.01);
+        assert!(near, "{got:?} instead of {expected:?}");
     }
 
     #[test]
-    fn inference_goes_first_and_nothing_is_saved_up_while_nobody_competes() {
-        let mut shares = Shares::default();
-        assert_eq!(shares.next(true, true), Some(Class::Inference));
-        assert_eq!(shares.next(false, true), Some(Class::Training));
-        assert_eq!(shares.next(false, false), None);
-        shares.ran(Class::Inference, 1000 * MS, false);
-        assert_eq!(shares.next(true, true), Some(Class::Inference));
-        shares.ran(Class::Training, 1000 * MS, true);
-        shares.ran(Class::Inference, MS, false);
-        shares.ran(Class::Inference, MS, true);
-        assert_eq!(shares.next(true, true), Some(Class::Training));
+    fn each_class_gets_its_share_however_much_the_ones_before_want_and_no_more() {
+        let takes = [3 * MS, 3 * MS, 50 * MS];
+        assert_divided(
+            divided([false, true, true], takes),
+            [0.0, 1.0 - LEAST_SHARE, LEAST_SHARE],
+        );
+        assert_divided(
+            divided([true, false, true], takes),
+            [1.0 - LEAST_SHARE, 0.0, LEAST_SHARE],
+        );
+        assert_divided(
+            divided([true, true, false], takes),
+            [1.0 - LEAST_SHARE, LEAST_SHARE, 0.0],
+        );
+        let all = divided([true; 3], takes);
+        assert_divided(all, [1.0 - 2.0 * LEAST_SHARE, LEAST_SHARE, LEAST_SHARE]);
+        assert_divided(divided([true; 2], [200 * MS, MS]), [1.0 - LEAST_SHARE, LEAST_SHARE]);
+    }
+
+    #[test]
+    fn the_first_class_goes_first_and_nothing_is_saved_up_while_nobody_competes() {
+        let [own, inference, training] = Class::ALL.map(Class::index);
+        let mut shares = Shares::<3>::default();
+        assert_eq!(shares.next([true; 3]), Some(own));
+        assert_eq!(shares.next([false, true, true]), Some(inference));
+        assert_eq!(shares.next([false, false, true]), Some(training));
+        assert_eq!(shares.next([false; 3]), None);
+        shares.ran(inference, 1000 * MS, [false, true, false]);
+        assert_eq!(shares.next([false, true, true]), Some(inference));
+        shares.ran(training, 1000 * MS, [false, true, true]);
+        shares.ran(inference, MS, [false, true, false]);
+        shares.ran(inference, MS, [false, true, true]);
+        assert_eq!(shares.next([false, true, true]), Some(training));
+        // Strangers had all the time for long; own requests that come are no reason to let them wait for as long.
+        (0..1000).for_each(|_| shares.ran(inference, MS, [false, true, true]));
+        (0..8).for_each(|_| shares.ran(own, MS, [true, true, false]));
+        assert_eq!(shares.next([true, true, false]), Some(inference));
     }
 
     #[test]
     fn chunks_are_as_long_as_the_time_allows() {
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(1.0);
         assert_eq!(pace.chunk((4, 1), true), FIRST_CHUNK);
         pace.ran(1, 1000 * MS);
         assert_eq!(
@@ -227,9 +276,12 @@ mod tests {
         assert_eq!((pace.chunk((4, 1), true), pace.chunk((4, 1), false)), (100, 500));
         assert_eq!(pace.chunk((4, 4), false), 125, "four blocks at a call");
         assert_eq!(pace.chunk((1000, 1), true), MIN_CHUNK);
+        let mut resting = Pace::new(0.25);
+        resting.ran(100, 50 * MS);
+        assert_eq!(resting.chunk((4, 1), false), 125, "as much rest is between two pieces");
         pace.ran(100, Duration::ZERO);
         assert!(pace.chunk((4, 1), true) > 100);
-        let mut instant = Pace::default();
+        let mut instant = Pace::new(1.0);
         instant.ran(100, Duration::ZERO);
         assert_eq!(instant.chunk((4, 1), true), MAX_CHUNK);
     }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     model::{Blocks, Hidden, WeightDType},
-    p2p::P2p,
+    p2p::Identity,
     task::Tasks,
 };
 
@@ -50,7 +50,8 @@ pub(crate) struct Serving {
     pub(crate) sessions: Sessions,
     pub(crate) limits: Limits,
     pub(crate) compression: Compression,
-    pub(crate) p2p: P2p,
+    /// What receipts are signed with; the same in every swarm.
+    pub(crate) identity: Identity,
     pub(crate) tasks: Tasks,
     pub(crate) pushes: Arc<Pushes>,
     /// One permit, for the backward pass that is under way: it holds the inputs of all its blocks, and two at a time

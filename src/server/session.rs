@@ -7,7 +7,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -19,22 +19,27 @@ use sepal_protocol::{
     proto,
 };
 use tokio::time::timeout;
-use tracing::{debug, trace};
+use tracing::{Instrument, debug, debug_span, trace};
 
 use super::{
     convert::convert,
     error::RequestError,
+    guests::{Guests, Origin, Stay},
     ledger::{About, Entry},
+    membership::Membership,
+    memory::{Claim, Lease},
     push,
     receipts::Receipts,
     request::{self, StepTensors},
     serving::Serving,
     sessions::Registration,
+    traced::Traced,
     worker::{SessionCache, Step, Work},
 };
 use crate::{
     model::Hidden,
-    p2p::{PeerId, StreamReceiver, StreamSender},
+    p2p::{StreamReceiver, StreamSender},
+    task::TRACE,
 };
 
 /// Step ids remembered for de-duplication. A duplicate is at most a few steps late: it is the client's copy of a push.
@@ -48,23 +53,47 @@ const N_TENSORS: usize = 3;
 pub(crate) struct Opening {
     pub(crate) serving: Arc<Serving>,
     pub(crate) chain: Arc<[u32]>,
+    /// The swarm that it comes from, where the servers after this one are.
+    pub(crate) membership: Arc<Membership>,
     /// Who opens it.
-    pub(crate) peer: PeerId,
+    pub(crate) origin: Origin,
+    pub(crate) guests: Arc<Guests>,
     pub(crate) first: proto::ExpertRequest,
 }
 
 impl Opening {
+    /// Reserves the cache, and a place among the sessions of the peer.
+    async fn reserve(
+        &self,
+        patience: Duration,
+        batch: usize,
+        max_length: usize,
+    ) -> Result<(Lease, Quota), RequestError> {
+        let (serving, origin) = (&self.serving, self.origin);
+        let bytes = serving.session_bytes(self.chain.len(), batch, max_length);
+        let stay = self.guests.enter(origin, Instant::now())?;
+        let most = self.guests.cache_bytes(origin, serving.memory.max_bytes());
+        let claim = most.map(|most| serving.memory.claim(origin.peer, bytes, most));
+        let held = (stay, claim.transpose()?);
+        let patience = patience.min(serving.limits.max_alloc_timeout);
+        Ok((serving.memory.lease(bytes, patience).await?, held))
+    }
+
     /// What a person is told of the session.
     fn about(&self, metadata: &StepMetadata, batch: usize, max_length: usize) -> About {
         About {
             id: metadata.session_id.clone(),
-            peer: self.peer,
+            peer: self.origin.peer,
+            swarm: self.membership.number(),
             chain: self.chain.clone(),
             batch,
             max_length,
         }
     }
 }
+
+/// What a session takes of what its peer may have: a place, and room in the cache.
+type Quota = (Option<Stay>, Option<Claim>);
 
 /// Serves one `rpc_inference` stream from its first message to its end.
 ///
@@ -98,7 +127,8 @@ async fn converse(
             wait_for_end(requests).await;
             return Ok(());
         }
-        if let Some(reply) = session.answer(incoming).await?
+        let span = debug_span!(target: TRACE, parent: None, "step", prefix = session.prefix, pushed = incoming.pushed);
+        if let Some(reply) = session.answer(incoming).instrument(span).await?
             && replies.send(reply).await.is_err()
         {
             return Ok(());
@@ -126,6 +156,7 @@ struct Incoming {
 
 struct Session {
     serving: Arc<Serving>,
+    membership: Arc<Membership>,
     chain: Arc<[u32]>,
     batch: usize,
     max_length: usize,
@@ -141,6 +172,10 @@ struct Session {
     entry: Entry,
     seen: RecentSteps,
     receipts: Receipts,
+    origin: Origin,
+    guests: Arc<Guests>,
+    /// Held for their `Drop`.
+    _held: Quota,
 }
 
 impl Session {
@@ -159,19 +194,9 @@ impl Session {
             Ok(length) if length <= max => length,
             _ => return Err(RequestError::SessionTooLong { asked, max }),
         };
-        let batch = first
-            .tensors
-            .first()
-            .and_then(|tensor| tensor.size.first())
-            .map_or(1, |rows| *rows as usize);
-        let bytes = serving.session_bytes(chain.len(), batch, max_length);
-        let lease = serving
-            .memory
-            .lease(
-                bytes,
-                patience(metadata.alloc_timeout).min(serving.limits.max_alloc_timeout),
-            )
-            .await?;
+        let batch = n_rows(first);
+        let patience = patience(metadata.alloc_timeout);
+        let (lease, held) = opening.reserve(patience, batch, max_length).await?;
         // Such a batch could never send a token, but its rows would take memory.
         if batch > serving.limits.max_batch_size {
             return Err(RequestError::TooManyTokens {
@@ -190,7 +215,7 @@ impl Session {
             .with_adapter(adapter);
         let adapter_name = metadata.active_adapter.as_deref().unwrap_or_default();
         serving.blocks.share_prefixes(&mut cache, chain, adapter_name);
-        debug!(?chain, batch, max_length, bytes, "session opens");
+        debug!(?chain, batch, max_length, "session opens");
         Ok(Self {
             chain: chain.clone(),
             batch,
@@ -203,6 +228,10 @@ impl Session {
             entry: serving.ledger.enter(about),
             seen: RecentSteps::default(),
             receipts: Receipts::new(metadata.session_id.clone(), chain),
+            membership: opening.membership.clone(),
+            origin: opening.origin,
+            guests: opening.guests.clone(),
+            _held: held,
             serving: serving.clone(),
         })
     }
@@ -248,6 +277,7 @@ impl Session {
         };
         let may_push = tensors.prompts.is_none() && tensors.rows.is_none();
         let tokens = tensors.x.tokens;
+        self.guests.spend(self.origin, self.batch * tokens, Instant::now())?;
         let output = self.compute(tensors, prefix).await?;
         self.prefix = prefix + tokens;
         if let Some(id) = &metadata.step_id {
@@ -264,7 +294,7 @@ impl Session {
         }
         let (output, reply) = self.pack(output, &request, &metadata, prefix).await?;
         if may_push
-            && let Some(push) = push::send(&self.serving, &request, &metadata, &output)
+            && let Some(push) = push::send((&self.serving, self.membership.p2p()), &request, &metadata, &output)
             && self.pushes_first
         {
             self.pushes_first = push.got_out().await;
@@ -291,9 +321,11 @@ impl Session {
             let size = (output.batch, output.tokens);
             let output = serving.to_wire_as(&output, wish.as_deref())?;
             let (receipt, receipts) = due.map(|due| due.sign(&output, size)).unzip();
-            let metadata = ReplyMetadata {
-                receipt: receipt.flatten(),
-            };
+            let receipt = receipt.flatten();
+            if receipt.is_some() {
+                serving.counters.receipts.add();
+            }
+            let metadata = ReplyMetadata { receipt };
             let reply = proto::ExpertResponse {
                 tensors: vec![output.clone()],
                 metadata: metadata.encode(),
@@ -378,6 +410,7 @@ impl Session {
             chain: self.chain.clone(),
             x,
             prompts,
+            origin: self.origin,
         };
         let (output, cache) = self
             .serving
@@ -387,11 +420,18 @@ impl Session {
                 cache,
                 position,
                 rows,
+                traced: Traced::waits(),
             })
             .await?;
         self.cache = Some(cache);
         Ok(output)
     }
+}
+
+/// Sequences in parallel.
+fn n_rows(first: &proto::ExpertRequest) -> usize {
+    let rows = first.tensors.first().and_then(|tensor| tensor.size.first());
+    rows.map_or(1, |rows| *rows as usize)
 }
 
 /// How long a client wants to wait: not at all unless it says so, and for as long as can be if it says more than that.

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use super::{error::RequestError, waiting::Waits};
 use crate::model::CacheCounts;
 
 /// Times that are remembered for [`Quantiles`]. Enough that one in a hundred means something.
@@ -24,18 +25,41 @@ pub struct Stats {
     pub pushes_used: u64,
     /// Requests and sessions that ended with an error.
     pub rejected: u64,
+    /// Receipts for steps that were signed.
+    pub receipts: u64,
     /// Times that one block was run for steps of sessions.
     pub block_runs: u64,
     /// Tokens that went through those blocks; divided by the runs, the size of a batch.
     pub block_tokens: u64,
+    /// Those of them that the person who runs the node did not want.
+    pub refusals: Refusals,
     /// Steps and requests that wait or are computed.
     pub queued: usize,
+    /// The same, class by class.
+    pub by_class: Waits,
     /// Pages of the caches of all spans that are loaded.
     pub cache: CacheCounts,
     /// How long the last steps waited before they were begun.
     pub waits: Quantiles,
     /// How long the last steps took on the compute thread, waiting included.
     pub step_times: Quantiles,
+}
+
+/// Requests and sessions that were refused for what the person who runs the node wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// Too many steps were waiting.
+    pub overloaded: u64,
+    /// No new sessions were taken.
+    pub paused: u64,
+    /// The peer is on the list of those that are denied, or not on the one of those that are allowed.
+    pub denied: u64,
+    /// The peer had too many sessions.
+    pub sessions: u64,
+    /// The peer had too many tokens in a minute.
+    pub tokens: u64,
+    /// The peer had too much of the cache.
+    pub cache: u64,
 }
 
 /// How long something usually takes, and how long at worst; zero while nothing was measured.
@@ -113,24 +137,61 @@ pub(crate) struct Counters {
     pub(crate) pushes_received: Counter,
     pub(crate) pushes_used: Counter,
     pub(crate) rejected: Counter,
+    pub(crate) refusals: RefusalCounts,
+    pub(crate) receipts: Counter,
     pub(crate) block_runs: Counter,
     pub(crate) block_tokens: Counter,
     pub(crate) waits: Times,
     pub(crate) step_times: Times,
 }
 
+/// The running counts behind [`Refusals`].
+#[derive(Debug, Default)]
+pub(crate) struct RefusalCounts([Counter; 6]);
+
+impl RefusalCounts {
+    /// Counts an error if it is a refusal of this kind.
+    pub(crate) fn note(&self, error: &RequestError) {
+        let which = match error {
+            RequestError::Busy { .. } => 0,
+            RequestError::Paused => 1,
+            RequestError::Denied => 2,
+            RequestError::TooManySessions { .. } => 3,
+            RequestError::TooManyTokensAMinute { .. } => 4,
+            RequestError::CacheQuota { .. } => 5,
+            _ => return,
+        };
+        self.0[which].add();
+    }
+
+    pub(crate) fn read(&self) -> Refusals {
+        let [overloaded, paused, denied, sessions, tokens, cache] = self.0.each_ref().map(Counter::get);
+        Refusals {
+            overloaded,
+            paused,
+            denied,
+            sessions,
+            tokens,
+            cache,
+        }
+    }
+}
+
 impl Counters {
-    /// `queued` is what waits or runs now, `cache` how the caches are used.
-    pub(crate) fn read(&self, queued: usize, cache: CacheCounts) -> Stats {
+    /// `by_class` is what waits or runs now, `cache` how the caches are used.
+    pub(crate) fn read(&self, by_class: Waits, cache: CacheCounts) -> Stats {
         Stats {
             steps: self.steps.get(),
             pushes_sent: self.pushes_sent.get(),
             pushes_received: self.pushes_received.get(),
             pushes_used: self.pushes_used.get(),
             rejected: self.rejected.get(),
+            receipts: self.receipts.get(),
             block_runs: self.block_runs.get(),
             block_tokens: self.block_tokens.get(),
-            queued,
+            refusals: self.refusals.read(),
+            queued: by_class.total(),
+            by_class,
             cache,
             waits: self.waits.read(),
             step_times: self.step_times.read(),

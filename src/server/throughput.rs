@@ -200,12 +200,29 @@ pub struct Load {
     pub n_models: usize,
     /// Numbers in the activations of one token.
     pub hidden_size: usize,
+    /// Part of the time that is computed in.
+    pub cpu_share: f64,
+    /// Bits a second that the line may be used for.
+    pub max_bits: Option<f64>,
+}
+
+impl Load {
+    /// What the line is worth, in bits a second.
+    fn bits(self, line: Option<Line>) -> f64 {
+        let bits = line.map_or(ASSUMED_NETWORK_BITS, |line| line.bits_per_second);
+        self.max_bits.map_or(bits, |max| bits.min(max))
+    }
 }
 
 /// The rates to announce. A request uses half of the span on average, hence `(n + 1) / 2` blocks; of several models each
-/// has its share of the whole. Rates of one block are announced as they were measured, as Petals does.
+/// has its share of the whole. Rates of one block are announced as they were measured, as Petals does, less what the node
+/// rests: whoever computes half of the time takes twice as long.
 pub fn combine(compute: ComputeRates, line: Option<Line>, load: Load) -> Rates {
-    let bits = line.map_or(ASSUMED_NETWORK_BITS, |line| line.bits_per_second);
+    let bits = load.bits(line);
+    let compute = ComputeRates {
+        inference_rps: compute.inference_rps * load.cpu_share,
+        forward_rps: compute.forward_rps * load.cpu_share,
+    };
     let network_rps = bits / (load.hidden_size as f64 * BITS_PER_VALUE);
     let share = 1.0 / load.n_models.max(1) as f64;
     let compute_rps = share * compute.forward_rps / ((load.n_blocks as f64 + 1.0) / 2.0);
@@ -324,6 +341,8 @@ mod tests {
             n_blocks,
             n_models,
             hidden_size: 64,
+            cpu_share: 1.0,
+            max_bits: None,
         };
         combine(MEASURED, Some(line), load)
     }
@@ -360,8 +379,31 @@ mod tests {
             n_blocks: 1,
             n_models: 1,
             hidden_size: 1000,
+            cpu_share: 1.0,
+            max_bits: None,
         };
         assert_eq!(combine(MEASURED, None, load).network_rps, Some(6250.0));
+    }
+
+    #[test]
+    fn a_node_that_computes_half_of_the_time_on_part_of_its_line_announces_that() {
+        let load = Load {
+            n_blocks: 1,
+            n_models: 1,
+            hidden_size: 1000,
+            cpu_share: 0.5,
+            max_bits: Some(8e6),
+        };
+        let rates = combine(MEASURED, None, load);
+        assert_eq!(
+            (rates.inference_rps, rates.forward_rps, rates.network_rps),
+            (Some(150.0), Some(500.0), Some(500.0))
+        );
+        let narrow = Line {
+            bits_per_second: 4e6,
+            peers: 1,
+        };
+        assert_eq!(combine(MEASURED, Some(narrow), load).throughput, 250.0);
     }
 
     #[test]

@@ -9,9 +9,20 @@ use super::{
     backward::{Backward, PassOutput},
     error::RequestError,
     forward::Forward,
+    guests::Origin,
     schedule::Pace,
+    waiting::Ticket,
 };
 use crate::model::{Blocks, Hidden, Scratch};
+
+/// A job, for whom it is, and its place in the counts.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) job: Training,
+    pub(crate) origin: Origin,
+    /// Held for its `Drop`.
+    pub(crate) _ticket: Ticket,
+}
 
 /// A job that is being computed.
 #[derive(Debug)]

@@ -4,6 +4,8 @@
 //! A job carries everything it works on, the session's cache included, and gives it back with the answer. So no lock is
 //! held across compute, and a job whose caller left is simply dropped, its cache and lease with it.
 
+mod turns;
+
 use std::{
     collections::VecDeque,
     ops::Range,
@@ -16,22 +18,30 @@ use std::{
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, error};
 
+use self::turns::Turns;
 use super::{
     backward::{Backward, PassOutput},
+    duty::Duty,
     error::RequestError,
     forward::Forward,
+    guests::Origin,
     memory::Lease,
     queue::{Queue, SubmitError},
     request::Prompts,
     riding::Riding,
-    schedule::{Class, Pace, Shares, next_block},
+    schedule::{Class, Pace, next_block},
     stats::Counters,
-    training::Training,
+    traced::Traced,
+    training::{Queued, Training},
+    waiting::{Ticket, Waiting, Waits},
 };
 use crate::model::{AdapterId, Blocks, Cache, ComputeError, CudaError, Hidden, Part, Scratch, emptied};
 
 /// How long after a short step its session is still expected to send the next one.
 const STILL_THERE: Duration = Duration::from_secs(1);
+
+/// How long a rest lasts at most before those whose caller left are dropped, and their caches with them.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The cache of one session and the reservation that pays for it. They live and die together.
 #[derive(Debug)]
@@ -56,6 +66,8 @@ pub(crate) struct Work {
     pub(crate) x: Hidden,
     /// Added to the first positions of each block's input.
     pub(crate) prompts: Option<Prompts>,
+    /// For whom.
+    pub(crate) origin: Origin,
 }
 
 /// One step of a session.
@@ -67,6 +79,8 @@ pub(crate) struct Step {
     pub(crate) position: usize,
     /// Cache row that each row of the batch continues (`hypo_ids`), if the rows change places.
     pub(crate) rows: Option<Vec<usize>>,
+    /// Where it is, for those who want to know.
+    pub(crate) traced: Traced,
 }
 
 /// What a step gives back: the chain's output and the session's cache.
@@ -79,12 +93,14 @@ type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Worker {
     queue: Queue<Job>,
+    waiting: Waiting,
     lost: watch::Receiver<Option<CudaError>>,
 }
 
 #[derive(Debug)]
 struct Job {
     submitted: Instant,
+    ticket: Ticket,
     kind: Kind,
 }
 
@@ -108,11 +124,16 @@ enum Kind {
 }
 
 impl Worker {
-    /// Starts the thread. At most `queue_limit` jobs wait for it or run.
+    /// Starts the thread. At most `queue_limit` jobs wait for it or run; it rests as `duty` says.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(crate) fn start(blocks: Arc<Blocks>, queue_limit: usize, counters: Arc<Counters>) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        blocks: Arc<Blocks>,
+        queue_limit: usize,
+        counters: Arc<Counters>,
+        duty: Duty,
+    ) -> std::io::Result<Self> {
         let queue = Queue::new(queue_limit);
         let (lost_sender, lost) = watch::channel(None);
         let compute = Compute {
@@ -122,8 +143,10 @@ impl Worker {
             arrived: Vec::new(),
             steps: Vec::new(),
             training: VecDeque::new(),
-            shares: Shares::default(),
-            pace: Pace::default(),
+            turns: Turns::default(),
+            pace: Pace::new(duty.share()),
+            duty,
+            order: Vec::new(),
             last_short: None,
             scratch: Scratch::default(),
             parts: Vec::new(),
@@ -132,7 +155,11 @@ impl Worker {
         thread::Builder::new()
             .name("compute".into())
             .spawn(move || compute.run())?;
-        Ok(Self { queue, lost })
+        Ok(Self {
+            queue,
+            waiting: Waiting::default(),
+            lost,
+        })
     }
 
     /// Runs one step of a session.
@@ -141,7 +168,9 @@ impl Worker {
     /// Dropping the future drops the job before its next block; the session's cache is gone with it.
     pub(crate) async fn step(&self, step: Step) -> Result<StepOutput, RequestError> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Kind::Step { step, reply })?;
+        let origin = step.work.origin;
+        let class = if origin.own { Class::Own } else { Class::Inference };
+        self.submit(Kind::Step { step, reply }, (class, origin))?;
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
@@ -151,7 +180,8 @@ impl Worker {
     /// Dropping the future drops the job before its next block.
     pub(crate) async fn forward(&self, work: Work, adapter: Option<AdapterId>) -> Result<Hidden, RequestError> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Kind::Forward { work, adapter, reply })?;
+        let origin = work.origin;
+        self.submit(Kind::Forward { work, adapter, reply }, (Class::Training, origin))?;
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
@@ -161,8 +191,8 @@ impl Worker {
     /// Dropping the future drops the job before its next block.
     pub(crate) async fn backward(&self, work: Work, pass: Backward) -> Result<PassOutput, RequestError> {
         let (reply, answer) = oneshot::channel();
-        let pass = Box::new(pass);
-        self.submit(Kind::Backward { work, pass, reply })?;
+        let (pass, origin) = (Box::new(pass), work.origin);
+        self.submit(Kind::Backward { work, pass, reply }, (Class::Training, origin))?;
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
@@ -182,13 +212,23 @@ impl Worker {
     }
 
     /// Jobs that wait or run.
+    #[cfg(test)]
     pub(crate) fn queued(&self) -> usize {
         self.queue.len()
     }
 
-    fn submit(&self, kind: Kind) -> Result<(), RequestError> {
-        let submitted = Instant::now();
-        self.queue.submit(Job { submitted, kind }).map_err(|error| match error {
+    /// Jobs that wait or run, class by class.
+    pub(crate) fn waits(&self) -> Waits {
+        self.waiting.read()
+    }
+
+    fn submit(&self, kind: Kind, (class, origin): (Class, Origin)) -> Result<(), RequestError> {
+        let job = Job {
+            submitted: Instant::now(),
+            ticket: self.waiting.enter(class),
+            kind,
+        };
+        self.queue.submit(job, origin.own).map_err(|error| match error {
             SubmitError::Full { queued, limit } => RequestError::Busy { queued, limit },
             SubmitError::Closed => RequestError::NotServing,
         })
@@ -204,9 +244,12 @@ struct Compute {
     arrived: Vec<Job>,
     /// The longest waiting first.
     steps: Vec<Riding>,
-    training: VecDeque<Training>,
-    shares: Shares,
+    training: VecDeque<Queued>,
+    turns: Turns,
     pace: Pace,
+    duty: Duty,
+    /// The steps at a block in the order in which they get on. Used while they do.
+    order: Vec<usize>,
     /// When a short step was last done.
     last_short: Option<Instant>,
     scratch: Scratch,
@@ -218,39 +261,71 @@ struct Compute {
 
 impl Compute {
     fn run(mut self) {
-        loop {
-            let held = self.steps.len() + self.training.len();
+        while self.rest() {
+            let held = self.held();
             if !self.queue.collect(&mut self.arrived, held) {
                 break;
             }
             self.admit();
-            self.steps.retain(|step| !step.caller_left());
-            self.training.retain(|job| !job.caller_left());
-            let turn = self.shares.next(!self.steps.is_empty(), !self.training.is_empty());
-            let Some(class) = turn else { continue };
-            let start = Instant::now();
-            let other_waits = match class {
-                Class::Inference => {
-                    self.run_steps();
-                    !self.training.is_empty()
-                }
-                Class::Training => {
-                    self.run_training();
-                    !self.steps.is_empty()
-                }
+            let Some(turn) = self.turns.classes.next(self.waits()) else {
+                continue;
             };
-            self.shares.ran(class, start.elapsed(), other_waits);
+            let start = Instant::now();
+            self.duty.begin(start);
+            match Class::ALL[turn] {
+                Class::Own => self.run_steps(true),
+                Class::Inference => self.run_steps(false),
+                Class::Training => self.run_training(),
+            }
+            let end = Instant::now();
+            self.duty.end(end);
+            self.turns.classes.ran(turn, end - start, self.waits());
         }
         // What is left is dropped, which its callers notice.
         debug!("compute thread ends");
     }
 
-    /// Makes what arrived ready. What needs no computing is answered at once.
+    /// Rests as long as that is owed. Returns whether the queue is still open.
+    fn rest(&mut self) -> bool {
+        while let Some(left) = self.duty.rest(Instant::now()) {
+            let held = self.held();
+            if !self.queue.rest(&mut self.arrived, held, left.min(LOOK)) {
+                return false;
+            }
+            self.admit();
+        }
+        true
+    }
+
+    fn held(&self) -> usize {
+        self.steps.len() + self.training.len()
+    }
+
+    /// Which classes wait.
+    fn waits(&self) -> [bool; 3] {
+        let own = self.steps.iter().any(|step| step.origin().own);
+        let others = self.steps.iter().any(|step| !step.origin().own);
+        [own, others, !self.training.is_empty()]
+    }
+
+    /// Makes what arrived ready, and drops what nobody waits for any more. What needs no computing is answered at once.
     fn admit(&mut self) {
-        for Job { submitted, kind } in self.arrived.drain(..) {
+        for Job {
+            submitted,
+            ticket,
+            kind,
+        } in self.arrived.drain(..)
+        {
+            let mut train = |job: Training, origin: Origin, ticket: Ticket| {
+                self.training.push_back(Queued {
+                    job,
+                    origin,
+                    _ticket: ticket,
+                });
+            };
             match kind {
                 Kind::Step { step, reply } => {
-                    let step = Riding::new(step, reply, submitted, &self.blocks);
+                    let step = Riding::new(step, reply, (submitted, ticket), &self.blocks);
                     if step.is_over() {
                         step.finish(&self.counters);
                     } else {
@@ -259,27 +334,35 @@ impl Compute {
                 }
                 Kind::Forward { work, reply, .. } if work.x.data.is_empty() => drop(reply.send(Ok(work.x))),
                 Kind::Forward { work, adapter, reply } => {
+                    let origin = work.origin;
                     let pass = Box::new(Forward::new(&self.blocks, work, adapter));
-                    self.training.push_back(Training::Forward { pass, reply });
+                    train(Training::Forward { pass, reply }, origin, ticket);
                 }
-                Kind::Backward { work, pass, reply } => self.training.push_back(Training::Backward {
-                    chain: work.chain,
-                    gradient: work.x,
-                    pass,
-                    next: 0,
-                    reply,
-                }),
+                Kind::Backward { work, pass, reply } => {
+                    let job = Training::Backward {
+                        chain: work.chain,
+                        gradient: work.x,
+                        pass,
+                        next: 0,
+                        reply,
+                    };
+                    train(job, work.origin, ticket);
+                }
             }
         }
+        self.steps.retain(|step| !step.caller_left());
+        self.training.retain(|queued| !queued.job.caller_left());
     }
 
-    /// Runs one block, or as many as go at a call, for all steps that wait at the first.
-    fn run_steps(&mut self) {
-        let Some(block) = next_block(self.steps.iter().map(Riding::place)) else {
+    /// Runs one block, or as many as go at a call, for steps that wait at the first; `own` says whose turn it is.
+    fn run_steps(&mut self, own: bool) {
+        self.line_up();
+        let turn = self.steps.iter().filter(|step| step.origin().own == own);
+        let Some(block) = next_block(turn.map(Riding::place)) else {
             return;
         };
         let start = Instant::now();
-        let tokens = self.board(block);
+        let tokens = self.board(block, own);
         let Some((chain, stretch)) = self.stretch() else { return };
         let n_blocks = stretch.len();
         self.run_blocks(&chain[stretch]);
@@ -287,6 +370,10 @@ impl Compute {
         self.pace.ran(tokens, each);
         self.counters.block_runs.add_many(n_blocks);
         self.counters.block_tokens.add_many(tokens * n_blocks);
+        for step in self.steps.iter().filter(|step| step.is_aboard()) {
+            let amount = step.tokens_aboard() * n_blocks;
+            self.turns.steps.ran(step.origin().peer, amount);
+        }
         self.settle(n_blocks);
     }
 
@@ -315,29 +402,6 @@ impl Compute {
         let until = ahead[..n_blocks].iter().skip(1).position(somebody_waits);
         let n_blocks = until.map_or(n_blocks, |until| until + 1);
         Some((chain.clone(), next..next + n_blocks))
-    }
-
-    /// Decides who goes through `block`: all short steps, and of the others as many tokens as the time allows, those
-    /// that wait longest first. Returns the tokens of all.
-    fn board(&mut self, block: u32) -> usize {
-        let crowded = self.steps.len() > 1 || self.had_short_step();
-        let (mut short, mut long) = (0, 0);
-        let waiting = |step: &&mut Riding| step.place().block == block;
-        for step in self.steps.iter_mut().filter(waiting).filter(|step| step.is_short()) {
-            short += step.board(usize::MAX);
-        }
-        for step in self.steps.iter_mut().filter(waiting).filter(|step| !step.is_short()) {
-            let (chain, next) = step.ahead();
-            let at_a_call = self.blocks.at_a_call(&chain[next..]);
-            let budget = self.pace.chunk((chain.len(), at_a_call), crowded);
-            let wants = step.wants(budget.saturating_sub(long));
-            // A large chunk was cut while nobody else was there. It goes when it is its turn, or has no company.
-            let alone = short + long == 0 || step.place().is_urgent();
-            if wants > 0 || alone {
-                long += step.board(wants.max(if alone { budget } else { 0 }));
-            }
-        }
-        short + long
     }
 
     fn run_blocks(&mut self, chain: &[u32]) {
@@ -383,29 +447,6 @@ impl Compute {
                 self.steps.push(step);
             } else {
                 idx += 1;
-            }
-        }
-    }
-
-    /// Runs a piece of the training job that waits longest.
-    fn run_training(&mut self) {
-        let Some(mut job) = self.training.pop_front() else {
-            return;
-        };
-        let (crowded, start) = (!self.steps.is_empty() || self.had_short_step(), Instant::now());
-        let (blocks, scratch, pace) = (&*self.blocks, &mut self.scratch, &self.pace);
-        match guarded(|| job.advance(blocks, (pace, crowded), scratch)) {
-            Err(error) => {
-                note_loss(&self.lost, &error);
-                job.fail(error);
-            }
-            Ok(tokens) => {
-                self.pace.ran(tokens, start.elapsed());
-                if job.is_done() {
-                    job.finish();
-                } else {
-                    self.training.push_back(job);
-                }
             }
         }
     }

@@ -14,7 +14,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use sepal_protocol::record::{ServerInfo, ServerState};
 use thiserror::Error;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::actor::{Actor, Command};
 use crate::{dht::Dht, p2p::PeerId, task::Tasks};
@@ -87,6 +87,7 @@ pub enum AnnounceError {
 pub struct Announcer {
     commands: mpsc::Sender<Command>,
     news: Arc<Notify>,
+    outcome: watch::Receiver<Option<Result<(), AnnounceError>>>,
 }
 
 impl Announcer {
@@ -101,9 +102,14 @@ impl Announcer {
     ) -> Self {
         let (commands, inbox) = mpsc::channel(MAX_WAITING_COMMANDS);
         let news = Arc::new(Notify::new());
-        let actor = Actor::new(dht, config, Box::new(describe), news.clone());
+        let (tell, outcome) = watch::channel(None);
+        let actor = Actor::new(dht, config, Box::new(describe), (news.clone(), tell));
         tasks.spawn_until_stopped("announce", actor.run(inbox));
-        Self { commands, news }
+        Self {
+            commands,
+            news,
+            outcome,
+        }
     }
 
     /// Announces a state and returns when the records of all blocks are stored. From then on they are kept alive,
@@ -142,6 +148,11 @@ impl Announcer {
     /// something else than before. Does nothing before the first state and after OFFLINE.
     pub fn renew(&self) {
         self.news.notify_one();
+    }
+
+    /// Whether the swarm took the records the last time that they were to be stored; `None` before the first time.
+    pub fn outcome(&self) -> Option<Result<(), AnnounceError>> {
+        *self.outcome.borrow()
     }
 }
 

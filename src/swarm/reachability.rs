@@ -16,7 +16,7 @@ use sepal_protocol::{
 };
 
 use crate::{
-    p2p::{CallError, DialError, Handler, HandlerError, HandlerLimits, OpenError, P2p, PeerId},
+    p2p::{self, CallError, DialError, Handler, HandlerError, HandlerLimits, Multiaddr, OpenError, P2p, PeerId},
     task::Tasks,
 };
 
@@ -59,7 +59,9 @@ async fn can_be_dialed(p2p: &P2p, tasks: &Tasks, peer: PeerId) -> bool {
     // Dropping the guard stops the stranger, also when the caller gives up in the middle.
     let _guard = tasks.token().drop_guard();
     // Not through relays: a peer behind one is reached by everybody, and the question is whether it is without.
-    let stranger = match P2p::bind(p2p.stranger(), &tasks).await {
+    let mut config = p2p.stranger();
+    config.known_peers.extend(on_this_machine(p2p, peer).await);
+    let stranger = match P2p::bind(config, &tasks).await {
         Ok(stranger) => stranger,
         Err(error) => {
             tracing::warn!(%error, "cannot check whether a peer can be dialed");
@@ -73,6 +75,16 @@ async fn can_be_dialed(p2p: &P2p, tasks: &Tasks, peer: PeerId) -> bool {
             false
         }
     }
+}
+
+/// Where `peer` says it can be dialed by others on this very machine. Loopback addresses are told to those only who are
+/// connected over one, and by which of this node's addresses the stranger comes is chance. Where this node itself reached the
+/// peer is not enough: a peer that announces other addresses is dialed at those by everybody else.
+async fn on_this_machine(p2p: &P2p, peer: PeerId) -> Vec<Multiaddr> {
+    let contacts = p2p.contacts().await;
+    let contact = contacts.into_iter().find(|contact| contact.peer == peer);
+    let announced = contact.map(|contact| contact.announced).unwrap_or_default();
+    announced.into_iter().filter(p2p::is_loopback).collect()
 }
 
 /// Calls `peer`, and as long as nobody tells an address of it calls again: the stranger, or the peer, may be too new to
@@ -121,11 +133,10 @@ fn is_yes(answer: Bytes) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
-    use crate::{
-        p2p::{self, Router},
-        swarm::testing::host,
-    };
+    use crate::{p2p::Router, swarm::testing::host};
 
     async fn checking_host(tasks: &Tasks, listens: bool) -> P2p {
         let host = host(tasks, listens).await;
@@ -166,6 +177,43 @@ mod tests {
             let answer = ask(&asker, asked.peer_id(), asker.peer_id().to_bytes()).await.unwrap();
             assert_eq!(answer.available, listens);
         }
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_of_this_machine_is_found_where_it_was_dialed_whichever_way_a_stranger_comes() {
+        let tasks = Tasks::new();
+        let asker = checking_host(&tasks, true).await;
+        let asked = checking_host(&tasks, true).await;
+        asked.connect(asker.addrs()[0].clone()).await.unwrap();
+        // Each has heard of the other soon after they met.
+        while on_this_machine(&asked, asker.peer_id()).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(on_this_machine(&asked, asker.peer_id()).await, asker.addrs());
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_announces_other_addresses_is_not_sought_where_this_node_reached_it() {
+        let tasks = Tasks::new();
+        let asked = checking_host(&tasks, true).await;
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let open: Multiaddr = format!("/ip4/127.0.0.1/tcp/{}", free.port()).parse().unwrap();
+        // Nobody listens on the port of the discard service.
+        let closed: Multiaddr = "/ip4/127.0.0.1/tcp/9".parse().unwrap();
+        let config = p2p::Config {
+            listen: vec![open.clone()],
+            announce: vec![closed.clone()],
+            ..p2p::Config::default()
+        };
+        let asker = P2p::bind(config, &tasks).await.unwrap();
+        asked.connect(open.with_p2p(asker.peer_id()).unwrap()).await.unwrap();
+        while on_this_machine(&asked, asker.peer_id()).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let told = closed.with_p2p(asker.peer_id()).unwrap();
+        assert_eq!(on_this_machine(&asked, asker.peer_id()).await, [told]);
         tasks.shutdown().await;
     }
 

@@ -117,8 +117,8 @@ pub fn shortest(
     Ok(Search::new(blocks, known, max_length).run(&spans))
 }
 
-/// A chain drawn at random for forward and backward passes, which hold no cache: at each block a server that has it,
-/// the more likely the longer its span, used to the end of its span. Throughput plays no part, as in Petals.
+/// A chain drawn at random, which nobody can foresee: at each block a server that has it, the more likely the longer its
+/// span, used to the end of its span. Throughput plays no part, as in Petals' chains for forward and backward passes.
 ///
 /// # Errors
 ///

@@ -1,6 +1,6 @@
 //! The formula of the announced throughput in words, with the numbers in it.
 
-use super::{ASSUMED_NETWORK_BITS, BITS_PER_VALUE, ComputeRates, FORWARD_TOKENS, Load, RELAY_FACTOR, Rates, combine};
+use super::{BITS_PER_VALUE, ComputeRates, FORWARD_TOKENS, Load, RELAY_FACTOR, Rates, combine};
 use crate::swarm::speed::Line;
 
 /// How what a server would announce comes about, and that.
@@ -10,12 +10,14 @@ pub fn explain(compute: ComputeRates, line: Option<Line>, load: Load) -> (Rates,
         n_blocks,
         n_models,
         hidden_size,
+        cpu_share,
+        ..
     } = load;
     let (half, share) = ((n_blocks as f64 + 1.0) / 2.0, 1.0 / n_models.max(1) as f64);
-    let by_compute = share * compute.forward_rps / half;
+    let by_compute = share * cpu_share * compute.forward_rps / half;
     let by_network = share * rates.network_rps.unwrap_or_default();
     let smaller = if by_compute <= by_network { "compute" } else { "network" };
-    let bits = line.map_or(ASSUMED_NETWORK_BITS, |line| line.bits_per_second);
+    let bits = load.bits(line);
     let source = match line {
         Some(Line { peers, .. }) => format!("measured by an echo with {peers} peer(s)"),
         None => "assumed, since there was no peer to measure with".to_owned(),
@@ -63,6 +65,8 @@ mod tests {
             n_blocks: 9,
             n_models: 1,
             hidden_size: 1000,
+            cpu_share: 1.0,
+            max_bits: None,
         };
         let (rates, words) = explain(compute, None, load);
         assert_eq!(rates.throughput, 200.0);

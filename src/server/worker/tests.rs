@@ -12,6 +12,7 @@ use crate::{
         ModelFiles, Precision, WeightDType, WeightFormat,
         testing::{assert_same_bits, engine},
     },
+    p2p::PeerId,
     server::memory::Memory,
 };
 
@@ -29,7 +30,18 @@ fn blocks(precision: impl Into<Precision>) -> Arc<Blocks> {
 }
 
 fn start(blocks: &Arc<Blocks>) -> Worker {
-    Worker::start(blocks.clone(), 1024, Arc::default()).unwrap()
+    start_with(blocks, 1024, 1.0)
+}
+
+/// At most so many jobs, in so much of the time.
+fn start_with(blocks: &Arc<Blocks>, limit: usize, share: f64) -> Worker {
+    Worker::start(blocks.clone(), limit, Arc::default(), Duty::new(share, Instant::now())).unwrap()
+}
+
+/// A stranger, or the person who runs the node.
+fn somebody(own: bool) -> Origin {
+    let peer = PeerId::random();
+    Origin { peer, own }
 }
 
 fn random(rng: &mut StdRng, batch: usize, tokens: usize) -> Hidden {
@@ -43,6 +55,7 @@ struct Session {
     chain: Arc<[u32]>,
     cache: Option<SessionCache>,
     position: usize,
+    origin: Origin,
 }
 
 impl Session {
@@ -54,7 +67,12 @@ impl Session {
             chain: chain.into(),
             cache: Some(SessionCache::new(cache, lease)),
             position: 0,
+            origin: somebody(false),
         }
+    }
+
+    fn of(self, origin: Origin) -> Self {
+        Self { origin, ..self }
     }
 
     async fn step(&mut self, x: Hidden, rows: Option<Vec<usize>>) -> Result<Hidden, RequestError> {
@@ -63,12 +81,14 @@ impl Session {
             chain: self.chain.clone(),
             x,
             prompts: None,
+            origin: self.origin,
         };
         let step = Step {
             work,
             cache: self.cache.take().unwrap(),
             position: self.position,
             rows,
+            traced: Traced::waits(),
         };
         let (x, cache) = self.worker.step(step).await?;
         self.cache = Some(cache);
@@ -124,6 +144,7 @@ async fn everybody_gets_what_they_get_alone(precision: Precision, seed: u64) {
         chain: [0, 1, 2, 3].into(),
         x: random(&mut rng, 2, 100),
         prompts: None,
+        origin: somebody(false),
     };
     let forward_x = forward.x.clone();
     let plays = scripts
@@ -195,6 +216,7 @@ async fn a_panic_ends_the_session_that_it_hit_and_no_other() {
         chain: [0].into(),
         x: poisoned,
         prompts: None,
+        origin: somebody(false),
     };
     assert!(matches!(worker.forward(work, None).await, Err(RequestError::Crashed)));
     worker.stop();
@@ -209,6 +231,7 @@ async fn neither_a_prompt_nor_training_starves_while_others_never_pause() {
         chain: [0, 1, 2, 3].into(),
         x: random(&mut rng, 4, 64),
         prompts: None,
+        origin: somebody(false),
     };
     let mut long = Session::new(&worker, &blocks, &[0, 1, 2, 3], 1, 700).await;
     let prompt = random(&mut rng, 1, 700);
@@ -226,11 +249,151 @@ async fn neither_a_prompt_nor_training_starves_while_others_never_pause() {
 
 /// One token after the other, for ever.
 async fn stream_of(worker: &Worker, blocks: &Blocks, one: &Hidden) {
-    let mut session = Session::new(worker, blocks, &[0, 1, 2, 3], 1, 1).await;
+    stream_as(worker, blocks, one, somebody(false)).await;
+}
+
+async fn stream_as(worker: &Worker, blocks: &Blocks, one: &Hidden, origin: Origin) {
+    let mut session = Session::new(worker, blocks, &[0, 1, 2, 3], 1, 1).await.of(origin);
     loop {
         session.step(one.clone(), None).await.unwrap();
         session.position = 0;
     }
+}
+
+#[tokio::test]
+async fn own_steps_go_first_and_strangers_are_not_starved_by_them() {
+    let (blocks, mut rng) = (blocks(WeightDType::F32), StdRng::seed_from_u64(5));
+    let worker = start(&blocks);
+    let (one, prompt) = (random(&mut rng, 1, 1), random(&mut rng, 1, 100));
+    let owner = somebody(true);
+    // A stranger's long prompt and its passes, while the owner never pauses.
+    let mut stranger = Session::new(&worker, &blocks, &[0, 1, 2, 3], 1, 100).await;
+    let pass = |origin| Work {
+        chain: [0, 1, 2, 3].into(),
+        x: prompt.clone(),
+        prompts: None,
+        origin,
+    };
+    let owners = join_all((0..4).map(|_| stream_as(&worker, &blocks, &one, owner)));
+    let strangers = async {
+        let passes = worker.forward(pass(stranger.origin), None);
+        tokio::join!(stranger.step(prompt.clone(), None), passes)
+    };
+    tokio::select! {
+        _ = owners => unreachable!("a stream never ends"),
+        done = timeout(Duration::from_secs(60), strangers) => {
+            let (step, pass) = done.unwrap();
+            assert_eq!((step.unwrap().tokens, pass.unwrap().tokens), (100, 100));
+        }
+    }
+    // Both wait for their turn behind something long: the owner, who came last, is done first.
+    let mut busy = Session::new(&worker, &blocks, &[0; 40], 1, 64).await;
+    let mut late = Session::new(&worker, &blocks, &[0, 1, 2, 3], 1, 64).await.of(owner);
+    let mut early = Session::new(&worker, &blocks, &[0; 40], 1, 100).await;
+    let (x, y) = (random(&mut rng, 1, 64), random(&mut rng, 1, 64));
+    let order = std::sync::Mutex::new(Vec::new());
+    let note = |who| order.lock().unwrap().push(who);
+    tokio::join!(
+        async { note(busy.step(x.clone(), None).await.map(|_| "busy").unwrap()) },
+        async { note(early.step(prompt.clone(), None).await.map(|_| "early").unwrap()) },
+        async { note(late.step(y, None).await.map(|_| "late").unwrap()) },
+    );
+    assert_eq!(order.into_inner().unwrap()[0], "late");
+    worker.stop();
+}
+
+#[tokio::test]
+async fn a_peer_with_many_prompts_does_not_keep_another_one_waiting_for_all_of_them() {
+    let (blocks, mut rng) = (blocks(WeightDType::F32), StdRng::seed_from_u64(6));
+    let worker = start(&blocks);
+    let crowd = somebody(false);
+    let mut sessions = Vec::new();
+    for _ in 0..8 {
+        let session = Session::new(&worker, &blocks, &[0, 1, 2, 3], 1, 150).await;
+        sessions.push(session.of(crowd));
+    }
+    let mut single = Session::new(&worker, &blocks, &[0, 1, 2, 3], 1, 150).await;
+    let prompt = random(&mut rng, 1, 150);
+    let done = std::sync::atomic::AtomicUsize::new(0);
+    let prompts = join_all(sessions.iter_mut().map(|session| async {
+        session.step(prompt.clone(), None).await.unwrap();
+        done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }));
+    let other = async {
+        single.step(prompt.clone(), None).await.unwrap();
+        done.load(std::sync::atomic::Ordering::Relaxed)
+    };
+    let (_, before) = tokio::join!(prompts, other);
+    assert!(
+        before <= 4,
+        "{before} of 12 prompts of one peer were done before the first of another"
+    );
+    worker.stop();
+}
+
+#[tokio::test]
+async fn overload_is_answered_at_once_and_the_owner_still_finds_room() {
+    let (blocks, mut rng) = (blocks(WeightDType::F32), StdRng::seed_from_u64(7));
+    let worker = start_with(&blocks, 2, 1.0);
+    let endless: Vec<u32> = vec![0; 100_000];
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        waiting.push(Session::new(&worker, &blocks, &endless, 1, 64).await);
+    }
+    let x = random(&mut rng, 1, 64);
+    let mut refused = Session::new(&worker, &blocks, &[0], 1, 64).await;
+    let mut owner = Session::new(&worker, &blocks, &[0], 1, 64).await.of(somebody(true));
+    let steps = join_all(waiting.iter_mut().map(|session| session.step(x.clone(), None)));
+    let others = async {
+        while worker.queued() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let waits = Waits {
+            sessions: 2,
+            ..Waits::default()
+        };
+        assert_eq!(worker.waits(), waits);
+        let error = refused.step(x.clone(), None).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "server is overloaded: 2 tasks are waiting, the limit is 2"
+        );
+        owner.step(x.clone(), None).await.unwrap();
+        worker.stop();
+    };
+    let (ended, ()) = tokio::join!(steps, others);
+    assert!(ended.iter().all(|step| matches!(step, Err(RequestError::NotServing))));
+    while worker.waits() != Waits::default() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_rests_most_of_the_time_computes_the_same_and_ends_at_once() {
+    let (blocks, mut rng) = (blocks(WeightDType::F32), StdRng::seed_from_u64(8));
+    let (all, some) = (start(&blocks), start_with(&blocks, 8, 0.1));
+    let x = random(&mut rng, 1, 40);
+    let mut outputs = Vec::new();
+    for worker in [&all, &some] {
+        let mut session = Session::new(worker, &blocks, &[0, 1, 2, 3], 1, 64).await;
+        outputs.push(session.step(x.clone(), None).await.unwrap());
+    }
+    assert_same_bits(&outputs[0].data, &outputs[1].data);
+    // It owes a long rest, and neither who leaves nor the end waits for that.
+    let long: Vec<u32> = vec![0; 100_000];
+    let mut leaves = Session::new(&some, &blocks, &long, 1, 64).await;
+    assert!(
+        timeout(Duration::from_millis(30), leaves.step(x.clone(), None))
+            .await
+            .is_err()
+    );
+    while some.queued() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut stays = Session::new(&some, &blocks, &long, 1, 64).await;
+    let (ended, ()) = tokio::join!(stays.step(x, None), async { some.stop() });
+    assert!(matches!(ended, Err(RequestError::NotServing)));
+    all.stop();
 }
 
 #[tokio::test]

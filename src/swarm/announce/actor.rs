@@ -12,7 +12,7 @@ use sepal_protocol::{
     record::{MODEL_REGISTRY_KEY, ModelInfo, ServerInfo, ServerState},
     value::Subkey,
 };
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{AnnounceConfig, AnnounceError};
 use crate::{
@@ -55,12 +55,16 @@ pub(super) struct Command {
 
 type Answer = oneshot::Sender<Result<(), AnnounceError>>;
 
+type Outcome = watch::Sender<Option<Result<(), AnnounceError>>>;
+
 pub(super) struct Actor {
     dht: Dht,
     config: AnnounceConfig,
     describe: Describe,
     /// The records are out of date.
     news: Arc<Notify>,
+    /// What became of the last attempt to store them.
+    outcome: Outcome,
     state: ServerState,
     except: Range<u32>,
     rtts: Rtts,
@@ -70,12 +74,18 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    pub(super) fn new(dht: Dht, config: AnnounceConfig, describe: Describe, news: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        dht: Dht,
+        config: AnnounceConfig,
+        describe: Describe,
+        (news, outcome): (Arc<Notify>, Outcome),
+    ) -> Self {
         Self {
             dht,
             config,
             describe,
             news,
+            outcome,
             state: ServerState::Offline,
             except: 0..0,
             rtts: Rtts::new(),
@@ -144,7 +154,9 @@ impl Actor {
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         loop {
-            let Err(error) = self.store_once().await else {
+            let stored = self.store_once().await;
+            self.outcome.send_replace(Some(stored));
+            let Err(error) = stored else {
                 if attempt > 1 {
                     tracing::info!(prefix = self.config.prefix, "the DHT took the records of all blocks");
                 }

@@ -1,0 +1,134 @@
+//! Whose turn it is on the compute thread: which steps go through a block together, and which job over whole sequences gets
+//! on. The arithmetic is in `schedule.rs` and `fair.rs`; nothing is computed with blocks here but a job's own piece.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    time::Instant,
+};
+
+use super::{
+    super::{
+        fair::Fair,
+        guests::Origin,
+        schedule::{CROWD, MIN_CHUNK, Shares},
+        training::Queued,
+    },
+    Compute, guarded, note_loss,
+};
+use crate::p2p::PeerId;
+
+/// Whose turn it is.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    pub(super) classes: Shares<3>,
+    /// Of jobs over whole sequences: own ones, others.
+    pub(super) training: Shares<2>,
+    /// Tokens of steps.
+    pub(super) steps: Fair,
+    /// Microseconds of jobs over whole sequences.
+    pub(super) jobs: Fair,
+    /// Peers of which a long step waits. Used while steps line up.
+    pub(super) seen: HashSet<PeerId>,
+}
+
+impl Compute {
+    /// Finds out which peers wait, and which of its long steps each wants to go next.
+    pub(super) fn line_up(&mut self) {
+        let Turns { steps, seen, .. } = &mut self.turns;
+        steps.present(self.steps.iter().map(|step| step.origin().peer));
+        seen.clear();
+        for step in &mut self.steps {
+            let peer = step.origin().peer;
+            step.line_up(|| seen.insert(peer));
+        }
+    }
+
+    /// Decides who goes through `block`: short steps, and of the others as many tokens as the time allows; those first whose
+    /// turn it is, of these those whose peer had least, and of a peer's own those that wait longest. Returns the tokens of
+    /// all.
+    pub(super) fn board(&mut self, block: u32, own: bool) -> usize {
+        let crowded = self.steps.len() > 1 || self.had_short_step();
+        let mut order = std::mem::take(&mut self.order);
+        order.extend((0..self.steps.len()).filter(|i| self.steps[*i].place().block == block));
+        order.sort_by_key(|i| {
+            let Origin { peer, own: is_own } = self.steps[*i].origin();
+            (is_own != own, self.turns.steps.rank(&peer))
+        });
+        let room = if self.turns.steps.n_peers() > 1 {
+            CROWD
+        } else {
+            usize::MAX
+        };
+        let (mut short, mut long, mut on_turn) = (0, 0, 0);
+        for i in &order {
+            let step = &mut self.steps[*i];
+            let has_turn = step.origin().own == own;
+            // Others may ride along for as long as that costs next to nothing.
+            let room = if has_turn { room } else { MIN_CHUNK };
+            if step.is_short() && (short == 0 || short + step.size() <= room) {
+                short += step.board(usize::MAX);
+                on_turn += usize::from(has_turn);
+            }
+        }
+        for i in &order {
+            let step = &mut self.steps[*i];
+            if step.is_short() || step.origin().own != own {
+                continue;
+            }
+            let (chain, next) = step.ahead();
+            let at_a_call = self.blocks.at_a_call(&chain[next..]);
+            let budget = self.pace.chunk((chain.len(), at_a_call), crowded);
+            let wants = step.wants(budget.saturating_sub(long));
+            // A large chunk was cut while nobody else was there. It goes when it is its turn, or has no company.
+            let alone = on_turn == 0 || step.place().is_urgent();
+            if wants > 0 || alone {
+                long += step.board(wants.max(if alone { budget } else { 0 }));
+                on_turn += 1;
+            }
+        }
+        order.clear();
+        self.order = order;
+        short + long
+    }
+
+    /// Runs a piece of a job over whole sequences: of those whose turn it is, of the peer that had least, the one that waits
+    /// longest.
+    pub(super) fn run_training(&mut self) {
+        let own = |queued: &Queued| usize::from(!queued.origin.own);
+        let waits = |jobs: &VecDeque<Queued>| [0, 1].map(|group| jobs.iter().any(|queued| own(queued) == group));
+        let turns = &mut self.turns;
+        let Some(group) = turns.training.next(waits(&self.training)) else {
+            return;
+        };
+        turns
+            .jobs
+            .present(self.training.iter().map(|queued| queued.origin.peer));
+        let candidates = self.training.iter().enumerate();
+        let candidates = candidates.filter(|(_, queued)| own(queued) == group);
+        let next = candidates.min_by_key(|(_, queued)| turns.jobs.rank(&queued.origin.peer));
+        let Some(mut queued) = next.map(|(i, _)| i).and_then(|i| self.training.remove(i)) else {
+            return;
+        };
+        let (crowded, start) = (!self.steps.is_empty() || self.had_short_step(), Instant::now());
+        let (blocks, scratch, pace) = (&*self.blocks, &mut self.scratch, &self.pace);
+        let outcome = guarded(|| queued.job.advance(blocks, (pace, crowded), scratch));
+        let took = start.elapsed();
+        let microseconds = usize::try_from(took.as_micros()).unwrap_or(usize::MAX);
+        self.turns.jobs.ran(queued.origin.peer, microseconds);
+        match outcome {
+            Err(error) => {
+                note_loss(&self.lost, &error);
+                queued.job.fail(error);
+            }
+            Ok(tokens) => {
+                self.pace.ran(tokens, took);
+                if queued.job.is_done() {
+                    queued.job.finish();
+                } else {
+                    self.training.push_back(queued);
+                }
+            }
+        }
+        self.turns.training.ran(group, took, waits(&self.training));
+    }
+}
