@@ -243,6 +243,11 @@ impl Client {
         Session::new(self.shared.clone(), own, max_length, verifier)
     }
 
+    /// The client's own part of the model.
+    pub fn ends(&self) -> &Ends {
+        &self.ends
+    }
+
     /// Who serves what, as last read.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.directory.snapshot()

@@ -182,11 +182,13 @@ const OUR_FAULT: [&str; 4] = [
     "rpc_inference metadata must",
 ];
 /// The same for servers that are well, but not for us now.
-const NOT_NOW: [&str; 5] = [
+const NOT_NOW: [&str; 7] = [
     "Could not allocate",
     "Remote peer does not serve",
     "server is not serving",
     "server is overloaded",
+    "server takes no new sessions",
+    "quota of this peer is used up",
     "busy:",
 ];
 

@@ -70,7 +70,7 @@ impl History {
         [start..tail, tail..self.tokens]
             .into_iter()
             .flat_map(|part| {
-                let ranges = ranges(self.rows.len(), part.len(), self.width).into_iter();
+                let ranges = ranges([self.rows.len(), part.len(), self.width], usize::MAX).into_iter();
                 ranges.map(move |tokens| part.start + tokens.start..part.start + tokens.end)
             })
             .map(|tokens| self.part(tokens))
@@ -94,28 +94,28 @@ impl History {
     }
 }
 
-/// Cuts activations along the tokens into messages of bounded size; no tokens are one message as well.
-pub(crate) fn pieces(x: Hidden) -> Vec<Hidden> {
-    let ranges = ranges(x.batch, x.tokens, x.width);
+/// Cuts activations along the tokens into messages of bounded size, and of at most so many tokens; no tokens are one message
+/// as well.
+pub(crate) fn pieces(x: Hidden, most: usize) -> Vec<Hidden> {
+    let ranges = ranges([x.batch, x.tokens, x.width], most);
     if ranges.len() <= 1 {
         return vec![x];
     }
     ranges.into_iter().map(|tokens| narrow(&x, tokens)).collect()
 }
 
-/// The same, with so many tokens in a message of their own first.
-pub(crate) fn pieces_after(x: &Hidden, first: usize) -> Vec<Hidden> {
+/// The first so many tokens, and the others.
+pub(crate) fn split(x: &Hidden, first: usize) -> (Hidden, Hidden) {
     let first = first.min(x.tokens);
-    let mut parts = vec![narrow(x, 0..first)];
-    parts.extend(pieces(narrow(x, first..x.tokens)));
-    parts
+    (narrow(x, 0..first), narrow(x, first..x.tokens))
 }
 
 /// Which tokens go into which message.
-fn ranges(batch: usize, tokens: usize, width: usize) -> Vec<Range<usize>> {
+fn ranges([batch, tokens, width]: [usize; 3], most: usize) -> Vec<Range<usize>> {
     let bytes_per_token = size_of::<f32>() * width * batch;
     let per_message = (MESSAGE_TOKENS / batch.max(1))
         .min(MESSAGE_BYTES / bytes_per_token.max(1))
+        .min(most)
         .max(1);
     (0..tokens)
         .step_by(per_message)
@@ -178,23 +178,25 @@ mod tests {
     #[test]
     fn long_activations_are_cut_along_the_tokens_and_joined_again() {
         let x = numbered(3, 1000, 2);
-        let parts = pieces(x.clone());
+        let parts = pieces(x.clone(), usize::MAX);
         let tokens: Vec<usize> = parts.iter().map(|part| part.tokens).collect();
         assert_eq!(tokens, [341, 341, 318]);
         assert_eq!(parts[1].data[0], 682.0);
         assert_eq!(concat(parts).data, x.data);
-        let parts = pieces_after(&x, 10);
-        let tokens: Vec<usize> = parts.iter().map(|part| part.tokens).collect();
-        assert_eq!(tokens, [10, 341, 341, 308]);
+        let parts = pieces(x.clone(), 300);
+        assert_eq!(parts.len(), 4);
         assert_eq!(concat(parts).data, x.data);
+        let (first, rest) = split(&x, 10);
+        assert_eq!((first.tokens, rest.tokens), (10, 990));
+        assert_eq!(concat(vec![first, rest]).data, x.data);
     }
 
     #[test]
     fn a_short_step_is_one_message() {
-        assert_eq!(pieces(numbered(1, MESSAGE_TOKENS, 1)).len(), 1);
-        assert_eq!(pieces(numbered(1, 0, 4)).len(), 1);
-        assert_eq!(pieces(numbered(1, 4, MESSAGE_BYTES / 8)).len(), 2);
-        assert_eq!(pieces(numbered(MESSAGE_TOKENS + 5, 2, 1)).len(), 2);
+        assert_eq!(pieces(numbered(1, MESSAGE_TOKENS, 1), usize::MAX).len(), 1);
+        assert_eq!(pieces(numbered(1, 0, 4), usize::MAX).len(), 1);
+        assert_eq!(pieces(numbered(1, 4, MESSAGE_BYTES / 8), usize::MAX).len(), 2);
+        assert_eq!(pieces(numbered(MESSAGE_TOKENS + 5, 2, 1), usize::MAX).len(), 2);
     }
 
     #[test]

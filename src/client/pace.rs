@@ -47,6 +47,21 @@ pub(crate) struct Size {
     pub(crate) first: bool,
 }
 
+/// What a step of many tokens takes on one hop.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LongStep {
+    /// Seconds of a step of one token, there and back.
+    pub(crate) at_least: f64,
+    /// Seconds of each further token.
+    pub(crate) each_token: f64,
+}
+
+impl LongStep {
+    pub(crate) fn seconds(&self, tokens: f64) -> f64 {
+        self.at_least + self.each_token * (tokens - 1.0).max(0.0)
+    }
+}
+
 /// What is expected of one server for the blocks of one hop.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
@@ -56,6 +71,8 @@ pub(crate) struct Pace {
     one_token: f64,
     /// Seconds of each token of a long step.
     each_token: f64,
+    /// Whether that was announced.
+    tells_long_steps: bool,
     /// Smoothed seconds of steps of few tokens, and how many there were.
     recent: f64,
     n_steps: u32,
@@ -74,17 +91,27 @@ impl Pace {
         let n_blocks = f64::from(n_blocks);
         let steps = announced(info.and_then(|info| info.inference_rps)).unwrap_or(DEFAULT_INFERENCE_RPS);
         // Tokens of a long step never take longer than as many steps.
-        let tokens = announced(info.and_then(|info| info.forward_rps)).map_or(steps, |rps| rps.max(steps));
+        let long_steps = announced(info.and_then(|info| info.forward_rps));
+        let tokens = long_steps.map_or(steps, |rps| rps.max(steps));
         Self {
             rtt: rtt.filter(|rtt| rtt.is_finite()).unwrap_or(2.0 * DEFAULT_DELAY_S),
             one_token: n_blocks / steps,
             each_token: n_blocks / tokens,
+            tells_long_steps: long_steps.is_some(),
             recent: 0.0,
             n_steps: 0,
             best: f64::INFINITY,
             n_slow: 0,
             doubts: 0,
         }
+    }
+
+    /// What long steps take, if the server announces how many tokens a second it computes in these.
+    pub(crate) fn long_step(&self) -> Option<LongStep> {
+        self.tells_long_steps.then(|| LongStep {
+            at_least: self.predicted(1),
+            each_token: self.each_token,
+        })
     }
 
     /// Takes in what a step took.

@@ -9,9 +9,12 @@
 //!      exclude the peer, route its blocks anew (perhaps over several servers), replay the inputs, go on
 //! ```
 
+mod cut;
 mod exchange;
+mod pipeline;
 mod rescue;
 mod verifying;
+mod witness;
 
 use std::{
     ops::Range,
@@ -20,14 +23,14 @@ use std::{
 };
 
 use sepal_protocol::{metadata::NextServer, tensor::WireTensor};
-use tracing::debug;
+use tracing::{Instrument, debug, debug_span};
 
 pub(super) use self::verifying::Verifier;
 pub use self::verifying::WrongAnswer;
 use self::{
     exchange::Exchange,
     rescue::{Passed, Step},
-    verifying::Witness,
+    witness::Witness,
 };
 
 use super::{
@@ -35,7 +38,7 @@ use super::{
     activations::{Encoding, Outgoing, Passing},
     attempts::Attempts,
     error::{ClientError, RemoteError},
-    history::{History, concat, pieces, pieces_after},
+    history::{History, concat, pieces, split},
     local::{LocalSpan, OwnSpans},
     pace::{Pace, Size},
     remote::{Remote, Target},
@@ -44,6 +47,7 @@ use crate::{
     model::Hidden,
     p2p::PeerId,
     swarm::route::{Hop, Measured},
+    task::TRACE,
 };
 
 /// One of so many tokens of a prompt is sent ahead where nothing is known of the lines and something depends on it.
@@ -244,15 +248,23 @@ impl Session {
             self.hops = self.connect(blocks, &mut Attempts::default()).await?;
             self.open_ahead(x.batch, x.width).await;
         }
-        let parts = match self.trial(&x) {
-            Some(tokens) => pieces_after(&x, tokens),
-            None => pieces(x),
-        };
         let mut outputs = Vec::new();
-        for piece in parts {
-            let tokens = piece.tokens;
-            outputs.push(self.step_piece(piece).await?);
-            self.position += tokens;
+        let rest = match self.trial(&x) {
+            Some(tokens) => {
+                let (first, rest) = split(&x, tokens);
+                outputs.push(self.step_piece(first).await?);
+                rest
+            }
+            None => x,
+        };
+        let most = self.piece_tokens(&rest);
+        let parts = pieces(rest, most);
+        if parts.len() > 1 && self.works_at_once() {
+            outputs.extend(self.step_at_once(parts).await?);
+        } else {
+            for piece in parts {
+                outputs.push(self.step_piece(piece).await?);
+            }
         }
         Ok(concat(outputs))
     }
@@ -261,10 +273,12 @@ impl Session {
         if let Some(own) = &mut self.own {
             x = own.first.step(x, self.position).await?;
         }
-        x = self.step_servers(x).await?;
+        let span = debug_span!(target: TRACE, "chain", tokens = x.tokens, position = self.position);
+        x = self.step_servers(x).instrument(span).await?;
         if let Some(own) = &mut self.own {
             x = own.last.step(x, self.position).await?;
         }
+        self.position += x.tokens;
         Ok(x)
     }
 
@@ -288,17 +302,16 @@ impl Session {
             };
             let state = Box::new(self.hops.remove(index));
             let start = Instant::now();
-            match self.pass(state, step, &mut attempts).await? {
+            let blocks = &state.hop.blocks;
+            let span = debug_span!(target: TRACE, "hop", peer = %state.hop.peer, ?blocks, pushed);
+            match self.pass(state, step, &mut attempts).instrument(span).await? {
                 Passed::Through(mut state, output) => {
                     if let Some(took) = &mut took {
                         took.push(state.measured(start.elapsed(), pushed));
                     }
                     pushed = pushes;
                     state.drawn = self.verifier.draws().then(|| output.x.clone());
-                    if state.history.tokens() == tokens {
-                        self.shared.works(state.hop.peer);
-                    }
-                    self.shared.carried(state.hop.peer, state.remote.transfers());
+                    self.answered(&state, tokens);
                     self.hops.insert(index, *state);
                     passing = output;
                     index += 1;
@@ -316,12 +329,18 @@ impl Session {
         self.verify(passing.x).await
     }
 
+    /// A hop has answered a step of so many tokens.
+    fn answered(&self, state: &HopState, tokens: usize) {
+        if state.history.tokens() == tokens {
+            self.shared.works(state.hop.peer);
+        }
+        self.shared.carried(state.hop.peer, state.remote.transfers());
+    }
+
     /// The tokens of a prompt that go ahead of the others, so that these can travel as the lines turn out to be.
     fn trial(&self, x: &Hidden) -> Option<usize> {
         let peers = self.hops.iter().map(|state| state.hop.peer);
-        self.shared
-            .needs_trial(peers, x.data.len())
-            .then(|| x.tokens.div_ceil(TRIAL_SHARE))
+        (x.tokens > 1 && self.shared.needs_trial(peers, x.data.len())).then(|| x.tokens.div_ceil(TRIAL_SHARE))
     }
 
     /// How activations of so many numbers are to travel through the chain.

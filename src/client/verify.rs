@@ -45,6 +45,13 @@ impl Format {
         }
     }
 
+    /// The one of these that rounds most; of none, one that is not known.
+    pub(crate) fn roughest(formats: impl Iterator<Item = Self>) -> Self {
+        formats
+            .max_by(|a, b| a.rounding().total_cmp(&b.rounding()))
+            .unwrap_or_else(|| Self::of(None))
+    }
+
     fn rounding(&self) -> f64 {
         let find = |table: &[(&str, f64)], name: &str| {
             let entry = table.iter().find(|(known, _)| *known == name);
@@ -83,10 +90,11 @@ pub(crate) fn distance(a: &Hidden, b: &Hidden) -> f64 {
     distances.fold(0.0, f64::max)
 }
 
-/// One server's answer to the step in question.
+/// An answer to the step in question.
 #[derive(Clone, Debug)]
 pub(crate) struct Opinion {
-    pub(crate) peer: PeerId,
+    /// Whose it is: one server's, or that of several in a row.
+    pub(crate) peers: Vec<PeerId>,
     pub(crate) format: Format,
     pub(crate) answer: Hidden,
 }

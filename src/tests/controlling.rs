@@ -13,6 +13,7 @@ use crate::{
     control::{
         Connection, Control, Log, Subject,
         protocol::{Answer, Change, LogRow, PeerRow, Request, SessionRow, State, Status},
+        testing::Nowhere,
     },
     server::Server,
     swarm::directory::Directory,
@@ -64,6 +65,8 @@ impl Stage {
             access: None,
             servers: vec![server.clone()],
             calls: Vec::new(),
+            api: None,
+            swarms: Arc::new(Nowhere),
             log: Arc::new(NoLog),
             stop: stop.clone(),
         };

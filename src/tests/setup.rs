@@ -183,6 +183,15 @@ impl Swarm {
         Node::start_as(host, self.bootstrap.p2p.addrs()).await
     }
 
+    /// A node with this identity that has not joined yet.
+    pub(super) async fn node_as(&self, identity: &Identity) -> Node {
+        let host = p2p::Config {
+            identity: identity.clone(),
+            ..p2p::Config::default()
+        };
+        Node::start_as(host, self.bootstrap.p2p.addrs()).await
+    }
+
     /// A node that calls others and is called by none.
     pub(super) async fn caller(&self) -> Node {
         let node = self.node().await;
@@ -202,12 +211,13 @@ impl Swarm {
 
     /// A float32 server of `blocks` with this identity, online.
     pub(super) async fn serve_as(&self, identity: &Identity, blocks: Range<u32>) -> TestServer {
-        let host = p2p::Config {
-            identity: identity.clone(),
-            ..p2p::Config::default()
-        };
+        self.serve_on(self.node_as(identity).await, config(blocks)).await
+    }
+
+    /// A server on a host of this kind, online.
+    pub(super) async fn serve_at(&self, host: p2p::Config, config: Config) -> TestServer {
         let node = Node::start_as(host, self.bootstrap.p2p.addrs()).await;
-        self.serve_on(node, config(blocks)).await
+        self.serve_on(node, config).await
     }
 
     async fn serve_on(&self, node: Node, config: Config) -> TestServer {

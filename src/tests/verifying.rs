@@ -1,6 +1,8 @@
 //! Servers whose answers are wrong but look right: with verification they are found out, named and left out, and the text is
 //! right. And honest ones in different formats: they are not accused.
 
+use std::collections::HashSet;
+
 use super::{
     faulty::{N_TOKENS, chain, reason, text},
     generating::{client_with, generate},
@@ -170,4 +172,54 @@ async fn honest_servers_in_other_formats_verify_each_other() {
             assert_eq!(generation.route[0].verified as usize, N_TOKENS);
         }
     }
+}
+
+#[tokio::test]
+async fn a_liar_with_all_blocks_is_found_by_chains_of_others() {
+    let swarm = Swarm::start().await;
+    let behind = swarm.serve(0..4).await;
+    let liar = Spoiler::serve(&swarm, &behind, 0..4, FIRST).await;
+    let halves = swarm.serve_all(&[0..2, 2..4, 0..2, 2..4]).await;
+    liar.spoil(Fault::OffBy(0.1), 3);
+    let mut allowed: HashSet<PeerId> = halves.iter().map(|server| server.node.peer()).collect();
+    allowed.insert(liar.peer());
+    let (_node, client) = client_with(&swarm, |config| {
+        config.verify = 1.0;
+        config.filter.allowed = Some(allowed);
+    })
+    .await;
+    let generation = text(&client).await.unwrap();
+    assert_right("all blocks", &generation);
+    let found: Vec<PeerId> = generation.wrong_answers.iter().map(|wrong| wrong.peer).collect();
+    assert_eq!(found, [liar.peer()]);
+    assert_eq!(generation.route.len(), 2, "the halves went on");
+}
+
+#[tokio::test]
+async fn nobody_is_accused_of_what_one_of_several_witnesses_in_a_row_computed() {
+    let swarm = Swarm::start().await;
+    let behind = swarm.serve(0..4).await;
+    let used = Spoiler::serve(&swarm, &behind, 0..4, FIRST).await;
+    let first_half = swarm.serve(0..2).await;
+    let liar = Spoiler::serve(&swarm, &first_half, 0..2, SECOND).await;
+    let others = swarm.serve_all(&[2..4, 2..4]).await;
+    liar.spoil(Fault::OffBy(0.1), 0);
+    let mut allowed: HashSet<PeerId> = others.iter().map(|server| server.node.peer()).collect();
+    allowed.extend([used.peer(), liar.peer(), first_half.node.peer()]);
+    let (_node, client) = client_with(&swarm, |config| {
+        config.verify = 1.0;
+        config.filter.allowed = Some(allowed);
+    })
+    .await;
+    // Who is asked is chance.
+    for _ in 0..40 {
+        let generation = text(&client).await.unwrap();
+        assert_right("in a row", &generation);
+        assert_eq!(generation.route[0].verified as usize, N_TOKENS);
+        assert_eq!(generation.wrong_answers, []);
+        if liar.answered() > 0 {
+            return;
+        }
+    }
+    panic!("the liar was never asked");
 }

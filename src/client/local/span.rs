@@ -60,8 +60,8 @@ impl LocalOptions {
     pub(super) fn bytes(&self, source: &ModelSource, n_blocks: u32) -> u64 {
         let (config, dtype) = (source.config(), own_dtype(source));
         let weights = match (self.quant, source.own_format()) {
-            (None, Some(_)) => source.own_block_bytes(dtype),
-            _ => config.block_bytes(self.precision(source).weights),
+            (None, Some(_)) => source.own_block_bytes(config.kept_on_host(dtype.into())),
+            _ => config.block_bytes(config.kept_on_host(self.precision(source).weights)),
         };
         let cache = (self.cache_tokens * config.cache_bytes_per_token(dtype.into())) as u64;
         u64::from(n_blocks) * (weights + cache) + config.scratch_bytes(STEP_TOKENS, DEFAULT_MAX_CHUNK_BYTES)

@@ -60,7 +60,7 @@ pub(super) enum Passed {
 
 /// How a race between a server and those that could take its place ended.
 #[derive(Debug)]
-enum Raced {
+pub(super) enum Raced {
     Answered(Passing),
     /// Others are ready; what the server did.
     Overtaken(Vec<HopState>, RemoteError),
@@ -108,7 +108,7 @@ impl Session {
 
     /// Sends a step and waits for its answer; when that takes too long, others are brought to where the server is, while it
     /// may still answer.
-    async fn race(&self, state: &mut HopState, step: Step<'_>, attempts: &Attempts) -> Raced {
+    pub(super) async fn race(&self, state: &mut HopState, step: Step<'_>, attempts: &Attempts) -> Raced {
         let started = Instant::now();
         let (sent, size) = match state.prepare(step.passing, step.encoding) {
             Ok(prepared) => prepared,
@@ -194,7 +194,7 @@ impl Session {
     ///
     /// # Errors
     /// When the blocks are served by nobody, or too much failed.
-    async fn replace(
+    pub(super) async fn replace(
         &self,
         lost: &Hop,
         history: &History,

@@ -7,25 +7,19 @@
 //!     who is alone is left out for long; from its hop on everything is computed anew, by others, from the inputs it had
 //! ```
 //!
-//! A witness has a session of its own that is fed the recorded inputs of the hop, those since the last time it was asked; so
-//! all of them together cost what one server more in the place of the hop would.
+//! Who may be a witness, and how one is asked, is in `witness`.
 
 use std::{collections::HashSet, ops::Range, sync::atomic::Ordering, time::Instant};
 
-use rand::{Rng, seq::IndexedRandom};
-use tokio::time::timeout;
-use tracing::{debug, warn};
+use rand::Rng;
+use tracing::warn;
 
 use super::{HopState, Session};
 use crate::{
     client::{
-        activations::{Encoding, Passing},
         attempts::Attempts,
         error::{ClientError, RemoteError},
-        history::concat,
-        pace::{Pace, Size},
-        remote::Remote,
-        verify::{self, Format, Opinion, Verdict, judge},
+        verify::{Opinion, Verdict, judge},
     },
     model::Hidden,
     p2p::PeerId,
@@ -36,9 +30,6 @@ use crate::{
 const MAX_FAILURES: usize = 2;
 /// Witnesses asked about one step.
 const MAX_WITNESSES: usize = 8;
-/// Among witnesses whose bounds are within this factor of the least one the choice is by chance.
-const LIKE: f64 = 2.0;
-
 /// How a session is verified, and what came of it.
 #[derive(Debug)]
 pub(crate) struct Verifier {
@@ -58,14 +49,6 @@ pub struct WrongAnswer {
     pub blocks: Range<u32>,
     /// Tokens that had gone through the session when it was noticed.
     pub position: usize,
-}
-
-/// A session on another server with the blocks of a hop.
-#[derive(Debug)]
-pub(super) struct Witness {
-    remote: Remote,
-    peer: PeerId,
-    pace: Pace,
 }
 
 impl Verifier {
@@ -93,19 +76,6 @@ impl Verifier {
             blocks: hop.blocks,
             position,
         }));
-    }
-}
-
-impl Witness {
-    /// As a session that has seen `position` tokens, if it has seen as many or can go back.
-    pub(super) fn taken_back(mut self, position: usize, can_rewind: impl Fn(PeerId) -> bool) -> Option<Self> {
-        if self.remote.position() > position {
-            if !can_rewind(self.peer) {
-                return None;
-            }
-            self.remote.rewind(position);
-        }
-        Some(self)
     }
 }
 
@@ -189,21 +159,20 @@ impl Session {
             return Finding::Fine;
         };
         let tokens = answer.tokens;
-        let mut opinions = vec![self.opinion(state.hop.peer, answer)];
+        let mut opinions = vec![self.opinion(vec![state.hop.peer], answer)];
         let (mut asked, mut failures) = (HashSet::from([state.hop.peer]), 0);
         while opinions.len() <= MAX_WITNESSES && failures <= MAX_FAILURES {
             let Some(mut witness) = self.witness(state, &asked).await else {
                 break;
             };
-            asked.insert(witness.peer);
-            match self.testimony(state, &mut witness, tokens).await {
+            asked.extend(witness.peers());
+            match self.testimony(&state.history, &mut witness, tokens).await {
                 Ok(answer) => {
-                    opinions.push(self.opinion(witness.peer, answer));
+                    opinions.push(self.opinion(witness.peers().collect(), answer));
                     state.witness = Some(witness);
                 }
-                Err(error) => {
+                Err((peer, error)) => {
                     failures += 1;
-                    let peer = witness.peer;
                     warn!(%peer, error = &error as &dyn std::error::Error, "cannot verify with this server");
                     self.shared.ban(peer, &error.reason());
                 }
@@ -215,7 +184,7 @@ impl Session {
         match opinions.len() {
             1 if failures == 0 => Finding::Alone,
             1 => Finding::Fine,
-            _ => Finding::Disputed(opinions.iter().map(|opinion| opinion.peer).collect()),
+            _ => Finding::Disputed(opinions.into_iter().flat_map(|opinion| opinion.peers).collect()),
         }
     }
 
@@ -227,100 +196,26 @@ impl Session {
             Verdict::Right(wrong) => (wrong, false),
             Verdict::Wrong(wrong) => (wrong, true),
         };
-        let wrong: Vec<PeerId> = wrong.into_iter().map(|i| opinions[i].peer).collect();
         state.verified += u32::from(!own);
+        // The last opinion is that of the witness at hand.
         let witness = state.witness.take();
-        state.witness = witness.filter(|witness| !wrong.contains(&witness.peer));
-        match wrong.is_empty() {
+        state.witness = witness.filter(|_| !wrong.contains(&(opinions.len() - 1)));
+        let mut liars = Vec::new();
+        for opinion in wrong.into_iter().map(|i| &opinions[i]) {
+            match opinion.peers[..] {
+                [peer] => liars.push(peer),
+                _ => warn!(peers = ?opinion.peers, "one of these servers computes wrong activations"),
+            }
+        }
+        match liars.is_empty() {
             true => Some(Finding::Fine),
-            false => Some(Finding::Wrong(wrong, own)),
+            false => Some(Finding::Wrong(liars, own)),
         }
     }
 
-    fn opinion(&self, peer: PeerId, answer: Hidden) -> Opinion {
-        let format = self.format(peer);
-        Opinion { peer, format, answer }
-    }
-
-    /// Somebody with the blocks of the hop who was not asked yet: the witness of the last time, or a new one.
-    async fn witness(&self, state: &mut HopState, asked: &HashSet<PeerId>) -> Option<Witness> {
-        if let Some(witness) = state.witness.take()
-            && !asked.contains(&witness.peer)
-        {
-            return Some(witness);
-        }
-        let mut unusable = self.shared.lock_bans().active(Instant::now());
-        unusable.extend(asked);
-        while let Some(hop) = self.candidate(&state.hop, &unusable) {
-            unusable.insert(hop.peer);
-            match self.open(&hop).await {
-                Ok(remote) => {
-                    let pace = self.shared.pace(&hop);
-                    let peer = hop.peer;
-                    return Some(Witness { remote, peer, pace });
-                }
-                Err(error) => {
-                    debug!(peer = %hop.peer, error = &error as &dyn std::error::Error, "no witness");
-                    self.shared.ban(hop.peer, &error.reason());
-                }
-            }
-        }
-        None
-    }
-
-    /// By chance one of those that have all blocks of the hop and whose numbers can be compared best.
-    fn candidate(&self, hop: &Hop, unusable: &HashSet<PeerId>) -> Option<Hop> {
-        let snapshot = self.shared.directory.snapshot();
-        let own = self.format(hop.peer);
-        let n_blocks = hop.blocks.end - hop.blocks.start;
-        let holds = |blocks: &Range<u32>| blocks.start <= hop.blocks.start && hop.blocks.end <= blocks.end;
-        let candidates: Vec<(PeerId, f64)> = snapshot
-            .spans
-            .iter()
-            .filter(|span| holds(&span.blocks) && !unusable.contains(&span.peer))
-            .map(|span| {
-                let format = Format::of(Some(&span.info));
-                (
-                    span.peer,
-                    verify::bound(&own, &format, n_blocks, self.verifier.has_experts),
-                )
-            })
-            .collect();
-        let least = candidates.iter().map(|(_, bound)| *bound).fold(f64::INFINITY, f64::min);
-        let best: Vec<PeerId> = candidates
-            .into_iter()
-            .filter(|(_, bound)| *bound <= LIKE * least)
-            .map(|(peer, _)| peer)
-            .collect();
-        let peer = *best.choose(&mut rand::rng())?;
-        Some(Hop {
-            peer,
-            blocks: hop.blocks.clone(),
-        })
-    }
-
-    /// What a witness makes of the last `tokens` tokens of a hop; it is sent all that it has not seen.
-    async fn testimony(&self, state: &HopState, witness: &mut Witness, tokens: usize) -> Result<Hidden, RemoteError> {
-        let start = witness.remote.position();
-        let mut answers = Vec::new();
-        for input in state.history.replay(start, tokens) {
-            let input = input?;
-            let tokens_sent = input.batch * input.tokens;
-            let sent = witness.remote.outgoing(&Passing::from(input), Encoding::Exact)?;
-            let size = Size {
-                tokens: tokens_sent,
-                bytes: sent.message.buffer.len(),
-                first: witness.remote.position() == 0,
-            };
-            let patience = witness.pace.patience(size).min(self.shared.request_timeout);
-            let id = uuid::Uuid::new_v4().to_string();
-            let answer = timeout(patience, witness.remote.step(&sent, &id, Vec::new())).await;
-            let answer = answer.map_err(|_| RemoteError::Silent(patience))??;
-            if witness.remote.position() > state.history.tokens() - tokens {
-                answers.push(answer.x);
-            }
-        }
-        Ok(concat(answers))
+    fn opinion(&self, peers: Vec<PeerId>, answer: Hidden) -> Opinion {
+        let format = self.format(&peers);
+        Opinion { peers, format, answer }
     }
 
     /// Puts others in the place of a hop whose server is wrong, and of all after it, which were sent its answers. Returns
@@ -343,11 +238,5 @@ impl Session {
             .await?;
         self.hops.extend(fresh);
         Ok(output)
-    }
-
-    fn format(&self, peer: PeerId) -> Format {
-        let snapshot = self.shared.directory.snapshot();
-        let span = snapshot.spans.iter().find(|span| span.peer == peer);
-        Format::of(span.map(|span| &span.info))
     }
 }

@@ -20,7 +20,7 @@ fn exact() -> Format {
 
 fn opinion(numbers: &[f32]) -> Opinion {
     Opinion {
-        peer: PeerId::random(),
+        peers: vec![PeerId::random()],
         format: exact(),
         answer: Hidden::new(numbers.to_vec(), 1, 1, numbers.len()).unwrap(),
     }
