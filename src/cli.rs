@@ -18,6 +18,7 @@ mod demo;
 mod doctor;
 mod eligible;
 mod environment;
+mod figures;
 mod form;
 mod generate;
 mod gpus;
@@ -30,8 +31,10 @@ mod model;
 mod models;
 mod node;
 mod orders;
+mod otlp;
 mod output;
 mod plain;
+mod polite;
 mod progress;
 mod quant;
 mod receipts;
@@ -44,6 +47,7 @@ mod signals;
 mod standing;
 mod status;
 mod swarm;
+mod swarms;
 mod target;
 mod top;
 
@@ -66,6 +70,21 @@ struct Cli {
     /// Log only warnings and errors.
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Logging")]
     quiet: bool,
+    /// How logs are written to stderr: text for people, or json, one object a line.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "text|json",
+        default_value_t,
+        global = true,
+        help_heading = "Logging",
+        hide_possible_values = true
+    )]
+    log_format: logging::Format,
+    /// Send traces and metrics to an OpenTelemetry collector that takes OTLP over HTTP at this address, such as
+    /// http://127.0.0.1:4318. If it is away, nothing waits for it.
+    #[arg(long, value_name = "URL", value_parser = otlp::Collector::parse, global = true, help_heading = "Logging")]
+    otlp: Option<otlp::Collector>,
     /// File with options, by the names of their flags; `sepal init` writes one. Variables such as SEPAL_PORT or
     /// SEPAL_SERVE_PORT count more than it, flags more than both [default: SEPAL_CONFIG, or the first of sepal.toml,
     /// ~/.config/sepal/sepal.toml and /etc/sepal/sepal.toml].
@@ -126,17 +145,24 @@ enum Command {
     Peers(status::Args),
     /// Show the sessions that are open on a running node of yours.
     Sessions(status::Args),
-    /// Show all of that live, filling the terminal; q ends it.
+    /// Show which swarms a running node of yours is in.
+    Swarms(status::Args),
+    /// Let a running server be in another swarm as well, and serve the same blocks there.
+    Connect(swarms::orders::ConnectArgs),
+    /// Let a running server leave a swarm: it says so there, finishes the sessions that are open from there, and goes on in
+    /// the others.
+    Disconnect(swarms::orders::DisconnectArgs),
+    /// Show a running node of yours live, filling the terminal; q ends it.
     Top(top::Args),
     /// Let a running node of yours take no new sessions; those that are open go on.
     Pause(status::Args),
-    /// Let it take new sessions again.
+    /// Let a paused or draining node of yours take new sessions again.
     Resume(status::Args),
-    /// Let it take no new sessions, and stop it after the last one.
+    /// Let a running node of yours take no new sessions, and stop it after the last one.
     Drain(orders::DrainArgs),
-    /// Stop it, as Ctrl-C does.
+    /// Stop a running node of yours, as Ctrl-C does.
     Stop(status::Args),
-    /// Show or change how much it logs.
+    /// Show or change how much a running node of yours logs.
     Log(orders::LogArgs),
 }
 
@@ -160,31 +186,64 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match told {
         Some(Ok(())) => ExitCode::SUCCESS,
         Some(Err(stop)) => stop.report(),
-        None => execute(cli.command, (cli.verbose, cli.quiet), &parsed),
+        None => {
+            let wanted = logging::Wanted {
+                verbose: cli.verbose,
+                quiet: cli.quiet,
+                quieter: cli.command.tells_a_story(),
+                format: cli.log_format,
+            };
+            execute(cli.command, wanted, cli.otlp.as_ref(), &parsed)
+        }
     }
 }
 
-/// Runs a command to its end, with as much in the log as `verbose` and `quiet` ask for.
-fn execute(command: Command, (verbose, quiet): (u8, bool), parsed: &config::Parsed) -> ExitCode {
-    logging::init(
-        verbose,
-        quiet,
-        match &command {
-            Command::Chat(_)
-            | Command::Demo(_)
-            | Command::Doctor(_)
-            | Command::Info(_)
-            | Command::Eligible(_)
-            | Command::Benchmark(_)
-            | Command::Completions(_)
-            | Command::Man(_) => true,
-            Command::Health(args) => args.fills_the_terminal(),
-            Command::Top(_) => true,
+impl Command {
+    /// Whether what it prints is all that people want to see of it.
+    fn tells_a_story(&self) -> bool {
+        match self {
+            Self::Chat(_)
+            | Self::Demo(_)
+            | Self::Doctor(_)
+            | Self::Info(_)
+            | Self::Eligible(_)
+            | Self::Benchmark(_)
+            | Self::Completions(_)
+            | Self::Man(_)
+            | Self::SwarmKey(_)
+            | Self::Receipts(_)
+            | Self::Status(_)
+            | Self::Peers(_)
+            | Self::Sessions(_)
+            | Self::Swarms(_)
+            | Self::Connect(_)
+            | Self::Disconnect(_)
+            | Self::Top(_)
+            | Self::Pause(_)
+            | Self::Resume(_)
+            | Self::Drain(_)
+            | Self::Stop(_)
+            | Self::Log(_) => true,
+            Self::Health(args) => args.fills_the_terminal(),
             _ => false,
-        },
-    );
+        }
+    }
+}
+
+/// Runs a command to its end, with as much in the log as is wanted.
+fn execute(
+    command: Command,
+    wanted: logging::Wanted,
+    collector: Option<&otlp::Collector>,
+    parsed: &config::Parsed,
+) -> ExitCode {
+    let export = match collector.map(otlp::Export::start).transpose() {
+        Ok(export) => export,
+        Err(error) => return output::failure(&error),
+    };
+    logging::init(wanted, export.as_ref().map(otlp::Export::layer));
     for warning in &parsed.warnings {
-        output::note(&format!("warning: {warning}"));
+        output::warning(warning);
     }
     if let Some(file) = &parsed.file {
         info!(file = %file.display(), "read the configuration");
@@ -198,6 +257,9 @@ fn execute(command: Command, (verbose, quiet): (u8, bool), parsed: &config::Pars
     let outcome = runtime.block_on(dispatch(command));
     // Detached lookups may still wait for peers; nobody waits for them any more.
     runtime.shutdown_background();
+    if let Some(export) = export {
+        export.finish();
+    }
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => output::failure(&error),
@@ -227,6 +289,9 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Status(args) => status::ask(&args, Request::Status).await,
         Command::Peers(args) => status::ask(&args, Request::Peers).await,
         Command::Sessions(args) => status::ask(&args, Request::Sessions).await,
+        Command::Swarms(args) => status::ask(&args, Request::Swarms).await,
+        Command::Connect(args) => swarms::orders::connect(args).await,
+        Command::Disconnect(args) => swarms::orders::disconnect(&args).await,
         Command::Top(args) => top::run(&args).await,
         Command::Pause(args) => status::ask(&args, Request::Pause).await,
         Command::Resume(args) => status::ask(&args, Request::Resume).await,
@@ -243,6 +308,32 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// A person reads the help of one command without that of the others.
+    #[test]
+    fn every_command_and_flag_explains_itself() {
+        fn check(command: &clap::Command, path: &str) {
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            let refers = ["Let it ", "Stop it", "Show all of that", "Ask it"];
+            let is_sentence = about.starts_with(char::is_uppercase) && !about.ends_with('.');
+            assert!(
+                is_sentence && !refers.iter().any(|words| about.starts_with(words)),
+                "{path}: {about:?}"
+            );
+            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(
+                    !help.is_empty() && !help.ends_with('.'),
+                    "{path} {}: {help:?}",
+                    arg.get_id()
+                );
+            }
+            for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+                check(inner, &format!("{path} {}", inner.get_name()));
+            }
+        }
+        check(&command(), "sepal");
     }
 
     #[test]

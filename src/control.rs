@@ -5,11 +5,12 @@
 //!   sepal status ── client.rs ──▶ $XDG_RUNTIME_DIR/sepal/NAME.sock ──▶ socket.rs    one task a connection, bounded
 //!        │                               ▲ place.rs: one file a process,     ▼
 //!        │                               │ mode 0600, dead ones removed   answers.rs  snapshots of the layers below
-//!        └── protocol.rs: typed lines ───┘                                orders.rs   pause, resume, drain, stop
+//!        └── protocol.rs: typed lines ───┘                                orders.rs   pause, resume, drain, stop, connect
 //! ```
 //!
-//! It only looks and forwards: what a server does is decided in `server`, what is logged by who made the [`Log`]. Nobody
-//! else waits for it: a client that does not read is hung up on. Requests are few and small; there is no other way in.
+//! It only looks and forwards: what a server does is decided in `server`, what is logged by who made the [`Log`], and which
+//! swarms there are by who made the [`Swarms`]. Nobody else waits for it: a client that does not read is hung up on. Requests
+//! are few and small; there is no other way in.
 
 mod answers;
 mod client;
@@ -20,24 +21,32 @@ mod place;
 pub mod protocol;
 mod socket;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
+    answers::reachable,
     client::Connection,
     error::ControlError,
     place::{Found, find, prepare_folder, socket_in},
 };
-use self::{orders::Orders, place::Listening, protocol::LogRow};
+use self::{
+    orders::Orders,
+    place::Listening,
+    protocol::{ApiRow, Connect, FailureCode, LogRow, SwarmRow},
+};
 use crate::{
     p2p::P2p,
     server::Server,
@@ -61,6 +70,10 @@ pub struct Subject {
     pub servers: Vec<Arc<Server>>,
     /// Models that it calls others for.
     pub calls: Vec<Called>,
+    /// What it answers as an API, if it is one.
+    pub api: Option<Answering>,
+    /// The swarms that it is in.
+    pub swarms: Arc<dyn Swarms>,
     /// What is logged.
     pub log: Arc<dyn Log>,
     /// Tells it to stop, as Ctrl-C does.
@@ -74,6 +87,53 @@ pub struct Called {
     pub model: String,
     /// Who serves it.
     pub directory: Directory,
+}
+
+/// What an API did so far and does now, for whoever asks.
+#[derive(Clone)]
+pub struct Answering(Arc<dyn Fn() -> ApiRow + Send + Sync>);
+
+impl Answering {
+    /// As `read` says at the moment.
+    pub fn new(read: impl Fn() -> ApiRow + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+}
+
+impl fmt::Debug for Answering {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Answering")
+    }
+}
+
+/// The swarms that a process is in.
+pub trait Swarms: fmt::Debug + Send + Sync {
+    /// The one that it was started in first.
+    fn list(&self) -> Vec<SwarmRow>;
+
+    /// The hosts in all others, by the numbers of these swarms.
+    fn guests(&self) -> Vec<(u32, P2p)>;
+
+    /// Is in another one as well. Returns how far it is with that, once it is joined or while that takes long.
+    ///
+    /// # Errors
+    /// It cannot be in several, has been told nonsense, or did not get in.
+    fn connect(&self, asked: Connect) -> BoxFuture<'_, Result<SwarmRow, Refusal>>;
+
+    /// Leaves one when the sessions from there are over, or after `limit`. Returns at once.
+    ///
+    /// # Errors
+    /// It is in no such swarm, or cannot do without it.
+    fn disconnect(&self, swarm: &str, limit: Option<Duration>) -> Result<SwarmRow, Refusal>;
+}
+
+/// Why something is not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// For programs.
+    pub code: FailureCode,
+    /// For people.
+    pub message: String,
 }
 
 /// What a process logs.

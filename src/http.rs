@@ -38,12 +38,12 @@ use axum::{
 use serde::Serialize;
 use tokio::{net::TcpListener, sync::Semaphore};
 
+use self::page::Page;
 pub use self::{
     error::HttpError,
-    metrics::{OwnNumber, OwnValue},
-    openai::{Access, Api, ApiLimits, Guard, KeysError, ModelText, Origin, ServedModel, serve_api},
+    metrics::OwnNumbers,
+    openai::{Access, Api, ApiLimits, Guard, KeysError, Metrics, ModelText, Origin, ServedModel, Work, serve_api},
 };
-use self::{metrics::OwnNumbers, page::Page};
 use crate::{
     swarm::health::{Health, HealthState},
     task::Tasks,
@@ -75,17 +75,12 @@ pub struct Site {
 ///
 /// # Errors
 /// [`HttpError`] if `addr` cannot be listened on.
-pub async fn serve(
-    addr: SocketAddr,
-    health: Health,
-    own: impl Fn() -> Vec<OwnNumber> + Send + Sync + 'static,
-    tasks: &Tasks,
-) -> Result<Site, HttpError> {
+pub async fn serve(addr: SocketAddr, health: Health, own: OwnNumbers, tasks: &Tasks) -> Result<Site, HttpError> {
     let (listener, site) = listen(addr).await?;
     let app = App {
         health,
         page: Arc::new(Page::map()),
-        own: OwnNumbers::new(own),
+        own,
         listeners: Arc::new(Semaphore::new(events::MAX_LISTENERS)),
         tasks: tasks.clone(),
     };

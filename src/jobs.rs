@@ -19,6 +19,7 @@
 //! them; `message.rs` and `order.rs` are what is said (`protocol/schemas`). What a job runs on is the caller's business.
 
 mod check;
+mod counts;
 mod message;
 mod order;
 mod queue;
@@ -34,6 +35,7 @@ use crate::p2p::GossipConfig;
 
 pub use self::{
     check::{Delivery, FalseDelivery},
+    counts::Counts,
     message::{JobReceipt, Message, Settings},
     order::Order,
     serve::{Executor, Output, Place, Running, serve},

@@ -38,6 +38,8 @@
 
 pub mod task;
 
+pub mod metrics;
+
 pub mod p2p;
 
 pub mod receipt;

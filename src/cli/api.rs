@@ -11,10 +11,11 @@ use super::{
     caller::CallerArgs,
     control::{self, ControlArgs},
     conversation::ConversationArgs,
+    figures::Figures,
     model::Model,
     models::{ForModel, ModelsArgs, of, refuse_stray, stray},
     node::{self, Node},
-    output, signals,
+    otlp, output, signals,
     swarm::SwarmArgs,
 };
 use crate::{
@@ -108,12 +109,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let outcome = match served {
         Ok(served) if served.is_empty() => Ok(()),
         Ok(served) => {
-            let subject = control::subject("api", &node, &asked).map(|subject| Subject {
+            let figures = Figures::of(&node);
+            let subject = control::subject("api", (&node, &swarm), &asked).map(|subject| Subject {
                 calls: called(&served),
+                api: Some(figures.answering()),
                 ..subject
             });
             control = args.control.open(subject).await?;
-            serve(listening, (served, guard), (&args.limits, &node.tasks), stop).await
+            serve(listening, (served, guard), (&args.limits, figures, &node.tasks), stop).await
         }
         Err(error) => Err(error),
     };
@@ -139,7 +142,7 @@ pub(super) fn called(served: &[ServedModel]) -> Vec<Called> {
 pub(super) async fn serve(
     (listener, site): (tokio::net::TcpListener, http::Site),
     (models, guard): (Vec<ServedModel>, Guard),
-    (limits, tasks): (&LimitArgs, &Tasks),
+    (limits, figures, tasks): (&LimitArgs, Figures, &Tasks),
     stop: Stop,
 ) -> anyhow::Result<()> {
     for model in &models {
@@ -165,7 +168,9 @@ pub(super) async fn serve(
     if guard.is_open() && !site.addr.ip().is_loopback() {
         output::note("anybody who reaches this address can use the models: --api-keys FILE asks for a key");
     }
-    http::serve_api(listener, Api::new(models, limits, guard, &tasks));
+    let api = Api::new(models, limits, guard, &tasks).telling(figures.own());
+    otlp::tell(figures.with_api(&api));
+    http::serve_api(listener, api);
     output::line(format_args!("api: http://{}/v1", site.addr));
     output::line(format_args!("chat: http://{}/", site.addr));
     let stopped = stop.await;

@@ -5,9 +5,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     control::{self, ControlArgs},
+    figures::Figures,
     map::{self, MapArgs},
     node::{self, ListenArgs, Node},
-    output, signals,
+    otlp, output, signals,
     standing::{Standing, StandingArgs},
     swarm::{Swarm, SwarmArgs},
 };
@@ -38,7 +39,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let node = node::listen(&args.listen, &swarm, args.use_auto_relay).await?;
     let standing = Standing::of(&node, &args.standing);
     node.router().spawn(&node.tasks);
-    let subject = control::subject("bootstrap", &node, &asked).map(|subject| Subject {
+    let subject = control::subject("bootstrap", (&node, &swarm), &asked).map(|subject| Subject {
         access: Some(standing.access()),
         ..subject
     });
@@ -70,6 +71,8 @@ async fn stay(args: &Args, swarm: &Swarm, node: &Node, mut standing: Standing) -
         output::line(format_args!("join with: --initial-peers {addr}{}", swarm.flags));
     }
     let config = map::config(swarm, Vec::new());
-    args.map.serve(node, config, Vec::new).await?;
+    let figures = Figures::of(node).own();
+    otlp::tell(figures.clone());
+    args.map.serve(node, config, figures).await?;
     std::future::pending().await
 }

@@ -13,7 +13,7 @@ use crate::model::{Cards, CudaError, Engine, KvDType, Machine, Precision};
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct ComputeArgs {
     /// Threads that compute [default: one per physical core].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     threads: Option<NonZeroUsize>,
 }
 
@@ -31,6 +31,10 @@ enum Device {
     Auto,
     Cpu,
     Cuda(Cards),
+}
+
+fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "expected how many, from 1".to_owned())
 }
 
 impl ComputeArgs {

@@ -1,12 +1,17 @@
 //! The control socket of a command that runs for long: its flags, and where it is.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::Args as ClapArgs;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{environment, logging, node::Node};
+use super::{
+    environment, logging,
+    node::Node,
+    swarm::Swarm,
+    swarms::{self, Swarms},
+};
 use crate::control::{self, Called, Control, ControlError, Subject};
 
 #[derive(Clone, Debug, ClapArgs)]
@@ -57,13 +62,20 @@ async fn open_in(folders: &[PathBuf], subject: Subject) -> Result<Control, Contr
 }
 
 /// What a process on `node` lets itself be asked, once it logs: nothing served, nobody called. `stop` ends it.
-pub(super) fn subject(command: &'static str, node: &Node, stop: &CancellationToken) -> Option<Subject> {
+pub(super) fn subject(
+    command: &'static str,
+    (node, swarm): (&Node, &Swarm),
+    stop: &CancellationToken,
+) -> Option<Subject> {
+    let swarms = Swarms::new(command, (node, swarm), None, None);
     Some(Subject {
         command,
         p2p: node.p2p.clone(),
         access: None,
         servers: Vec::new(),
         calls: Vec::<Called>::new(),
+        api: None,
+        swarms: Arc::new(swarms::Handle(swarms)),
         log: logging::running()?,
         stop: stop.clone(),
     })

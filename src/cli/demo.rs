@@ -16,11 +16,13 @@ use super::{
     api::{self, LimitArgs, Stop},
     compute::{ComputeArgs, DeviceArgs},
     control::{self, ControlArgs},
+    figures::Figures,
     model::{Model, ModelArgs},
     node::{self, Node},
     output,
     quant::QuantArgs,
     signals,
+    swarm::Swarm,
 };
 use crate::{
     client::{self, Client, Generation, Params, TextCodec, Token},
@@ -94,10 +96,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             let named = (stage.model.name.clone(), template);
             let served = api::served_model(&stage.model, named, stage.client.clone(), (limits, tasks), None).await?;
             output::line("");
-            let served = vec![served];
+            let (served, figures) = (vec![served], stage.figures());
             // Without an API it would be gone before anybody asks.
-            control = args.control.open(stage.subject(&served, &asked)).await?;
-            api::serve(listening, (served, guard), (limits, tasks), stop).await
+            control = args.control.open(stage.subject(&served, &figures, &asked)).await?;
+            api::serve(listening, (served, guard), (limits, figures, tasks), stop).await
         }
         None => Ok(()),
     };
@@ -109,12 +111,24 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 
 impl Stage {
     /// All of it is one process: its servers are asked together.
-    fn subject(&self, served: &[ServedModel], asked: &CancellationToken) -> Option<Subject> {
-        control::subject("demo", &self.node, asked).map(|subject| Subject {
+    fn subject(&self, served: &[ServedModel], figures: &Figures, asked: &CancellationToken) -> Option<Subject> {
+        let swarm = Swarm {
+            initial_peers: self.bootstrap.p2p.addrs(),
+            ..Swarm::default()
+        };
+        control::subject("demo", (&self.node, &swarm), asked).map(|subject| Subject {
             servers: self.servers.iter().map(|(_, server)| server.clone()).collect(),
             calls: api::called(served),
+            api: Some(figures.answering()),
             ..subject
         })
+    }
+
+    fn figures(&self) -> Figures {
+        let figures = Figures::of(&self.node).and(&self.bootstrap);
+        let with =
+            |figures: Figures, (node, server): &(Node, Arc<Server>)| figures.and(node).serving(vec![server.clone()]);
+        self.servers.iter().fold(figures, with)
     }
 
     async fn end(self) {
@@ -186,9 +200,10 @@ async fn start_node(name: &str, client_mode: bool, initial_peers: &[Multiaddr]) 
         listen,
         identity: Identity::ephemeral(),
         client_mode,
+        known_peers: initial_peers.to_vec(),
         ..p2p::Config::default()
     };
-    let node = node::start(config, initial_peers).await?;
+    let node = node::start(config).await?;
     let place = match node.p2p.addrs().first() {
         Some(addr) => format!("listens on {addr}"),
         None => format!("only dials out, as {}", node.p2p.peer_id()),

@@ -6,6 +6,7 @@ mod watch;
 use clap::Args as ClapArgs;
 
 use super::{
+    figures::Figures,
     map::{self, MapArgs},
     node, output, signals,
     swarm::SwarmArgs,
@@ -61,7 +62,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 async fn look(args: &Args, node: &node::Node, health: &Health) -> anyhow::Result<()> {
     // A taken port is said before the swarm is waited for.
     if let Some(addr) = args.map.http {
-        let site = http::serve(addr, health.clone(), Vec::new, &node.tasks).await?;
+        let site = http::serve(addr, health.clone(), Figures::of(node).own(), &node.tasks).await?;
         node.join().await?;
         let mut looked = health.watch();
         health.keep_looking(&node.tasks);

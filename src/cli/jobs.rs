@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     client::{LocalModel, LocalOptions, Params, TextCodec},
-    jobs::{self, Delivery, JobError, Order, Output, Place, Running, Settings},
+    jobs::{self, Counts, Delivery, JobError, Order, Output, Place, Running, Settings},
     model::{Engine, SamplingParams, WeightDType},
     p2p::{Handler, PeerId, Router},
     swarm::{
@@ -162,21 +162,23 @@ fn report(job: &str, outcome: &Result<Delivery, JobError>) -> serde_json::Value 
     }
 }
 
-/// Works on the jobs of the one model that is served, from now on.
+/// Works on the jobs of the one model that is served, from now on, and tells what it counts of them.
 ///
 /// # Errors
 /// A model that does not fit beside all else, or has no tokenizer.
-pub(super) async fn work(models: &[Model], node: &Node, engine: &Engine) -> anyhow::Result<()> {
+pub(super) async fn work(models: &[Model], node: &Node, engine: &Engine) -> anyhow::Result<Vec<Arc<Counts>>> {
+    let mut all = Vec::new();
     for model in models {
-        let handler = worker(model, node, engine).await?;
+        let (handler, counts) = worker(model, node, engine).await?;
+        all.push(counts);
         Router::new(node.p2p.clone()).serve(vec![handler]).spawn(&node.tasks);
         output::line(format_args!("jobs {}", model.prefix));
     }
-    Ok(())
+    Ok(all)
 }
 
 /// Loads the whole model. The handler is to be served.
-async fn worker(model: &Model, node: &Node, engine: &Engine) -> anyhow::Result<Handler> {
+async fn worker(model: &Model, node: &Node, engine: &Engine) -> anyhow::Result<(Handler, Arc<Counts>)> {
     let (source, engine) = (model.source.clone(), engine.clone());
     let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         let codec = TextCodec::from_json(&source.tokenizer_json()?)?;

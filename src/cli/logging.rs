@@ -1,5 +1,7 @@
-//! Where logs go: stderr, at the level that was asked for, which may be changed while the program runs. The last warnings
-//! and errors are remembered for whoever asks.
+//! Where logs go: stderr, as text or as JSON, at the level that was asked for, which may be changed while the program runs.
+//! The last warnings and errors are remembered for whoever asks.
+
+mod json;
 
 use std::{
     collections::VecDeque,
@@ -10,14 +12,18 @@ use std::{
     time::Instant,
 };
 
+use clap::ValueEnum;
+use serde_json::{Map, Value};
 use tracing::{
-    Event, Subscriber,
+    Event, Level, Subscriber,
     field::{Field, Visit},
     level_filters::LevelFilter,
 };
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, filter::Targets, layer::Context, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
+
+use self::json::Json;
 
 use super::progress;
 use crate::control::{Log, protocol::LogRow};
@@ -39,11 +45,32 @@ const LEVELS: [(&str, &str); 6] = [
     ("trace", "debug,sepal=trace"),
 ];
 
+/// How logs are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// A line for people, in colours on a terminal.
+    #[default]
+    Text,
+    /// One object a line, for programs.
+    Json,
+}
+
+/// How much of what happens is logged, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) verbose: u8,
+    pub(super) quiet: bool,
+    /// The command tells its own story on stdout.
+    pub(super) quieter: bool,
+    pub(super) format: Format,
+}
+
 /// What this process logs, once it does.
 static LOGGING: OnceLock<Arc<Logging>> = OnceLock::new();
 
 #[derive(Debug)]
 struct Logging {
+    format: Format,
     filter: reload::Handle<EnvFilter, Registry>,
     directives: Mutex<String>,
     recent: Recent,
@@ -61,9 +88,12 @@ struct Said {
     text: String,
 }
 
-/// Starts logging. `quieter` is for commands that tell their own story on stdout.
-pub(super) fn init(verbose: u8, quiet: bool, quieter: bool) {
-    let level = match (quiet || quieter, verbose) {
+/// Something that takes part in logging.
+pub(super) type Boxed = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Starts logging, and `traces` if that is wanted.
+pub(super) fn init(wanted: Wanted, traces: Option<Boxed>) {
+    let level = match (wanted.quiet || wanted.quieter, wanted.verbose) {
         (true, 0) => "error",
         (false, 0) => meaning("info"),
         (_, 1) => meaning("debug"),
@@ -72,26 +102,54 @@ pub(super) fn init(verbose: u8, quiet: bool, quieter: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let directives = Mutex::new(filter.to_string());
     let (filter, handle) = reload::Layer::new(filter);
-    let to_stderr = tracing_subscriber::fmt::layer()
-        .with_writer(progress::AroundBars::default)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .with_filter(filter);
+    let to_stderr = to_stderr(wanted.format).with_filter(filter);
     let recent = Recent::default();
     let worth_remembering = Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("libp2p_kad", LevelFilter::ERROR);
     tracing_subscriber::registry()
-        .with(to_stderr)
+        .with(
+            [Some(to_stderr.boxed()), traces]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<Boxed>>(),
+        )
         .with(recent.clone().with_filter(worth_remembering))
         .init();
     LOGGING.get_or_init(|| {
         Arc::new(Logging {
+            format: wanted.format,
             filter: handle,
             directives,
             recent,
         })
     });
+    if wanted.format == Format::Json {
+        // Whoever reads lines of JSON reads nothing else.
+        std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    }
+}
+
+fn to_stderr(format: Format) -> Boxed {
+    match format {
+        Format::Text => tracing_subscriber::fmt::layer()
+            .with_writer(progress::AroundBars::default)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .boxed(),
+        Format::Json => Json(progress::AroundBars::default).boxed(),
+    }
+}
+
+/// What the program says on stderr beside its log, as a line of JSON if that is what is logged; `None` where people read.
+pub(super) fn as_json(level: Level, message: &str, hint: Option<&str>) -> Option<String> {
+    let fields = hint.map(|hint| ("hint".to_owned(), Value::from(hint)));
+    for_programs().then(|| json::line(level, message, Map::from_iter(fields)))
+}
+
+/// Whether all that goes to stderr is lines of JSON.
+pub(super) fn for_programs() -> bool {
+    LOGGING.get().is_some_and(|logging| logging.format == Format::Json)
 }
 
 /// What this process logs, for whoever may ask and change it; `None` before [`init`].
@@ -191,14 +249,20 @@ impl Visit for Text {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let mut chain = value.to_string();
-        let mut source = value.source();
-        while let Some(cause) = source {
-            let _ = write!(chain, ": {cause}");
-            source = cause.source();
-        }
-        self.record_debug(field, &format_args!("{chain}"));
+        self.record_debug(field, &format_args!("{}", chain(value)));
     }
+}
+
+/// An error and its causes.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut chain = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        // Writing to a string does not fail.
+        let _ = write!(chain, ": {cause}");
+        source = cause.source();
+    }
+    chain
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

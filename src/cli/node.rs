@@ -12,24 +12,20 @@ use clap::Args as ClapArgs;
 use sepal_protocol::{Message, names, proto};
 use tracing::info;
 
-use super::{model::Model, swarm::Swarm};
+use super::{model::Model, polite, swarm::Swarm};
 use crate::{
-    dht::{self, Dht},
-    p2p::{self, Identity, Multiaddr, P2p, PeerId, RelayConfig, Router},
+    dht::Dht,
+    p2p::{self, Bandwidth, Identity, Multiaddr, P2p, PeerId, RelayConfig, Router},
     server::{self, Server},
-    swarm::{lan::Lan, reachability, signature, speed},
+    swarm::{self, lan::Lan},
     task::Tasks,
 };
 
 /// How long another node with our identity has to answer before we believe that there is none.
 const IDENTITY_CHECK: Duration = Duration::from_secs(3);
 
-/// How often a node looks up something random to keep its routing table fresh (Petals `cli/run_dht.py`,
-/// refresh_period). Any server may be the one that others join through.
-const HEARTBEAT: Duration = Duration::from_secs(30);
-
-/// Nodes that a client asks at once in one search: a person waits for it (Petals `client/routing/sequence_manager.py`).
-const CLIENT_WORKERS: usize = 32;
+/// How long each initial peer that is asked for it has to be connected.
+const IDENTITY_DIAL: Duration = Duration::from_secs(10);
 
 /// How long the nodes of the local network are waited for: by a client, which can do nothing without them, and by others,
 /// which may be the first. Whoever is there answers within a second or two.
@@ -37,7 +33,7 @@ const LAN_WAIT_CLIENT: Duration = Duration::from_secs(15);
 const LAN_WAIT: Duration = Duration::from_secs(4);
 
 /// Flags of nodes that others can dial.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct ListenArgs {
     /// Addresses to listen on [default: TCP and QUIC on PORT, IPv4 and IPv6: /ip4/0.0.0.0/tcp/PORT /ip6/::/tcp/PORT
     /// /ip4/0.0.0.0/udp/PORT/quic-v1 /ip6/::/udp/PORT/quic-v1].
@@ -70,11 +66,29 @@ pub(super) struct ListenArgs {
     /// Relays to prefer when this node cannot be dialed itself. Each address ends in /p2p/PEER_ID.
     #[arg(long, value_name = "ADDR", num_args = 1.., value_parser = parse_peer_addr, alias = "trusted_relays")]
     trusted_relays: Vec<Multiaddr>,
+    /// What all connections together may carry, each way: such as 20mbit or 2MB a second, or up=5mbit,down=50mbit. More is
+    /// neither sent, read nor announced.
+    #[arg(long, value_name = "RATE", value_parser = polite::bandwidth)]
+    max_bandwidth: Option<Bandwidth>,
 }
 
 impl ListenArgs {
     pub(super) fn identity_file(&self) -> Option<&Path> {
         self.identity.as_deref()
+    }
+
+    /// The same for a host in another swarm: on `port`, which is any free one if it is 0, and without what only this one
+    /// has, such as relays. QUIC has no swarm keys.
+    pub(super) fn elsewhere(&self, port: u16, has_key: bool) -> Self {
+        let listen = self.listen.iter().map(|addr| p2p::on_port(addr, port));
+        Self {
+            listen: listen.filter(|addr| !has_key || !p2p::is_quic(addr)).collect(),
+            port,
+            announce_addrs: Vec::new(),
+            public_ip: self.public_ip.filter(|_| port != 0),
+            trusted_relays: Vec::new(),
+            ..self.clone()
+        }
     }
 
     /// What the node does with relays; `auto` is whether it holds reservations when nobody can dial it.
@@ -174,10 +188,27 @@ pub(super) async fn listen(args: &ListenArgs, swarm: &Swarm, auto_relay: bool) -
         Some(file) => Identity::load_or_create(file)?,
         None => Identity::ephemeral(),
     };
-    if existing {
-        refuse_taken_identity(&identity, swarm).await?;
+    if existing && is_taken(&identity, swarm).await? {
+        let own = identity.peer_id();
+        bail!("identity {own} is in use by a running node of this swarm: stop it, or give --identity another file");
     }
     listen_as(identity, args, args.relay(auto_relay), swarm).await
+}
+
+/// Starts a further host of the node with this identity, in another swarm. It serves nothing yet and has joined nobody.
+///
+/// # Errors
+/// It is in that swarm already, or cannot listen there.
+pub(super) async fn listen_elsewhere(
+    identity: &Identity,
+    args: &ListenArgs,
+    swarm: &Swarm,
+    auto_relay: bool,
+) -> anyhow::Result<Node> {
+    if is_taken(identity, swarm).await? {
+        bail!("this node is in that swarm already, or another one with its identity is");
+    }
+    listen_as(identity.clone(), args, args.relay(auto_relay), swarm).await
 }
 
 /// Starts a node on the same addresses under an identity of its own, to try what they are worth.
@@ -201,9 +232,10 @@ async fn listen_as(identity: Identity, args: &ListenArgs, relay: RelayConfig, sw
         relay,
         autonat: true,
         map_ports: !args.no_port_mapping,
+        bandwidth: args.max_bandwidth.clone().unwrap_or_default(),
         ..host_of(swarm)
     };
-    start(config, &swarm.initial_peers).await
+    start(config).await
 }
 
 /// Starts a node that only asks: it tells nobody where to dial it, and keeps no records for others.
@@ -217,7 +249,7 @@ pub(super) async fn client(swarm: &Swarm) -> anyhow::Result<Node> {
         client_mode: true,
         ..host_of(swarm)
     };
-    start(config, &swarm.initial_peers).await
+    start(config).await
 }
 
 /// What all hosts of a swarm have in common.
@@ -235,26 +267,9 @@ fn host_of(swarm: &Swarm) -> p2p::Config {
 ///
 /// # Errors
 /// When the host cannot start.
-pub(super) async fn start(config: p2p::Config, initial_peers: &[Multiaddr]) -> anyhow::Result<Node> {
-    let (tasks, client_mode, name) = (Tasks::new(), config.client_mode, config.lan.clone());
-    let validators = signature::validators(config.identity.clone());
-    let p2p = P2p::bind(config, &tasks).await?;
-    let dht = Dht::spawn(
-        p2p.clone(),
-        dht::Config {
-            client_mode,
-            initial_peers: initial_peers.to_vec(),
-            heartbeat: (!client_mode).then_some(HEARTBEAT),
-            workers: if client_mode {
-                CLIENT_WORKERS
-            } else {
-                dht::Config::default().workers
-            },
-            validators,
-            ..dht::Config::default()
-        },
-        &tasks,
-    );
+pub(super) async fn start(config: p2p::Config) -> anyhow::Result<Node> {
+    let (client_mode, name) = (config.client_mode, config.lan.clone());
+    let swarm::Node { p2p, dht, tasks } = swarm::Node::start(config).await?;
     let lan = name.map(|name| Neighbours {
         name,
         lan: Lan::spawn(p2p.clone(), dht.clone(), &tasks),
@@ -266,10 +281,16 @@ pub(super) async fn start(config: p2p::Config, initial_peers: &[Multiaddr]) -> a
 impl Node {
     /// What every node that can be dialed answers; a server adds its own.
     pub(super) fn router(&self) -> Router {
-        Router::new(self.p2p.clone())
-            .serve(self.dht.handlers())
-            .serve(reachability::handlers(self.p2p.clone(), self.tasks.clone()))
-            .serve(speed::handlers())
+        self.as_member().router()
+    }
+
+    /// The same node, as the layers below know it.
+    fn as_member(&self) -> swarm::Node {
+        swarm::Node {
+            p2p: self.p2p.clone(),
+            dht: self.dht.clone(),
+            tasks: self.tasks.clone(),
+        }
     }
 
     /// A server of each model on this node. They answer from now on and hold nothing yet.
@@ -337,23 +358,28 @@ impl Neighbours {
     }
 }
 
-/// Petals does the same (`hivemind/p2p/p2p_daemon.py`, is_identity_taken): two nodes under one identity would overwrite
+/// Whether another node of the swarm has this identity. Petals looks, too (`hivemind/p2p/p2p_daemon.py`, is_identity_taken): two nodes under one identity would overwrite
 /// each other's records and take each other's calls.
-async fn refuse_taken_identity(identity: &Identity, swarm: &Swarm) -> anyhow::Result<()> {
+async fn is_taken(identity: &Identity, swarm: &Swarm) -> anyhow::Result<bool> {
     let own: PeerId = identity.peer_id();
     let mut others = swarm.clone();
     others.initial_peers.retain(|addr| p2p::peer_id_of(addr) != Some(own));
     if others.initial_peers.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let probe = client(&others).await?;
+    let _stopped = probe.tasks.token().drop_guard();
     let ping = proto::PingRequest::default().encode_to_vec();
     let mut taken = false;
-    if futures::future::join_all(others.initial_peers.into_iter().map(|addr| probe.p2p.connect(addr)))
-        .await
-        .iter()
-        .any(Result::is_ok)
-    {
+    let dials = others.initial_peers.into_iter().map(|addr| {
+        let dial = probe.p2p.connect(addr);
+        async {
+            tokio::time::timeout(IDENTITY_DIAL, dial)
+                .await
+                .is_ok_and(|dialed| dialed.is_ok())
+        }
+    });
+    if futures::future::join_all(dials).await.contains(&true) {
         taken = probe
             .p2p
             .call_unary(own, names::DHT_PING, ping.into(), IDENTITY_CHECK)
@@ -361,10 +387,7 @@ async fn refuse_taken_identity(identity: &Identity, swarm: &Swarm) -> anyhow::Re
             .is_ok();
     }
     probe.tasks.shutdown().await;
-    if taken {
-        bail!("identity {own} is in use by a running node of this swarm: stop it, or give --identity another file");
-    }
-    Ok(())
+    Ok(taken)
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::remedy;
+use tracing::Level;
+
+use super::{logging, remedy};
 
 /// Exit code for a command line that cannot be understood, as most programs have it.
 const USAGE_ERROR: u8 = 2;
@@ -30,22 +32,42 @@ fn written(outcome: io::Result<()>) {
     };
     // A closed pipe is the reader's decision, not an error of ours.
     if error.kind() != io::ErrorKind::BrokenPipe && !SAID.swap(true, Ordering::Relaxed) {
-        note(&format!("error: cannot write to stdout: {error}"));
+        problem(&format!("cannot write to stdout: {error}"), None);
     }
 }
 
 /// A remark beside the results, on stderr. If that is gone, there is nobody to tell.
 pub(super) fn note(text: &str) {
-    drop(writeln!(io::stderr(), "{text}"));
+    aside(Level::INFO, text, None);
+}
+
+/// Something that is probably not as it was meant.
+pub(super) fn warning(text: &str) {
+    aside(Level::WARN, text, None);
 }
 
 /// An error after which the program goes on: one line with the whole chain of causes, and one with what helps where that
 /// is known.
 pub(super) fn error(error: &anyhow::Error) {
-    note(&format!("error: {error:#}"));
-    if let Some(remedy) = remedy::of(error) {
-        note(&format!("hint: {remedy}"));
-    }
+    problem(&format!("{error:#}"), remedy::of(error).as_deref());
+}
+
+fn problem(text: &str, hint: Option<&str>) {
+    aside(Level::ERROR, text, hint);
+}
+
+/// Where lines of JSON are logged, all that goes to stderr is.
+fn aside(level: Level, text: &str, hint: Option<&str>) {
+    let said = logging::as_json(level, text, hint).unwrap_or_else(|| {
+        let kind = match level {
+            Level::ERROR => "error: ",
+            Level::WARN => "warning: ",
+            _ => "",
+        };
+        let hint = hint.map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+        format!("{kind}{text}\n{hint}")
+    });
+    drop(io::stderr().write_all(said.as_bytes()));
 }
 
 /// Help and version go to stdout and are no failure; anything else explains itself on stderr.
@@ -61,13 +83,13 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
 /// What is wrong with the configuration; as bad as a command line that cannot be understood.
 pub(super) fn misconfigured(problems: &[String]) -> ExitCode {
     for problem in problems {
-        note(&format!("error: {problem}"));
+        self::problem(problem, None);
     }
     ExitCode::from(USAGE_ERROR)
 }
 
 /// An error that ends the program.
-pub(super) fn failure(problem: &anyhow::Error) -> ExitCode {
-    error(problem);
+pub(super) fn failure(error: &anyhow::Error) -> ExitCode {
+    self::error(error);
     ExitCode::FAILURE
 }

@@ -9,6 +9,7 @@ use std::{
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tracing::info;
 
+use super::logging;
 use crate::model::{Download, Progress, Transfer};
 
 /// Between two lines in the log.
@@ -27,7 +28,7 @@ pub(super) struct Bars;
 
 impl Progress for Bars {
     fn begin(&self, download: &Download) -> Box<dyn Transfer> {
-        if !io::stderr().is_terminal() {
+        if logging::for_programs() || !io::stderr().is_terminal() {
             return Box::new(Lines::begin(download));
         }
         let bar = ProgressBar::new(download.total).with_position(download.present);

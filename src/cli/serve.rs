@@ -1,30 +1,40 @@
 //! `sepal serve`: holds a span of blocks and runs them for whoever asks.
 
+mod values;
+
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::Args as ClapArgs;
 use futures::future::{join_all, try_join_all};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::values::parse_seconds;
+use self::values::{
+    CacheDtype, Compression, Dtype, Speed, blocks_of, count_of, dtype_of, kv_dtype_of, parse_positive, throughput_of,
+};
 use super::{
     compute::{ComputeArgs, DeviceArgs},
     control::{self, ControlArgs},
-    environment, jobs,
+    environment,
+    figures::Figures,
+    jobs,
     map::{self, MapArgs},
     model::Model,
     models::{ForModel, ModelsArgs, is_named, of, refuse_stray, stray},
     node::{self, ListenArgs},
-    output,
+    otlp, output,
+    polite::PoliteArgs,
     quant::QuantArgs,
     signals,
     standing::{self, MonitorArgs, Standing, StandingArgs},
     swarm::{Swarm, SwarmArgs},
+    swarms::{self, AlsoArgs, Ground, Swarms},
 };
 use crate::{
     control::Subject,
     jobs::gossip,
-    model::{Adapter, AdapterError, DEFAULT_MAX_CHUNK_BYTES, Engine, KvDType, WeightDType},
+    model::{Adapter, AdapterError, DEFAULT_MAX_CHUNK_BYTES, Engine},
     server::{self, BlockChoice, LimitChoice, Server, Throughput},
 };
 
@@ -36,6 +46,8 @@ pub(super) struct Args {
     listen: ListenArgs,
     #[command(flatten)]
     swarm: SwarmArgs,
+    #[command(flatten)]
+    also: AlsoArgs,
     #[command(flatten)]
     standing: StandingArgs,
     #[command(flatten)]
@@ -84,6 +96,8 @@ pub(super) struct Args {
     device: DeviceArgs,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    polite: PoliteArgs,
     #[command(flatten)]
     announcing: AnnounceArgs,
     #[command(flatten)]
@@ -153,44 +167,6 @@ struct AnnounceArgs {
     mean_balance_check_period: Duration,
 }
 
-/// What `--throughput` says.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Speed {
-    Announce(Throughput),
-    DryRun,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Dtype {
-    Auto,
-    Float32,
-    Bfloat16,
-    Float16,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum CacheDtype {
-    Auto,
-    Float32,
-    Bfloat16,
-    Float16,
-    Int8,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Compression {
-    None,
-    #[value(name = "meanstd_16bit", alias = "meanstd-16bit")]
-    MeanStd16Bit,
-    Float16,
-    #[value(name = "quantile_8bit", alias = "quantile-8bit")]
-    Quantile8Bit,
-    #[value(name = "uniform_8bit", alias = "uniform-8bit")]
-    Uniform8Bit,
-    #[value(name = "blockwise_8bit", alias = "blockwise-8bit")]
-    Blockwise8Bit,
-}
-
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let asked = CancellationToken::new();
     let stop = signals::stop_requested_or(asked.clone());
@@ -225,37 +201,46 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         servers: node.servers(with_access.zip(&models)),
         models,
     };
-    serve_map(&node, &hosted, &args, &swarm).await?;
-    let subject = control::subject("serve", &node, &asked).map(|subject| Subject {
+    let swarms = Swarms::new(
+        "serve",
+        (&node, &swarm),
+        Some(standing.access()),
+        Some(args.ground(&node, &hosted)),
+    );
+    let subject = control::subject("serve", (&node, &swarm), &asked).map(|subject| Subject {
         access: Some(standing.access()),
+        swarms: Arc::new(swarms::Handle(swarms.clone())),
         servers: hosted.servers.clone(),
         ..subject
     });
     let control = args.control.open(subject).await?;
-    if args.jobs {
-        jobs::work(&hosted.models, &node, &engine).await?;
-    }
+    serve_beside(&node, &hosted, (&args, &swarm), &engine).await?;
     let outcome = tokio::select! {
-        outcome = start_and_stay(&node, standing, &hosted, &args, &swarm) => outcome,
+        outcome = start_and_stay((&node, &swarms), standing, &hosted, &args, &swarm) => outcome,
         outcome = &mut stop => outcome,
     };
+    swarms.close().await;
     join_all(hosted.servers.iter().map(|server| server.shutdown())).await;
     node.tasks.shutdown().await;
     control::close(control).await;
     outcome
 }
 
-/// The health map, if it was asked for.
-async fn serve_map(node: &node::Node, hosted: &Hosted, args: &Args, swarm: &Swarm) -> anyhow::Result<()> {
-    let stats = hosted.servers.clone();
-    let map = map::config(swarm, hosted.models.iter().map(map::own_model).collect());
-    let counts = move || {
-        stats
-            .first()
-            .map(|server| map::numbers(server.stats()))
-            .unwrap_or_default()
+/// Jobs and the health map, if they were asked for.
+async fn serve_beside(
+    node: &node::Node,
+    hosted: &Hosted,
+    (args, swarm): (&Args, &Swarm),
+    engine: &Engine,
+) -> anyhow::Result<()> {
+    let jobs = match args.jobs {
+        true => jobs::work(&hosted.models, node, engine).await?,
+        false => Vec::new(),
     };
-    args.map.serve(node, map, counts).await
+    let map = map::config(swarm, hosted.models.iter().map(map::own_model).collect());
+    let figures = Figures::of(node).serving(hosted.servers.clone()).working(jobs);
+    otlp::tell(figures.own());
+    args.map.serve(node, map, figures.own()).await
 }
 
 /// The models of this node, and the server of each.
@@ -266,7 +251,7 @@ struct Hosted {
 
 /// Joins, loads, announces, and then only returns if a server ends by itself, with the reason.
 async fn start_and_stay(
-    node: &node::Node,
+    (node, swarms): (&node::Node, &Arc<Swarms>),
     mut standing: Standing,
     hosted: &Hosted,
     args: &Args,
@@ -274,6 +259,7 @@ async fn start_and_stay(
 ) -> anyhow::Result<()> {
     // Whoever asked for too much learns it before anything is fetched.
     server::plan(&hosted.servers)?;
+    args.polite.keep_hours(&hosted.servers, &node.tasks);
     let is_first = swarm.initial_peers.is_empty();
     if is_first {
         // Nobody can join through a client, and there is nobody to ask.
@@ -288,6 +274,7 @@ async fn start_and_stay(
     if args.is_dry_run() {
         return dry_run(hosted).await;
     }
+    args.also.join(swarms)?;
     let pairs = || hosted.models.iter().zip(&hosted.servers);
     for (model, server) in pairs() {
         let span = server.bring_up().await?;
@@ -327,6 +314,16 @@ async fn dry_run(hosted: &Hosted) -> anyhow::Result<()> {
 }
 
 impl Args {
+    fn ground(&self, node: &node::Node, hosted: &Hosted) -> Ground {
+        Ground {
+            identity: node.p2p.identity().clone(),
+            listen: self.listen.clone(),
+            standing: self.standing.clone(),
+            auto_relay: !self.no_auto_relay,
+            servers: hosted.servers.clone(),
+        }
+    }
+
     /// Reads the adapters, from the hub where they are no folders.
     async fn adapters(&self) -> anyhow::Result<Vec<Adapter>> {
         let (places, options) = (self.adapters.clone(), self.models.hub.options(None)?);
@@ -436,6 +433,7 @@ impl Args {
             throughput,
             throughput_cache: Some(environment::cache_folder().join("throughput.json")),
             compression: self.compression.chosen(),
+            politeness: self.polite.rules(engine.threads()),
             public_name: self.public_name.clone(),
             update_period: self.announcing.update_period,
             expiration: self.announcing.expiration,
@@ -461,129 +459,6 @@ impl LimitArgs {
             request_timeout: self.request_timeout,
             session_timeout: self.session_timeout,
             step_timeout: self.step_timeout,
-        }
-    }
-}
-
-impl Dtype {
-    fn chosen(self) -> Option<WeightDType> {
-        match self {
-            Self::Auto => None,
-            Self::Float32 => Some(WeightDType::F32),
-            Self::Bfloat16 => Some(WeightDType::Bf16),
-            Self::Float16 => Some(WeightDType::F16),
-        }
-    }
-}
-
-impl CacheDtype {
-    fn chosen(self) -> Option<KvDType> {
-        match self {
-            Self::Auto => None,
-            Self::Float32 => Some(KvDType::F32),
-            Self::Bfloat16 => Some(KvDType::Bf16),
-            Self::Float16 => Some(KvDType::F16),
-            Self::Int8 => Some(KvDType::Int8),
-        }
-    }
-}
-
-impl Compression {
-    fn chosen(self) -> sepal_protocol::compress::Compression {
-        use sepal_protocol::compress::Compression as Wire;
-        match self {
-            Self::None => Wire::None,
-            Self::MeanStd16Bit => Wire::MeanStd16,
-            Self::Float16 => Wire::Float16,
-            Self::Quantile8Bit => Wire::Quantile8,
-            Self::Uniform8Bit => Wire::Uniform8,
-            Self::Blockwise8Bit => Wire::Blockwise8,
-        }
-    }
-}
-
-fn parse_range(text: &str) -> Result<Range<u32>, String> {
-    let wrong = || format!("expected FIRST:END such as 0:16, got {text:?}");
-    let (start, end) = text.split_once(':').ok_or_else(wrong)?;
-    let range = start.trim().parse().map_err(|_| wrong())?..end.trim().parse().map_err(|_| wrong())?;
-    if range.is_empty() {
-        Err(format!("{text:?} contains no blocks"))
-    } else {
-        Ok(range)
-    }
-}
-
-fn parse_speed(text: &str) -> Result<Speed, String> {
-    match text {
-        "auto" => return Ok(Speed::Announce(Throughput::Auto)),
-        "eval" => return Ok(Speed::Announce(Throughput::Eval)),
-        "dry_run" | "dry-run" => return Ok(Speed::DryRun),
-        _ => {}
-    }
-    match text.parse::<f64>() {
-        Ok(value) if value.is_finite() && value >= 0.0 => Ok(Speed::Announce(Throughput::Fixed(value))),
-        _ => Err(format!(
-            "expected auto, eval, dry_run or a number of tokens per second, got {text:?}"
-        )),
-    }
-}
-
-fn parse_count(text: &str) -> Result<u32, String> {
-    let count = text.parse().ok().filter(|count| *count > 0);
-    count.ok_or_else(|| format!("expected a positive number of blocks, got {text:?}"))
-}
-
-fn blocks_of(text: &str) -> Result<ForModel<Range<u32>>, String> {
-    ForModel::parse_with(text, parse_range)
-}
-
-fn count_of(text: &str) -> Result<ForModel<u32>, String> {
-    ForModel::parse_with(text, parse_count)
-}
-
-fn throughput_of(text: &str) -> Result<ForModel<Speed>, String> {
-    ForModel::parse_with(text, parse_speed)
-}
-
-fn dtype_of(text: &str) -> Result<ForModel<Dtype>, String> {
-    ForModel::parse_with(text, |value| Dtype::from_str(value, true))
-}
-
-fn kv_dtype_of(text: &str) -> Result<ForModel<CacheDtype>, String> {
-    ForModel::parse_with(text, |value| CacheDtype::from_str(value, true))
-}
-
-pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("expected a positive number of seconds, got {text:?}");
-    let seconds: f64 = text.parse().map_err(|_| wrong())?;
-    if seconds <= 0.0 {
-        return Err(wrong());
-    }
-    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
-}
-
-fn parse_positive(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|value| *value > 0)
-        .ok_or_else(|| format!("expected a positive number, got {text:?}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_and_seconds_say_what_was_expected() {
-        assert_eq!(parse_range("0:16"), Ok(0..16));
-        assert_eq!(
-            parse_range("16").unwrap_err(),
-            "expected FIRST:END such as 0:16, got \"16\""
-        );
-        assert_eq!(parse_range("3:3").unwrap_err(), "\"3:3\" contains no blocks");
-        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
-        for wrong in ["0", "-1", "inf", "nan", "soon"] {
-            assert!(parse_seconds(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -19,7 +19,7 @@ const REMEDY: &str = "peers cannot dial this node, and no relay has a place for 
                       machine and give --port and --public-ip, or join through a node that can be dialed";
 
 /// Flags of nodes that others should be able to dial.
-#[derive(Debug, ClapArgs)]
+#[derive(Clone, Debug, ClapArgs)]
 pub(super) struct StandingArgs {
     /// Take for granted that others can dial this node, and ask nobody whether they can.
     #[arg(long, alias = "skip_reachability_check")]
@@ -64,8 +64,9 @@ impl Standing {
 
     /// Starts to ask, and to say what comes of it. The node has joined its swarm, or is the first one of it.
     pub(super) fn begin(&mut self, tasks: &Tasks) {
-        let Some(keeper) = self.keeper.take() else { return };
-        keeper.spawn(tasks);
+        if !self.begin_quietly(tasks) {
+            return;
+        }
         let mut access = self.access();
         tasks.spawn_until_stopped("reachable", async move {
             let mut said = None;
@@ -75,6 +76,12 @@ impl Standing {
                 said = Some(known);
             }
         });
+    }
+
+    /// Starts to ask. Returns whether there is anything to ask that was not begun before.
+    pub(super) fn begin_quietly(&mut self, tasks: &Tasks) -> bool {
+        let keeper = self.keeper.take();
+        keeper.map(|keeper| keeper.spawn(tasks)).is_some()
     }
 
     /// Waits until it is known how others get to the node.

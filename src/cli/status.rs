@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::Args as ClapArgs;
 use serde::Serialize;
 
-use super::{output, plain::plain, target::TargetArgs};
+use super::{output, plain::plain, swarms, target::TargetArgs};
 use crate::control::protocol::{Answer, Request};
 
 /// Flags of a question to a running node.
@@ -38,11 +38,14 @@ pub(super) fn show(answer: Answer, json: bool) -> anyhow::Result<()> {
         Answer::Sessions { sessions } => lines::of_sessions(sessions),
         Answer::State(change) => lines::of_change(change),
         Answer::Log { before, now } => lines::of_log(before, now),
+        Answer::Swarms { swarms } => swarms::orders::lines(swarms),
+        Answer::Swarm(swarm) => swarms::orders::lines(std::slice::from_ref(&**swarm)),
         Answer::Node(_) | Answer::Picture(_) | Answer::Failed { .. } => bail!("the node answers something else"),
     };
     match &answer {
         // What an answer is called says nothing to those who asked for it.
         Answer::Status(status) if json => object(status),
+        Answer::Swarm(swarm) if json => object(swarm),
         _ if json => object(&answer),
         _ => {
             lines.iter().for_each(|line| output::line(plain(line)));

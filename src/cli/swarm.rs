@@ -13,7 +13,8 @@ use crate::{
 /// Flags of every node.
 #[derive(Debug, ClapArgs)]
 pub(super) struct SwarmArgs {
-    /// Nodes of the swarm to join [default: the public swarm; none for a bootstrap node].
+    /// Nodes of the swarm to join [default: the public swarm; for bootstrap, eligible and benchmark none, for job the local
+    /// network].
     #[arg(long, value_name = "ADDR", num_args = 1.., alias = "initial_peers")]
     initial_peers: Vec<Multiaddr>,
     /// File with the key of a private swarm, which shuts out everyone without it; `sepal swarm-key FILE` makes one.

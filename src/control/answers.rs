@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use sepal_protocol::record::ServerState;
@@ -12,12 +12,13 @@ use tokio::sync::Mutex;
 use super::{
     Node, name_of,
     protocol::{
-        Answer, CacheRow, FailureCode, ModelRow, PeerRow, Picture, Request, SessionRow, State, Status, Tokens, Who,
+        Answer, CacheRow, FailureCode, ModelRow, PauseRow, PeerRow, Picture, QueueRow, RefusedRow, Request, SessionRow,
+        State, Status, Tokens, Who,
     },
 };
 use crate::{
-    p2p::PeerId,
-    server::{Overview, Phase, Rate, SessionView},
+    p2p::{Contact, PeerId},
+    server::{HOME, Overview, Pause, Phase, Rate, Refusals, SessionView, Waits},
     swarm::{directory::Directory, standing::Access},
 };
 
@@ -50,6 +51,11 @@ impl Node {
             Request::Resume => self.resume().await,
             Request::Drain { timeout_s } => self.drain(timeout_s).await,
             Request::Stop => self.stop(),
+            Request::Swarms => Answer::Swarms {
+                swarms: self.subject.swarms.list(),
+            },
+            Request::Connect(asked) => self.connect(asked).await,
+            Request::Disconnect { swarm, timeout_s } => self.disconnect(&swarm, timeout_s),
             Request::Log { level } => self.log(level.as_deref()),
             Request::Watch { .. } => Answer::failed(FailureCode::BadRequest, "pictures are no answer"),
         }
@@ -87,7 +93,7 @@ impl Node {
 
     async fn status(&self) -> Status {
         let (subject, overviews) = (&self.subject, self.overviews());
-        let contacts = subject.p2p.contacts().await;
+        let contacts = self.contacts().await;
         let mut tokens = Tokens::default();
         for rate in overviews.iter().map(|overview| overview.tokens) {
             tokens.total += rate.total;
@@ -103,29 +109,46 @@ impl Node {
             reachable: access.map(str::to_owned),
             sessions: overviews.iter().map(|overview| overview.sessions).sum(),
             queued: self.queued(),
+            queue: queue_row(&overviews),
+            refused: self.refused(),
+            pause: overviews.iter().find_map(|overview| overview.pause).map(pause_row),
             models: overviews.into_iter().map(model_row).collect(),
             tokens,
+            api: subject.api.as_ref().map(|api| (api.0)()),
             peers: contacts.len(),
-            peers_relayed: contacts.iter().filter(|contact| contact.relayed).count(),
+            peers_relayed: contacts.iter().filter(|(_, contact)| contact.relayed).count(),
+            swarms: subject.swarms.list(),
             log: subject.log.level(),
             errors: subject.log.recent(),
         }
     }
 
     async fn peers(&self) -> Vec<PeerRow> {
-        let mut serves = self.who_serves();
-        let contacts = self.subject.p2p.contacts().await;
-        let rows = contacts.into_iter().map(|contact| PeerRow {
+        let serves = self.who_serves();
+        let contacts = self.contacts().await;
+        let rows = contacts.into_iter().map(|(swarm, contact)| PeerRow {
             peer_id: contact.peer.to_base58(),
+            swarm,
             address: contact.addr.to_string(),
             relayed: contact.relayed,
             dialed: contact.dialed,
             connected_s: contact.connected.as_secs_f64(),
             rtt_s: contact.rtt.map(|rtt| rtt.as_secs_f64()),
-            serves: serves.remove(&contact.peer).unwrap_or_default(),
+            serves: serves.get(&contact.peer).cloned().unwrap_or_default(),
             agent: contact.agent,
         });
         rows.collect()
+    }
+
+    /// Who is connected in which swarm.
+    async fn contacts(&self) -> Vec<(u32, Contact)> {
+        let (p2p, mut guests) = (self.subject.p2p.clone(), self.subject.swarms.guests());
+        guests.insert(0, (HOME, p2p));
+        let mut contacts = Vec::new();
+        for (swarm, host) in guests {
+            contacts.extend(host.contacts().await.into_iter().map(|contact| (swarm, contact)));
+        }
+        contacts
     }
 
     fn sessions(&self) -> Vec<SessionRow> {
@@ -162,7 +185,30 @@ impl Node {
     }
 
     fn queued(&self) -> usize {
-        self.overviews().iter().map(|overview| overview.queued).sum()
+        self.overviews().iter().map(|overview| overview.waits.total()).sum()
+    }
+
+    fn refused(&self) -> RefusedRow {
+        // Servers of one node have their counts in common.
+        let Some(server) = self.subject.servers.first() else {
+            return RefusedRow::default();
+        };
+        let Refusals {
+            overloaded,
+            paused,
+            denied,
+            sessions,
+            tokens,
+            cache,
+        } = server.stats().refusals;
+        RefusedRow {
+            overloaded,
+            paused,
+            denied,
+            sessions,
+            tokens,
+            cache,
+        }
     }
 
     fn directories(&self) -> impl Iterator<Item = &Directory> {
@@ -208,12 +254,34 @@ pub(super) fn state_of(phase: Phase) -> State {
     }
 }
 
-fn reachable(access: &Access) -> Option<&'static str> {
+/// How others get to a node, in the words of the protocol.
+pub fn reachable(access: &Access) -> Option<&'static str> {
     match access {
         Access::Unknown => None,
         Access::Direct => Some("direct"),
         Access::Relayed(_) => Some("relay"),
         Access::Unreachable => Some("none"),
+    }
+}
+
+fn queue_row(overviews: &[Overview]) -> QueueRow {
+    let waits = overviews.iter().map(|overview| overview.waits);
+    let Waits { own, sessions, passes } = waits.fold(Waits::default(), |sum, waits| sum + waits);
+    QueueRow {
+        own,
+        sessions,
+        passes,
+        limit: overviews.first().map_or(0, |overview| overview.max_queue),
+    }
+}
+
+fn pause_row(pause: Pause) -> PauseRow {
+    let left = pause
+        .until
+        .map(|until| until.duration_since(SystemTime::now()).unwrap_or_default());
+    PauseRow {
+        by: if pause.by_hours { "schedule" } else { "person" }.to_owned(),
+        until_s: left.map(|left| left.as_secs_f64()),
     }
 }
 
@@ -242,6 +310,7 @@ fn session_row(prefix: &str, view: SessionView) -> SessionRow {
         number: view.number,
         id: view.id,
         peer_id: view.peer.to_base58(),
+        swarm: view.swarm,
         blocks: format!("{}:{}", view.blocks.start, view.blocks.end),
         batch: view.batch,
         position: view.position,

@@ -1,4 +1,4 @@
-//! What a node is told: to take no new sessions, to take some again, to stop, and how much to log.
+//! What a node is told: to take no new sessions, to take some again, to stop, how much to log, and which swarms to be in.
 //!
 //! ```text
 //!   online ──pause──▶ paused ──resume──▶ online        open sessions go on all the time
@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    Node,
-    protocol::{Answer, Change, FailureCode, State},
+    Node, Refusal,
+    protocol::{Answer, Change, Connect, FailureCode, State, SwarmRow},
 };
+use crate::server::Hold;
 
 /// How long somebody who orders a pause waits until the swarm knows of it. It is told in any case.
 const TELL_PATIENCE: Duration = Duration::from_secs(10);
@@ -56,7 +57,7 @@ impl Node {
             return nothing_served();
         }
         self.orders.replace(None);
-        let announced = self.set_paused(true).await;
+        let announced = self.set_paused(true, Hold::WhileHours).await;
         self.changed(before, announced)
     }
 
@@ -66,19 +67,19 @@ impl Node {
             return nothing_served();
         }
         self.orders.replace(None);
-        let announced = self.set_paused(false).await;
+        let announced = self.set_paused(false, Hold::WhileHours).await;
         self.changed(before, announced)
     }
 
     pub(super) async fn drain(self: &Arc<Self>, timeout_s: Option<f64>) -> Answer {
-        let Ok(limit) = timeout_s.map(Duration::try_from_secs_f64).transpose() else {
-            let message = format!("a timeout of {timeout_s:?} seconds is none");
-            return Answer::failed(FailureCode::BadRequest, message);
+        let limit = match limit(timeout_s) {
+            Ok(limit) => limit,
+            Err(refusal) => return Err(refusal).into(),
         };
         let (before, given_up) = (self.state(), CancellationToken::new());
         self.orders.replace(Some(given_up.clone()));
         info!(?limit, "draining: no new sessions, and an end after the last one");
-        let announced = self.set_paused(true).await;
+        let announced = self.set_paused(true, Hold::ForGood).await;
         let this = self.clone();
         self.tasks.spawn_until_stopped("drain", async move {
             given_up.run_until_cancelled(this.stop_after_sessions(limit)).await;
@@ -116,6 +117,17 @@ impl Node {
         self.changed(before, false)
     }
 
+    pub(super) async fn connect(&self, asked: Connect) -> Answer {
+        self.subject.swarms.connect(asked).await.into()
+    }
+
+    pub(super) fn disconnect(&self, swarm: &str, timeout_s: Option<f64>) -> Answer {
+        let limit = limit(timeout_s);
+        limit
+            .and_then(|limit| self.subject.swarms.disconnect(swarm, limit))
+            .into()
+    }
+
     pub(super) fn log(&self, level: Option<&str>) -> Answer {
         let log = &self.subject.log;
         let before = log.level();
@@ -132,13 +144,13 @@ impl Node {
     }
 
     /// Returns whether the swarm knows of it.
-    async fn set_paused(self: &Arc<Self>, paused: bool) -> bool {
+    async fn set_paused(self: &Arc<Self>, paused: bool, hold: Hold) -> bool {
         // Servers of one node share the pause: each of them has to tell of it, whoever came first.
         let changes: Vec<bool> = self
             .subject
             .servers
             .iter()
-            .map(|server| server.set_paused(paused))
+            .map(|server| server.set_paused(paused, hold))
             .collect();
         if !changes.contains(&true) {
             return true;
@@ -180,9 +192,30 @@ impl Node {
         let overviews = self.overviews();
         overviews
             .iter()
-            .map(|overview| overview.sessions + overview.queued)
+            .map(|overview| overview.sessions + overview.waits.total())
             .sum()
     }
+}
+
+impl From<Result<SwarmRow, Refusal>> for Answer {
+    fn from(outcome: Result<SwarmRow, Refusal>) -> Self {
+        match outcome {
+            Ok(row) => Self::Swarm(Box::new(row)),
+            Err(Refusal { code, message }) => Self::failed(code, message),
+        }
+    }
+}
+
+/// # Errors
+/// A time that is none.
+fn limit(timeout_s: Option<f64>) -> Result<Option<Duration>, Refusal> {
+    timeout_s
+        .map(Duration::try_from_secs_f64)
+        .transpose()
+        .map_err(|_| Refusal {
+            code: FailureCode::BadRequest,
+            message: format!("a timeout of {timeout_s:?} seconds is none"),
+        })
 }
 
 fn nothing_served() -> Answer {

@@ -10,7 +10,17 @@
 //! A later version may add requests, answers and fields; who does not know a field ignores it. What strangers wrote (names,
 //! programs, ids of sessions) is as they wrote it: whoever shows it on a terminal makes it harmless.
 
+mod api;
+mod polite;
+mod swarm;
+
 use serde::{Deserialize, Serialize};
+
+pub use self::{
+    api::ApiRow,
+    polite::{PauseRow, QueueRow, RefusedRow},
+    swarm::{SwarmRow, SwarmState},
+};
 
 /// The version of the protocol. A node answers requests of this one and older ones.
 pub const VERSION: u32 = 1;
@@ -64,12 +74,41 @@ pub enum Request {
     },
     /// Do what Ctrl-C does.
     Stop,
+    /// Which swarms is the node in? Answered with [`Answer::Swarms`].
+    Swarms,
+    /// Be in another swarm as well. Answered, as the next one, with [`Answer::Swarm`]: once it is joined, or while that
+    /// takes long.
+    Connect(Connect),
+    /// Leave a swarm when the sessions that are open from there are over.
+    Disconnect {
+        /// Its name, its number, or one of its addresses.
+        swarm: String,
+        /// Leave after this time even if sessions are open.
+        #[serde(default)]
+        timeout_s: Option<f64>,
+    },
     /// How much is logged; with a level, from now on. Answered with [`Answer::Log`].
     Log {
         /// A level such as `debug`, or directives such as `info,sepal::p2p=trace`.
         #[serde(default)]
         level: Option<String>,
     },
+}
+
+/// A swarm to be in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// Nodes of it to join through, each address ending in /p2p/PEER_ID.
+    pub addresses: Vec<String>,
+    /// What to call it; the node finds a name otherwise.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// File with its key if it is a private one, as the node finds it.
+    #[serde(default)]
+    pub swarm_key: Option<String>,
+    /// Port to listen on there; any free one otherwise.
+    #[serde(default)]
+    pub port: Option<u16>,
 }
 
 /// What a node answers.
@@ -82,7 +121,7 @@ pub enum Answer {
     Status(Box<Status>),
     /// Who is connected.
     Peers {
-        /// In the order of their ids.
+        /// Those of the swarm that it was started in first, of each swarm in the order of their ids.
         peers: Vec<PeerRow>,
     },
     /// What is open.
@@ -94,6 +133,13 @@ pub enum Answer {
     Picture(Box<Picture>),
     /// What a request changed.
     State(Change),
+    /// The swarms that the node is in.
+    Swarms {
+        /// The one that it was started in first.
+        swarms: Vec<SwarmRow>,
+    },
+    /// One of them, as a request left it.
+    Swarm(Box<SwarmRow>),
     /// How much is logged.
     Log {
         /// The directives that held when the request came.
@@ -122,6 +168,8 @@ pub enum FailureCode {
     NotHere,
     /// Too many others ask.
     Busy,
+    /// A swarm could not be joined.
+    NotJoined,
 }
 
 /// A running node.
@@ -183,12 +231,26 @@ pub struct Status {
     pub sessions: usize,
     /// Steps and requests that wait or are computed.
     pub queued: usize,
+    /// The same, class by class, and how many there may be.
+    #[serde(default)]
+    pub queue: QueueRow,
+    /// What was refused for what the person who runs the node wants.
+    #[serde(default)]
+    pub refused: RefusedRow,
+    /// Why no new sessions are taken, while that is so.
+    #[serde(default)]
+    pub pause: Option<PauseRow>,
     /// Tokens of sessions.
     pub tokens: Tokens,
+    /// What an API did so far and does now, where there is one.
+    #[serde(default)]
+    pub api: Option<ApiRow>,
     /// Connected peers.
     pub peers: usize,
     /// Those of them that are connected through a relay only.
     pub peers_relayed: usize,
+    /// The swarms that it is in.
+    pub swarms: Vec<SwarmRow>,
     /// What is logged.
     pub log: String,
     /// The last warnings and errors, the latest last.
@@ -253,6 +315,8 @@ pub struct SessionRow {
     pub id: Option<String>,
     /// Who opened it.
     pub peer_id: String,
+    /// Number of the swarm that it comes from.
+    pub swarm: u32,
     /// The blocks that it goes through, such as 0:16.
     pub blocks: String,
     /// Sequences in parallel.
@@ -274,6 +338,8 @@ pub struct SessionRow {
 pub struct PeerRow {
     /// Who it is.
     pub peer_id: String,
+    /// Number of the swarm that it is connected in.
+    pub swarm: u32,
     /// The other end of the connection; of its relay where it is relayed.
     pub address: String,
     /// Whether it is connected through a relay only.
@@ -399,73 +465,4 @@ fn line(message: &impl Serialize) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_read_as_the_documentation_says() {
-        for (text, request) in [
-            (r#"{"v":1,"ask":"status"}"#, Request::Status),
-            (
-                r#"{"v":1,"ask":"drain","timeout_s":60.0}"#,
-                Request::Drain { timeout_s: Some(60.0) },
-            ),
-            (
-                r#"{"v":1,"ask":"watch","period_s":1.0}"#,
-                Request::Watch { period_s: 1.0 },
-            ),
-        ] {
-            assert_eq!(Request::read(text.as_bytes()).unwrap(), request);
-            assert_eq!(String::from_utf8(request.line()).unwrap(), format!("{text}\n"));
-        }
-        // What a client may leave out, and fields of later versions.
-        let asked = br#"{"v":0,"ask":"drain","urgent":true}"#;
-        assert_eq!(Request::read(asked).unwrap(), Request::Drain { timeout_s: None });
-        let change = Change {
-            before: State::Online,
-            now: State::Draining,
-            sessions: 2,
-            announced: true,
-        };
-        let line = String::from_utf8(Answer::State(change).line()).unwrap();
-        assert_eq!(
-            line.trim_end(),
-            r#"{"v":1,"answer":"state","before":"online","now":"draining","sessions":2,"announced":true}"#
-        );
-    }
-
-    #[test]
-    fn what_is_not_understood_is_answered_with_the_reason() {
-        let code = |line: &[u8]| match *Request::read(line).unwrap_err() {
-            Answer::Failed { code, message } => (code, message),
-            other => panic!("{other:?}"),
-        };
-        let (wrong, text) = code(br#"{"v":1,"ask":"dance"}"#);
-        assert_eq!(wrong, FailureCode::BadRequest);
-        assert!(text.contains("dance") && text.contains("status"), "{text}");
-        assert_eq!(code(b"hello").0, FailureCode::BadRequest);
-        assert_eq!(code(br#"{"ask":"status"}"#).0, FailureCode::BadRequest);
-        let (later, text) = code(br#"{"v":2,"ask":"dance"}"#);
-        assert_eq!(later, FailureCode::Version);
-        assert!(text.contains("version 1"), "{text}");
-    }
-
-    #[test]
-    fn answers_come_back_as_they_were() {
-        let status = Status {
-            models: vec![ModelRow::default()],
-            errors: vec![LogRow::default()],
-            ..Status::default()
-        };
-        for answer in [
-            Answer::Status(Box::new(status)),
-            Answer::Peers {
-                peers: vec![PeerRow::default()],
-            },
-            Answer::failed(FailureCode::Busy, "later"),
-        ] {
-            let read: Answered = serde_json::from_slice(&answer.line()).unwrap();
-            assert_eq!(read, Answered { v: VERSION, answer });
-        }
-    }
-}
+mod tests;

@@ -20,7 +20,8 @@ use crate::task::Tasks;
 /// Connections at the same time: a few people and their scripts. More are told so and hung up on.
 pub(super) const MAX_CLIENTS: usize = 16;
 
-/// Longest request, bytes. Directives for the log are the longest thing in one.
+/// Longest request, bytes. Directives for the log, and addresses of a swarm, are the
+/// longest things in one.
 pub(super) const MAX_REQUEST: u64 = 4096;
 
 /// How long a client may take to read an answer.

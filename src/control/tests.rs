@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     protocol::{Answer, FailureCode, Request, State},
+    testing::Nowhere,
     *,
 };
 use crate::p2p;
@@ -57,6 +58,8 @@ async fn subject(tasks: &Tasks) -> (Subject, CancellationToken) {
         access: None,
         servers: Vec::new(),
         calls: Vec::new(),
+        api: None,
+        swarms: Arc::new(Nowhere),
         log: Arc::new(Words::default()),
         stop: stop.clone(),
     };

@@ -1,59 +1,34 @@
 //! Every metric of a health map: its name, unit, labels and meaning, in one place. Prometheus reads it at `/metrics`.
 //!
-//! All are gauges of the last look at the swarm, made when they are asked for; counts of what this node did itself come
-//! from the program and are counters.
+//! All are gauges of the last look at the swarm, made when they are asked for; what this node counts itself comes from the
+//! program.
 
-use std::{fmt, sync::Arc, sync::atomic::AtomicU64};
+use std::{fmt, sync::Arc};
 
 use axum::{
     extract::State,
-    http::{StatusCode, header},
+    http::header,
     response::{IntoResponse, Response},
-};
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text::encode},
-    metrics::{
-        counter::ConstCounter,
-        family::Family,
-        gauge::{ConstGauge, Gauge},
-    },
-    registry::{Registry, Unit},
 };
 
 use super::App;
-use crate::swarm::health::{Condition, Health, HealthState, ModelState};
-
-/// What Prometheus calls the format.
-pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Something this node knows of itself.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct OwnNumber {
-    /// Without prefix and without `_total`.
-    pub name: &'static str,
-    /// What it is.
-    pub help: &'static str,
-    /// How much.
-    pub value: OwnValue,
-}
-
-/// How Prometheus is to read a number.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum OwnValue {
-    /// Counted since the node started: it only grows.
-    Count(u64),
-    /// What it is now.
-    Now(f64),
-}
+use crate::{
+    metrics::{CONTENT_TYPE, Family, exposition},
+    swarm::health::{Condition, HealthState, ModelState},
+};
 
 /// Where the program's own numbers come from.
 #[derive(Clone)]
-pub(crate) struct OwnNumbers(Arc<dyn Fn() -> Vec<OwnNumber> + Send + Sync>);
+pub struct OwnNumbers(Arc<dyn Fn() -> Vec<Family> + Send + Sync>);
 
 impl OwnNumbers {
-    pub(crate) fn new(read: impl Fn() -> Vec<OwnNumber> + Send + Sync + 'static) -> Self {
+    /// What `read` gives whenever somebody wants to know.
+    pub fn new(read: impl Fn() -> Vec<Family> + Send + Sync + 'static) -> Self {
         Self(Arc::new(read))
+    }
+
+    pub(crate) fn read(&self) -> Vec<Family> {
+        (self.0)()
     }
 }
 
@@ -63,166 +38,82 @@ impl fmt::Debug for OwnNumbers {
     }
 }
 
-impl Collector for OwnNumbers {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for OwnNumber { name, help, value } in (self.0)() {
-            match value {
-                OwnValue::Count(count) => {
-                    let counter = ConstCounter::new(count);
-                    counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
-                }
-                OwnValue::Now(value) => {
-                    let gauge = ConstGauge::new(value);
-                    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A model by its name in the DHT.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfModel {
-    model: String,
-}
-
-/// A model's servers in one state.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfServers {
-    model: String,
-    state: &'static str,
-}
-
-type Number = Gauge<f64, AtomicU64>;
-
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
-    match exposition(&app.latest(), &app.health, app.own.clone()) {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        Err(fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
+    let mut families = of_map(&app.latest());
+    families.extend(app.own.read());
+    answer(&families)
 }
 
-fn exposition(state: &HealthState, health: &Health, own: OwnNumbers) -> Result<String, fmt::Error> {
-    let mut registry = Registry::with_prefix("sepal");
-    of_map(&mut registry, state, health);
-    of_models(&mut registry, &state.models);
-    registry.register_collector(Box::new(own));
-    let mut text = String::new();
-    encode(&mut text, &registry)?;
-    Ok(text)
+/// Families as Prometheus gets them.
+pub(crate) fn answer(families: &[Family]) -> Response {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], exposition(families)).into_response()
 }
 
-/// The map as a whole, and the node that draws it.
-fn of_map(registry: &mut Registry, state: &HealthState, health: &Health) {
-    let mut number = |name: &str, help: &str, value: f64| {
-        let gauge = Number::default();
-        gauge.set(value);
-        registry.register(name, help, gauge);
-    };
-    let node = health.node();
-    number(
-        "map_updated_timestamp_seconds",
-        "When the swarm was looked at last",
-        state.updated,
-    );
-    number("map_update_duration_seconds", "How long that took", state.took_seconds);
-    number("swarm_models", "Models", count(state.totals.models));
-    number("swarm_servers", "Servers in any state", count(state.totals.servers));
-    number(
-        "swarm_servers_online",
-        "Servers that are online and answer",
-        count(state.totals.online),
-    );
+fn of_map(state: &HealthState) -> Vec<Family> {
     let bootstraps = state.bootstraps.iter().filter(|bootstrap| bootstrap.ok).count();
-    number(
-        "swarm_bootstraps_reachable",
-        "Initial peers that answer",
-        count(bootstraps),
-    );
-    number(
-        "node_connected_peers",
-        "Peers there is a connection to",
-        count(node.connected),
-    );
-    number(
-        "node_dht_neighbors",
-        "Nodes in the routing table",
-        count(node.dht.nodes),
-    );
-    number(
-        "node_dht_stored_keys",
-        "Keys stored for the DHT",
-        count(node.dht.stored),
-    );
-    number(
-        "node_dht_cached_keys",
-        "Keys kept to answer faster",
-        count(node.dht.cached),
-    );
+    let mut families = vec![
+        Family::gauge(
+            "sepal_map_updated_timestamp_seconds",
+            "When the swarm was looked at last",
+        )
+        .is(state.updated),
+        Family::gauge("sepal_map_update_duration_seconds", "How long that took").is(state.took_seconds),
+        Family::gauge("sepal_swarm_models", "Models").is(state.totals.models),
+        Family::gauge("sepal_swarm_servers", "Servers in any state").is(state.totals.servers),
+        Family::gauge("sepal_swarm_servers_online", "Servers that are online and answer").is(state.totals.online),
+        Family::gauge("sepal_swarm_bootstraps_reachable", "Initial peers that answer").is(bootstraps),
+    ];
+    families.extend(of_models(&state.models));
+    families
 }
 
-fn of_models(registry: &mut Registry, models: &[ModelState]) {
-    let mut family = |name: &str, help: &str, value: fn(&ModelState) -> f64| {
-        let family = Family::<OfModel, Number>::default();
-        for model in models {
-            let labels = OfModel {
-                model: model.prefix.clone(),
-            };
-            family.get_or_create(&labels).set(value(model));
-        }
-        registry.register(name, help, family);
+fn of_models(models: &[ModelState]) -> Vec<Family> {
+    let family = |name, help, value: fn(&ModelState) -> f64| {
+        let family = Family::gauge(name, help);
+        models.iter().fold(family, |family, model| {
+            family.of(&[("model", &model.prefix)], value(model))
+        })
     };
-    family(
-        "model_healthy",
-        "1 if every block is held by a server that answers, else 0",
-        |model| f64::from(u8::from(model.holes.is_empty())),
-    );
-    family("model_blocks", "Blocks", |model| f64::from(model.n_blocks));
-    family(
-        "model_blocks_covered",
-        "Blocks held by a server that answers",
-        |model| count(model.coverage.iter().filter(|n| **n > 0).count()),
-    );
-    family(
-        "model_block_servers_min",
-        "Servers that hold the least held block",
-        |model| f64::from(model.coverage.iter().copied().min().unwrap_or(0)),
-    );
-    family(
-        "model_best_route_tokens_per_second",
-        "Estimated speed of the quickest chain for one reader; 0 if there is none",
-        |model| model.best_route.as_ref().map_or(0.0, |route| route.tokens_per_second),
-    );
-    let servers = Family::<OfServers, Number>::default();
-    let cache = Family::<OfModel, Number>::default();
+    let mut servers = Family::gauge("sepal_model_servers", "Servers by state");
     for model in models {
         for state in Condition::ALL {
-            let labels = OfServers {
-                model: model.prefix.clone(),
-                state: state.name(),
-            };
             let n = model.servers.iter().filter(|server| server.state == state).count();
-            servers.get_or_create(&labels).set(count(n));
+            servers = servers.of(&[("model", &model.prefix), ("state", state.name())], n);
         }
-        let labels = OfModel {
-            model: model.prefix.clone(),
-        };
-        let online = model.servers.iter().filter(|server| server.state == Condition::Online);
-        let left: u64 = online
-            .filter_map(|server| server.cache_tokens_left)
-            .fold(0, u64::saturating_add);
-        cache.get_or_create(&labels).set(left as f64);
     }
-    registry.register("model_servers", "Servers by state", servers);
-    registry.register_with_unit(
-        "model_cache_free",
-        "Free cache of all servers that answer, each counted for its own span",
-        Unit::Other("tokens".to_string()),
-        cache,
-    );
+    vec![
+        family(
+            "sepal_model_healthy",
+            "1 if every block is held by a server that answers, else 0",
+            |model| f64::from(u8::from(model.holes.is_empty())),
+        ),
+        family("sepal_model_blocks", "Blocks", |model| f64::from(model.n_blocks)),
+        family(
+            "sepal_model_blocks_covered",
+            "Blocks held by a server that answers",
+            |model| model.coverage.iter().filter(|n| **n > 0).count() as f64,
+        ),
+        family(
+            "sepal_model_block_servers_min",
+            "Servers that hold the least held block",
+            |model| f64::from(model.coverage.iter().copied().min().unwrap_or(0)),
+        ),
+        family(
+            "sepal_model_best_route_tokens_per_second",
+            "Estimated speed of the quickest chain for one reader; 0 if there is none",
+            |model| model.best_route.as_ref().map_or(0.0, |route| route.tokens_per_second),
+        ),
+        servers,
+        family(
+            "sepal_model_cache_free_tokens",
+            "Free cache of all servers that answer, each counted for its own span",
+            free_cache,
+        ),
+    ]
 }
 
-fn count(n: usize) -> f64 {
-    n as f64
+fn free_cache(model: &ModelState) -> f64 {
+    let online = model.servers.iter().filter(|server| server.state == Condition::Online);
+    let left = online.filter_map(|server| server.cache_tokens_left);
+    left.fold(0, u64::saturating_add) as f64
 }

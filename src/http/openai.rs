@@ -35,7 +35,7 @@ mod origins;
 mod params;
 mod tools;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::{
     Router,
@@ -49,15 +49,19 @@ use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 use tracing::Instrument;
 
-use self::{answers::Gate, error::ApiError, fields::Fields, metrics::Metrics};
+use self::{answers::Gate, error::ApiError, fields::Fields};
 pub use self::{
     guard::{Access, Guard},
     keys::KeysError,
+    metrics::{Metrics, Work},
     model::{ModelText, ServedModel},
     origins::Origin,
 };
-use super::{headers, page::Page, serve};
-use crate::task::Tasks;
+use super::{OwnNumbers, headers, page::Page, serve};
+use crate::{
+    metrics::Family,
+    task::{TRACE, Tasks},
+};
 
 /// What all paths of OpenAI's API begin with.
 const V1: &str = "/v1";
@@ -93,6 +97,8 @@ struct Shared {
     page: Page,
     default_max_tokens: usize,
     origins: Vec<Origin>,
+    /// What the node knows of itself besides.
+    own: OnceLock<OwnNumbers>,
     tasks: Tasks,
 }
 
@@ -109,6 +115,7 @@ impl Api {
             page: Page::chat(),
             default_max_tokens: limits.default_max_tokens,
             origins: limits.origins,
+            own: OnceLock::new(),
             tasks: tasks.clone(),
         };
         Self {
@@ -120,8 +127,20 @@ impl Api {
         &self.shared.models
     }
 
-    fn metrics(&self) -> &Metrics {
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
+    }
+
+    /// With what `own` tells at `/metrics` besides; the first who is named tells.
+    #[must_use]
+    pub fn telling(self, own: OwnNumbers) -> Self {
+        self.shared.own.get_or_init(|| own);
+        self
+    }
+
+    fn own_numbers(&self) -> Vec<Family> {
+        self.shared.own.get().map(OwnNumbers::read).unwrap_or_default()
     }
 
     fn gate(&self) -> &Gate {
@@ -200,7 +219,7 @@ async fn no_method(method: Method, uri: Uri) -> ApiError {
 
 async fn protect(State(api): State<Api>, request: Request, next: Next) -> Response {
     let id = format!("req_{}", uuid::Uuid::new_v4().simple());
-    let span = tracing::info_span!("request", id);
+    let span = tracing::info_span!(target: TRACE, "request", id);
     let mut response = next.run(request).instrument(span).await;
     let headers = response.headers_mut();
     headers::protect(headers, api.shared.page.policy.clone());

@@ -9,7 +9,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::swarm::{health, testing::node};
+use crate::{
+    metrics::{Family, testing},
+    swarm::{health, testing::node},
+};
 
 /// Limit for anything a test waits for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,20 +33,12 @@ impl Answer {
 async fn site(tasks: &Tasks) -> (Site, Health) {
     let (p2p, dht) = node(tasks, Vec::new()).await;
     let health = Health::new(p2p, dht, health::Config::default(), tasks);
-    let own = || {
+    let own = OwnNumbers::new(|| {
         vec![
-            OwnNumber {
-                name: "server_steps",
-                help: "Steps",
-                value: OwnValue::Count(7),
-            },
-            OwnNumber {
-                name: "server_queue_length",
-                help: "Steps that wait",
-                value: OwnValue::Now(3.0),
-            },
+            Family::counter("sepal_server_steps", "Steps").is(7_u64),
+            Family::gauge("sepal_server_queue_length", "Steps that wait").is(3_u32),
         ]
-    };
+    });
     let site = serve("127.0.0.1:0".parse().unwrap(), health.clone(), own, tasks);
     (site.await.unwrap(), health)
 }
@@ -114,10 +109,10 @@ async fn the_picture_is_the_same_in_all_its_forms() {
     assert_eq!(petals["last_updated"].as_f64().unwrap(), state.updated);
     assert_eq!(petals["model_reports"], serde_json::json!([]));
     let metrics = get(&site, "/metrics").await.body;
-    assert!(metrics.contains("\nsepal_swarm_models 0.0\n"), "{metrics}");
+    assert!(metrics.contains("\nsepal_swarm_models 0\n"), "{metrics}");
     assert!(metrics.contains("\nsepal_server_steps_total 7\n"), "{metrics}");
-    assert!(metrics.contains("\nsepal_server_queue_length 3.0\n"), "{metrics}");
-    assert!(metrics.ends_with("# EOF\n"));
+    assert!(metrics.contains("\nsepal_server_queue_length 3\n"), "{metrics}");
+    testing::check(&metrics);
     tasks.shutdown().await;
 }
 
@@ -197,7 +192,9 @@ async fn a_request_that_is_too_long_or_changes_something_is_refused() {
 async fn a_port_that_is_taken_is_named_with_its_flag() {
     let tasks = Tasks::new();
     let (site, health) = site(&tasks).await;
-    let error = serve(site.addr, health, Vec::new, &tasks).await.unwrap_err();
+    let error = serve(site.addr, health, OwnNumbers::new(Vec::new), &tasks)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains(&format!("--http {}", site.addr)), "{error}");
     tasks.shutdown().await;
 }

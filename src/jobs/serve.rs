@@ -21,6 +21,7 @@ use tracing::{debug, info};
 use super::{
     BEAT, LEASE,
     check::tokens_digest,
+    counts::{Counts, End},
     message::{Announce, JobReceipt, Message, VERSION},
     order::{Answer, MAX_MESSAGE, MAX_NEW_TOKENS, NAME, Order, encode},
     queue::{Effect, Key, Queue},
@@ -78,8 +79,9 @@ pub struct Output {
 pub type Executor = Arc<dyn Fn(Running) -> BoxFuture<'static, Result<Output, String>> + Send + Sync>;
 
 /// Works on jobs until `tasks` stop. The handler is to be served on `p2p`, which has to gossip on the topic of the model
-/// ([`super::gossip`]).
-pub fn serve(p2p: &P2p, place: Place, executor: Executor, tasks: &Tasks) -> Handler {
+/// ([`super::gossip`]); the counts are those of the worker.
+pub fn serve(p2p: &P2p, place: Place, executor: Executor, tasks: &Tasks) -> (Handler, Arc<Counts>) {
+    let counts = Arc::new(Counts::new(&place.model));
     let (notes, inbox) = mpsc::channel(NOTES);
     let desk = Desk {
         queue: Queue::new(place.model.clone(), place.room),
@@ -91,6 +93,7 @@ pub fn serve(p2p: &P2p, place: Place, executor: Executor, tasks: &Tasks) -> Hand
         tasks: tasks.clone(),
         open: HashMap::new(),
         announced: 0,
+        counts: counts.clone(),
         notes: notes.clone(),
     };
     tasks.spawn_until_stopped("jobs", desk.run(inbox));
@@ -98,9 +101,10 @@ pub fn serve(p2p: &P2p, place: Place, executor: Executor, tasks: &Tasks) -> Hand
         max_calls: MAX_STREAMS,
         max_message: MAX_MESSAGE,
     };
-    Handler::stream(NAME, limits, move |submitter, requests, answers| {
+    let handler = Handler::stream(NAME, limits, move |submitter, requests, answers| {
         attend(submitter, requests, answers, notes.clone())
-    })
+    });
+    (handler, counts)
 }
 
 /// What the worker learns from streams and jobs.
@@ -186,6 +190,7 @@ struct Desk {
     open: HashMap<Key, Open>,
     heard: tokio::sync::broadcast::Receiver<Heard>,
     announced: u32,
+    counts: Arc<Counts>,
     notes: mpsc::Sender<Note>,
 }
 
@@ -208,6 +213,7 @@ impl Desk {
                 _ = beat.tick() => self.beat(),
                 _ = announce.tick() => self.announce().await,
             }
+            self.counts.now(self.open.len());
         }
     }
 
@@ -218,7 +224,9 @@ impl Desk {
         let Ok((submitter, Message::WorkOffer(offer))) = Message::parse(&heard.message) else {
             return;
         };
+        self.counts.offered();
         if let Some(claim) = self.queue.claim(&submitter, &offer) {
+            self.counts.claimed();
             debug!(%submitter, job = offer.job, "claims a job");
             self.publish(Message::JobClaim(claim)).await;
         }
@@ -230,6 +238,7 @@ impl Desk {
                 if order.model != self.place.model {
                     let why = format!("there are no jobs of {} here", order.model);
                     drop(answers.try_send(Answer::Refused { why }));
+                    self.counts.ended(End::Refused);
                     return;
                 }
                 let priority = order.priority;
@@ -242,8 +251,10 @@ impl Desk {
                 if self.open.contains_key(&key) {
                     let why = "the job is here already".to_owned();
                     drop(open.answers.try_send(Answer::Refused { why }));
+                    self.counts.ended(End::Refused);
                     return;
                 }
+                self.counts.assigned(&key);
                 self.open.insert(key.clone(), open);
                 let effects = self.queue.assigned(key, priority);
                 self.obey(effects);
@@ -267,6 +278,7 @@ impl Desk {
                 }
                 Effect::Refuse(key, why) => {
                     if let Some(open) = self.open.remove(&key) {
+                        self.counts.ended(End::Refused);
                         drop(open.answers.try_send(Answer::Refused { why: why.to_owned() }));
                     }
                 }
@@ -297,16 +309,19 @@ impl Desk {
     async fn deliver(&mut self, key: &Key, outcome: Option<Result<Output, String>>, took: Duration) {
         let (Some(open), Some(outcome)) = (self.open.remove(key), outcome) else {
             info!(job = key.job, attempt = key.attempt, "job stopped");
+            self.counts.ended(End::Stopped);
             return;
         };
         if open.answers.is_closed() {
             info!(job = key.job, "nobody waits for the result any more");
+            self.counts.ended(End::Stopped);
             return;
         }
         let output = match outcome {
             Ok(output) => output,
             Err(why) => {
                 info!(job = key.job, why, "job failed");
+                self.counts.ended(End::Failed);
                 drop(open.answers.try_send(Answer::Refused { why }));
                 return;
             }
@@ -323,6 +338,7 @@ impl Desk {
         });
         if delivered.is_ok() {
             info!(job = key.job, attempt = key.attempt, "job done");
+            self.counts.ended(End::Done);
             self.say(receipt).await;
         }
     }
@@ -352,8 +368,8 @@ impl Desk {
         for key in gone {
             let effects = self.queue.gone(&key);
             // What runs is removed when it has ended.
-            if effects.is_empty() {
-                self.open.remove(&key);
+            if effects.is_empty() && self.open.remove(&key).is_some() {
+                self.counts.ended(End::Stopped);
             }
             self.obey(effects);
         }

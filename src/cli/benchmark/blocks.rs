@@ -73,6 +73,8 @@ impl Format {
             n_blocks: n_blocks as usize,
             n_models: 1,
             hidden_size: self.hidden_size,
+            cpu_share: 1.0,
+            max_bits: None,
         };
         let (rates, explained) = server::explain(self.rates, line, load);
         Announced {

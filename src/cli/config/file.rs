@@ -22,7 +22,7 @@ pub(super) fn find(named: Option<PathBuf>, usual: &[PathBuf]) -> Option<PathBuf>
 /// # Errors
 /// One line for each thing that is wrong with it.
 pub(super) fn read(path: &Path, catalogue: &Catalogue) -> Result<Vec<Setting>, Vec<String>> {
-    let text = fs::read_to_string(path).map_err(|error| vec![format!("{}: {error}", path.display())])?;
+    let text = fs::read_to_string(path).map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
     parse(path, &text, catalogue)
 }
 

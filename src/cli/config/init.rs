@@ -72,11 +72,11 @@ pub(in crate::cli) fn run(command: &Command, args: &Args) -> Result<(), Stop> {
         .flat_map(|(_, given)| given)
         .any(|effective| effective.option.is_secret() && effective.origin == Origin::Flag);
     write(args, &written, has_secrets).map_err(|error| {
-        let what = match error.kind() {
-            io::ErrorKind::AlreadyExists => "is there already; --force overwrites it".to_owned(),
-            _ => error.to_string(),
-        };
-        Stop::Wrong(vec![format!("{}: {what}", args.file.display())])
+        let file = args.file.display();
+        Stop::Wrong(vec![match error.kind() {
+            io::ErrorKind::AlreadyExists => format!("{file} is there already; --force overwrites it"),
+            _ => format!("cannot write {file}: {error}"),
+        }])
     })?;
     output::line(format_args!("wrote {}", args.file.display()));
     Ok(())

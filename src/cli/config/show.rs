@@ -67,7 +67,7 @@ pub(in crate::cli) fn run(
         (configuration, vec![(options, effective)])
     };
     for warning in &configuration.warnings {
-        output::note(&format!("warning: {warning}"));
+        output::warning(warning);
     }
     match json {
         true => output::line(object(&configuration, &shown)),

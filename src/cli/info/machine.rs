@@ -95,7 +95,8 @@ pub(super) struct Memory {
 pub(super) struct Format {
     pub(super) name: &'static str,
     pub(super) bits_per_weight: f64,
-    /// Weights that the usable memory holds, with nothing left for caches.
+    /// Weights that a server plans the usable memory for, with nothing left for caches; of bfloat16 with all 16 bits, because
+    /// some models' take them.
     pub(super) weights_that_fit: Option<u64>,
     /// Tokens that go through a thousand million weights in a second, one at a time: every one reads all of them.
     pub(super) tokens_per_second_of_a_billion: Option<f64>,
@@ -123,7 +124,7 @@ impl Machine {
         };
         let formats = WeightFormat::ALL
             .into_iter()
-            .map(|format| what_it_means(format, memory.usable, limits));
+            .map(|format| what_it_means((format, engine.bits_per_weight(format)), memory.usable, limits));
         Self {
             version: env!("CARGO_PKG_VERSION"),
             system: System::long_os_version(),
@@ -147,12 +148,16 @@ impl Machine {
     }
 }
 
-fn what_it_means(format: WeightFormat, usable: Option<u64>, limits: Option<MachineLimits>) -> Format {
-    let bytes_per_weight = format.bits_per_weight() / 8.0;
+fn what_it_means(
+    (format, bits_per_weight): (WeightFormat, f64),
+    usable: Option<u64>,
+    limits: Option<MachineLimits>,
+) -> Format {
+    let (bytes_per_weight, planned) = (bits_per_weight / 8.0, format.bits_per_weight() / 8.0);
     Format {
         name: format.as_str(),
-        bits_per_weight: format.bits_per_weight(),
-        weights_that_fit: usable.map(|bytes| (bytes as f64 / bytes_per_weight) as u64),
+        bits_per_weight,
+        weights_that_fit: usable.map(|bytes| (bytes as f64 / planned) as u64),
         tokens_per_second_of_a_billion: limits.map(|limits| limits.read_bytes_per_second / bytes_per_weight / 1e9),
     }
 }
@@ -234,7 +239,8 @@ mod tests {
             flops_per_second: 1e12,
         };
         let formats = [WeightFormat::F32, WeightFormat::Bf16];
-        let [whole, half] = formats.map(|format| what_it_means(format, Some(8_000), Some(limits)));
+        let [whole, half] =
+            formats.map(|format| what_it_means((format, format.bits_per_weight()), Some(8_000), Some(limits)));
         assert_eq!(
             (whole.weights_that_fit, half.weights_that_fit),
             (Some(2_000), Some(4_000))
@@ -244,8 +250,21 @@ mod tests {
     }
 
     #[test]
+    fn fewer_bits_make_a_format_quicker_but_nobody_plans_with_them() {
+        let limits = MachineLimits {
+            read_bytes_per_second: 20e9,
+            flops_per_second: 1e12,
+        };
+        let format = what_it_means((WeightFormat::Bf16, 12.0), Some(8_000), Some(limits));
+        assert_eq!(
+            (format.weights_that_fit, format.tokens_per_second_of_a_billion),
+            (Some(4_000), Some(limits.read_bytes_per_second / 1.5e9))
+        );
+    }
+
+    #[test]
     fn what_nobody_measured_is_not_told() {
-        let format = what_it_means(WeightFormat::Nf4, None, None);
+        let format = what_it_means((WeightFormat::Nf4, 4.25), None, None);
         assert_eq!(
             (format.weights_that_fit, format.tokens_per_second_of_a_billion),
             (None, None)

@@ -1,8 +1,12 @@
 //! What a running node answers, as lines. Pure; whatever strangers wrote is made harmless for a terminal by who prints them,
 //! and cut here.
 
+use jiff::{SignedDuration, Unit, Zoned};
+
 use super::super::plain::{cut, duration, milliseconds, short_peer};
-use crate::control::protocol::{Change, LogRow, ModelRow, PeerRow, SessionRow, State, Status, Tokens};
+use crate::control::protocol::{
+    ApiRow, Change, LogRow, ModelRow, PauseRow, PeerRow, QueueRow, RefusedRow, SessionRow, State, Status, Tokens,
+};
 
 /// Warnings and errors that are shown; the JSON has more.
 const N_ERRORS: usize = 5;
@@ -45,6 +49,14 @@ pub(super) fn of_status(status: &Status) -> Vec<String> {
         add("model", model_line(model));
         add("cache", cache_line(model));
     }
+    lines.extend(of_work(status));
+    lines
+}
+
+/// What it does, who is there, and what went wrong.
+fn of_work(status: &Status) -> Vec<String> {
+    let (mut lines, node) = (Vec::new(), &status.node);
+    let mut add = |topic: &str, text: String| lines.push(format!("{topic:<10} {text}"));
     if status.models.is_empty() {
         if !node.models.is_empty() {
             add("models", node.models.join(" "));
@@ -56,6 +68,23 @@ pub(super) fn of_status(status: &Status) -> Vec<String> {
             "sessions",
             format!("{} open, {queued} steps wait or run", status.sessions),
         );
+        if queued > 0 {
+            add("queue", queue(&status.queue));
+        }
+        if let Some(refused) = refused(&status.refused) {
+            add("refused", refused);
+        }
+    }
+    if status.swarms.len() > 1 {
+        let swarms = status.swarms.iter();
+        let swarms: Vec<String> = swarms
+            .map(|swarm| format!("{} {}", swarm.name, swarm.state.as_str()))
+            .collect();
+        add("swarms", swarms.join(", "));
+    }
+    if let Some(api) = &status.api {
+        add("requests", requests(api));
+        add("texts", texts(api));
     }
     let (peers, relayed) = (status.peers, status.peers_relayed);
     add("peers", format!("{peers} connected, {relayed} of them through a relay"));
@@ -70,17 +99,81 @@ pub(super) fn of_status(status: &Status) -> Vec<String> {
     lines
 }
 
+/// What an API answered.
+pub(in crate::cli) fn requests(api: &ApiRow) -> String {
+    format!(
+        "{} answered, {} refused, {} failed",
+        api.requests, api.refused, api.failed
+    )
+}
+
+/// What an API generates.
+pub(in crate::cli) fn texts(api: &ApiRow) -> String {
+    format!(
+        "{} running, {} waiting; {} new tokens for {} of prompts, {} of these in caches",
+        api.running, api.waiting, api.new_tokens, api.prompt_tokens, api.cached_tokens
+    )
+}
+
 fn state(status: &Status) -> String {
     let text = match status.state {
         State::Starting => "starting: nothing is announced yet",
         State::Joining => "joining: blocks are loaded",
         State::Online => "online",
         State::Running => "running",
-        State::Paused => "paused: no new sessions; sepal resume ends that",
+        State::Paused => return paused(status.pause.as_ref()),
         State::Draining => "draining: no new sessions, and it stops after the last one",
         State::Stopping => "stopping",
     };
     text.to_owned()
+}
+
+/// Why, and until when.
+fn paused(pause: Option<&PauseRow>) -> String {
+    let by_schedule = pause.is_some_and(|pause| pause.by == "schedule");
+    let until = pause.and_then(|pause| pause.until_s).and_then(moment);
+    match (by_schedule, until) {
+        (true, Some(until)) => format!("paused by the schedule until {until}; sepal resume ends that before"),
+        (true, None) => "paused by the schedule; sepal resume ends that".to_owned(),
+        (false, Some(until)) => {
+            format!("paused: no new sessions; sepal resume ends that, and the schedule holds again from {until} on")
+        }
+        (false, None) => "paused: no new sessions; sepal resume ends that".to_owned(),
+    }
+}
+
+/// Such as `Mon 18:00`, of the clock on the wall here.
+fn moment(seconds: f64) -> Option<String> {
+    let left = SignedDuration::try_from_secs_f64(seconds).ok()?;
+    // To the full minute: the seconds until then were counted a moment ago.
+    let moment = Zoned::now().checked_add(left).ok()?.round(Unit::Minute).ok()?;
+    Some(moment.strftime("%a %H:%M").to_string())
+}
+
+/// Who waits.
+pub(in crate::cli) fn queue(queue: &QueueRow) -> String {
+    let QueueRow {
+        own,
+        sessions,
+        passes,
+        limit,
+    } = queue;
+    format!("{own} own steps, {sessions} steps of others, {passes} passes; {limit} at most")
+}
+
+/// What was refused, if anything was.
+fn refused(refused: &RefusedRow) -> Option<String> {
+    let counts = [
+        (refused.overloaded, "for overload"),
+        (refused.paused, "while paused"),
+        (refused.denied, "of denied peers"),
+        (refused.sessions, "for too many sessions"),
+        (refused.tokens, "for too many tokens"),
+        (refused.cache, "for too much cache"),
+    ];
+    let texts = counts.iter().filter(|(count, _)| *count > 0);
+    let texts: Vec<String> = texts.map(|(count, why)| format!("{count} {why}")).collect();
+    (!texts.is_empty()).then(|| texts.join(", "))
 }
 
 fn model_line(model: &ModelRow) -> String {
@@ -214,7 +307,7 @@ pub(in crate::cli) mod tests {
     use super::*;
     use crate::{
         cli::plain::plain,
-        control::protocol::{CacheRow, Picture, Who},
+        control::protocol::{CacheRow, Picture, SwarmRow, SwarmState, Who},
     };
 
     const EVIL: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}\r\nroot\u{202e}";
@@ -294,9 +387,37 @@ pub(in crate::cli) mod tests {
             models: vec![model()],
             sessions: 2,
             queued: 1,
+            queue: QueueRow {
+                sessions: 1,
+                limit: 1024,
+                ..QueueRow::default()
+            },
+            refused: RefusedRow {
+                denied: 3,
+                tokens: 2,
+                ..RefusedRow::default()
+            },
+            pause: None,
             tokens: TOKENS,
+            api: Some(ApiRow {
+                requests: 7,
+                refused: 2,
+                failed: 1,
+                running: 3,
+                waiting: 4,
+                prompt_tokens: 100,
+                cached_tokens: 60,
+                new_tokens: 42,
+            }),
             peers: 2,
             peers_relayed: 1,
+            swarms: [("public", SwarmState::Online), ("friends", SwarmState::Leaving)]
+                .map(|(name, state)| SwarmRow {
+                    name: name.to_owned(),
+                    state,
+                    ..SwarmRow::default()
+                })
+                .to_vec(),
             log: "info".to_owned(),
             errors: vec![LogRow {
                 age_s: 200.0,
@@ -336,11 +457,30 @@ pub(in crate::cli) mod tests {
             "cache      1024 tokens in use, 4096 of 16384 reserved",
             "tokens/s   12.3 in the last 10 s, 3.4 since the start, 4711 in all",
             "sessions   2 open, 1 steps wait or run",
+            "queue      0 own steps, 1 steps of others, 0 passes; 1024 at most",
+            "refused    3 of denied peers, 2 for too many tokens",
+            "swarms     public online, friends leaving",
+            "requests   7 answered, 2 refused, 1 failed",
+            "texts      3 running, 4 waiting; 42 new tokens for 100 of prompts, 60 of these in caches",
             "peers      2 connected, 1 of them through a relay",
             "errors     3 min 20 s ago  WARN  a peer said",
         ] {
             assert!(lines.contains(expected), "{expected:?} is not in\n{lines}");
         }
+    }
+
+    #[test]
+    fn a_pause_says_why_and_until_when() {
+        let said = |by: &str, until_s| {
+            let by = by.to_owned();
+            paused(Some(&PauseRow { by, until_s }))
+        };
+        assert_eq!(paused(None), "paused: no new sessions; sepal resume ends that");
+        assert_eq!(said("person", None), paused(None));
+        let until = moment(90_000.0).unwrap();
+        assert!(until.contains(':') && until.len() == 9, "{until}");
+        assert!(said("schedule", Some(90_000.0)).starts_with("paused by the schedule until "));
+        assert!(said("person", Some(90_000.0)).contains("the schedule holds again from "));
     }
 
     #[test]

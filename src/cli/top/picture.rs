@@ -10,7 +10,7 @@ use ratatui::{
 
 use super::super::{
     plain::{cut, duration, plain},
-    status::lines::{log_line, peer_cells, session_cells},
+    status::lines::{log_line, peer_cells, queue, requests, session_cells, texts},
 };
 use crate::control::protocol::{LogRow, ModelRow, PeerRow, Picture, SessionRow, State, Status};
 
@@ -37,7 +37,7 @@ impl View {
         // A title and the names of columns come on top of the rows.
         let room = |n: u16| n.max(1).saturating_add(2);
         let [head, models, sessions, peers, errors, foot] = Layout::vertical([
-            Constraint::Length(2),
+            Constraint::Length(if status.api.is_some() { 3 } else { 2 }),
             Constraint::Length(n_models.saturating_mul(2).min(8)),
             Constraint::Max(if n_models == 0 { 0 } else { room(n_sessions) }),
             Constraint::Max(room(n_peers)),
@@ -131,11 +131,20 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &Status) {
     let second = match status.models.is_empty() {
         true => plain(&node.models.join(" ")),
         false => format!(
-            "{:.1} tokens/s, {:.1} since the start, {} in all; {} steps wait or run",
-            status.tokens.per_second, status.tokens.per_second_mean, status.tokens.total, status.queued
+            "{:.1} tokens/s, {:.1} since the start, {} in all; {} steps wait or run: {}",
+            status.tokens.per_second,
+            status.tokens.per_second_mean,
+            status.tokens.total,
+            status.queued,
+            queue(&status.queue)
         ),
     };
-    frame.render_widget(Paragraph::new(vec![first, Line::raw(second)]), area);
+    let third = status
+        .api
+        .as_ref()
+        .map(|api| format!("{}; {}", texts(api), requests(api)));
+    let lines = [Some(first), Some(Line::raw(second)), third.map(Line::raw)];
+    frame.render_widget(Paragraph::new(lines.into_iter().flatten().collect::<Vec<_>>()), area);
 }
 
 /// Two lines a model: what is served, and how full the cache is.
@@ -203,6 +212,7 @@ mod tests {
         for expected in [
             "sepal serve NodeAAAA  online  up 2 h 2 min  others dial it",
             "12.3 tokens/s, 3.4 since the start, 4711 in all; 1 steps wait or run",
+            "3 running, 4 waiting; 42 new tokens for 100 of prompts, 60 of these in caches; 7 answered, 2 refused, 1 failed",
             "demo-hf 0:4 of 8 in bfloat16, online, announced as 812.0 tokens/s",
             "cache 1024 in use, 4096 of 16384 reserved",
             "sessions: 2",

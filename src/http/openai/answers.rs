@@ -8,6 +8,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{error::ApiError, metrics::Metrics, model::ServedModel};
 use crate::{
@@ -110,10 +111,12 @@ impl Answers {
                 metrics: gate.metrics.clone(),
             };
             let (gate, place) = (gate.running.clone(), place.clone());
-            tasks.spawn("answer", async move {
+            let answer = async move {
                 worker.run(job, gate).await;
                 drop(place);
-            });
+            };
+            // The log says which request it is, and so do traces.
+            tasks.spawn("answer", answer.in_current_span());
         }
         Self { news, running }
     }

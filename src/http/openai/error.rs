@@ -201,6 +201,12 @@ impl IntoResponse for ApiError {
             let headers = response.headers_mut();
             headers.insert(header::RETRY_AFTER, HeaderValue::from(pause.as_secs().max(1)));
         }
+        if self.status == StatusCode::NOT_IMPLEMENTED {
+            // OpenAI's clients try again after any status above 500 that does not say so.
+            response
+                .headers_mut()
+                .insert("x-should-retry", HeaderValue::from_static("false"));
+        }
         response
     }
 }
@@ -278,6 +284,9 @@ mod tests {
         let response = ApiError::overloaded().into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["retry-after"], "2");
+        assert!(response.headers().get("x-should-retry").is_none());
+        let response = ApiError::no_embeddings().into_response();
+        assert_eq!(response.headers()["x-should-retry"], "false");
     }
 
     #[test]

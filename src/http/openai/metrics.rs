@@ -2,51 +2,22 @@
 //!
 //! Labels have few values: models are those that are served, routes those of the router.
 
-use std::{
-    fmt,
-    sync::{Arc, OnceLock, atomic::AtomicI64},
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use axum::{
     extract::{MatchedPath, Request, State},
-    http::{StatusCode, header},
     middleware::Next,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 
-use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets},
-    },
-    registry::{Registry, Unit},
+use super::{super::metrics::answer, Api};
+use crate::{
+    client::Generation,
+    metrics::{Counters, Family, Histograms},
 };
-
-use super::{super::metrics::CONTENT_TYPE, Api};
-use crate::client::Generation;
-
-/// Requests by what they asked for and how they were answered.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfRequest {
-    model: String,
-    route: String,
-    status: u16,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfModel {
-    model: String,
-}
-
-/// Tokens of prompts, those of them that servers had in their caches, and tokens of answers.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfTokens {
-    model: String,
-    kind: &'static str,
-}
 
 /// What is so of a model at the moment.
 #[derive(Clone, Copy, Debug)]
@@ -57,8 +28,8 @@ struct Now {
     avoided: usize,
 }
 
-type Times = Family<OfModel, Histogram, fn() -> Histogram>;
-type Current = Gauge<i64, AtomicI64>;
+/// How many of something there are.
+type Current = Arc<AtomicUsize>;
 
 /// The model that a request names, once that is known.
 #[derive(Clone, Debug, Default)]
@@ -85,39 +56,62 @@ impl AskedFor {
 pub(crate) struct Counted(Current);
 
 impl Counted {
-    fn one(gauge: &Current) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
+    fn one(of: &Current) -> Self {
+        of.fetch_add(1, Ordering::Relaxed);
+        Self(of.clone())
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// What is counted as it happens. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Metrics(Arc<Counts>);
+pub struct Metrics(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
-    requests: Family<OfRequest, Counter>,
-    tokens: Family<OfTokens, Counter>,
-    first_token: Times,
-    per_token: Times,
+    /// By model, route and status; the model is empty where a request names none that is served.
+    requests: Counters<3>,
+    /// By model and kind: of prompts, those of them that servers had in their caches, and of answers.
+    tokens: Counters<2>,
+    first_token: Histograms<1>,
+    per_token: Histograms<1>,
     running: Current,
     queued: Current,
+}
+
+/// What an API did so far and does now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Requests under /v1.
+    pub requests: u64,
+    /// Those of them that were answered with an error of theirs (4xx).
+    pub refused: u64,
+    /// Those of them that were answered with an error of ours (5xx).
+    pub failed: u64,
+    /// Texts that are generated.
+    pub running: usize,
+    /// Texts that wait for their turn.
+    pub waiting: usize,
+    /// Tokens of prompts.
+    pub prompt_tokens: u64,
+    /// Those of them that servers had in their caches.
+    pub cached_tokens: u64,
+    /// Tokens of answers.
+    pub new_tokens: u64,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Counts {
-            requests: Family::default(),
-            tokens: Family::default(),
-            first_token: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.01, 2.0, 15))),
-            per_token: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 14))),
+            requests: Counters::new(["model", "route", "status"]),
+            tokens: Counters::new(["model", "kind"]),
+            first_token: Histograms::doubling(["model"], 0.01, 15),
+            per_token: Histograms::doubling(["model"], 0.001, 14),
             running: Current::default(),
             queued: Current::default(),
         }))
@@ -135,86 +129,85 @@ impl Metrics {
 
     /// A request got its status. `route` is a path of the router.
     fn request(&self, model: &str, route: &str, status: u16) {
-        let labels = OfRequest {
-            model: model.to_owned(),
-            route: route.to_owned(),
-            status,
-        };
-        self.0.requests.get_or_create(&labels).inc();
+        self.0.requests.add([model, route, &status.to_string()], 1);
     }
 
     /// A text came to its end, or as far as somebody wanted it.
     pub(crate) fn answered(&self, model: &str, generation: &Generation) {
-        let (model, new_tokens) = (|| model.to_owned(), generation.token_ids.len());
+        let new_tokens = generation.token_ids.len();
         for (kind, n) in [
             ("prompt", generation.prompt_tokens),
             ("cached", generation.reused_tokens),
             ("completion", new_tokens),
         ] {
-            self.0
-                .tokens
-                .get_or_create(&OfTokens { model: model(), kind })
-                .inc_by(n as u64);
+            self.0.tokens.add([model, kind], n as u64);
         }
-        let labels = OfModel { model: model() };
         if new_tokens > 0 {
             let seconds = generation.time_to_first_token.as_secs_f64();
-            self.0.first_token.get_or_create(&labels).observe(seconds);
+            self.0.first_token.observe([model], seconds);
         }
         let rate = generation.tokens_per_second();
         if rate > 0.0 {
-            let seconds = rate.recip();
-            self.0.per_token.get_or_create(&labels).observe(seconds);
+            self.0.per_token.observe([model], rate.recip());
         }
     }
 
-    /// All metrics as Prometheus reads them, with what is so of each model now.
-    ///
-    /// # Errors
-    /// None in practice: a string takes everything.
-    fn exposition(&self, now: &[(&str, Now)]) -> Result<String, fmt::Error> {
-        let mut registry = Registry::with_prefix("sepal_api");
+    /// What the API did so far and does now, for all its models.
+    pub fn work(&self) -> Work {
         let counts = &self.0;
-        registry.register(
-            "requests",
-            "Requests by model, route and status",
-            counts.requests.clone(),
-        );
-        registry.register(
-            "tokens",
-            "Tokens of prompts, those of them that servers still had in their caches, and tokens of answers",
-            counts.tokens.clone(),
-        );
-        registry.register_with_unit(
-            "time_to_first_token",
-            "From a request's turn to its first token",
-            Unit::Seconds,
-            counts.first_token.clone(),
-        );
-        registry.register_with_unit(
-            "time_per_token",
-            "Mean time of a text's tokens after the first",
-            Unit::Seconds,
-            counts.per_token.clone(),
-        );
-        registry.register("texts_running", "Texts that are generated now", counts.running.clone());
-        registry.register("texts_queued", "Texts that wait for their turn", counts.queued.clone());
-        let gauge = |value: fn(&Now) -> usize| {
-            let family = Family::<OfModel, Current>::default();
-            for (model, now) in now {
-                let model = (*model).to_owned();
-                let number = i64::try_from(value(now)).unwrap_or(i64::MAX);
-                family.get_or_create(&OfModel { model }).set(number);
-            }
-            family
+        let answered = |with: char| counts.requests.total_of(|[.., status]| status.starts_with(with));
+        let tokens = |of: &str| counts.tokens.total_of(|[_, kind]| kind == of);
+        Work {
+            requests: counts.requests.total(),
+            refused: answered('4'),
+            failed: answered('5'),
+            running: counts.running.load(Ordering::Relaxed),
+            waiting: counts.queued.load(Ordering::Relaxed),
+            prompt_tokens: tokens("prompt"),
+            cached_tokens: tokens("cached"),
+            new_tokens: tokens("completion"),
+        }
+    }
+
+    /// All metrics, with what is so of each model now.
+    fn families(&self, now: &[(&str, Now)]) -> Vec<Family> {
+        let counts = &self.0;
+        let gauge = |name, help, value: fn(&Now) -> usize| {
+            let family = Family::gauge(name, help);
+            now.iter().fold(family, |family, (model, now)| {
+                family.of(&[("model", model)], value(now))
+            })
         };
-        let help = "Sessions kept open on the servers for their conversation to go on";
-        registry.register("sessions_idle", help, gauge(|now| now.idle));
-        let help = "Servers that are left out because they failed, were silent or slow, or answered wrongly";
-        registry.register("servers_avoided", help, gauge(|now| now.avoided));
-        let mut text = String::new();
-        encode(&mut text, &registry)?;
-        Ok(text)
+        let current = |counted: &Current| counted.load(Ordering::Relaxed);
+        vec![
+            counts
+                .requests
+                .family("sepal_api_requests", "Requests by model, route and status"),
+            counts.tokens.family(
+                "sepal_api_tokens",
+                "Tokens of prompts, those of them that servers still had in their caches, and tokens of answers",
+            ),
+            counts.first_token.family(
+                "sepal_api_time_to_first_token_seconds",
+                "From a request's turn to its first token",
+            ),
+            counts.per_token.family(
+                "sepal_api_time_per_token_seconds",
+                "Mean time of a text's tokens after the first",
+            ),
+            Family::gauge("sepal_api_texts_running", "Texts that are generated now").is(current(&counts.running)),
+            Family::gauge("sepal_api_texts_queued", "Texts that wait for their turn").is(current(&counts.queued)),
+            gauge(
+                "sepal_api_sessions_idle",
+                "Sessions kept open on the servers for their conversation to go on",
+                |now| now.idle,
+            ),
+            gauge(
+                "sepal_api_servers_avoided",
+                "Servers that are left out because they failed, were silent or slow, or answered wrongly",
+                |now| now.avoided,
+            ),
+        ]
     }
 }
 
@@ -229,20 +222,26 @@ pub(crate) async fn count(State(metrics): State<Metrics>, mut request: Request, 
     response
 }
 
-pub(crate) async fn metrics(State(api): State<Api>) -> Response {
-    let models = api.models().iter();
-    let now = models.map(|model| {
-        let conversations = model.conversations();
-        let now = Now {
-            idle: conversations.n_idle(),
-            avoided: conversations.client().avoided().len(),
-        };
-        (model.id(), now)
-    });
-    match api.metrics().exposition(&now.collect::<Vec<_>>()) {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        Err(fmt::Error) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+impl Api {
+    /// Every metric of it, as it is now.
+    pub fn families(&self) -> Vec<Family> {
+        let models = self.models().iter();
+        let now = models.map(|model| {
+            let conversations = model.conversations();
+            let now = Now {
+                idle: conversations.n_idle(),
+                avoided: conversations.client().avoided().len(),
+            };
+            (model.id(), now)
+        });
+        self.metrics().families(&now.collect::<Vec<_>>())
     }
+}
+
+pub(crate) async fn metrics(State(api): State<Api>) -> Response {
+    let mut families = api.families();
+    families.extend(api.own_numbers());
+    answer(&families)
 }
 
 #[cfg(test)]
@@ -251,6 +250,7 @@ mod tests {
 
     use super::*;
     use crate::client::{FinishReason, Guesses};
+    use crate::metrics::{exposition, testing};
 
     #[test]
     fn what_happened_stands_in_the_exposition() {
@@ -281,7 +281,21 @@ mod tests {
         );
         let _running = (metrics.runs(), metrics.runs());
         drop(metrics.waits());
-        let text = metrics.exposition(&[("demo", Now { idle: 3, avoided: 1 })]).unwrap();
+        let text = exposition(&metrics.families(&[("demo", Now { idle: 3, avoided: 1 })]));
+        testing::check(&text);
+        assert_eq!(
+            metrics.work(),
+            Work {
+                requests: 3,
+                refused: 1,
+                failed: 0,
+                running: 2,
+                waiting: 0,
+                prompt_tokens: 20,
+                cached_tokens: 8,
+                new_tokens: 4,
+            }
+        );
         for line in [
             "sepal_api_requests_total{model=\"demo\",route=\"/v1/chat/completions\",status=\"200\"} 2",
             "sepal_api_requests_total{model=\"\",route=\"/v1/models\",status=\"401\"} 1",

@@ -98,7 +98,7 @@ async fn worker() -> (Node, Arc<Doings>) {
         let doings = own.clone();
         async move { reverse(&doings, running).await }.boxed()
     };
-    let handler = jobs::serve(&node.p2p, place, Arc::new(executor), &node.tasks);
+    let (handler, _) = jobs::serve(&node.p2p, place, Arc::new(executor), &node.tasks);
     Router::new(node.p2p.clone()).serve(vec![handler]).spawn(&node.tasks);
     (node, doings)
 }
