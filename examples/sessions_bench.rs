@@ -29,12 +29,10 @@ use futures::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sepal::client::{self, Client, Session};
-use sepal::dht::{self, Dht};
 use sepal::model::{Blocks, Engine, Hidden, HubOptions, ModelSource, Part, Scratch};
-use sepal::p2p::{Config, Identity, Multiaddr, P2p, Router};
+use sepal::p2p::{Config, Multiaddr};
 use sepal::server::{self, BlockChoice, LimitChoice, Server, Throughput};
-use sepal::swarm::signature;
-use sepal::task::Tasks;
+use sepal::swarm::Node;
 
 const PROMPT_TOKENS: usize = 8;
 /// Sessions of so many steps are compared.
@@ -72,11 +70,10 @@ async fn main() -> anyhow::Result<()> {
             (Some(server), addrs, "bench".to_owned())
         }
     };
-    let tasks = Tasks::new();
-    let (p2p, dht) = node(&entry, &tasks).await?;
-    dht.bootstrap().await?;
+    let node = Node::join(Config::on_loopback(entry)).await?;
+    let config = client::Config::new(prefix);
     let bench = Bench {
-        client: Client::connect(client::Config::new(prefix), &source, (p2p, dht), &tasks).await?,
+        client: Client::connect(config, &source, node.network(), &node.tasks).await?,
         width: source.config().hidden_size,
     };
     match how_long.strip_suffix('s') {
@@ -102,7 +99,7 @@ async fn main() -> anyhow::Result<()> {
         println!("on the compute thread: {:?}", server.stats());
         server.shutdown().await;
     }
-    tasks.shutdown().await;
+    node.stop().await;
     Ok(())
 }
 
@@ -256,29 +253,9 @@ fn slowest_to_fastest(times: impl Iterator<Item = Duration> + Clone) -> f64 {
     slowest.unwrap_or_default().as_secs_f64() / fastest.unwrap_or_default().as_secs_f64()
 }
 
-async fn node(entry: &[Multiaddr], tasks: &Tasks) -> anyhow::Result<(P2p, Dht)> {
-    let identity = Identity::ephemeral();
-    let config = Config {
-        listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
-        identity: identity.clone(),
-        known_peers: entry.to_vec(),
-        ..Config::default()
-    };
-    let p2p = P2p::bind(config, tasks).await?;
-    let config = dht::Config {
-        initial_peers: entry.to_vec(),
-        validators: signature::validators(identity),
-        ..dht::Config::default()
-    };
-    let dht = Dht::spawn(p2p.clone(), config, tasks);
-    Router::new(p2p.clone()).serve(dht.handlers()).spawn(tasks);
-    Ok((p2p, dht))
-}
-
 /// A server of the whole model, alone in its swarm, and where it is.
 async fn serve(source: &ModelSource, engine: &Engine) -> anyhow::Result<(Server, Vec<Multiaddr>)> {
-    let tasks = Tasks::new();
-    let (p2p, dht) = node(&[], &tasks).await?;
+    let node = Node::join(Config::default()).await?;
     let n_blocks = source.config().n_blocks;
     let config = server::Config {
         throughput: Throughput::Fixed(1.0),
@@ -289,8 +266,6 @@ async fn serve(source: &ModelSource, engine: &Engine) -> anyhow::Result<(Server,
             engine.clone(),
         )
     };
-    let server = Server::new(config, source.clone(), (p2p.clone(), dht), &tasks);
-    Router::new(p2p.clone()).serve(server.handlers()).spawn(&tasks);
-    server.bring_up().await?;
-    Ok((server, p2p.addrs()))
+    let server = Server::start(config, source.clone(), &node).await?;
+    Ok((server, node.p2p.addrs()))
 }

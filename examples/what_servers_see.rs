@@ -16,7 +16,7 @@
 
 use sepal::{
     client::TextCodec,
-    model::{Blocks, Cache, Ends, Engine, Hidden, HubOptions, ModelSource, WeightDType},
+    model::{Blocks, Cache, Ends, Engine, Hidden, ModelSource, WeightDType},
 };
 
 const TEXTS: [&str; 4] = [
@@ -45,7 +45,7 @@ struct Right {
 }
 
 fn main() -> anyhow::Result<()> {
-    let source = ModelSource::resolve("demo", &HubOptions::from_variables(|_| None))?;
+    let source = ModelSource::built_in()?;
     let codec = TextCodec::from_json(&source.tokenizer_json()?)?;
     let engine = Engine::new(None)?;
     let (n_blocks, vocab) = (source.config().n_blocks, source.config().vocab_size);

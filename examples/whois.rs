@@ -8,10 +8,8 @@
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use anyhow::Context;
-use sepal::dht::{self, Dht};
-use sepal::p2p::{Config, Identity, Multiaddr, P2p};
-use sepal::swarm::{directory::Directory, signature};
-use sepal::task::Tasks;
+use sepal::p2p::{Config, Multiaddr};
+use sepal::swarm::{Directory, Node};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -24,27 +22,9 @@ async fn main() -> anyhow::Result<()> {
         .collect::<Result<Vec<Multiaddr>, _>>()
         .context(usage)?;
 
-    let (tasks, identity) = (Tasks::new(), Identity::ephemeral());
-    let p2p = P2p::bind(
-        Config {
-            identity: identity.clone(),
-            listen: Vec::new(),
-            client_mode: true,
-            ..Config::default()
-        },
-        &tasks,
-    )
-    .await?;
-    let config = dht::Config {
-        client_mode: true,
-        initial_peers,
-        validators: signature::validators(identity),
-        ..dht::Config::default()
-    };
-    let dht = Dht::spawn(p2p, config, &tasks);
-    dht.bootstrap().await?;
-
-    let snapshot = Directory::new(dht, prefix, n_blocks).refresh().await;
+    let node = Node::join(Config::client(initial_peers)).await?;
+    let directory = Directory::new(node.dht.clone(), prefix, n_blocks);
+    let snapshot = directory.refresh().await;
     for (block, servers) in snapshot.blocks.iter().enumerate() {
         if servers.is_empty() {
             println!("{block:>3}  nobody");
@@ -72,6 +52,6 @@ async fn main() -> anyhow::Result<()> {
             flawed.block, flawed.problem
         );
     }
-    tasks.shutdown().await;
+    node.stop().await;
     Ok(())
 }
