@@ -134,7 +134,7 @@ state = json.loads(get("api/v1/state"))["model_reports"][0]
 assert state["state"] == "healthy" and len(state["server_rows"]) == 2, state
 peer = state["server_rows"][0]["peer_id"]
 assert json.loads(get("api/v1/is_reachable/" + peer))["success"] is True
-assert '\nsepal_model_blocks_covered{model="demo-hf"} 8.0\n' in get("metrics")
+assert '\nsepal_model_blocks_covered{model="demo-hf"} 8\n' in get("metrics")
 END
 
 # The name of a job's node among those that run here.
@@ -177,6 +177,19 @@ says 'sepal pause   '
 [ "$(sepal pause --node "$node" | head -n 1)" = 'paused, was online' ] || fail 'the first server is not paused'
 says 'sepal resume   '
 [ "$(sepal resume --node "$node" | head -n 1)" = 'online, was paused' ] || fail 'the first server does not go on'
+says 'sepal swarms   '
+sepal swarms --node "$node" | tee "$work/swarms"
+grep -q '^1 .* online .* demo-hf 0:4 ' "$work/swarms" || fail 'the first server does not say which swarm it is in'
+background other sepal bootstrap --listen /ip4/127.0.0.1/tcp/0
+other=$(await other 'listening ')
+says 'sepal connect ADDR --name friends   '
+sepal connect "$other" --name friends --node "$node" | tee "$work/friends"
+grep -q '^2 .*friends .* online .* demo-hf 0:4 ' "$work/friends" || fail 'the first server is in no other swarm'
+says 'sepal disconnect friends   '
+[ "$(sepal disconnect friends --node "$node")" = 'left friends' ] || fail 'the first server does not leave the other swarm'
+sepal stop --node "$(name_of other)" >/dev/null
+wait "${pids[-1]}" || fail 'the node of the other swarm did not end with 0'
+unset 'pids[-1]'
 says 'sepal log debug   '
 sepal log debug --node "$node" | grep -q '^logging sepal=debug,info, was ' || fail 'the first server does not log more'
 for order in 'drain --timeout 600' stop; do
@@ -188,6 +201,16 @@ for order in 'drain --timeout 600' stop; do
     unset 'pids[-1]'
     rm "$work/short"
 done
+
+says 'sepal serve org/model --initial-peers ADDR --max-cpu 50% --max-bandwidth up=10mbit,down=50mbit'
+says 'sepal serve org/model --initial-peers ADDR --schedule "mon-fri 18:00-08:00, sat-sun"'
+another_day=$(LC_ALL=C date -d '3 days' +%a)
+background polite sepal serve demo --blocks 0:1 --initial-peers "$addr" --max-cpu 50% --max-bandwidth up=10mbit,down=50mbit --schedule "$another_day"
+await polite 'online demo-hf 0:1' >/dev/null
+polite=$(name_of polite)
+sepal status --node "$polite" | tee "$work/polite.status"
+grep -q "^state .* paused by the schedule until $another_day 00:00" "$work/polite.status" || fail 'the schedule does not pause the server'
+sepal stop --node "$polite"
 
 says 'sepal doctor demo --initial-peers ADDR'
 sepal doctor demo --initial-peers "$addr" --listen /ip4/127.0.0.1/tcp/0 | tee "$work/doctor" || fail 'the doctor finds something wrong'

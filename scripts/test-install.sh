@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
 # Tries what people install with, with the program of the development build: packs it as a release, runs scripts/install.sh of
 # the archive in an empty home (twice, as an upgrade), has three nodes answer a question in one line each, looks at the
-# systemd units, and removes everything again. As root it becomes nobody for that.
-# Not run here: the images of the Dockerfile, which need a daemon, and the builds of scripts/release.sh for other machines.
+# systemd units, and removes everything again. As root it becomes nobody for that, and on Debian it does so in a root of its
+# own with nothing in it but a minimal Debian and systemd, which debootstrap makes and the cache folder keeps.
+# Not run here: the images of the Dockerfile, which need a daemon, the builds of scripts/release.sh, and a started unit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Mounts of a clean root are gone with whoever sees them.
+if [ "$(id -u)" = 0 ] && [ -z "${SEES_ITS_OWN_MOUNTS:-}" ] && unshare --mount true 2>/dev/null; then
+    SEES_ITS_OWN_MOUNTS=yes exec unshare --mount --propagation private "$0" "$@"
+fi
 work=$(mktemp -d)
 chmod 755 "$work"
 pids=()
 cleanup() {
     for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
-    rm -rf "$work"
+    # A mount that stays is not to be emptied.
+    umount -l "$work"/root/dev "$work"/root/proc "$work/root$work" 2>/dev/null || true
+    rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT
 fail() {
@@ -26,13 +33,37 @@ scripts/release.sh --binary "${CARGO_TARGET_DIR:-target}/debug/sepal" --out "$wo
 archive=$(echo "$work"/archives/sepal-*.tar.gz)
 tar -xzf "$archive" -C "$work" --strip-components=1 --wildcards '*/install.sh'
 
+# Makes $work/root: a minimal Debian in which $work is where it is here.
+clean_root() {
+    local suite cache root=$work/root
+    [ -n "${SEES_ITS_OWN_MOUNTS:-}" ] || return 1
+    suite=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME") || return 1
+    command -v debootstrap >/dev/null || { apt-get update && apt-get install -y --no-install-recommends debootstrap; } || return 1
+    cache=${XDG_CACHE_HOME:-$HOME/.cache}/sepal/clean-$suite.tar
+    mkdir -p "$root" "${cache%/*}"
+    if [ ! -f "$cache" ]; then
+        debootstrap --variant=minbase --include=systemd "$suite" "$work/made" || return 1
+        tar -C "$work/made" --exclude='./var/cache/apt/*' -cf "$cache.$$" . && mv "$cache.$$" "$cache" || return 1
+        rm -rf "$work/made"
+    fi
+    tar -xf "$cache" -C "$root" || return 1
+    mkdir -p "$root$work" && mount --bind "$work" "$root$work" && mount --bind /dev "$root/dev" && mount -t proc proc "$root/proc"
+}
+
 home=$work/home
 mkdir "$home"
-become=()
+enter=() place='an empty home'
+if clean_root >"$work/root.log" 2>&1; then
+    enter=(chroot "$work/root") place="a clean root with Debian $(cat "$work/root/etc/debian_version")"
+elif [ "$(id -u)" = 0 ]; then
+    echo "install: no clean root can be made here: $(tail -n 1 "$work/root.log")"
+fi
+become=("${enter[@]}")
 if [ "$(id -u)" = 0 ]; then
     chown 65534:65534 "$home"
-    become=(setpriv --reuid=65534 --regid=65534 --clear-groups)
+    become+=(setpriv --reuid=65534 --regid=65534 --clear-groups)
 fi
+in_place() { if [ ${#enter[@]} -gt 0 ]; then chroot "$work/root" "$@"; else "$@"; fi; }
 # In an environment with nothing in it but what is named before the command.
 newcomer=("${become[@]}" env -i HOME="$home" PATH=/usr/bin:/bin)
 installs() {
@@ -72,6 +103,23 @@ says damaged 'is damaged or is not what SHA256SUMS names'
 if installs nothing bash "$work/install.sh"; then fail 'it builds without a clone'; fi
 says nothing 'not inside of a clone'
 
+# What cannot be done, and what it says then: variables and options, and the text.
+printf 'no archive' >"$work/other.tar.gz"
+while IFS='|' read -r words text; do
+    # shellcheck disable=SC2086 # several words
+    if installs refused env $words; then fail "this does not fail: $words"; fi
+    says refused "^install\\.sh: $text"
+done <<ROWS
+bash $work/install.sh --quiet|unknown option --quiet; --help lists them
+bash $work/install.sh --archive $work/none.tar.gz|there is no file $work/none\\.tar\\.gz
+bash $work/install.sh --archive $work/other.tar.gz|cannot unpack $work/other\\.tar\\.gz
+bash $work/install.sh --archive ftp://127.0.0.1:9/sepal.tar.gz|(curl is needed to get|cannot get) ftp://127\\.0\\.0\\.1:9/sepal\\.tar\\.gz
+bash $work/install.sh --archive $archive --prefix /proc/sepal|cannot make /proc/sepal: give --prefix a folder that you may write to
+bash $work/install.sh --uninstall --prefix $home/elsewhere|nothing is installed under $home/elsewhere
+bash $work/install.sh --archive $archive --no-gauge --service|--service needs (SEPAL_SERVE: the model and the flags|systemd)
+NODE_NAME=a/b bash $work/install.sh --archive $archive|NODE_NAME=a/b cannot be the name of a file: leave out slashes
+ROWS
+
 # Three nodes, one line each.
 await() {
     for _ in $(seq 300); do
@@ -101,25 +149,38 @@ kill -TERM "${pids[@]}"
 for pid in "${pids[@]}"; do wait "$pid" || fail "a node did not exit with 0 when it was told to"; done
 pids=()
 
-if command -v systemctl >/dev/null; then
+if in_place sh -c 'command -v systemctl' >/dev/null; then
     installs service SEPAL_SERVE='demo --new-swarm' "${line[@]}" --service || fail 'the unit is not installed'
     says service 'sepal\.service, which serves: demo --new-swarm'
     grep -qx 'SERVE_FLAGS=demo --new-swarm ' "$home/.config/sepal/serve.env" || fail 'the unit serves something else'
 fi
-if command -v systemd-analyze >/dev/null; then
+verified() { in_place env XDG_RUNTIME_DIR="$work" systemd-analyze verify --man=no "$@" >"$work/unit.log" 2>&1 || fail 'systemd refuses a unit'; }
+if in_place sh -c 'command -v systemd-analyze' >/dev/null; then
     mkdir "$work/units"
     sed "s|^ExecStart=[^ ]*|ExecStart=$sepal|" packaging/sepal.service >"$work/units/sepal.service"
-    systemd-analyze verify --man=no "$work/units/sepal.service" >"$work/unit.log" 2>&1 || fail 'systemd refuses the unit'
-    if [ -f "$home/.config/systemd/user/sepal.service" ]; then
-        XDG_RUNTIME_DIR=$work systemd-analyze verify --user --man=no "$home/.config/systemd/user/sepal.service" \
-            >"$work/unit.log" 2>&1 || fail 'systemd refuses the unit of a user'
-    fi
+    verified "$work/units/sepal.service"
+    if [ -f "$home/.config/systemd/user/sepal.service" ]; then verified --user "$home/.config/systemd/user/sepal.service"; fi
 else
     echo 'install: no systemd-analyze here, the units were not verified'
+fi
+
+# For root of a clean machine: in /usr/local, with a unit of the system.
+if [ ${#enter[@]} -gt 0 ]; then
+    root=$work/root
+    as_root() { chroot "$root" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin "${@:2}" >"$work/$1.log" 2>&1; }
+    as_root system SEPAL_SERVE='demo --new-swarm' NODE_NAME=one "${line[@]}" --service || fail 'root cannot install the unit'
+    says system '^installed sepal [0-9.]+ in /usr/local/bin/sepal$'
+    says system '^installed /etc/systemd/system/sepal\.service, which serves: demo --new-swarm$'
+    says system '^systemd does not run here; where it does: systemctl enable --now sepal\.service$'
+    grep -qx 'SERVE_FLAGS=demo --new-swarm --public-name one' "$root/etc/sepal/serve.env" || fail 'the unit of root serves something else'
+    verified /etc/systemd/system/sepal.service
+    as_root gone bash "$work/install.sh" --uninstall --purge || fail 'root cannot uninstall'
+    left=$(find "$root/usr/local" "$root/etc/systemd/system/sepal.service" "$root/etc/sepal" "$root/root/.local" -type f 2>/dev/null || true)
+    [ -z "$left" ] || fail "this is left after root uninstalled: $left"
 fi
 
 installs removed bash "$work/install.sh" --uninstall --purge || fail 'it does not uninstall'
 left=$(find "$home" -type f -not -path '*/.cache/huggingface/*')
 [ -z "$left" ] || fail "this is left after uninstalling: $left"
 cat "$work/first.log"
-echo 'install: installed, upgraded, three nodes answered, units are fine, and all is gone again'
+echo "install: in $place: installed, upgraded, three nodes answered, units are fine, and all is gone again"

@@ -24,6 +24,8 @@ step_lint() {
 step_doc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked; }
 
 step_unit() {
+    # tests/examples.rs runs them.
+    cargo build --examples --locked
     if have_nextest; then
         cargo nextest run --workspace --exclude interop-tests --locked
     else

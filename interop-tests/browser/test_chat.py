@@ -99,6 +99,20 @@ def test_an_answer_is_stopped_and_made_again(place, api, watch):
     expect(page.locator("article")).to_have_count(2)
 
 
+def test_a_question_that_comes_before_the_models_are_known_is_asked_then(api, watch):
+    watched = watch(api)
+    held = []
+    watched.page.route("**/v1/models", lambda route: held.append(route))
+    page = watched.open()
+    say(page, QUESTION)
+    while len(held) < 2:  # those of the beginning, and those that the question waits for
+        page.wait_for_timeout(20)
+    expect(page.get_by_label("Message", exact=True)).to_have_value(QUESTION)
+    for route in held:
+        route.continue_()
+    expect(last(page).locator(".body")).to_have_text(ANSWER)
+
+
 def test_markup_of_a_model_is_text_and_code_is_set_apart(api, watch):
     watched = watch(api)
     page = watched.open()

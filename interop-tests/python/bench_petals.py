@@ -105,7 +105,7 @@ def seconds_of_compute(server: Process) -> float:
     site = server.find(r"health map (\S+)")
     with urllib.request.urlopen(site + "metrics", timeout=30) as answer:
         text = answer.read().decode()
-    step, wait = (float(re.search(rf"^sepal_server_{name}_seconds_p50 (\S+)", text, re.M)[1]) for name in ("step", "wait"))
+    step, wait = (float(re.search(rf"^sepal_server_{name}_p50_seconds (\S+)", text, re.M)[1]) for name in ("step", "wait"))
     return step - wait
 
 

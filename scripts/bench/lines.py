@@ -156,11 +156,10 @@ class Swarm:
         self.network.run(self.place, [sys.executable, probe, "serve", *words]).find("(ready)")
         return json.loads(self.finished([sys.executable, probe, "ask", *words, PROBE if self.network.rate else 0]))
 
-    def generate(self, prompt: int, tokens: int, *flags: str) -> dict:
+    def generate(self, prompt: list[str], tokens: int, *flags: object) -> dict:
         """What our client says of a generation."""
-        ids = ",".join(str(3 + i * 7 % 500) for i in range(prompt))
         words = [self.sepal, "generate", self.folder, "--dht-prefix", PREFIX, "--initial-peers", self.initial, "--json"]
-        words += ["--prompt-ids", ids, "--max-new-tokens", tokens, *flags]
+        words += [*prompt, "--max-new-tokens", tokens, *flags]
         found = json.loads(self.finished(words))
         return {"tokens_s": found["tokens_per_second"], "first_ms": found["time_to_first_token_ms"]}
 

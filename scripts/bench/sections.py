@@ -192,7 +192,7 @@ def petals(bench: Bench) -> Section:
     about = (
         f"All {n_blocks} blocks of {LARGE} behind one server on loopback, one session, one token at a time (median); the client sends "
         "and receives hidden states and does nothing else. Petals' server has one handler process. The checkpoint is in bfloat16, as "
-        "most are published; our float32 server keeps its weights in those 16 bits, which changes no bit of an answer."
+        "most are published; our float32 server packs those 16 bits into 12 without loss."
     )
     section = Section("petals", "Servers beside Petals", about)
     steps, table = 10 if bench.quick else 30, Table(["dtype", "client", "Petals ms", "sepal ms", "ratio"], [])

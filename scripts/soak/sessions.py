@@ -37,8 +37,8 @@ def watch(swarm: Swarm, model: pathlib.Path, options) -> bool:
         batch = new["block_tokens_total"] / max(1.0, new["block_runs_total"])
         print(
             f"{minute:6}  {sizes[-1]:17.1f}  {new['steps_total'] / 60:7.0f}  {batch:16.2f}  "
-            f"{1e3 * now['step_seconds_p50']:8.2f} {1e3 * now['step_seconds_p99']:9.2f}  "
-            f"{1e3 * now['wait_seconds_p99']:13.2f}  {pages_in_use(now):12.0f}",
+            f"{1e3 * now['step_p50_seconds']:8.2f} {1e3 * now['step_p99_seconds']:9.2f}  "
+            f"{1e3 * now['wait_p99_seconds']:13.2f}  {pages_in_use(now):12.0f}",
             flush=True,
         )
         before = now

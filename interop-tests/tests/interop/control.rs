@@ -6,7 +6,7 @@ use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
 use interop_tests::{
     ANSWER, STARTUP,
     hub::{Hub, PREFIX},
-    node::{Node, sepal},
+    node::{Node, generate_with, sepal},
     process::Process,
 };
 use serde_json::Value;
@@ -36,6 +36,128 @@ fn seen(hub: &Hub, initial: &str) -> String {
     let map = json(hub, &format!("health --initial-peers {initial} --json"));
     let server = &map["models"][0]["servers"][0];
     server["state"].as_str().unwrap_or_default().to_owned()
+}
+
+/// A server in one swarm, and another swarm with a key.
+struct Two {
+    hub: Hub,
+    first: Node,
+    server: Node,
+    /// Of the other swarm.
+    _bootstrap: Process,
+    friends: String,
+    key: String,
+}
+
+impl Two {
+    fn start() -> Self {
+        let hub = Hub::new().unwrap();
+        let first = Node::bootstrap(&hub, &[]).unwrap();
+        let key = hub.path().join("friends.key").display().to_string();
+        says(&hub, &format!("swarm-key {key}"));
+        let line = format!("bootstrap --listen /ip4/127.0.0.1/tcp/0 --no-control --swarm-key {key}");
+        let line: Vec<&str> = line.split_whitespace().collect();
+        let mut bootstrap = Process::start("sepal bootstrap", &mut sepal(&hub, &line).unwrap()).unwrap();
+        let friends = bootstrap.wait_line("listening ", STARTUP).unwrap();
+        let mut server = Node::serve(&hub, "0:4", &[&first.addr], &[]).unwrap();
+        server.online("0:4").unwrap();
+        Self {
+            hub,
+            first,
+            server,
+            _bootstrap: bootstrap,
+            friends,
+            key,
+        }
+    }
+}
+
+/// Its name on this machine.
+fn name(node: &Node) -> &str {
+    &node.peer_id[node.peer_id.len() - 8..]
+}
+
+#[test]
+fn one_server_is_in_two_swarms_until_it_is_told_to_leave_one() {
+    let two = Two::start();
+    let Two {
+        hub,
+        first,
+        friends,
+        key,
+        ..
+    } = &two;
+    let node = name(&two.server);
+    let joined = json(
+        hub,
+        &format!("connect {friends} --name friends --swarm-key {key} --node {node} --json"),
+    );
+    assert_eq!(joined["state"], "online", "{joined}");
+    assert_eq!(joined["blocks"][0], format!("{PREFIX} 0:4"), "{joined}");
+    let both = json(hub, &format!("swarms --node {node} --json"));
+    assert_eq!(both["swarms"].as_array().unwrap().len(), 2, "{both}");
+    let status = says(hub, &format!("status --node {node}"));
+    assert!(status.contains("swarm-1 online, friends online"), "{status}");
+
+    let prompt: [u32; 3] = [12, 250, 3];
+    let model = hub.model().name;
+    let here = generate_with(hub, (model, &first.addr), (&prompt, 4), &[]).unwrap();
+    let there = generate_with(hub, (model, friends), (&prompt, 4), &["--swarm-key", key]).unwrap();
+    assert_eq!(here["token_ids"], there["token_ids"], "{here} {there}");
+    assert_eq!(here["token_ids"].as_array().unwrap().len(), 4, "{here}");
+
+    let with_key = format!("{friends} --swarm-key {key}");
+    wait_until_seen(hub, &with_key, "online");
+    assert_eq!(
+        says(hub, &format!("disconnect friends --node {node}")),
+        "left friends\n"
+    );
+    assert!(["offline", ""].contains(&&*seen(hub, &with_key)));
+    assert_eq!(seen(hub, &first.addr), "online");
+    let left = says(hub, &format!("swarms --node {node}"));
+    assert!(
+        left.contains("1   swarm-1          online") && !left.contains("friends"),
+        "{left}"
+    );
+}
+
+#[test]
+fn swarms_that_cannot_be_joined_or_left_are_refused_with_the_reason() {
+    let two = Two::start();
+    let (hub, first, friends) = (&two.hub, &two.first, &two.friends);
+    let second = Node::bootstrap(hub, &[&first.addr]).unwrap();
+    let node = name(&two.server);
+    for (order, problem) in [
+        (
+            format!("connect {} --node {node}", first.addr),
+            "already: swarm 1, swarm-1",
+        ),
+        (
+            format!("connect {} --node {node}", second.addr),
+            "this node is in that swarm already, or another one with its identity is",
+        ),
+        (
+            format!("connect {friends} --name 2 --node {node}"),
+            "\"2\" is no name for a swarm: 1 to 32",
+        ),
+        // Who has not the key is hung up on.
+        (format!("connect {friends} --node {node}"), "check the addresses"),
+        (
+            format!("connect {friends} --node {}", name(first)),
+            "bootstrap is in one swarm: only sepal serve can be in several",
+        ),
+        (
+            format!("disconnect 1 --node {node}"),
+            "swarm-1 is the only swarm that this node is in: sepal stop ends the node",
+        ),
+        (
+            format!("disconnect friends --node {node}"),
+            "this node is in no swarm called friends: sepal swarms lists",
+        ),
+    ] {
+        let (ok, _, err) = run(hub, &order);
+        assert!(!ok && err.contains(problem), "{order}: {err}");
+    }
 }
 
 fn wait_until_seen(hub: &Hub, initial: &str, state: &str) {
