@@ -33,4 +33,5 @@ mod standing;
 mod steps;
 mod swarms;
 mod tools;
+mod traces;
 mod verifying;

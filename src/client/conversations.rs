@@ -76,10 +76,10 @@ impl Conversations {
     /// # Errors
     /// As [`Client::begin`].
     pub fn begin(&self, codec: Option<&TextCodec>, prompt: &[u32], params: &Params) -> Result<Run, ClientError> {
-        let needed = prompt.len() + params.max_new_tokens;
+        let needed = prompt.len().saturating_add(params.max_new_tokens);
         let known = self.take(prompt, needed);
         let (session, speculator) = known.unwrap_or_else(|| {
-            let session = self.client.session(needed * ROOM);
+            let session = self.client.session(needed.saturating_mul(ROOM));
             let speculator = self.client.speculator(&session);
             (session, speculator)
         });

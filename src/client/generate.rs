@@ -117,7 +117,7 @@ impl Client {
     /// # Errors
     /// No tokens, or parameters out of their range.
     pub fn begin(&self, codec: Option<&TextCodec>, prompt: &[u32], params: &Params) -> Result<Run, ClientError> {
-        let session = self.session(prompt.len() + params.max_new_tokens);
+        let session = self.session(prompt.len().saturating_add(params.max_new_tokens));
         let start = Start {
             prompt,
             speculator: self.speculator(&session),

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     model::Hidden,
-    p2p::{P2p, PeerId, StreamReceiver, StreamSender, Transfer},
+    p2p::{P2p, PeerId, StreamError, StreamReceiver, StreamSender, Transfer},
     receipt::{Asked, Expectation, FalseReceipt, Keeper, TensorDigest},
 };
 
@@ -284,7 +284,9 @@ impl Remote {
         let goodbye = async {
             self.sender.send(bytes::Bytes::new()).await?;
             self.sender.finish().await?;
-            self.receiver.recv().await.map(|_| ())
+            // The end comes behind the answers that nobody has read; what the session held is free by then.
+            while self.receiver.recv().await?.is_some() {}
+            Ok::<(), StreamError>(())
         };
         // A server that is gone needs no goodbye.
         drop(timeout(GOODBYE_TIMEOUT, goodbye).await);

@@ -330,7 +330,7 @@ impl Run {
     /// tried again without that, if servers refuse it.
     async fn step(&mut self, draft: &[u32]) -> Result<Hidden, ClientError> {
         let input = self.embed(draft).await?;
-        let needed = self.prompt_len + self.params.max_new_tokens;
+        let needed = self.prompt_len.saturating_add(self.params.max_new_tokens);
         let outcome = self.session.step(input).await;
         let fresh = self.session.position() == 0;
         match outcome {

@@ -23,7 +23,7 @@ use std::{
 };
 
 use sepal_protocol::{metadata::NextServer, tensor::WireTensor};
-use tracing::{Instrument, debug, debug_span};
+use tracing::{Instrument, Span, debug, debug_span};
 
 pub(super) use self::verifying::Verifier;
 pub use self::verifying::WrongAnswer;
@@ -243,6 +243,7 @@ impl Session {
     }
 
     async fn step_pieces(&mut self, x: Hidden) -> Result<Hidden, ClientError> {
+        let is_first = self.position == 0;
         if self.hops.is_empty() {
             let blocks = self.shared.blocks.clone();
             self.hops = self.connect(blocks, &mut Attempts::default()).await?;
@@ -257,13 +258,21 @@ impl Session {
             }
             None => x,
         };
-        let most = self.piece_tokens(&rest);
+        let (most, tokens) = (self.piece_tokens(&rest), rest.tokens);
         let parts = pieces(rest, most);
         if parts.len() > 1 && self.works_at_once() {
-            outputs.extend(self.step_at_once(parts).await?);
+            let span = self.chain_span(tokens);
+            outputs.extend(self.step_at_once(parts).instrument(span).await?);
         } else {
             for piece in parts {
                 outputs.push(self.step_piece(piece).await?);
+            }
+        }
+        if is_first && outputs.len() > 1 {
+            self.hops.iter_mut().for_each(HopState::forget_times);
+            if let Some(own) = &mut self.own {
+                own.first.forget_times();
+                own.last.forget_times();
             }
         }
         Ok(concat(outputs))
@@ -273,13 +282,18 @@ impl Session {
         if let Some(own) = &mut self.own {
             x = own.first.step(x, self.position).await?;
         }
-        let span = debug_span!(target: TRACE, "chain", tokens = x.tokens, position = self.position);
+        let span = self.chain_span(x.tokens);
         x = self.step_servers(x).instrument(span).await?;
         if let Some(own) = &mut self.own {
             x = own.last.step(x, self.position).await?;
         }
         self.position += x.tokens;
         Ok(x)
+    }
+
+    /// What tells how long the next so many tokens take on all servers.
+    fn chain_span(&self, tokens: usize) -> Span {
+        debug_span!(target: TRACE, "chain", tokens, position = self.position)
     }
 
     async fn step_servers(&mut self, x: Hidden) -> Result<Hidden, ClientError> {
@@ -506,7 +520,7 @@ impl HopState {
         }
     }
 
-    /// A replay says nothing about how long steps take.
+    /// A replay says nothing about how long steps take, and neither do the pieces of the prompt that a session begins with.
     fn forget_times(&mut self) {
         self.busy = Duration::ZERO;
         self.steps = 0;

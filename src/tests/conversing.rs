@@ -9,7 +9,9 @@ use super::{
     setup::{N_BLOCKS, Swarm, TestServer, reference, soon},
 };
 use crate::{
-    client::{Client, Constraints, Conversations, FinishReason, Generation, Limits, Params, TextCodec, Token},
+    client::{
+        Client, ClientError, Constraints, Conversations, FinishReason, Generation, Limits, Params, TextCodec, Token,
+    },
     model::{HubOptions, ModelSource, SamplingParams},
 };
 
@@ -140,6 +142,23 @@ async fn an_answer_that_was_broken_off_leaves_the_session_usable() {
     let next = say(&conversations, &second).await;
     assert_eq!(next.reused_tokens, first.len());
     assert_eq!(next.token_ids, alone(&client, &second).await.token_ids);
+}
+
+#[tokio::test]
+async fn answers_that_are_longer_than_can_be_counted_are_refused_by_servers() {
+    let swarm = Swarm::start().await;
+    let _server = swarm.serve(0..4).await;
+    let (node, client) = client(&swarm).await;
+    let conversations = Conversations::new(client, Limits::default(), &node.tasks);
+    for max_new_tokens in [usize::MAX / 2, usize::MAX] {
+        let params = Params {
+            max_new_tokens,
+            ..Params::default()
+        };
+        let mut run = conversations.begin(None, &reference().prompt, &params).unwrap();
+        let error = soon("a refusal", run.next()).await.unwrap_err();
+        assert!(matches!(error, ClientError::Refused { .. }), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -17,11 +17,13 @@ use crate::{
 
 const ROWS: usize = 8;
 /// Three messages of eight rows.
-const TOKENS: usize = 260;
-const PIECES: usize = 3;
+pub(super) const TOKENS: usize = 260;
+pub(super) const PIECES: usize = 3;
+/// Seven such messages, all but the last of one shape.
+const MANY_TOKENS: usize = 772;
 
 /// With room for several such prompts.
-fn roomy(blocks: Range<u32>) -> Config {
+pub(super) fn roomy(blocks: Range<u32>) -> Config {
     let limits = LimitChoice {
         attn_cache_tokens: Some(32 * 1024),
         ..LimitChoice::default()
@@ -37,7 +39,7 @@ fn noise(tokens: usize) -> Hidden {
     Hidden::new(data.collect(), ROWS, tokens, WIDTH).unwrap()
 }
 
-async fn through(session: &mut Session, tokens: usize) -> Hidden {
+pub(super) async fn through(session: &mut Session, tokens: usize) -> Hidden {
     soon("a step", session.step(noise(tokens))).await.unwrap()
 }
 
@@ -116,7 +118,10 @@ async fn a_server_has_the_next_piece_while_the_one_behind_it_computes() {
     let mut session = scene.client([low.peer(), high.peer()]).await.session(TOKENS + 1);
     let ahead = async {
         // One answer waits to be taken on, and another piece is answered meanwhile.
-        until("the first half goes on", || low.answered() >= 2).await;
+        until("the first half goes on, and the second is silent", || {
+            low.answered() >= 2 && high.answered() >= 1
+        })
+        .await;
         assert_eq!(high.answered(), 1, "held back until now");
         high.thaw();
     };
@@ -166,6 +171,10 @@ async fn servers_push_pieces_to_each_other() {
     let expected = through(&mut client(&whole).await.session(TOKENS), TOKENS).await;
     let mut session = client(&servers).await.session(TOKENS);
     assert_same_bits(&through(&mut session, TOKENS).await.data, &expected.data);
+    for hop in session.report() {
+        let times = (hop.per_step, hop.last_step);
+        assert_eq!(times, (None, None), "pieces are not usual steps");
+    }
     for server in &servers[..2] {
         until("its pushes were answered", || {
             server.server.stats().pushes_sent == PIECES as u64
@@ -176,6 +185,47 @@ async fn servers_push_pieces_to_each_other() {
         // No piece was computed twice, though it came from the client as well.
         assert_eq!(server.server.stats().steps, PIECES as u64);
     }
+    soon("a goodbye", session.close()).await;
+}
+
+#[tokio::test]
+async fn answers_to_what_was_pushed_before_a_failure_are_not_taken_for_those_after_it() {
+    let swarm = Swarm::start().await;
+    let mut servers = Vec::new();
+    for blocks in [0..4, 0..1, 1..2, 2..4] {
+        servers.push(swarm.serve_with(roomy(blocks)).await);
+    }
+    let [whole, first, second, behind] = &servers[..] else {
+        unreachable!("as many as blocks were given")
+    };
+    let faulty = Spoiler::serve(&swarm, behind, 2..4, FIRST).await;
+    let other = Spoiler::serve(&swarm, behind, 2..4, SECOND).await;
+    let node = swarm.caller().await;
+    let client = |allowed: Vec<PeerId>| {
+        let allowed = allowed.into_iter().collect();
+        client_on(&node, &swarm, |config| config.filter.allowed = Some(allowed))
+    };
+    let mut undisturbed = client(vec![whole.node.peer()]).await.session(MANY_TOKENS + 1);
+    let expected = through(&mut undisturbed, MANY_TOKENS).await;
+    let expected_token = through(&mut undisturbed, 1).await;
+    // Right answers to the empty step that opens the session and to the first piece.
+    faulty.spoil(Fault::Silent, 2);
+    let chain = [first.node.peer(), second.node.peer(), faulty.peer(), other.peer()];
+    let client = client(chain.to_vec()).await;
+    let mut session = client.session(MANY_TOKENS + 1);
+    // The one before it is asked for four pieces while it is silent, and is pushed more.
+    let ahead = until("more is pushed than is asked for", || second.server.stats().steps > 4);
+    let (output, ()) = tokio::join!(through(&mut session, MANY_TOKENS), ahead);
+    assert_same_bits(&output.data, &expected.data);
+    assert!(faulty.answered() > 2, "it was not silent");
+    assert_same_bits(&through(&mut session, 1).await.data, &expected_token.data);
+    let used: Vec<PeerId> = session.report().iter().map(|hop| hop.peer).collect();
+    assert_eq!(used, [first.node.peer(), second.node.peer(), other.peer()]);
+    let avoided = client.avoided();
+    assert!(
+        avoided.iter().all(|server| server.peer == faulty.peer()),
+        "only one did anything wrong: {avoided:?}"
+    );
     soon("a goodbye", session.close()).await;
 }
 

@@ -144,6 +144,19 @@ async fn what_only_one_server_has_is_used_unverified() {
 }
 
 #[tokio::test]
+async fn a_witness_that_is_full_is_not_left_out_for_that() {
+    let scene = Scene::start().await;
+    let [used, full] = &scene.faulty;
+    full.spoil(Fault::Says("Could not allocate"), 0);
+    let client = scene.client(1.0, &[used.peer(), full.peer()]).await;
+    let generation = text(&client).await.unwrap();
+    assert_right("a full witness", &generation);
+    assert_eq!(generation.route[1].verified, 0);
+    assert_eq!(full.answered(), N_TOKENS, "it is asked again each time");
+    assert_eq!(reason(&client, full.peer()), None);
+}
+
+#[tokio::test]
 async fn honest_servers_in_other_formats_verify_each_other() {
     let swarm = Swarm::start().await;
     let mut servers = Vec::new();

@@ -37,7 +37,7 @@ impl LocalModel {
         let Some((last, before)) = prompt.split_last() else {
             return Err(ClientError::EmptyPrompt);
         };
-        let mut session: LocalSession = self.session(prompt.len() + params.max_new_tokens);
+        let mut session: LocalSession = self.session(prompt.len().saturating_add(params.max_new_tokens));
         for piece in before.chunks(PIECE) {
             session.feed(piece).await?;
         }

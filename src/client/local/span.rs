@@ -268,6 +268,12 @@ impl LocalSpan {
         Ok(output)
     }
 
+    /// The steps so far were pieces of a prompt.
+    pub(crate) fn forget_times(&mut self) {
+        self.busy = Duration::ZERO;
+        self.steps = 0;
+    }
+
     /// The blocks, as numbered in the model.
     pub(crate) fn blocks(&self) -> Range<u32> {
         self.local.stretch.blocks.span()

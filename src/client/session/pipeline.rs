@@ -5,12 +5,15 @@
 //! ```
 //!
 //! When a server fails, the lanes before it finish what they have begun, all go back to what came out of the last one, the
-//! server is replaced as for any other step, and what is left of the prompt starts anew from there.
+//! server is replaced as for any other step, and what is left of the prompt starts anew from there. Those that others may
+//! have pushed to begin a new session for that: on the stream of the old one there may be answers to pieces that were not
+//! asked for there yet, and nothing in an answer says which piece it is to.
 
 use std::collections::VecDeque;
 
 use sepal_protocol::metadata::NextServer;
 use tokio::sync::mpsc;
+use tracing::{Instrument, debug_span};
 
 use super::{
     HopState, Session,
@@ -24,7 +27,9 @@ use crate::{
         error::{ClientError, RemoteError},
     },
     model::Hidden,
+    p2p::PeerId,
     swarm::route::Hop,
+    task::TRACE,
 };
 
 /// A piece on its way.
@@ -41,6 +46,17 @@ enum End {
     Lost(Box<HopState>, RemoteError),
     /// Its server was silent, and others are where it was.
     Overtaken(Vec<HopState>, Hop, RemoteError),
+}
+
+impl End {
+    /// The server that failed, if one did.
+    fn failed(&self) -> Option<PeerId> {
+        match self {
+            Self::Fine(_) => None,
+            Self::Lost(state, _) => Some(state.hop.peer),
+            Self::Overtaken(_, hop, _) => Some(hop.peer),
+        }
+    }
 }
 
 impl Session {
@@ -67,7 +83,9 @@ impl Session {
         let mut left = VecDeque::from(pieces);
         let (mut outputs, mut attempts) = (Vec::new(), Attempts::default());
         while !left.is_empty() {
-            let (came, ends) = self.run(&left, &attempts).await;
+            let next: Vec<_> = (0..self.hops.len()).map(|index| self.next_in_order(index)).collect();
+            let pushed = pushed_to(next.iter().map(Vec::len));
+            let (came, ends) = self.run(&left, next, &attempts).await;
             if !came.is_empty() {
                 attempts = Attempts::default();
             }
@@ -76,21 +94,27 @@ impl Session {
                 left.pop_front();
                 outputs.push(output);
             }
-            let hops = self.settle(ends, &mut attempts).await;
+            // When all is through every answer was read.
+            let unread = pushed.into_iter().map(|pushed| pushed && !left.is_empty());
+            let hops = self.settle(ends.into_iter().zip(unread).collect(), &mut attempts).await;
             self.verifier.gave_false_receipts(attempts.take_liars(), self.position);
             self.hops = hops?;
         }
         Ok(outputs)
     }
 
-    /// All hops at work until everything is through or one has failed.
-    async fn run(&mut self, left: &VecDeque<Hidden>, attempts: &Attempts) -> (Vec<Hidden>, Vec<End>) {
+    /// All hops at work until everything is through or one has failed. `next` is where each may push to.
+    async fn run(
+        &mut self,
+        left: &VecDeque<Hidden>,
+        next: Vec<Vec<NextServer>>,
+        attempts: &Attempts,
+    ) -> (Vec<Hidden>, Vec<End>) {
         let piece = |x: &Hidden| Piece {
             id: uuid::Uuid::new_v4().to_string(),
             encoding: self.encoding(x.data.len()),
         };
         let pieces: Vec<Piece> = left.iter().map(piece).collect();
-        let next: Vec<_> = (0..self.hops.len()).map(|index| self.next_in_order(index)).collect();
         let hops = std::mem::take(&mut self.hops);
         let (first, mut from) = mpsc::channel(1);
         let mut lanes = Vec::with_capacity(hops.len());
@@ -133,7 +157,9 @@ impl Session {
                 id: &piece.id,
                 next: next.clone(),
             };
-            match self.race(&mut state, step, attempts).await {
+            let blocks = &state.hop.blocks;
+            let span = debug_span!(target: TRACE, "hop", peer = %state.hop.peer, ?blocks);
+            match self.race(&mut state, step, attempts).instrument(span).await {
                 Raced::Answered(output) => {
                     self.answered(&state, passing.x.tokens);
                     if to.send(output).await.is_err() {
@@ -157,11 +183,16 @@ impl Session {
         next.into_iter().take(in_order).collect()
     }
 
-    /// Brings all hops to where this session is, others in the place of those that failed.
-    async fn settle(&self, ends: Vec<End>, attempts: &mut Attempts) -> Result<Vec<HopState>, ClientError> {
+    /// Brings all hops to where this session is, others in the place of those that failed; `true` stands beside those on
+    /// whose streams there may be answers that were not read.
+    async fn settle(&self, ends: Vec<(End, bool)>, attempts: &mut Attempts) -> Result<Vec<HopState>, ClientError> {
+        // Who failed is not to take the place of another hop either, whichever is looked at first.
+        let failed = ends.iter().filter_map(|(end, _)| end.failed());
+        attempts.excluded.extend(failed);
         let mut hops = Vec::new();
-        for end in ends {
+        for (end, unread) in ends {
             match end {
+                End::Fine(state) if unread => hops.extend(self.begun_anew(*state, attempts).await?),
                 End::Fine(state) => hops.extend(self.taken_back(*state, attempts).await?),
                 End::Lost(mut state, error) => {
                     attempts.failed(&self.shared, &state.hop, error)?;
@@ -170,6 +201,7 @@ impl Session {
                 }
                 End::Overtaken(fresh, hop, error) => {
                     attempts.failed(&self.shared, &hop, error)?;
+                    // Nobody has heard of these yet, so that nobody has pushed to them.
                     for state in fresh {
                         hops.extend(self.taken_back(state, attempts).await?);
                     }
@@ -185,14 +217,46 @@ impl Session {
         if state.remote.position() == self.position {
             return Ok(vec![state]);
         }
-        state.history.truncate(self.position);
         // At 0 a server would take the next step for the first one.
         if self.position > 0 && self.shared.can_rewind(state.hop.peer) {
+            state.history.truncate(self.position);
             state.remote.rewind(self.position);
             state.last = None;
             return Ok(vec![state]);
         }
+        self.begun_anew(state, attempts).await
+    }
+
+    /// The blocks of a hop in a new session at the position of this one. Pushes for the old session name that, and reach
+    /// nobody any more.
+    async fn begun_anew(&self, mut state: HopState, attempts: &mut Attempts) -> Result<Vec<HopState>, ClientError> {
+        state.history.truncate(self.position);
         state.remote.close().await;
         self.replace(&state.hop, &state.history, attempts).await
+    }
+}
+
+/// Which hops are pushed to, when each has its answers pushed through so many behind it.
+fn pushed_to(reaches: impl Iterator<Item = usize>) -> Vec<bool> {
+    let mut end = 0;
+    let pushed = reaches.enumerate().map(|(index, reach)| {
+        let pushed = index < end;
+        end = end.max(index + 1 + reach);
+        pushed
+    });
+    pushed.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hop_is_pushed_to_when_one_before_it_reaches_so_far() {
+        let pushed = |reaches: [usize; 4]| pushed_to(reaches.into_iter());
+        assert_eq!(pushed([3, 2, 1, 0]), [false, true, true, true]);
+        assert_eq!(pushed([0, 0, 1, 0]), [false, false, false, true]);
+        assert_eq!(pushed([2, 0, 0, 0]), [false, true, true, false]);
+        assert_eq!(pushed([0; 4]), [false; 4]);
     }
 }

@@ -174,7 +174,9 @@ impl Session {
                 Err((peer, error)) => {
                     failures += 1;
                     warn!(%peer, error = &error as &dyn std::error::Error, "cannot verify with this server");
-                    self.shared.ban(peer, &error.reason());
+                    if !error.is_passing() {
+                        self.shared.ban(peer, &error.reason());
+                    }
                 }
             }
             if let Some(finding) = self.conclude(state, &opinions) {

@@ -78,10 +78,10 @@ impl Session {
             let one = self.candidate(&state.hop, &unusable).map(|hop| vec![hop]);
             let hops = one.or_else(|| self.candidates(&state.hop, &unusable))?;
             let opened = futures::future::join_all(hops.iter().map(|hop| self.leg(hop))).await;
-            match opened.into_iter().collect::<Result<_, _>>() {
-                Ok(legs) => return Some(Witness { legs }),
-                Err(peer) => unusable.insert(peer),
-            };
+            unusable.extend(opened.iter().filter_map(|leg| leg.as_ref().err()));
+            if let Ok(legs) = opened.into_iter().collect::<Result<_, _>>() {
+                return Some(Witness { legs });
+            }
         }
     }
 
@@ -93,7 +93,9 @@ impl Session {
             Ok(remote) => Ok(Leg { remote, peer, pace }),
             Err(error) => {
                 debug!(%peer, error = &error as &dyn std::error::Error, "no witness");
-                self.shared.ban(peer, &error.reason());
+                if !error.is_passing() {
+                    self.shared.ban(peer, &error.reason());
+                }
                 Err(peer)
             }
         }
