@@ -35,6 +35,10 @@ const MEET_AGAIN: Duration = Duration::from_secs(5);
 /// Jobs that a worker takes at most.
 const ROOM: usize = 16;
 
+/// Most tokens of a prompt and its answer. One job runs at a time, so that this is the memory for keys and values that a
+/// worker takes at its start, and all that submitters can make it use.
+const JOB_TOKENS: usize = 8192;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Have a prompt continued by one node that holds the whole model (`sepal serve MODEL --jobs`).
@@ -180,9 +184,15 @@ pub(super) async fn work(models: &[Model], node: &Node, engine: &Engine) -> anyh
 /// Loads the whole model. The handler is to be served.
 async fn worker(model: &Model, node: &Node, engine: &Engine) -> anyhow::Result<(Handler, Arc<Counts>)> {
     let (source, engine) = (model.source.clone(), engine.clone());
+    let context = source.config().context_length();
+    let most_tokens = context.map_or(JOB_TOKENS, |context| context.min(JOB_TOKENS));
+    let options = LocalOptions {
+        cache_tokens: most_tokens,
+        ..LocalOptions::default()
+    };
     let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         let codec = TextCodec::from_json(&source.tokenizer_json()?)?;
-        Ok((LocalModel::load(&source, &engine, &LocalOptions::default())?, codec))
+        Ok((LocalModel::load(&source, &engine, &options)?, codec))
     });
     let (local, codec) = loading
         .await
@@ -200,6 +210,7 @@ async fn worker(model: &Model, node: &Node, engine: &Engine) -> anyhow::Result<(
         local,
         codec,
         eos_token_ids,
+        most_tokens,
     });
     let executor = move |running| {
         let hands = hands.clone();
@@ -213,6 +224,8 @@ struct Hands {
     local: LocalModel,
     codec: TextCodec,
     eos_token_ids: Vec<u32>,
+    /// Of a prompt and its answer.
+    most_tokens: usize,
 }
 
 impl Hands {
@@ -229,13 +242,48 @@ impl Hands {
             eos_token_ids: self.eos_token_ids.clone(),
             ..Params::default()
         };
+        let prompt = self.codec.encode(&order.prompt).map_err(|error| reason(error.into()))?;
+        fits(prompt.len(), params.max_new_tokens, self.most_tokens)?;
         let count = move |n: usize| tokens.store(n as u32, Ordering::Relaxed);
         let made = self.local.generate(&self.codec, &order.prompt, &params, &count).await;
-        let made = made.map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
+        let made = made.map_err(|error| reason(error.into()))?;
         Ok(Output {
             text: made.text,
             prompt_tokens: made.prompt_tokens as u32,
             token_ids: made.token_ids,
         })
+    }
+}
+
+/// An error and what caused it, as a submitter is told.
+fn reason(error: anyhow::Error) -> String {
+    format!("{error:#}")
+}
+
+/// # Errors
+/// A prompt and an answer that together are more than a worker takes.
+fn fits(prompt: usize, answer: usize, most: usize) -> Result<(), String> {
+    let tokens = prompt.saturating_add(answer);
+    match tokens <= most {
+        true => Ok(()),
+        false => Err(format!(
+            "prompt and answer are {tokens} tokens, this worker takes {most}: shorten one"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_of_more_tokens_than_there_is_room_for_is_refused_with_the_numbers() {
+        assert_eq!(fits(JOB_TOKENS - 4096, 4096, JOB_TOKENS), Ok(()));
+        let refusal = fits(JOB_TOKENS - 4095, 4096, JOB_TOKENS).unwrap_err();
+        assert_eq!(
+            refusal,
+            "prompt and answer are 8193 tokens, this worker takes 8192: shorten one"
+        );
+        assert!(fits(usize::MAX, 1, 512).is_err());
     }
 }

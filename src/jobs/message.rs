@@ -14,9 +14,9 @@ const WHAT: &str = "job message";
 /// Longest message that is read, bytes.
 pub(super) const MAX_BYTES: usize = 8 * 1024;
 /// Longest name of a job.
-const MAX_JOB: usize = 64;
+pub(super) const MAX_JOB: usize = 64;
 /// Longest name of a model.
-const MAX_MODEL: usize = 256;
+pub(super) const MAX_MODEL: usize = 256;
 
 /// The version of all messages here. Others are not understood.
 pub(super) const VERSION: u32 = 1;

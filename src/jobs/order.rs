@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::message::{Settings, VERSION, WorkOffer};
+use super::message::{MAX_JOB, MAX_MODEL, Settings, VERSION, WorkOffer};
 use crate::receipt::Digest;
 
 /// The stream's name.
@@ -72,6 +72,8 @@ impl Order {
         let settings = &self.settings;
         match () {
             () if self.version != VERSION => Some("another version"),
+            () if self.job.is_empty() || self.job.len() > MAX_JOB => Some("names of jobs have 1 to 64 bytes"),
+            () if self.model.is_empty() || self.model.len() > MAX_MODEL => Some("names of models have 1 to 256 bytes"),
             () if self.prompt.len() > MAX_PROMPT => Some("the prompt is longer than 64 KiB"),
             () if settings.max_new_tokens > MAX_NEW_TOKENS => Some("more than 4096 new tokens"),
             () if settings.temperature_milli > 100_000 => Some("a temperature of more than 100"),

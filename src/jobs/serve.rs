@@ -81,21 +81,9 @@ pub type Executor = Arc<dyn Fn(Running) -> BoxFuture<'static, Result<Output, Str
 /// Works on jobs until `tasks` stop. The handler is to be served on `p2p`, which has to gossip on the topic of the model
 /// ([`super::gossip`]); the counts are those of the worker.
 pub fn serve(p2p: &P2p, place: Place, executor: Executor, tasks: &Tasks) -> (Handler, Arc<Counts>) {
-    let counts = Arc::new(Counts::new(&place.model));
     let (notes, inbox) = mpsc::channel(NOTES);
-    let desk = Desk {
-        queue: Queue::new(place.model.clone(), place.room),
-        topic: topic(&place.model),
-        heard: p2p.heard(),
-        p2p: p2p.clone(),
-        place,
-        executor,
-        tasks: tasks.clone(),
-        open: HashMap::new(),
-        announced: 0,
-        counts: counts.clone(),
-        notes: notes.clone(),
-    };
+    let desk = Desk::new(p2p, place, (executor, tasks), notes.clone());
+    let counts = desk.counts.clone();
     tasks.spawn_until_stopped("jobs", desk.run(inbox));
     let limits = HandlerLimits {
         max_calls: MAX_STREAMS,
@@ -195,6 +183,22 @@ struct Desk {
 }
 
 impl Desk {
+    fn new(p2p: &P2p, place: Place, (executor, tasks): (Executor, &Tasks), notes: mpsc::Sender<Note>) -> Self {
+        Self {
+            queue: Queue::new(place.model.clone(), place.room),
+            topic: topic(&place.model),
+            heard: p2p.heard(),
+            p2p: p2p.clone(),
+            counts: Arc::new(Counts::new(&place.model)),
+            place,
+            executor,
+            tasks: tasks.clone(),
+            open: HashMap::new(),
+            announced: 0,
+            notes,
+        }
+    }
+
     async fn run(mut self, mut inbox: mpsc::Receiver<Note>) {
         let [mut tick, mut beat, mut announce] = [TICK, BEAT, ANNOUNCE].map(|period| {
             let mut interval = tokio::time::interval(period);
@@ -313,12 +317,16 @@ impl Desk {
             return;
         };
         if open.answers.is_closed() {
-            info!(job = key.job, "nobody waits for the result any more");
-            self.counts.ended(End::Stopped);
-            return;
+            return self.unwanted(key);
         }
-        let output = match outcome {
-            Ok(output) => output,
+        let signed = outcome.and_then(|output| {
+            let message = Message::Receipt(self.receipt(key, &open.order, &output, took));
+            let receipt = message.sign(self.p2p.identity());
+            let receipt = receipt.ok_or_else(|| "the worker cannot sign the receipt".to_owned())?;
+            Ok((output, receipt))
+        });
+        let (Output { text, token_ids, .. }, receipt) = match signed {
+            Ok(signed) => signed,
             Err(why) => {
                 info!(job = key.job, why, "job failed");
                 self.counts.ended(End::Failed);
@@ -326,21 +334,24 @@ impl Desk {
                 return;
             }
         };
-        let message = Message::Receipt(self.receipt(key, &open.order, &output, took));
-        let Some(receipt) = message.sign(self.p2p.identity()) else {
-            return;
-        };
-        let Output { text, token_ids, .. } = output;
         let delivered = open.answers.try_send(Answer::Result {
             text,
             token_ids,
             receipt: receipt.clone(),
         });
-        if delivered.is_ok() {
-            info!(job = key.job, attempt = key.attempt, "job done");
-            self.counts.ended(End::Done);
-            self.say(receipt).await;
+        // Whoever hung up since the look above is not there either.
+        if delivered.is_err() {
+            return self.unwanted(key);
         }
+        info!(job = key.job, attempt = key.attempt, "job done");
+        self.counts.ended(End::Done);
+        self.say(receipt).await;
+    }
+
+    /// A job came to its end, and its submitter is gone.
+    fn unwanted(&self, key: &Key) {
+        info!(job = key.job, "nobody waits for the result any more");
+        self.counts.ended(End::Stopped);
     }
 
     fn receipt(&self, key: &Key, order: &Order, output: &Output, took: Duration) -> JobReceipt {
@@ -409,5 +420,59 @@ impl Desk {
         if let Err(error) = self.p2p.publish(&self.topic, text.into()).await {
             debug!(%error, "a message about jobs is not sent");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        jobs::message::Settings,
+        p2p::{Config, Identity},
+    };
+
+    #[tokio::test]
+    async fn a_result_that_cannot_be_handed_over_is_that_of_a_job_that_nobody_wanted() {
+        let tasks = Tasks::new();
+        let p2p = P2p::bind(Config::default(), &tasks).await.unwrap();
+        let place = Place {
+            model: "M-hf".to_owned(),
+            weights: "float32".to_owned(),
+            room: 1,
+        };
+        let executor: Executor = Arc::new(|_| async { Err("nothing is done here".to_owned()) }.boxed());
+        let (notes, _inbox) = mpsc::channel(NOTES);
+        let mut desk = Desk::new(&p2p, place, (executor, &tasks), notes);
+        let settings = Settings {
+            max_new_tokens: 1,
+            temperature_milli: 0,
+            seed: 0,
+        };
+        let order = Order::new("M-hf".to_owned(), "hello".to_owned(), settings, 0);
+        let key = Key {
+            submitter: Identity::ephemeral().peer_id(),
+            job: order.job.clone(),
+            attempt: 0,
+        };
+        // A stream that takes no more, although it is still open.
+        let (answers, _stream) = mpsc::channel(1);
+        answers.try_send(Answer::Beat { tokens: 0 }).unwrap();
+        let open = Open {
+            order,
+            answers,
+            tokens: Arc::default(),
+            stop: CancellationToken::new(),
+        };
+        desk.open.insert(key.clone(), open);
+        let output = Output {
+            text: "olleh".to_owned(),
+            token_ids: vec![1],
+            prompt_tokens: 1,
+        };
+        desk.deliver(&key, Some(Ok(output)), Duration::from_millis(1)).await;
+        let expected = Counts::new("M-hf");
+        expected.ended(End::Stopped);
+        assert_eq!(desk.counts.families(), expected.families());
+        tasks.shutdown().await;
     }
 }

@@ -328,11 +328,26 @@ async fn requests_that_are_wrong_are_refused_with_the_parameter_named() {
             "{request}"
         );
     }
-    let body = json!({"model": "demo", "prompt": "x", "suffix": "y"});
-    assert_eq!(
-        site.post("/v1/completions", body).await.json()["error"]["param"],
-        "suffix"
-    );
+}
+
+#[tokio::test]
+async fn completions_that_are_wrong_are_refused_with_the_parameter_named() {
+    let site = site().await;
+    for (request, param) in [
+        (json!({"prompt": "x", "suffix": "y"}), "suffix"),
+        (json!({"prompt": ["x", "y"], "n": 65}), "prompt"),
+        (json!({"prompt": vec![1; 513], "max_tokens": 0, "n": 128}), "prompt"),
+        (json!({"prompt": [1], "max_tokens": i64::MAX}), "prompt"),
+    ] {
+        let mut body = request.clone();
+        body["model"] = json!("demo");
+        let answer = site.post("/v1/completions", body).await;
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["param"]),
+            (400, &json!(param)),
+            "{request}"
+        );
+    }
 }
 
 #[tokio::test]

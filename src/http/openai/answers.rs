@@ -62,8 +62,11 @@ impl Gate {
 pub(crate) struct Job {
     /// Of the choice.
     pub(crate) index: usize,
-    pub(crate) prompt: Vec<u32>,
-    pub(crate) params: Params,
+    /// All choices of a prompt share it.
+    pub(crate) prompt: Arc<[u32]>,
+    /// All texts of a request share them, but for the seed.
+    pub(crate) params: Arc<Params>,
+    pub(crate) seed: u64,
 }
 
 /// What is new of the texts of a request.
@@ -88,6 +91,7 @@ pub(crate) enum News {
 pub(crate) struct Answers {
     news: mpsc::Receiver<News>,
     running: usize,
+    stop: CancellationToken,
 }
 
 impl Answers {
@@ -118,7 +122,8 @@ impl Answers {
             // The log says which request it is, and so do traces.
             tasks.spawn("answer", answer.in_current_span());
         }
-        Self { news, running }
+        let stop = tasks.token();
+        Self { news, running, stop }
     }
 
     /// The next piece; `None` when all generations have ended, after their last news or the error that ended them.
@@ -126,17 +131,26 @@ impl Answers {
         if self.running == 0 {
             return None;
         }
-        let news = self
-            .news
-            .recv()
-            .await
-            .unwrap_or_else(|| News::Failed(ApiError::stopping()));
+        let news = match self.news.recv().await {
+            Some(news) => news,
+            None => News::Failed(self.broken_off()),
+        };
         match &news {
             News::Token { .. } => {}
             News::End { .. } => self.running -= 1,
             News::Failed(_) => self.running = 0,
         }
         Some(news)
+    }
+
+    /// Why the news end before the answers do.
+    fn broken_off(&self) -> ApiError {
+        match self.stop.is_cancelled() {
+            true => ApiError::stopping(),
+            false => ApiError::internal(format!(
+                "the answer ended early: it was not read for {READ_TIMEOUT:?}, or this program has a defect, see its log"
+            )),
+        }
     }
 }
 
@@ -191,7 +205,9 @@ impl Worker {
     /// `None` if nobody waits for it any more.
     async fn generate(&self, job: Job) -> Result<Option<Generation>, ApiError> {
         let conversations = &self.model.conversations;
-        let mut run = conversations.begin(Some(&self.model.codec), &job.prompt, &job.params)?;
+        let mut params = Params::clone(&job.params);
+        params.sampling.seed = job.seed;
+        let mut run = conversations.begin(Some(&self.model.codec), &job.prompt, &params)?;
         let outcome = self.drive(&mut run, job.index).await;
         // Whatever happened, the session goes back or is closed.
         let generation = conversations.end(run).await;
@@ -245,6 +261,29 @@ impl Worker {
         tokio::select! {
             () = self.sender.closed() => Interruption::Gone,
             () = stopped => Interruption::Stopping,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_told_as_a_stop_only_if_there_is_one() {
+        for (is_stopping, code) in [(false, "internal_error"), (true, "shutting_down")] {
+            let stop = CancellationToken::new();
+            if is_stopping {
+                stop.cancel();
+            }
+            let (sender, news) = mpsc::channel(1);
+            drop(sender);
+            let mut answers = Answers { news, running: 1, stop };
+            let Some(News::Failed(error)) = answers.next().await else {
+                panic!("nothing was said");
+            };
+            assert_eq!(error.body()["error"]["code"], code);
+            assert!(answers.next().await.is_none());
         }
     }
 }

@@ -88,14 +88,12 @@ fn read(request: &Map<String, Value>, model: &Arc<ServedModel>, default_length: 
         wanted => wanted,
     };
     params.max_new_tokens = params::length(model.context_length, prompt.len(), wanted, (default_length, "messages"))?;
-    let jobs = (0..n).map(|index| {
-        let mut params = params.clone();
-        params.sampling.seed = params::seed_of(params.sampling.seed, index);
-        Job {
-            index,
-            prompt: prompt.clone(),
-            params,
-        }
+    let (prompt, seed, params): (Arc<[u32]>, _, _) = (prompt.into(), params.sampling.seed, Arc::new(params));
+    let jobs = (0..n).map(|index| Job {
+        index,
+        prompt: prompt.clone(),
+        params: params.clone(),
+        seed: params::seed_of(seed, index),
     });
     Ok(Order {
         jobs: jobs.collect(),

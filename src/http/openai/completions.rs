@@ -3,6 +3,8 @@
 
 mod writer;
 
+use std::sync::Arc;
+
 use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
@@ -20,14 +22,18 @@ use super::{
     model::ServedModel,
     params::{self, Delivery, MAX_CHOICES},
 };
+use crate::client::Params;
 
 /// OpenAI's, where a request does not say.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
-/// A prompt and what is known of it.
-#[derive(Clone, Debug)]
-struct Prompt {
-    text: String,
+/// Most bytes of prompts that an answer repeats, in all its texts together.
+const MAX_ECHO_BYTES: usize = 2 * body::MAX_BODY_BYTES;
+
+/// A prompt as it came, and its tokens.
+struct Prompt<'a> {
+    /// `None` if it came as tokens.
+    text: Option<&'a str>,
     tokens: Vec<u32>,
 }
 
@@ -83,54 +89,95 @@ fn read(request: &Map<String, Value>, model: &ServedModel) -> Result<Order, ApiE
             "cannot be combined with echo: those of prompts are not computed",
         ));
     }
-    let prompts = prompts(&fields, model)?;
-    if prompts.len() * n > MAX_CHOICES {
-        let why = format!(
-            "of {} texts with n = {n} asks for more than {MAX_CHOICES} at once",
-            prompts.len()
-        );
-        return Err(fields.wrong("prompt", &why));
-    }
-    let wanted = fields
+    params.max_new_tokens = fields
         .count("max_tokens", 0..=usize::MAX)?
         .unwrap_or(DEFAULT_MAX_TOKENS);
-    let (seed, mut jobs, mut echoes) = (params.sampling.seed, Vec::new(), Vec::new());
-    for Prompt { text, tokens } in prompts {
-        let length = params::length(model.context_length, tokens.len(), Some(wanted), (wanted, "prompt"))?;
-        for _ in 0..n {
-            let index = jobs.len();
-            let mut params = params.clone();
-            params.max_new_tokens = length;
-            params.sampling.seed = params::seed_of(seed, index);
-            let prompt = tokens.clone();
-            jobs.push(Job { index, prompt, params });
-            echoes.push(if echo { text.clone() } else { String::new() });
-        }
+    let prompts = prompts(&fields, model, n)?;
+    let wanted = params.max_new_tokens;
+    for prompt in &prompts {
+        let tokens = prompt.tokens.len();
+        params::length(model.context_length, tokens, Some(wanted), (wanted, "prompt"))?;
     }
+    let echoes = match echo {
+        true => echoes(&fields, &prompts, (model, n))?,
+        false => vec![String::new(); prompts.len() * n],
+    };
     Ok(Order {
-        jobs,
+        jobs: jobs(prompts, params, n),
         delivery,
         echoes,
         n,
     })
 }
 
-/// A text, texts, tokens, or lists of tokens.
-fn prompts(fields: &Fields<'_>, model: &ServedModel) -> Result<Vec<Prompt>, ApiError> {
+/// `n` texts for each prompt.
+fn jobs(prompts: Vec<Prompt<'_>>, params: Params, n: usize) -> Vec<Job> {
+    let (seed, params, mut jobs) = (params.sampling.seed, Arc::new(params), Vec::new());
+    for prompt in prompts {
+        let prompt: Arc<[u32]> = prompt.tokens.into();
+        for _ in 0..n {
+            let index = jobs.len();
+            jobs.push(Job {
+                index,
+                prompt: prompt.clone(),
+                params: params.clone(),
+                seed: params::seed_of(seed, index),
+            });
+        }
+    }
+    jobs
+}
+
+/// What each of `n` texts for each prompt begins with.
+fn echoes(
+    fields: &Fields<'_>,
+    prompts: &[Prompt<'_>],
+    (model, n): (&ServedModel, usize),
+) -> Result<Vec<String>, ApiError> {
+    let (mut echoes, mut bytes) = (Vec::new(), 0);
+    for prompt in prompts {
+        let text = match prompt.text {
+            Some(text) => text.to_owned(),
+            None => {
+                let text = model.codec.decode(&prompt.tokens);
+                text.map_err(|error| ApiError::internal(with_causes(&error)))?
+            }
+        };
+        bytes += n * text.len();
+        if bytes > MAX_ECHO_BYTES {
+            let why = format!("would repeat {bytes} bytes of prompts, {MAX_ECHO_BYTES} are possible");
+            return Err(fields.wrong("echo", &why));
+        }
+        echoes.extend(std::iter::repeat_n(text, n));
+    }
+    Ok(echoes)
+}
+
+/// A text, texts, tokens, or lists of tokens, to be continued `n` times each.
+fn prompts<'a>(fields: &Fields<'a>, model: &ServedModel, n: usize) -> Result<Vec<Prompt<'a>>, ApiError> {
     let wrong = || {
         let why =
             "must be a string, an array of strings, an array of tokens, or an array of arrays of tokens, none empty";
         fields.wrong("prompt", why)
+    };
+    // Before any of them is read.
+    let counted = |list: &[Value]| {
+        let texts = list.len();
+        let why = format!("of {texts} texts with n = {n} asks for more than {MAX_CHOICES} at once");
+        let few = texts.saturating_mul(n) <= MAX_CHOICES;
+        few.then_some(()).ok_or_else(|| fields.wrong("prompt", &why))
     };
     match fields.get("prompt") {
         Some(Value::String(text)) => Ok(vec![of_text(text, model)?]),
         Some(Value::Array(list)) => match list.first() {
             Some(Value::Number(_)) => Ok(vec![of_tokens(list, fields, model)?]),
             Some(Value::String(_)) => {
-                let text = |value: &Value| of_text(value.as_str().ok_or_else(wrong)?, model);
+                counted(list)?;
+                let text = |value: &'a Value| of_text(value.as_str().ok_or_else(wrong)?, model);
                 list.iter().map(text).collect()
             }
             Some(Value::Array(_)) => {
+                counted(list)?;
                 let tokens = |value: &Value| of_tokens(value.as_array().ok_or_else(wrong)?, fields, model);
                 list.iter().map(tokens).collect()
             }
@@ -140,17 +187,17 @@ fn prompts(fields: &Fields<'_>, model: &ServedModel) -> Result<Vec<Prompt>, ApiE
     }
 }
 
-fn of_text(text: &str, model: &ServedModel) -> Result<Prompt, ApiError> {
+fn of_text<'a>(text: &'a str, model: &ServedModel) -> Result<Prompt<'a>, ApiError> {
     let tokens = model.codec.encode(text);
     let tokens = tokens.map_err(|error| ApiError::internal(with_causes(&error)))?;
     if tokens.is_empty() {
         return Err(ApiError::invalid("prompt", "prompt has no tokens"));
     }
-    let text = text.to_owned();
+    let text = Some(text);
     Ok(Prompt { text, tokens })
 }
 
-fn of_tokens(list: &[Value], fields: &Fields<'_>, model: &ServedModel) -> Result<Prompt, ApiError> {
+fn of_tokens(list: &[Value], fields: &Fields<'_>, model: &ServedModel) -> Result<Prompt<'static>, ApiError> {
     let id = |value: &Value| {
         let id = value.as_u64().filter(|id| *id < model.vocab_size as u64);
         id.map(|id| id as u32)
@@ -163,7 +210,5 @@ fn of_tokens(list: &[Value], fields: &Fields<'_>, model: &ServedModel) -> Result
         );
         return Err(fields.wrong("prompt", &why));
     };
-    let text = model.codec.decode(&tokens);
-    let text = text.map_err(|error| ApiError::internal(with_causes(&error)))?;
-    Ok(Prompt { text, tokens })
+    Ok(Prompt { text: None, tokens })
 }

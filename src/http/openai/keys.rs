@@ -25,7 +25,7 @@ use crate::task::Tasks;
 
 /// Fewer characters could be guessed.
 const MIN_KEY_CHARACTERS: usize = 16;
-/// Larger files are no lists of keys.
+/// Larger files are no lists of keys, and are not read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// How often a change of the file is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -255,8 +255,11 @@ fn load(path: &Path) -> Result<(Keys, Option<Version>), KeysError> {
     let read = || -> io::Result<(String, Version)> {
         let file = File::open(&path)?;
         let version = Version::from(&file.metadata()?);
+        refuse_too_large(version.bytes)?;
         let mut text = String::new();
-        file.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
+        // It may have grown since.
+        let bytes = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+        refuse_too_large(bytes as u64)?;
         Ok((text, version))
     };
     let (text, version) = match read() {
@@ -272,6 +275,15 @@ fn load(path: &Path) -> Result<(Keys, Option<Version>), KeysError> {
         Ok(keys) => Ok((keys, Some(version))),
         Err((line, wrong)) => Err(KeysError::Line { path, line, wrong }),
     }
+}
+
+/// A part of a file would be a list without its end, and the last line of it perhaps a key that is none.
+fn refuse_too_large(bytes: u64) -> io::Result<()> {
+    if bytes <= MAX_FILE_BYTES {
+        return Ok(());
+    }
+    let why = format!("it has {bytes} bytes, lists of keys have {MAX_FILE_BYTES} at most: remove what is not needed");
+    Err(io::Error::new(io::ErrorKind::FileTooLarge, why))
 }
 
 #[cfg(test)]
@@ -369,6 +381,21 @@ mod tests {
         assert!(matches!(error, KeysError::Empty { .. }), "{error:?}");
         let error = load(&folder.path().join("nowhere")).unwrap_err();
         assert!(matches!(error, KeysError::Read { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_refused_and_not_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = format!("\n{ONE}");
+        let fitting = "#".repeat(MAX_FILE_BYTES as usize - key.len()) + &key;
+        let (keys, _) = load(&written(folder.path(), &fitting, 0o600)).unwrap();
+        assert!(keys.holder(ONE).is_some());
+        let error = load(&written(folder.path(), &format!("{fitting}0"), 0o600)).unwrap_err();
+        let KeysError::Read { source, .. } = error else {
+            panic!("it is no matter of lines");
+        };
+        assert_eq!(source.kind(), io::ErrorKind::FileTooLarge);
+        assert!(source.to_string().starts_with("it has 1048577 bytes"), "{source}");
     }
 
     #[test]

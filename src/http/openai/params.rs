@@ -12,6 +12,9 @@ use crate::{
 pub(crate) const MAX_CHOICES: usize = 128;
 /// Most stop strings; OpenAI takes 4.
 const MAX_STOPS: usize = 64;
+/// Most tokens of prompt and answer where the model does not say how many it was made for: more than there are models for,
+/// and few enough to count with.
+const MOST_TOKENS: usize = 1 << 24;
 /// OpenAI's range of biases, on both sides of 0.
 const MAX_BIAS: f32 = 100.0;
 
@@ -181,7 +184,12 @@ pub(crate) fn length(
     (default, param): (usize, &str),
 ) -> Result<usize, ApiError> {
     let Some(context) = context else {
-        return Ok(wanted.unwrap_or(default));
+        let wanted = wanted.unwrap_or(default);
+        if prompt.saturating_add(wanted) <= MOST_TOKENS {
+            return Ok(wanted);
+        }
+        let message = format!("the prompt has {prompt} tokens, with {wanted} more they are over {MOST_TOKENS}");
+        return Err(ApiError::too_long(param, message));
     };
     let left = context.saturating_sub(prompt);
     let too_long = |asked: &str| {
@@ -190,6 +198,8 @@ pub(crate) fn length(
     };
     match wanted {
         Some(wanted) if wanted > left => Err(too_long(&format!(" and {wanted} more are asked for"))),
+        // Nothing is asked for; what could not be computed is not kept and repeated either.
+        Some(_) if prompt > context => Err(too_long("")),
         Some(wanted) => Ok(wanted),
         None if left == 0 => Err(too_long(" and leaves no room for an answer")),
         None => Ok(left.min(default)),
@@ -241,12 +251,17 @@ mod tests {
         assert_eq!(length(None, 10), Ok(40));
         assert_eq!(length(None, 70), Ok(30));
         assert_eq!(length(Some(90), 10), Ok(90));
-        for (wanted, prompt) in [(Some(91), 10), (None, 100), (Some(1), 100)] {
+        assert_eq!(length(Some(0), 100), Ok(0));
+        for (wanted, prompt) in [(Some(91), 10), (None, 100), (Some(1), 100), (Some(0), 101)] {
             let error = length(wanted, prompt).unwrap_err().body();
             assert_eq!(error["error"]["code"], "context_length_exceeded");
             assert_eq!(error["error"]["param"], "messages");
         }
         assert_eq!(super::length(None, 500, None, (40, "prompt")), Ok(40));
+        for (prompt, wanted) in [(MOST_TOKENS + 1, 0), (1, MOST_TOKENS), (1, usize::MAX)] {
+            let error = super::length(None, prompt, Some(wanted), (40, "prompt")).unwrap_err();
+            assert_eq!(error.body()["error"]["code"], "context_length_exceeded");
+        }
     }
 
     #[test]

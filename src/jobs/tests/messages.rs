@@ -109,6 +109,27 @@ fn every_message_is_as_its_schema_says_and_is_read_back() {
 }
 
 #[test]
+fn orders_whose_names_are_none_or_too_long_are_unfit_and_not_as_the_schema_says() {
+    let named = |job: usize, model: usize| Order {
+        job: "j".repeat(job),
+        model: "m".repeat(model),
+        ..order("hello")
+    };
+    for (order, fits) in [
+        (named(1, 1), true),
+        (named(64, 256), true),
+        (named(0, 1), false),
+        (named(65, 1), false),
+        (named(1, 0), false),
+        (named(1, 257), false),
+    ] {
+        assert_eq!(order.unfit().is_none(), fits, "{order:?}");
+        let value = serde_json::to_value(&order).unwrap();
+        assert_eq!(schemas::is_valid("job_order", &value), fits, "{value}");
+    }
+}
+
+#[test]
 fn changed_foreign_and_unknown_messages_are_refused() {
     let [identity, other] = [Identity::ephemeral(), Identity::ephemeral()];
     for message in all(&identity.peer_id()) {

@@ -188,21 +188,27 @@ async fn a_job_whose_submitter_is_gone_is_stopped_and_the_next_one_runs() {
 async fn results_without_a_true_receipt_are_not_taken() {
     // It claims as a worker does, and answers by itself.
     let (liar, _) = worker().await;
-    let lie = Handler::stream(NAME, HandlerLimits::default(), |_, _, mut replies| async move {
-        let result = Answer::Result {
-            text: "a lie".to_owned(),
-            token_ids: vec![1],
-            receipt: "{}".to_owned(),
-        };
-        drop(replies.send(encode(&result)).await);
-        Ok(())
+    let asked = Arc::new(Notify::new());
+    let tell = asked.clone();
+    let lie = Handler::stream(NAME, HandlerLimits::default(), move |_, _, mut replies| {
+        let tell = tell.clone();
+        async move {
+            tell.notify_one();
+            let result = Answer::Result {
+                text: "a lie".to_owned(),
+                token_ids: vec![1],
+                receipt: "{}".to_owned(),
+            };
+            drop(replies.send(encode(&result)).await);
+            Ok(())
+        }
     });
     Router::new(liar.p2p.clone()).serve(vec![lie]).spawn(&liar.tasks);
     let submitter = Node::new(true).await;
     submitter.knows(&liar).await;
     let job = submitter.submit(order("hello"));
     let honest = async {
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+        asked.notified().await;
         let (worker, doings) = worker().await;
         submitter.knows(&worker).await;
         (worker, doings)
