@@ -37,7 +37,7 @@ pub(super) struct PoliteArgs {
     own: Vec<Listed<PeerId>>,
     /// The only peers that blocks are computed for: peer ids, IP addresses, networks such as 10.0.0.0/8, or @FILE with one a
     /// line. Peers behind relays are known by their ids only. The DHT answers everybody.
-    #[arg(long, value_name = "PEER|IP|NETWORK|@FILE", num_args = 1.., value_parser = values::who)]
+    #[arg(long, value_name = "PEER|IP|NETWORK|@FILE", num_args = 1.., value_parser = values::allowed)]
     allow: Vec<Listed<Who>>,
     /// Peers that no blocks are computed for, whatever --allow says: as for --allow.
     #[arg(long, value_name = "PEER|IP|NETWORK|@FILE", num_args = 1.., value_parser = values::who)]

@@ -22,6 +22,15 @@ pub fn is_relayed(addr: &Multiaddr) -> bool {
     addr.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
+/// Whether the address is a name, of the peer itself and not of a relay.
+pub(crate) fn is_named(addr: &Multiaddr) -> bool {
+    let is_name = matches!(
+        addr.iter().next(),
+        Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_))
+    );
+    is_name && !is_relayed(addr)
+}
+
 /// The address with another port.
 pub fn on_port(addr: &Multiaddr, port: u16) -> Multiaddr {
     let parts = addr.iter().map(|part| match part {

@@ -70,7 +70,7 @@ pub(crate) struct Behaviour {
 ///
 /// If the key cannot be used for the handshake, or the local network cannot be listened to.
 pub(crate) fn swarm(config: &Config, registry: Arc<Registry>) -> Result<Swarm<Behaviour>, BindError> {
-    let (transport, relay) = transport::build(config)?;
+    let (transport, relay) = transport::build(config, registry.origins())?;
     let settings = swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
         // Saves one round trip per call: the request travels with the proposed name.

@@ -192,7 +192,7 @@ struct Service {
 pub(crate) struct Registry {
     table: RwLock<Table>,
     usage: Arc<Usage>,
-    origins: Origins,
+    origins: Arc<Origins>,
 }
 
 #[derive(Default)]
@@ -257,7 +257,7 @@ impl Registry {
     }
 
     /// From where connected peers come.
-    pub(crate) fn origins(&self) -> &Origins {
+    pub(crate) fn origins(&self) -> &Arc<Origins> {
         &self.origins
     }
 
@@ -290,7 +290,7 @@ impl Table {
 
 impl Service {
     fn accept(self: Arc<Self>, peer: PeerId, stream: Stream, in_use: Option<InUse>) {
-        let span = debug_span!("call", name = self.name.wire(), peer = %short_id(&peer));
+        let span = debug_span!("call", rpc = self.name.wire(), peer = %short_id(&peer));
         let tasks = self.tasks.clone();
         if let Ok(permit) = self.permits.clone().try_acquire_owned() {
             let call = async move {

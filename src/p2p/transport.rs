@@ -4,13 +4,14 @@
 use std::{
     io,
     net::{IpAddr, TcpListener, UdpSocket},
+    sync::Arc,
     time::Duration,
 };
 
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::{
     PeerId, Transport,
-    core::{muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
+    core::{ConnectedPoint, muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
     dns,
     identity::Keypair,
     noise, quic, relay, tcp, yamux,
@@ -22,6 +23,7 @@ use super::{
     error::BindError,
     muxer::{BareNames, Muxer},
     opening,
+    origins::Origins,
     paced::{Paced, PacedMuxer},
 };
 
@@ -45,12 +47,13 @@ pub(crate) fn probe_port(carrier: Carrier, ip: IpAddr, port: u16) -> io::Result<
 pub(crate) type Built = (Boxed<(PeerId, StreamMuxerBox)>, Option<relay::client::Behaviour>);
 
 /// Builds the transport and, unless the host is to do without relays, the behaviour through which it reaches peers behind
-/// relays. Without, the address of a circuit is one that cannot be dialed, and does not keep others from being tried.
+/// relays. Without, the address of a circuit is one that cannot be dialed, and does not keep others from being tried. Where
+/// dials lead is told to `origins`.
 ///
 /// # Errors
 ///
 /// If the key cannot be used for the handshake.
-pub(crate) fn build(config: &Config) -> Result<Built, BindError> {
+pub(crate) fn build(config: &Config, origins: &Arc<Origins>) -> Result<Built, BindError> {
     let (keypair, limits) = (config.identity.keypair(), &config.limits);
     let secure = Secure::new(config)?;
     let direct = || {
@@ -59,11 +62,22 @@ pub(crate) fn build(config: &Config) -> Result<Built, BindError> {
         let tcp = tcp::tokio::Transport::new(tcp).map(move |socket, _| Paced::new(socket, &line));
         let tcp = secure.over(tcp);
         // A swarm key encrypts a stream of bytes, so there is none for QUIC.
-        if config.swarm_key.is_some() {
-            return tcp;
-        }
-        tcp.or_transport(quic(keypair, limits, &config.bandwidth))
-            .map(|either, _| either.into_inner())
+        let carriers = match config.swarm_key {
+            Some(_) => tcp,
+            None => tcp
+                .or_transport(quic(keypair, limits, &config.bandwidth))
+                .map(|either, _| either.into_inner())
+                .boxed(),
+        };
+        let origins = origins.clone();
+        // Here names are addresses already; the swarm never learns which.
+        carriers
+            .map(move |(peer, muxer), endpoint| {
+                if let ConnectedPoint::Dialer { address, .. } = endpoint {
+                    origins.dialed(peer, &address);
+                }
+                (peer, muxer)
+            })
             .boxed()
     };
     // A machine without a resolver configuration (a container, say) can still dial numbers.
@@ -90,7 +104,8 @@ fn quic(keypair: &Keypair, limits: &Limits, line: &Bandwidth) -> Boxed<(PeerId, 
     if let Some(window) = line.window() {
         // What was received and is not read yet has been on the line all the same.
         config.max_connection_data = config.max_connection_data.min(window);
-        config.max_stream_data = config.max_stream_data.min(window);
+        // One stream that nobody reads leaves half of it to the others.
+        config.max_stream_data = config.max_stream_data.min(window / 2);
     }
     let line = line.clone();
     quic::tokio::Transport::new(config)

@@ -89,6 +89,7 @@ fn wrong_values_are_refused_with_the_flag_and_what_is_wanted() {
         (["--schedule", "monday"], "\"monday\" is no day: mon, tue, wed"),
         (["--own", "me"], "\"me\" is no peer id"),
         (["--allow", "10.0.0.1/8"], "is no network"),
+        (["--allow", "@/dev/null"], "@/dev/null lists nobody"),
         (["--deny", "@/no/such/file"], "/no/such/file cannot be read"),
         (["--max-sessions-per-peer", "0"], "0 is not in 1.."),
         (["--max-tokens-per-peer", "many"], "invalid digit"),

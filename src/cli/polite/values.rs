@@ -79,6 +79,17 @@ pub(super) fn who(text: &str) -> Result<Listed<Who>, String> {
     listed(text, one_of_all)
 }
 
+/// The same, but somebody in any case: rules that allow nobody by name are those that let everybody in.
+pub(super) fn allowed(text: &str) -> Result<Listed<Who>, String> {
+    let listed = who(text)?;
+    match listed.0.is_empty() {
+        true => Err(format!(
+            "{text} lists nobody, and without --allow everybody is let in: list somebody, or leave it out"
+        )),
+        false => Ok(listed),
+    }
+}
+
 /// Peers, or a file of them.
 pub(super) fn peers(text: &str) -> Result<Listed<PeerId>, String> {
     listed(text, |text| {
@@ -149,14 +160,16 @@ mod tests {
 
     #[test]
     fn rates_are_bits_or_bytes_a_second_for_both_ways_or_each() {
-        assert_eq!(bandwidth("20mbit").unwrap().to_string(), "2.5 MB/s up, 2.5 MB/s down");
-        assert_eq!(bandwidth("2MB/s").unwrap().to_string(), "2.0 MB/s up, 2.0 MB/s down");
-        assert_eq!(bandwidth("1.5 Gbit").unwrap().bits_per_second(), Some(1.5e9));
-        assert_eq!(
-            bandwidth("up=800kbit,down=4MB").unwrap().to_string(),
-            "0.1 MB/s up, 4.0 MB/s down"
-        );
-        assert_eq!(bandwidth("up=1MB").unwrap().to_string(), "1.0 MB/s up");
+        for (text, [up, down]) in [
+            ("20mbit", [Some(2.5e6), Some(2.5e6)]),
+            ("2MB/s", [Some(2e6), Some(2e6)]),
+            ("1.5 Gbit", [Some(187.5e6), Some(187.5e6)]),
+            ("up=800kbit,down=4MB", [Some(1e5), Some(4e6)]),
+            ("up=1MB", [Some(1e6), None]),
+            ("down=100KiB", [None, Some(102_400.0)]),
+        ] {
+            assert_eq!(bandwidth(text).unwrap().bytes_per_second(), [up, down], "{text}");
+        }
         says(bandwidth("20"), "a rate a second such as 20mbit or 2MB is wanted");
         says(bandwidth("2mb"), "(kbit, mbit, gbit, kB, MB, GB), not \"2mb\"");
         says(bandwidth("mbit"), "\"\" is no number");
@@ -192,5 +205,21 @@ mod tests {
         assert_eq!(who(&named), Ok(Listed(vec![Who::Peer(peer), Who::At(host)])));
         says(peers(&named), "line 4 of ");
         says(who("@/no/such/file"), "/no/such/file cannot be read");
+    }
+
+    #[test]
+    fn a_file_that_lists_nobody_denies_nobody_and_cannot_say_who_is_allowed() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "# nobody yet\n").unwrap();
+        let named = format!("@{}", file.path().display());
+        assert_eq!(who(&named), Ok(Listed(Vec::new())));
+        says(
+            allowed(&named),
+            "lists nobody, and without --allow everybody is let in: list somebody, or leave it out",
+        );
+        let peer = PeerId::random();
+        writeln!(file, "{peer}").unwrap();
+        assert_eq!(allowed(&named), Ok(Listed(vec![Who::Peer(peer)])));
+        assert_eq!(allowed(&peer.to_string()), Ok(Listed(vec![Who::Peer(peer)])));
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::{AsyncWriteExt, FutureExt};
 
 use super::{LONG, soon};
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
 };
 
 const SINK: &str = "Test.rpc_sink";
+const UNREAD: &str = "Test.rpc_unread";
 const RATE: u64 = 400_000;
 
 /// What is sent each way, bytes.
@@ -25,6 +27,11 @@ async fn host(carrier: &str, bandwidth: Bandwidth, tasks: &Tasks) -> P2p {
     P2p::bind(config, tasks).await.unwrap()
 }
 
+/// Sends a load back for one that it is sent.
+fn echo() -> Handler {
+    Handler::unary(SINK, HandlerLimits::default(), |_, request| async move { Ok(request) })
+}
+
 #[tokio::test]
 async fn what_is_sent_and_what_is_read_keeps_to_the_line_over_tcp_and_quic() {
     for carrier in ["tcp/0", "udp/0/quic-v1"] {
@@ -32,9 +39,7 @@ async fn what_is_sent_and_what_is_read_keeps_to_the_line_over_tcp_and_quic() {
             let tasks = Tasks::new();
             let narrow = host(carrier, Bandwidth::new(up, down), &tasks).await;
             let wide = host(carrier, Bandwidth::default(), &tasks).await;
-            // It sends a load back for one that it is sent.
-            let echo = Handler::unary(SINK, HandlerLimits::default(), |_, request| async move { Ok(request) });
-            Router::new(narrow.clone()).serve(vec![echo]).spawn(&tasks);
+            Router::new(narrow.clone()).serve(vec![echo()]).spawn(&tasks);
             let addr = narrow.addrs()[0].clone();
             soon("connected", wide.connect(addr)).await.unwrap();
             let (load, start) = (Bytes::from(vec![7; LOAD]), Instant::now());
@@ -48,4 +53,30 @@ async fn what_is_sent_and_what_is_read_keeps_to_the_line_over_tcp_and_quic() {
             assert!(tasks.shutdown().await);
         }
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_leaves_others_room_on_its_connection() {
+    let tasks = Tasks::new();
+    let narrow = host("udp/0/quic-v1", Bandwidth::new(None, Some(RATE)), &tasks).await;
+    let wide = host("udp/0/quic-v1", Bandwidth::default(), &tasks).await;
+    let unread = Handler::raw(UNREAD, HandlerLimits::default(), |_, stream| async move {
+        let _unread = stream;
+        std::future::pending().await
+    });
+    Router::new(narrow.clone()).serve(vec![echo(), unread]).spawn(&tasks);
+    let peer = soon("connected", wide.connect(narrow.addrs()[0].clone()))
+        .await
+        .unwrap();
+    let mut stream = soon("opened", wide.open_raw(peer, UNREAD)).await.unwrap();
+    // As much as the other end takes without reading.
+    let mut sent = 0;
+    while let Some(written) = stream.write(&[7; 4096]).now_or_never() {
+        sent += written.unwrap();
+    }
+    assert!(sent > 4096, "{sent}");
+    let load = Bytes::from(vec![7; 4096]);
+    let answer = wide.call_unary(peer, SINK, load.clone(), LONG).await;
+    assert_eq!(answer.unwrap(), load);
+    assert!(tasks.shutdown().await);
 }

@@ -1,6 +1,9 @@
 //! The same calls over every way bytes can travel: TCP alone, QUIC alone, either of both.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use libp2p::{PeerId, core::multiaddr::Protocol};
@@ -130,6 +133,19 @@ async fn quic_works_over_ipv6() {
     let peer = caller.connect(callee.addrs()[0].clone()).await.unwrap();
     let answer = caller.call_unary(peer, ECHO, Bytes::from_static(b"v6"), LONG).await;
     assert_eq!(answer.unwrap(), "v6");
+}
+
+#[tokio::test]
+async fn whom_a_name_leads_to_is_known_by_the_address_behind_it() {
+    for listen in [TCP, QUIC] {
+        let tasks = Tasks::new();
+        let callee = serving(&tasks, listening(&[listen]), vec![]).await;
+        let caller = serving(&tasks, listening(&[listen]), vec![]).await;
+        let addr = callee.addrs()[0].to_string();
+        let named = addr.replace("/ip4/127.0.0.1/", "/dns4/localhost/");
+        let peer = caller.connect(named.parse().unwrap()).await.unwrap();
+        assert_eq!(caller.origins(&peer), [IpAddr::from(Ipv4Addr::LOCALHOST)], "{named}");
+    }
 }
 
 #[tokio::test]
