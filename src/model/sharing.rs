@@ -1,5 +1,7 @@
 //! The cache of a span: where its pages come from, and what sessions that begin alike share of it.
 
+use std::sync::Arc;
+
 use super::{
     Blocks, Cache, CacheCounts, Hidden, KvDType, LoadError,
     kv::{Arena, PAGE_TOKENS},
@@ -36,6 +38,12 @@ impl Blocks {
     /// How the memory of all caches is used.
     pub fn cache_counts(&self) -> CacheCounts {
         self.shared.arena.counts()
+    }
+
+    /// Whether both take their caches from the same memory, as a span does that was made from another by
+    /// [`Blocks::moved`].
+    pub fn has_cache_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared.arena, &other.shared.arena)
     }
 
     /// Lets the session of `cache`, which is empty, share what it computes with all that have the same `chain` and

@@ -279,13 +279,17 @@ impl Encoder {
         Some(exceptions)
     }
 
-    /// A weight that has a code, the smallest that does, and what a weight that has none is more than that. Only zeros lose
-    /// anything, their sign.
+    /// A weight that has a code, the smallest that does, and what a weight that has none is more than that, exactly. Only zeros
+    /// lose anything, their sign.
     fn split(&self, weight: bf16) -> Option<(bf16, f32)> {
         let bases = self.table.iter().map(|high| bf16::from_le_bytes([0, *high]));
         let splits = bases.filter_map(|base| {
-            let rest = weight.to_f32() - base.to_f32();
-            (base.to_f32() + rest == weight.to_f32()).then_some((base, rest))
+            let (wide, base_wide) = (weight.to_f32(), base.to_f32());
+            let rest = wide - base_wide;
+            // A rest that was rounded still gives the larger of both numbers, but never the smaller one. Infinities lose
+            // nothing to a number, and leave nothing of it.
+            let is_exact = base_wide + rest == wide && (wide - rest == base_wide || rest.is_infinite());
+            is_exact.then_some((base, rest))
         });
         splits.min_by(|(a, _), (b, _)| a.to_f32().abs().total_cmp(&b.to_f32().abs()))
     }

@@ -233,7 +233,6 @@ fn what_a_session_computed_is_there_for_those_that_begin_alike() {
     let (first, second) = (session(), session());
     assert_eq!((first.0, second.0), (0, 48));
     assert_near(&second.1, &first.1, 1e-4);
-    assert_eq!(card.cache_counts().reused_tokens, 48);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicUsize, Ordering},
 };
 
 use super::{
@@ -29,8 +29,6 @@ pub(crate) struct Arena {
     references: AtomicUsize,
     /// Pages of the heap there are.
     overflow: AtomicUsize,
-    /// Tokens that were not computed because they were known.
-    reused_tokens: AtomicU64,
     /// In place of a page that a [`PageRef`] gave away.
     nothing: Arc<Page>,
 }
@@ -57,8 +55,6 @@ pub struct CacheCounts {
     pub overflow: usize,
     /// Pages' worth of tokens whose inputs and outputs are known.
     pub known: usize,
-    /// Tokens that were not computed because they were known, since the arena was made.
-    pub reused_tokens: u64,
     /// References to pages beyond the first of each: what would be copies without sharing.
     pub shared: usize,
 }
@@ -80,7 +76,6 @@ impl std::iter::Sum for CacheCounts {
             kept: sum.kept + counts.kept,
             overflow: sum.overflow + counts.overflow,
             known: sum.known + counts.known,
-            reused_tokens: sum.reused_tokens + counts.reused_tokens,
             shared: sum.shared + counts.shared,
         })
     }
@@ -159,7 +154,6 @@ impl Arena {
             cards,
             references: AtomicUsize::new(0),
             overflow: AtomicUsize::new(0),
-            reused_tokens: AtomicU64::new(0),
             nothing: Arc::new(Page::nothing()),
         })
     }
@@ -204,11 +198,6 @@ impl Arena {
         }
     }
 
-    /// Counts tokens that need not be computed.
-    pub(super) fn note_reuse(&self, tokens: usize) {
-        self.reused_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
-    }
-
     /// How the pages are used at this moment.
     pub(crate) fn counts(&self) -> CacheCounts {
         let state = self.lock();
@@ -222,7 +211,6 @@ impl Arena {
             kept,
             overflow,
             known: state.index.len(),
-            reused_tokens: self.reused_tokens.load(Ordering::Relaxed),
             shared: (self.references.load(Ordering::Relaxed) + shared_with_index).saturating_sub(used),
         }
     }

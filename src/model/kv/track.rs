@@ -150,7 +150,6 @@ impl Cache {
         });
         if n_tokens > 0 {
             self.share(position, known);
-            self.arena.note_reuse(n_tokens * x.batch);
             drop_tokens(x, n_tokens);
         }
         n_tokens

@@ -241,6 +241,21 @@ fn weights_of_16_bits_stay_so_where_f32_is_wanted_and_no_bit_of_any_output_tells
 }
 
 #[test]
+fn bf16_takes_12_bits_where_kernels_are_quick_enough_for_codes_and_that_is_wanted() {
+    let (engine, weights) = (engine(), vec![bf16::ONE; 64 * 256]);
+    let files = fixture("tiny-llama").0;
+    let source = |_: Range<usize>, out: &mut [f32]| out.fill(1.0);
+    for (narrow, rounded) in [(true, Some(&*weights)), (true, None), (false, None)] {
+        let reader = TensorReader::new(&files, WeightDType::Bf16, &engine);
+        let reader = if narrow { reader.narrow() } else { reader };
+        let matrix = reader
+            .pack_from(WeightFormat::Bf16, [64, 256], &source, rounded)
+            .unwrap();
+        assert_eq!(matrix.bytes() * 8 < 13 * 64 * 256, narrow && engine.codes_bf16());
+    }
+}
+
+#[test]
 fn only_what_a_file_has_in_16_bits_is_kept_in_them() {
     let (engine, wanted) = (engine(), [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Q8_0]);
     let formats = |files: &ModelFiles| {

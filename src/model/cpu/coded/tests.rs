@@ -200,6 +200,34 @@ fn products_are_those_of_16_bits_whatever_the_shape() {
 }
 
 #[test]
+fn no_bit_of_an_exception_is_rounded_off() {
+    let small = bf16::from_bits(0x3000);
+    let mut table = [0x30; TABLE];
+    let split = |table, weight| Encoder::new(table).split(weight);
+    // 1 less such a small number is 1 in f32.
+    assert_eq!(split(table, bf16::ONE), None);
+    assert_eq!(split(table, bf16::INFINITY), Some((small, f32::INFINITY)));
+    assert_eq!(split(table, bf16::NEG_INFINITY), Some((small, f32::NEG_INFINITY)));
+    assert_eq!(split(table, bf16::NAN), None);
+    // And such a small number less 0.5 is -0.5.
+    assert_eq!(split([0x3f; TABLE], small), None);
+    table[3] = 0x3e;
+    assert_eq!(split(table, bf16::ONE), Some((bf16::from_f32(0.125), 0.875)));
+    table[5] = 0;
+    for bits in 0..=u16::MAX {
+        let weight = bf16::from_bits(bits);
+        let wide = weight.to_f32();
+        assert_eq!(split(table, weight).is_none(), weight.is_nan(), "{weight}");
+        let splits = [[0x30; TABLE], [0x3f; TABLE], [0x7f; TABLE], table].map(|table| split(table, weight));
+        for (base, rest) in splits.into_iter().flatten().filter(|_| wide.is_finite()) {
+            // Of a rest that was rounded, f64 has one of these without rounding.
+            assert_eq!(f64::from(wide) - f64::from(rest), base.to_f64(), "{weight}");
+            assert_eq!(base.to_f64() + f64::from(rest), f64::from(wide), "{weight}");
+        }
+    }
+}
+
+#[test]
 fn columns_are_the_weights() {
     let engine = engine();
     for (name, bits) in kinds() {

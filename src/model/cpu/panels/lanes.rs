@@ -96,7 +96,8 @@ impl<E: Element16> Stored for *const E {
             unsafe {
                 let mut weights = [L::zero(); P];
                 for (p, weights) in weights.iter_mut().enumerate() {
-                    *weights = E::load::<L>(panels[p].add((k + i) * LANES));
+                    // The pointer is to where k 0 would be, which may be before the numbers.
+                    *weights = E::load::<L>(panels[p].wrapping_add((k + i) * LANES));
                     keep.keep(p, k + i, *weights);
                 }
                 accumulate(&weights, x.at.add(i * x.k), x.token, sums);

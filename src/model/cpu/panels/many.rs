@@ -132,7 +132,8 @@ unsafe fn tiles<L: Lanes16, S: Stored, const P: usize, const M: usize, const FIR
     unsafe {
         let out = product.out.add(first * LANES);
         let from = product.panels.as_ptr().add(first).cast::<[S; P]>().read();
-        let to: [*mut f32; P] = std::array::from_fn(|p| widened.add((first + p) * product.depth * LANES));
+        // Nothing is there where panels are f32.
+        let to: [*mut f32; P] = std::array::from_fn(|p| widened.wrapping_add((first + p) * product.depth * LANES));
         if !FIRST {
             let wide = std::array::from_fn(|p| from[p].as_f32().unwrap_or(to[p]).cast_const());
             tile::<L, _, P, M>((wide, CACHE_AHEAD), &(), product, out);
