@@ -263,7 +263,7 @@ impl Server {
     /// A server that does nothing yet; see [`Server::bring_up`].
     pub fn new(config: Config, source: ModelSource, network: (P2p, Dht), tasks: &Tasks) -> Self {
         let home = Membership::new(HOME, network.clone(), config.access.clone());
-        let guests = Guests::new(network.0.peer_id(), config.politeness.clone());
+        let guests = Guests::new(config.politeness.clone());
         let current = Arc::new(Current::new(lifecycle::version(), Arc::new(home), guests));
         Self::on(current, config, source, network, tasks)
     }

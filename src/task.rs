@@ -35,7 +35,8 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        tokio::spawn(self.tracker.track_future(future.instrument(debug_span!("task", name))))
+        let span = debug_span!("task", what = name);
+        tokio::spawn(self.tracker.track_future(future.instrument(span)))
     }
 
     /// Runs `future` in the background and drops it as soon as the group is told to stop.

@@ -2,10 +2,11 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use sepal_protocol::record::{ServerInfo, ServerState};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{
@@ -20,6 +21,7 @@ use crate::{
     swarm::{
         announce::{AnnounceConfig, AnnounceError, Announcer},
         models,
+        standing::Access,
     },
     task::Tasks,
 };
@@ -52,7 +54,7 @@ impl Lifecycle {
     }
 
     fn announcers(&self) -> MutexGuard<'_, Announcers> {
-        self.announcers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.announcers)
     }
 
     /// Takes back what was said of `span`; the server stays at `home`.
@@ -121,18 +123,7 @@ impl Lifecycle {
     pub(super) fn watch_access(self: &Arc<Self>) {
         let this = self.clone();
         self.moving.spawn_until_stopped("access", async move {
-            let mut access = this.config.access.clone();
-            let mut told = access.borrow_and_update().using_relay();
-            while access.changed().await.is_ok() {
-                let now = access.borrow_and_update().using_relay();
-                if now != std::mem::replace(&mut told, now) {
-                    info!(
-                        using_relay = now,
-                        "announcing that others get to this server in another way"
-                    );
-                    this.announcers().iter().for_each(|(_, announcer)| announcer.renew());
-                }
-            }
+            follow_access(this.config.access.clone(), &this.announcers).await;
         });
     }
 
@@ -185,6 +176,27 @@ impl Lifecycle {
             (Some(rates), _) => rates.throughput,
             (None, Throughput::Fixed(throughput)) => throughput,
             (None, Throughput::Auto | Throughput::Eval) => UNMEASURED_THROUGHPUT,
+        }
+    }
+}
+
+/// The announcers, also after a panic of somebody who had them: that leaves none half made.
+pub(super) fn lock(announcers: &Mutex<Announcers>) -> MutexGuard<'_, Announcers> {
+    announcers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says everything anew whenever others get to us in another way than before. Ends when nobody looks after that any more:
+/// then it stays as it is.
+pub(super) async fn follow_access(mut access: watch::Receiver<Access>, announcers: &Mutex<Announcers>) {
+    let mut told = access.borrow_and_update().using_relay();
+    while access.changed().await.is_ok() {
+        let now = access.borrow_and_update().using_relay();
+        if now != std::mem::replace(&mut told, now) {
+            info!(
+                using_relay = now,
+                "announcing that others get to this server in another way"
+            );
+            lock(announcers).iter().for_each(|(_, announcer)| announcer.renew());
         }
     }
 }

@@ -3,7 +3,9 @@
 //!
 //! As in Petals (`server/block_functions.py`, `run_rpc_backward`), the output of the last block is never computed.
 
-use tokio::sync::OwnedSemaphorePermit;
+use std::sync::Arc;
+
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::{error::RequestError, request::Prompts};
 use crate::model::{AdapterId, Blocks, Hidden};
@@ -24,6 +26,39 @@ pub(crate) struct PromptGradients {
     pub(crate) shape: [usize; 4],
 }
 
+/// Whose backward pass is next. One is under way: it holds the inputs of all its blocks, and two at a time would end no
+/// sooner.
+#[derive(Debug)]
+pub(crate) struct BackwardTurns {
+    turn: Arc<Semaphore>,
+    /// Where strangers wait, all but the one of them who waits for the turn.
+    strangers: Semaphore,
+}
+
+impl Default for BackwardTurns {
+    fn default() -> Self {
+        Self {
+            turn: Arc::new(Semaphore::new(1)),
+            strangers: Semaphore::new(1),
+        }
+    }
+}
+
+impl BackwardTurns {
+    /// Waits for the turn, which lasts until what is returned is dropped. Of the strangers that came before it, an own pass
+    /// waits for two at most: the one that is under way and the next. That one waits for no own pass that comes later.
+    ///
+    /// # Errors
+    /// Never: nobody closes either line.
+    pub(crate) async fn take(&self, own: bool) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let _next = match own {
+            true => None,
+            false => Some(self.strangers.acquire().await?),
+        };
+        self.turn.clone().acquire_owned().await
+    }
+}
+
 /// A backward pass on its way: what it has to remember beside the gradient itself.
 #[derive(Debug)]
 pub(crate) struct Backward {
@@ -34,7 +69,7 @@ pub(crate) struct Backward {
     inputs: Vec<Hidden>,
     /// By the prompts of each block that was passed on the way back.
     prompt_gradients: Vec<Vec<f32>>,
-    /// A pass holds the inputs of all its blocks, so there is one at a time. Held for its `Drop`.
+    /// Held for its `Drop`.
     _turn: OwnedSemaphorePermit,
 }
 
@@ -111,6 +146,8 @@ impl Backward {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     #[test]
@@ -120,5 +157,25 @@ mod tests {
             let indices: Vec<_> = stages.map(|stage| Backward::index(stage, n_blocks)).collect();
             assert_eq!(indices, expected);
         }
+    }
+
+    #[tokio::test]
+    async fn own_passes_go_before_strangers_that_came_first_and_do_not_keep_out_the_next_one() {
+        let (turns, order) = (BackwardTurns::default(), Mutex::new(Vec::new()));
+        let under_way = turns.take(false).await.unwrap();
+        let pass = async |who: &'static str, own: bool| {
+            let _turn = turns.take(own).await.unwrap();
+            order.lock().unwrap().push(who);
+        };
+        tokio::join!(
+            pass("first", false),
+            pass("second", false),
+            pass("third", false),
+            pass("own", true),
+            pass("own, too", true),
+            async { drop(under_way) },
+        );
+        let order = order.into_inner().unwrap();
+        assert_eq!(order, ["first", "own", "own, too", "second", "third"]);
     }
 }

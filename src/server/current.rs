@@ -234,11 +234,17 @@ impl Current {
         waits.fold(Waits::default(), Waits::add)
     }
 
-    /// How the memory of all caches is used, on every span that is still there.
+    /// How the memory of all caches is used, on every span that is still there. The spans of a move share theirs, which
+    /// counts once.
     pub(super) fn cache_counts(&self) -> CacheCounts {
         let models = read(&self.models);
-        let spans = models.iter().flat_map(|model| model.all());
-        spans.map(|serving| serving.blocks.cache_counts()).sum()
+        let mut spans: Vec<Arc<Serving>> = Vec::new();
+        for serving in models.iter().flat_map(|model| model.all()) {
+            if !spans.iter().any(|other| other.blocks.has_cache_of(&serving.blocks)) {
+                spans.push(serving);
+            }
+        }
+        spans.iter().map(|serving| serving.blocks.cache_counts()).sum()
     }
 
     /// Limits for requests of which it is not known yet what they are for: those of the first model. The flags that set

@@ -21,8 +21,6 @@ const REMEMBERED: usize = 1024;
 /// The peers that use a node.
 #[derive(Debug)]
 pub(crate) struct Guests {
-    /// This node.
-    here: PeerId,
     rules: Politeness,
     used: Mutex<HashMap<PeerId, Used>>,
 }
@@ -52,9 +50,8 @@ pub(crate) struct Stay {
 }
 
 impl Guests {
-    pub(crate) fn new(here: PeerId, rules: Politeness) -> Self {
+    pub(crate) fn new(rules: Politeness) -> Self {
         Self {
-            here,
             rules,
             used: Mutex::default(),
         }
@@ -72,7 +69,7 @@ impl Guests {
         if !self.rules.admits(&peer, addrs) {
             return Err(RequestError::Denied);
         }
-        let own = peer == self.here || self.rules.own.contains(&peer);
+        let own = self.rules.own.contains(&peer);
         Ok(Origin { peer, own })
     }
 
@@ -175,15 +172,15 @@ mod tests {
     use crate::server::politeness::Quotas;
 
     fn guests(quotas: Quotas) -> (Arc<Guests>, Origin, Origin) {
-        let [here, own, stranger] = std::array::from_fn(|_| PeerId::random());
+        let [own, stranger] = std::array::from_fn(|_| PeerId::random());
         let rules = Politeness {
             own: [own].into(),
             quotas,
             ..Politeness::default()
         };
-        let guests = Arc::new(Guests::new(here, rules));
+        let guests = Arc::new(Guests::new(rules));
         let [own, stranger] = [own, stranger].map(|peer| guests.admit(peer, &[]).unwrap());
-        assert!(guests.admit(here, &[]).unwrap().own && own.own && !stranger.own);
+        assert!(own.own && !stranger.own);
         (guests, own, stranger)
     }
 

@@ -15,10 +15,7 @@ use std::{
 use rand::Rng;
 use sepal_protocol::record::ServerState;
 use thiserror::Error;
-use tokio::{
-    sync::{Semaphore, mpsc},
-    time::timeout,
-};
+use tokio::{sync::mpsc, time::timeout};
 use tracing::{info, warn};
 
 use super::{
@@ -473,7 +470,7 @@ impl Lifecycle {
             tasks: old.map_or_else(|| self.tasks.child(), |old| old.tasks.clone()),
             pushes: old.map_or_else(|| Arc::new(Pushes::new(MAX_PUSHES)), |old| old.pushes.clone()),
             weights: self.precision().weights.as_str(),
-            backward_turn: old.map_or_else(|| Arc::new(Semaphore::new(1)), |old| old.backward_turn.clone()),
+            backward_turns: old.map(|old| old.backward_turns.clone()).unwrap_or_default(),
             counters: self.current.counters.clone(),
             ledger: self.hosted.ledger.clone(),
             blocks,

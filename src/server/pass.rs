@@ -225,7 +225,7 @@ async fn compute(
         let x = serving.worker.forward(work, adapter).await?;
         return Ok(PassOutput { x, prompts: None });
     };
-    let turn = serving.backward_turn.clone().acquire_owned().await;
+    let turn = serving.backward_turns.take(origin.own).await;
     let turn = turn.map_err(|_| RequestError::NotServing)?;
     let work = Work {
         chain,

@@ -48,7 +48,9 @@ impl Pauses {
     /// What hours it is.
     pub(crate) fn hours(&mut self, within: bool, until: Option<SystemTime>) {
         let before = self.hours.replace(Hours { within, until });
-        let changed = before.is_some_and(|before| before.within != within);
+        // A machine that slept sees neither the end nor the next beginning, only that the one after is further off.
+        let passed = |before: Hours| before.until.is_some_and(|was| until.is_none_or(|until| until > was));
+        let changed = before.is_some_and(|before| before.within != within || passed(before));
         if changed && self.order.is_some_and(|(_, hold)| hold == Hold::WhileHours) {
             self.order = None;
         }
@@ -101,6 +103,11 @@ mod tests {
         assert!(pauses.why().unwrap().by_hours);
         pauses.hours(true, at(56));
         assert!(!pauses.is_paused());
+        pauses.ordered(true, Hold::WhileHours);
+        pauses.hours(true, at(55));
+        assert!(pauses.is_paused(), "a clock that is put right is no change");
+        pauses.hours(true, at(80));
+        assert!(!pauses.is_paused(), "an end that nobody saw is one");
     }
 
     #[test]

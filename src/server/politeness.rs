@@ -6,6 +6,9 @@ use std::{collections::HashSet, net::IpAddr, time::Instant};
 use super::duty::Duty;
 use crate::p2p::PeerId;
 
+/// Bits before an IPv4 address that is written as an IPv6 one (RFC 4291, 2.5.5.2).
+const MAPPED: u8 = 96;
+
 /// The rules of a node; its models have them in common. Clones share the account of what was computed.
 #[derive(Clone, Debug)]
 pub struct Politeness {
@@ -91,6 +94,10 @@ impl Who {
 impl Network {
     /// All addresses whose first `bits` are those of `addr`; `None` if it has not so many, or if `addr` has others set.
     pub fn new(addr: IpAddr, bits: u8) -> Option<Self> {
+        let (addr, bits) = match (addr.to_canonical(), bits.checked_sub(MAPPED)) {
+            (mapped, Some(bits)) if mapped.is_ipv4() != addr.is_ipv4() => (mapped, bits),
+            _ => (addr, bits),
+        };
         let network = Self { addr, bits };
         let rest_is_zero = bits <= width(addr) && (number(addr) & !mask(addr, bits)) == 0;
         rest_is_zero.then_some(network)
@@ -163,7 +170,17 @@ mod tests {
         );
         assert!(network("10.0.0.0", 8).contains(ip("::ffff:10.1.1.1")));
         assert!(network("::", 0).contains(ip("2001:db8::1")));
-        for (addr, bits) in [("10.0.0.0", 33), ("10.0.0.1", 8), ("::1", 64), ("::", 129)] {
+        assert_eq!(network("::ffff:10.0.0.0", 104), network("10.0.0.0", 8));
+        for (addr, bits) in [
+            ("10.0.0.0", 33),
+            ("10.0.0.0", 104),
+            ("10.0.0.1", 8),
+            ("::1", 64),
+            ("::", 129),
+            ("::ffff:10.0.0.1", 104),
+            ("::ffff:10.0.0.0", 129),
+            ("::ffff:0.0.0.0", 90),
+        ] {
             assert_eq!(Network::new(ip(addr), bits), None, "{addr}/{bits}");
         }
     }

@@ -100,7 +100,8 @@ impl Push {
 
 /// Starts a push in the background if the step's metadata names a next server.
 ///
-/// It goes out over `p2p`, the host in the swarm that the session comes from. `request` is the step as it came in; its prompts and beam indices are empty, or the caller would not push.
+/// It goes out over `p2p`, the host in the swarm that the session comes from. `request` is the step as it came in; its
+/// prompts and beam indices are empty, or the caller would not push.
 pub(crate) fn send(
     (serving, p2p): (&Arc<Serving>, &P2p),
     request: &proto::ExpertRequest,

@@ -43,13 +43,15 @@ impl Riding {
         mut step: Step,
         reply: oneshot::Sender<Result<StepOutput, RequestError>>,
         (submitted, ticket): (Instant, Ticket),
-        blocks: &Blocks,
+        (blocks, counters): (&Blocks, &Counters),
     ) -> Self {
         let cache = &mut step.cache.cache;
         let reordered = step.rows.take().map_or(Ok(()), |rows| cache.reorder(&rows));
         if reordered.is_ok() {
             let work = &mut step.work;
-            step.position += blocks.begin_step(cache, &mut work.x, step.position, work.prompts.is_some());
+            let known = blocks.begin_step(cache, &mut work.x, step.position, work.prompts.is_some());
+            counters.reused_tokens.add_many(known * work.x.batch);
+            step.position += known;
         }
         Self {
             step,

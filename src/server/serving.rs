@@ -8,11 +8,10 @@ use sepal_protocol::{
     proto,
     tensor::DType,
 };
-use tokio::sync::Semaphore;
 
 use super::{
-    error::RequestError, ledger::Ledger, memory::Memory, push::Pushes, sessions::Sessions, stats::Counters,
-    worker::Worker,
+    backward::BackwardTurns, error::RequestError, ledger::Ledger, memory::Memory, push::Pushes, sessions::Sessions,
+    stats::Counters, worker::Worker,
 };
 use crate::{
     model::{Blocks, Hidden, WeightDType},
@@ -54,9 +53,7 @@ pub(crate) struct Serving {
     pub(crate) identity: Identity,
     pub(crate) tasks: Tasks,
     pub(crate) pushes: Arc<Pushes>,
-    /// One permit, for the backward pass that is under way: it holds the inputs of all its blocks, and two at a time
-    /// would end no sooner.
-    pub(crate) backward_turn: Arc<Semaphore>,
+    pub(crate) backward_turns: Arc<BackwardTurns>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) ledger: Arc<Ledger>,
 }

@@ -31,7 +31,9 @@ pub struct Stats {
     pub block_runs: u64,
     /// Tokens that went through those blocks; divided by the runs, the size of a batch.
     pub block_tokens: u64,
-    /// Those of them that the person who runs the node did not want.
+    /// Tokens of sessions that were not computed because their prefix was known.
+    pub reused_tokens: u64,
+    /// Requests and sessions that the person who runs the node did not want.
     pub refusals: Refusals,
     /// Steps and requests that wait or are computed.
     pub queued: usize,
@@ -141,6 +143,7 @@ pub(crate) struct Counters {
     pub(crate) receipts: Counter,
     pub(crate) block_runs: Counter,
     pub(crate) block_tokens: Counter,
+    pub(crate) reused_tokens: Counter,
     pub(crate) waits: Times,
     pub(crate) step_times: Times,
 }
@@ -189,6 +192,7 @@ impl Counters {
             receipts: self.receipts.get(),
             block_runs: self.block_runs.get(),
             block_tokens: self.block_tokens.get(),
+            reused_tokens: self.reused_tokens.get(),
             refusals: self.refusals.read(),
             queued: by_class.total(),
             by_class,

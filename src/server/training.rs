@@ -1,4 +1,4 @@
-//! Jobs of the class that comes second, whatever they compute: each runs in pieces, so that steps of sessions get in
+//! Jobs of the class that comes last, whatever they compute: each runs in pieces, so that steps of sessions get in
 //! between, and is answered at the end.
 
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use tokio::sync::watch;
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{
-    announcing::{Announcers, say_offline},
+    announcing::{Announcers, follow_access, lock, say_offline},
     current::Said,
     lifecycle::Lifecycle,
     membership::Membership,
@@ -157,21 +157,7 @@ impl Speaker {
 
     /// Tells the swarm at once when others get to us there in another way than before.
     async fn watch_access(&self) {
-        let mut access = self.membership.access();
-        let mut told = access.borrow_and_update().using_relay();
-        while access.changed().await.is_ok() {
-            let now = access.borrow_and_update().using_relay();
-            if now != std::mem::replace(&mut told, now) {
-                lock(&self.announcers)
-                    .iter()
-                    .for_each(|(_, announcer)| announcer.renew());
-            }
-        }
-        // Nobody looks after it: it stays as it is.
+        follow_access(self.membership.access(), &self.announcers).await;
         std::future::pending().await
     }
-}
-
-fn lock(announcers: &Mutex<Announcers>) -> MutexGuard<'_, Announcers> {
-    announcers.lock().unwrap_or_else(PoisonError::into_inner)
 }

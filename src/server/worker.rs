@@ -134,6 +134,15 @@ impl Worker {
         counters: Arc<Counters>,
         duty: Duty,
     ) -> std::io::Result<Self> {
+        let (worker, compute) = Self::prepare(blocks, queue_limit, counters, duty);
+        thread::Builder::new()
+            .name("compute".into())
+            .spawn(move || compute.run())?;
+        Ok(worker)
+    }
+
+    /// The handle, and what the thread is to run.
+    fn prepare(blocks: Arc<Blocks>, queue_limit: usize, counters: Arc<Counters>, duty: Duty) -> (Self, Compute) {
         let queue = Queue::new(queue_limit);
         let (lost_sender, lost) = watch::channel(None);
         let compute = Compute {
@@ -152,14 +161,12 @@ impl Worker {
             parts: Vec::new(),
             lost: lost_sender,
         };
-        thread::Builder::new()
-            .name("compute".into())
-            .spawn(move || compute.run())?;
-        Ok(Self {
+        let worker = Self {
             queue,
             waiting: Waiting::default(),
             lost,
-        })
+        };
+        (worker, compute)
     }
 
     /// Runs one step of a session.
@@ -325,7 +332,7 @@ impl Compute {
             };
             match kind {
                 Kind::Step { step, reply } => {
-                    let step = Riding::new(step, reply, (submitted, ticket), &self.blocks);
+                    let step = Riding::new(step, reply, (submitted, ticket), (&self.blocks, &self.counters));
                     if step.is_over() {
                         step.finish(&self.counters);
                     } else {

@@ -142,10 +142,8 @@ fn readable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-
     use super::*;
-    use crate::swarm::testing::{MONITOR_SAYS_NO as NO, monitor};
+    use crate::swarm::testing::{MONITOR_SAYS_NO as NO, free_port, monitor};
 
     const YES: &str = r#"{"success": true, "message": null, "your_ip": "192.0.2.7"}"#;
 
@@ -178,9 +176,7 @@ mod tests {
             let (monitor, _questions) = monitor(vec![(status, answer)]);
             assert_eq!(confirm(&monitor, peer).await, Ok(()), "{status} {answer}");
         }
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", free.local_addr().unwrap());
-        drop(free);
+        let url = format!("http://127.0.0.1:{}", free_port());
         assert_eq!(confirm(&Monitor::new(&url), peer).await, Ok(()));
     }
 }

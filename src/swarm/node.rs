@@ -68,11 +68,21 @@ impl Node {
     /// is the first node of a swarm.
     ///
     /// # Errors
-    /// When the host cannot start, or none of the known peers can be used.
+    /// When the host cannot start, or none of the known peers can be used. Nothing of it runs any more then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends what was started.
     pub async fn join(host: p2p::Config) -> Result<Self, JoinError> {
         let node = Self::start(host).await?;
+        // A host ends only when it is told to, also when the caller gives up in the middle.
+        let stopped = node.tasks.token().drop_guard();
         node.router().spawn(&node.tasks);
-        node.dht.bootstrap().await?;
+        if let Err(error) = node.dht.bootstrap().await {
+            // Whoever tries again finds the port free.
+            node.stop().await;
+            return Err(error.into());
+        }
+        let _ = stopped.disarm();
         Ok(node)
     }
 
@@ -97,7 +107,23 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{net::TcpListener, time::timeout};
+
     use super::*;
+    use crate::{
+        p2p::{Multiaddr, PeerId},
+        swarm::testing::free_port,
+    };
+
+    /// A host on this port of loopback that joins through somebody on that one, who is not known to be there.
+    fn through(peer_port: u16, port: u16) -> p2p::Config {
+        let peer = PeerId::random();
+        let known: Multiaddr = format!("/ip4/127.0.0.1/tcp/{peer_port}/p2p/{peer}").parse().unwrap();
+        p2p::Config {
+            listen: vec![format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap()],
+            ..p2p::Config::on_loopback(vec![known])
+        }
+    }
 
     #[tokio::test]
     async fn nodes_that_join_know_each_other_and_one_that_finds_nobody_says_so() {
@@ -112,5 +138,37 @@ mod tests {
             error.to_string().starts_with("none of the initial peers can be used"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_join_that_fails_or_is_given_up_leaves_no_host_behind() {
+        // Of a port that another process took in between, nothing is learnt.
+        let failed = loop {
+            let port = free_port();
+            // Nobody listens on the port of the discard service.
+            match Node::join(through(9, port)).await {
+                Err(JoinError::Bootstrap(_)) => break port,
+                outcome => assert!(matches!(outcome, Err(JoinError::Bind(_))), "{outcome:?}"),
+            }
+        };
+        TcpListener::bind(("127.0.0.1", failed)).await.unwrap();
+
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent_port = silent.local_addr().unwrap().port();
+        let given_up = loop {
+            let port = free_port();
+            tokio::select! {
+                outcome = Node::join(through(silent_port, port)) => {
+                    assert!(matches!(outcome, Err(JoinError::Bind(_))), "{outcome:?}");
+                }
+                _ = silent.accept() => break port,
+            }
+        };
+        let free_again = async {
+            while TcpListener::bind(("127.0.0.1", given_up)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), free_again).await.unwrap();
     }
 }

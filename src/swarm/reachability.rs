@@ -133,10 +133,11 @@ fn is_yes(answer: Bytes) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-
     use super::*;
-    use crate::{p2p::Router, swarm::testing::host};
+    use crate::{
+        p2p::{BindError, Router},
+        swarm::testing::{free_port, host},
+    };
 
     async fn checking_host(tasks: &Tasks, listens: bool) -> P2p {
         let host = host(tasks, listens).await;
@@ -198,16 +199,21 @@ mod tests {
     async fn a_peer_that_announces_other_addresses_is_not_sought_where_this_node_reached_it() {
         let tasks = Tasks::new();
         let asked = checking_host(&tasks, true).await;
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let open: Multiaddr = format!("/ip4/127.0.0.1/tcp/{}", free.port()).parse().unwrap();
         // Nobody listens on the port of the discard service.
         let closed: Multiaddr = "/ip4/127.0.0.1/tcp/9".parse().unwrap();
-        let config = p2p::Config {
-            listen: vec![open.clone()],
-            announce: vec![closed.clone()],
-            ..p2p::Config::default()
+        let (open, asker) = loop {
+            let open: Multiaddr = format!("/ip4/127.0.0.1/tcp/{}", free_port()).parse().unwrap();
+            let config = p2p::Config {
+                listen: vec![open.clone()],
+                announce: vec![closed.clone()],
+                ..p2p::Config::default()
+            };
+            match P2p::bind(config, &tasks).await {
+                // Another process took the port in between.
+                Err(BindError::Listen { .. }) => {}
+                asker => break (open, asker.unwrap()),
+            }
         };
-        let asker = P2p::bind(config, &tasks).await.unwrap();
         asked.connect(open.with_p2p(asker.peer_id()).unwrap()).await.unwrap();
         while on_this_machine(&asked, asker.peer_id()).await.is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;

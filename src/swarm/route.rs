@@ -100,8 +100,8 @@ impl fmt::Display for MissingBlocks {
 /// The chain through which one token passes quickest.
 ///
 /// A server is always used to the end of its span or of `blocks`, so that the number of edges stays linear in the number
-/// `max_length` is the number of tokens the session will reserve on each server. Of equally quick chains the one with
-/// fewer hops is taken, then the one that starts with the smaller peer id.
+/// of servers. `max_length` is the number of tokens the session will reserve on each server. Of equally quick chains the
+/// one with fewer hops is taken, then the one that starts with the smaller peer id.
 ///
 /// # Errors
 ///

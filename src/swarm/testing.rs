@@ -29,6 +29,11 @@ pub(crate) async fn host(tasks: &Tasks, listens: bool) -> P2p {
     P2p::bind(config, tasks).await.unwrap()
 }
 
+/// A port of loopback on which nobody listens. Another process may take it before it is used.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A DHT node that is reachable and has joined the others through `initial_peers`.
 pub(crate) async fn node(tasks: &Tasks, initial_peers: Vec<Multiaddr>) -> (P2p, Dht) {
     let p2p = host(tasks, true).await;

@@ -79,6 +79,7 @@ async fn a_session_that_runs_through_a_move_gets_the_same_numbers_as_undisturbed
     let caller = swarm.caller().await;
     let mut session = Session::open(&caller, mover.node.peer()).await;
     let first = session.step(&step(0..4)).await.output();
+    let n_pages = mover.server.stats().cache.total;
     fixed[1].server.shutdown().await;
     assert_eq!(soon("the move", mover.server.moved()).await.unwrap(), 2..4);
     // The old blocks take no new sessions any more; the open one does not notice.
@@ -99,6 +100,9 @@ async fn a_session_that_runs_through_a_move_gets_the_same_numbers_as_undisturbed
     assert_eq!(undisturbed.step(&step(4..9)).await.output(), second);
     // The old blocks are there for the session, and gone with it.
     assert_eq!(mover.server.n_spans(), 2);
+    // Both have the same cache.
+    assert!(n_pages > 0);
+    assert_eq!(mover.server.stats().cache.total, n_pages);
     drop(session);
     until("the old span is gone", || mover.server.n_spans() == 1).await;
     until("idle", || mover.server.is_idle()).await;

@@ -32,7 +32,7 @@ async fn scene(config: Config) -> Scene {
 
 impl Scene {
     fn reused(&self) -> u64 {
-        self.server.server.stats().cache.reused_tokens
+        self.server.server.stats().reused_tokens
     }
 
     async fn outputs(&self, steps: &[Step]) -> Vec<f32> {
@@ -92,7 +92,12 @@ async fn a_session_that_begins_as_another_gets_the_same_bits_and_computes_less()
     for _ in 0..2 {
         assert_same_bits(&outputs(&scene.node, &alone, &prompt_first).await, &expected);
     }
-    assert_eq!(alone.server.stats().cache.reused_tokens, 0);
+    assert_eq!(alone.server.stats().reused_tokens, 0);
+
+    // What was counted is not forgotten with the blocks.
+    let reused = scene.reused();
+    scene.server.server.shutdown().await;
+    assert_eq!(scene.reused(), reused);
 }
 
 #[tokio::test]

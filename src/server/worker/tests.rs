@@ -75,21 +75,25 @@ impl Session {
         Self { origin, ..self }
     }
 
-    async fn step(&mut self, x: Hidden, rows: Option<Vec<usize>>) -> Result<Hidden, RequestError> {
-        let tokens = x.tokens;
+    fn next(&mut self, x: Hidden, rows: Option<Vec<usize>>) -> Step {
         let work = Work {
             chain: self.chain.clone(),
             x,
             prompts: None,
             origin: self.origin,
         };
-        let step = Step {
+        Step {
             work,
             cache: self.cache.take().unwrap(),
             position: self.position,
             rows,
             traced: Traced::waits(),
-        };
+        }
+    }
+
+    async fn step(&mut self, x: Hidden, rows: Option<Vec<usize>>) -> Result<Hidden, RequestError> {
+        let tokens = x.tokens;
+        let step = self.next(x, rows);
         let (x, cache) = self.worker.step(step).await?;
         self.cache = Some(cache);
         self.position += tokens;
@@ -326,9 +330,65 @@ async fn a_peer_with_many_prompts_does_not_keep_another_one_waiting_for_all_of_t
     let (_, before) = tokio::join!(prompts, other);
     assert!(
         before <= 4,
-        "{before} of 12 prompts of one peer were done before the first of another"
+        "{before} of 8 prompts of one peer were done before the first of another"
     );
     worker.stop();
+}
+
+type Answer = oneshot::Receiver<Result<StepOutput, RequestError>>;
+
+/// First steps over all blocks, for whom and of how many rows and tokens, that wait for a thread that there is not: the
+/// test has them computed, turn by turn.
+async fn waiting(steps: &[(Origin, usize, usize)]) -> (Compute, Vec<Answer>) {
+    let (blocks, mut rng) = (blocks(WeightDType::F32), StdRng::seed_from_u64(9));
+    let (worker, mut compute) = Worker::prepare(blocks.clone(), steps.len(), Arc::default(), Duty::unlimited());
+    let mut answers = Vec::new();
+    for (origin, batch, tokens) in steps {
+        let session = Session::new(&worker, &blocks, &[0, 1, 2, 3], *batch, *tokens).await;
+        let step = session.of(*origin).next(random(&mut rng, *batch, *tokens), None);
+        let (reply, answer) = oneshot::channel();
+        worker
+            .submit(Kind::Step { step, reply }, (Class::Inference, *origin))
+            .unwrap();
+        answers.push(answer);
+    }
+    compute.queue.collect(&mut compute.arrived, 0);
+    compute.admit();
+    (compute, answers)
+}
+
+/// The block that each step is at.
+fn places(compute: &Compute) -> Vec<u32> {
+    compute.steps.iter().map(|step| step.place().block).collect()
+}
+
+#[tokio::test]
+async fn of_prompts_that_waited_long_enough_one_goes_at_a_time_and_before_the_others() {
+    let [short, late, first, second, third] = std::array::from_fn(|_| somebody(false));
+    let steps = [(short, 1), (late, 150), (first, 150), (second, 150), (third, 150)];
+    let (mut compute, answers) = waiting(&steps.map(|(origin, tokens)| (origin, 1, tokens))).await;
+    for step in &mut compute.steps[2..] {
+        // As many block runs of others as its chain has blocks.
+        step.blocks_ran(4);
+    }
+    compute.run_steps(false);
+    assert_eq!(places(&compute), [1, 0, 1, 0, 0]);
+    while !compute.steps.is_empty() {
+        compute.run_steps(false);
+    }
+    for answer in join_all(answers).await {
+        answer.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn strangers_ride_along_with_the_owner_for_as_long_as_that_costs_next_to_nothing() {
+    let (owner, crowd, few) = (somebody(true), somebody(false), somebody(false));
+    let (mut compute, _answers) = waiting(&[(crowd, 40, 1), (few, 8, 1), (owner, 1, 150)]).await;
+    compute.run_steps(true);
+    assert_eq!(places(&compute), [0, 1, 1]);
+    compute.run_steps(false);
+    assert_eq!(places(&compute), [1, 1, 1], "on their own turn all go");
 }
 
 #[tokio::test]

@@ -65,11 +65,15 @@ impl Compute {
             let has_turn = step.origin().own == own;
             // Others may ride along for as long as that costs next to nothing.
             let room = if has_turn { room } else { MIN_CHUNK };
-            if step.is_short() && (short == 0 || short + step.size() <= room) {
+            let is_first = has_turn && short == 0;
+            if step.is_short() && (is_first || short + step.size() <= room) {
                 short += step.board(usize::MAX);
                 on_turn += usize::from(has_turn);
             }
         }
+        // Those that waited long enough first, of whom one goes in any case: were it all of them, a call would be as long
+        // as they are many.
+        order.sort_by_key(|i| !self.steps[*i].place().is_urgent());
         for i in &order {
             let step = &mut self.steps[*i];
             if step.is_short() || step.origin().own != own {
@@ -80,7 +84,7 @@ impl Compute {
             let budget = self.pace.chunk((chain.len(), at_a_call), crowded);
             let wants = step.wants(budget.saturating_sub(long));
             // A large chunk was cut while nobody else was there. It goes when it is its turn, or has no company.
-            let alone = on_turn == 0 || step.place().is_urgent();
+            let alone = on_turn == 0 || (long == 0 && step.place().is_urgent());
             if wants > 0 || alone {
                 long += step.board(wants.max(if alone { budget } else { 0 }));
                 on_turn += 1;
