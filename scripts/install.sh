@@ -57,11 +57,11 @@ prefix=$(cd "$prefix" && pwd)
 manifest=$prefix/share/sepal/installed
 data=${XDG_DATA_HOME:-$home/.local/share}/sepal
 cache=${XDG_CACHE_HOME:-$home/.cache}/sepal
+config=${XDG_CONFIG_HOME:-$home/.config}
 if [ "$is_root" = yes ]; then
-    units=/etc/systemd/system unit_flags=/etc/sepal/serve.env systemctl=(systemctl)
+    units=/etc/systemd/system unit_flags=/etc/sepal/serve.env unit_cache=/var/cache/sepal systemctl=(systemctl)
 else
-    units=${XDG_CONFIG_HOME:-$home/.config}/systemd/user unit_flags=${XDG_CONFIG_HOME:-$home/.config}/sepal/serve.env
-    systemctl=(systemctl --user)
+    units=$config/systemd/user unit_flags=$config/sepal/serve.env unit_cache=$cache systemctl=(systemctl --user)
 fi
 # For this script alone: sepal reads variables that begin with SEPAL_ as its own flags.
 node=${NODE_NAME:-} serve=${SEPAL_SERVE:-} prompt=${SEPAL_PROMPT:-} model=${SEPAL_MODEL:-demo} peers=${SEPAL_PEERS:-}
@@ -73,9 +73,37 @@ esac
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# Empties a folder but for what is called $2 in it.
+empty_but() {
+    [ -d "$1" ] || return 0
+    find "$1/" -mindepth 1 -maxdepth 1 ! -name "$2" -exec rm -rf {} +
+    rmdir "$1" 2>/dev/null || true
+}
+
+# What the unit kept, but models.
+purge_unit() {
+    local state=${XDG_STATE_HOME:-$home/.local/state}/sepal
+    if [ "$is_root" = yes ]; then
+        # Folders of a unit with a user of its own are private ones, with links to them where folders usually are.
+        rm -rf /var/lib/private/sepal /var/lib/sepal
+        empty_but /var/cache/private/sepal huggingface
+        empty_but "$unit_cache" huggingface
+        [ -e "$unit_cache" ] || rm -f "$unit_cache"
+    else
+        # Not `systemctl clean`: before systemd 254 the state of a user's unit is in the folder of the configuration, later
+        # it may be a link to that, and what the user wrote there stays.
+        rm -f "$state/node.key" "$config/sepal/node.key"
+        [ ! -L "$state" ] || rm -f "$state"
+        rmdir "$state" "$config/sepal" 2>/dev/null || true
+    fi
+}
+
 remove_installed() {
+    local unit=no
     [ -f "$manifest" ] || fail "nothing is installed under $prefix"
-    if [ -f "$units/sepal.service" ]; then
+    # There is one unit, and it may be that of another prefix.
+    if grep -qsF "ExecStart=$prefix/bin/sepal " "$units/sepal.service"; then
+        unit=yes
         "${systemctl[@]}" disable --now sepal.service >/dev/null 2>&1 || true
         rm -f "$units/sepal.service" "$unit_flags"
         "${systemctl[@]}" daemon-reload >/dev/null 2>&1 || true
@@ -85,10 +113,15 @@ remove_installed() {
     rmdir "$prefix/share/sepal" 2>/dev/null || true
     say "removed sepal from $prefix"
     if [ "$purge" = yes ]; then
-        rm -rf "$data" "$cache"
-        say "removed $data and $cache; models are still in the Hugging Face cache"
+        # What is installed there may be another prefix's.
+        empty_but "$data" installed
+        empty_but "$cache" huggingface
+        [ "$unit" = no ] || purge_unit
+        say "removed keys and measurements; models are still in the Hugging Face cache"
+        [ ! -d "$unit_cache/huggingface" ] || say "models of the unit are still in $unit_cache/huggingface"
     else
         say "left: keys in $data, measurements in $cache, models in the Hugging Face cache"
+        [ "$unit" = no ] || say "left: key and models of the unit, where systemd keeps state and caches"
     fi
 }
 if [ "$uninstall" = yes ]; then
@@ -204,7 +237,7 @@ if [ -n "$peers" ]; then
 fi
 mkdir -p "$data"
 serve_flags=("${flags[@]}")
-[ -n "$peers" ] || [[ " $serve " == *' --new-swarm '* ]] || [[ " $serve " == *' --initial-peers '* ]] || serve_flags+=(--lan)
+[ -n "$peers" ] || [[ " $serve " =~ ' --'(new[-_]swarm|initial[-_]peers|lan)[' '=] ]] || serve_flags+=(--lan)
 if [ -n "$node" ]; then serve_flags+=(--public-name "$node"); fi
 
 install_unit() {
@@ -232,7 +265,9 @@ if [ "$service" = yes ]; then
     install_unit
 elif [ -n "$serve" ]; then
     say ''
-    read -r -a words <<<"$serve"
+    # Values with spaces are in quotes, as systemd takes them.
+    split=$(xargs -n 1 printf '%s\n' <<<"$serve" 2>/dev/null) || fail "SEPAL_SERVE has a quote without an end: $serve"
+    mapfile -t words <<<"$split"
     rm -rf "$work"
     exec "$sepal" serve "${words[@]}" "${serve_flags[@]}" --identity "$data/${node:-node}.key"
 fi

@@ -258,10 +258,10 @@ if sepal generate demo --initial-peers "$private" --prompt "What is 2+2?" >/dev/
 fi
 grep -q -- '--swarm-key' "$work/generate.err" || fail 'the client without the key is not told what it lacks'
 
-says 'cargo run --release --example tensor_exchange -- --listen /ip4/127.0.0.1/tcp/31400'
+says 'cargo run --release --example tensor_exchange -- --listen /ip4/0.0.0.0/tcp/31400'
 cargo build --release --locked --quiet --example tensor_exchange
 exchange="${CARGO_TARGET_DIR:-$PWD/target}/release/examples/tensor_exchange"
-background exchange "$exchange" --listen /ip4/127.0.0.1/tcp/31400
+background exchange "$exchange" --listen /ip4/0.0.0.0/tcp/31400
 says 'cargo run --release --example tensor_exchange -- --connect ADDR --send'
 "$exchange" --connect "$(await exchange 'listening ')" --send | tee "$work/exchanged"
 [ "$(grep -c 'hash ok' "$work/exchanged")" = 18 ] || fail 'not every tensor arrived'

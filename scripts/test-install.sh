@@ -118,6 +118,7 @@ bash $work/install.sh --archive $archive --prefix /proc/sepal|cannot make /proc/
 bash $work/install.sh --uninstall --prefix $home/elsewhere|nothing is installed under $home/elsewhere
 bash $work/install.sh --archive $archive --no-gauge --service|--service needs (SEPAL_SERVE: the model and the flags|systemd)
 NODE_NAME=a/b bash $work/install.sh --archive $archive|NODE_NAME=a/b cannot be the name of a file: leave out slashes
+SEPAL_SERVE=demo' bash $work/install.sh --archive $archive --no-gauge|SEPAL_SERVE has a quote without an end: demo'
 ROWS
 
 # Three nodes, one line each.
@@ -133,6 +134,9 @@ await() {
 }
 here='--listen /ip4/127.0.0.1/tcp/0 --skip-reachability-check --throughput 100'
 line=(bash "$work/install.sh" --archive "$archive" --no-gauge)
+# Who names a local network is in no other, and what is in quotes is one word: the blocks are all that is wrong.
+if installs words SEPAL_SERVE="demo --lan home --schedule 'mon-fri 18:00-08:00' --blocks 0:99" "${line[@]}"; then fail 'it serves blocks that there are not'; fi
+says words '--blocks 0:99 is outside of demo'
 "${newcomer[@]}" NODE_NAME=one SEPAL_SERVE="demo --blocks 0:4 --new-swarm $here" "${line[@]}" >"$work/one.log" 2>&1 &
 pids+=($!)
 addr=$(await one 'listening ')
@@ -141,7 +145,7 @@ await one 'online demo-hf 0:4' >/dev/null
 pids+=($!)
 await two 'online demo-hf 4:8' >/dev/null
 installs three SEPAL_PROMPT='What is 2+2?' SEPAL_PEERS="$addr" "${line[@]}" || fail 'the third node has no answer'
-says three '4'
+says three '2 \+ 2 = 4'
 [ -s "$home/.local/share/sepal/one.key" ] && [ -s "$home/.local/share/sepal/two.key" ] || fail 'the nodes kept no keys'
 installs lacking "$sepal" eligible demo --initial-peers "$addr" || fail 'the swarm is not asked'
 says lacking 'blocks 0:8 once more, some have 1 server'
@@ -174,13 +178,36 @@ if [ ${#enter[@]} -gt 0 ]; then
     says system '^systemd does not run here; where it does: systemctl enable --now sepal\.service$'
     grep -qx 'SERVE_FLAGS=demo --new-swarm --public-name one' "$root/etc/sepal/serve.env" || fail 'the unit of root serves something else'
     verified /etc/systemd/system/sepal.service
+    # As systemd has it when the unit has run.
+    for kind in lib cache; do
+        mkdir -p "$root/var/$kind/private/sepal"
+        ln -s private/sepal "$root/var/$kind/sepal"
+    done
+    mkdir "$root/var/cache/sepal/huggingface"
+    touch "$root/var/lib/sepal/node.key" "$root/var/cache/sepal/throughput.json" "$root/var/cache/sepal/huggingface/model"
     as_root gone bash "$work/install.sh" --uninstall --purge || fail 'root cannot uninstall'
-    left=$(find "$root/usr/local" "$root/etc/systemd/system/sepal.service" "$root/etc/sepal" "$root/root/.local" -type f 2>/dev/null || true)
+    says gone '^models of the unit are still in /var/cache/sepal/huggingface$'
+    [ -f "$root/var/cache/sepal/huggingface/model" ] || fail 'models are gone after root uninstalled'
+    left=$(find "$root/usr/local" "$root/etc/systemd/system/sepal.service" "$root/etc/sepal" "$root/root/.local" "$root"/var/{lib,cache}/private/sepal \
+        -type f -not -path '*/huggingface/*' 2>/dev/null || true)
     [ -z "$left" ] || fail "this is left after root uninstalled: $left"
 fi
 
+# Another prefix keeps its files, the list of them and the unit; models stay in any case, and what the user wrote.
+unit=$home/.config/systemd/user/sepal.service unit_key=$home/.config/sepal/node.key
+stays=("$home/.cache/sepal/huggingface/model" "$home/.config/sepal/sepal.toml")
+installs files sh -c 'for file; do mkdir -p "${file%/*}" && echo "# $file" >"$file"; done' - "${stays[@]}" || fail 'no files can be made'
+if [ -f "$unit" ]; then installs key sh -c 'echo key >"$1"' - "$unit_key" || fail 'no key can be made'; fi
+installs elsewhere "${line[@]}" --prefix "$home/elsewhere" || fail 'it does not install elsewhere'
+had_unit=$([ ! -f "$unit" ] || echo yes)
+installs tried bash "$work/install.sh" --uninstall --purge --prefix "$home/elsewhere" || fail 'it does not uninstall elsewhere'
+[ ! -e "$home/elsewhere/bin/sepal" ] && [ ! -e "$home/.local/share/sepal/one.key" ] || fail 'something is left elsewhere'
+[ -x "$sepal" ] && [ -f "$home/.local/share/sepal/installed" ] || fail 'uninstalling from a prefix takes from another'
+[ -z "$had_unit" ] || { [ -f "$unit" ] && [ -f "$unit_key" ]; } || fail 'uninstalling from a prefix takes the unit of another'
+
 installs removed bash "$work/install.sh" --uninstall --purge || fail 'it does not uninstall'
-left=$(find "$home" -type f -not -path '*/.cache/huggingface/*')
+for file in "${stays[@]}"; do [ -f "$file" ] || fail "this is gone after uninstalling: $file"; done
+left=$(find "$home" -type f -not -path '*/.cache/huggingface/*' -not -path "${stays[0]}" -not -path "${stays[1]}")
 [ -z "$left" ] || fail "this is left after uninstalling: $left"
 cat "$work/first.log"
 echo "install: in $place: installed, upgraded, three nodes answered, units are fine, and all is gone again"

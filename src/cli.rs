@@ -241,8 +241,8 @@ fn execute(
         Ok(export) => export,
         Err(error) => return output::failure(&error),
     };
-    logging::init(wanted, export.as_ref().map(otlp::Export::layer));
-    for warning in &parsed.warnings {
+    let ignored = logging::init(wanted, export.as_ref().map(otlp::Export::layer));
+    for warning in parsed.warnings.iter().chain(&ignored) {
         output::warning(warning);
     }
     if let Some(file) = &parsed.file {

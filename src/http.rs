@@ -41,7 +41,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use self::page::Page;
 pub use self::{
     error::HttpError,
-    metrics::OwnNumbers,
+    metrics::{OwnNumbers, numbers},
     openai::{Access, Api, ApiLimits, Guard, KeysError, Metrics, ModelText, Origin, ServedModel, Work, serve_api},
 };
 use crate::{
@@ -57,7 +57,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) struct App {
     health: Health,
     page: Arc<Page>,
-    own: OwnNumbers,
+    numbers: OwnNumbers,
     /// One for every listener to events.
     listeners: Arc<Semaphore>,
     tasks: Tasks,
@@ -78,9 +78,9 @@ pub struct Site {
 pub async fn serve(addr: SocketAddr, health: Health, own: OwnNumbers, tasks: &Tasks) -> Result<Site, HttpError> {
     let (listener, site) = listen(addr).await?;
     let app = App {
+        numbers: numbers(&health, &own),
         health,
         page: Arc::new(Page::map()),
-        own,
         listeners: Arc::new(Semaphore::new(events::MAX_LISTENERS)),
         tasks: tasks.clone(),
     };

@@ -2,21 +2,14 @@
 //! ends when one of them is wrong.
 #![expect(clippy::unwrap_used, reason = "all of this program is a test")]
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+#[path = "common/program.rs"]
+mod program;
+
+use std::{fs, path::Path, process::Output};
 
 fn sepal(folder: &Path, line: &str, variables: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sepal"));
-    command
-        .args(line.split_whitespace())
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder)
-        .envs(variables.iter().copied());
-    command.output().unwrap()
+    let mut command = program::sepal(folder, line);
+    command.envs(variables.iter().copied()).output().unwrap()
 }
 
 fn printed(output: &Output) -> String {

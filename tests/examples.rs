@@ -71,8 +71,12 @@ fn program(name: &str, source: &Path) -> PathBuf {
     program
 }
 
+fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("examples/{name}.rs"))
+}
+
 fn run(name: &str) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("examples/{name}.rs"));
+    let source = source(name);
     let program = program(name, &source);
     let source = fs::read_to_string(source).unwrap();
     let lines = source.lines().count();
@@ -148,6 +152,19 @@ fn generate() {
 #[test]
 fn custom_client() {
     run("custom_client");
+}
+
+#[test]
+fn a_tool_that_is_not_told_whom_or_what_to_ask_says_so() {
+    for (name, line, missing) in [
+        ("whois", "demo-hf 8", "INITIAL_PEER"),
+        ("sessions_bench", "demo 1 1 /ip4/127.0.0.1/tcp/9", "PREFIX"),
+    ] {
+        let program = program(name, &source(name));
+        let output = finish(Command::new(program).args(line.split(' ')).env_clear());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(missing), "{name}: {output:?}");
+    }
 }
 
 #[test]

@@ -1,41 +1,23 @@
 //! The program when it logs for programs: all of stderr is lines of JSON, and nothing secret is in them.
 #![expect(clippy::unwrap_used, reason = "all of this program is a test")]
 
-use std::{
-    fs,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+#[path = "common/node.rs"]
+mod node;
+#[path = "common/program.rs"]
+mod program;
+
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use serde_json::Value;
+
+use self::{
+    node::{Node, ask},
+    program::sepal,
+};
 
 const KEY: &str = "key-that-nobody-else-knows";
 const TOKEN: &str = "hf_tokenThatNobodyElseKnows";
 const PROMPT: &str = "What is 3 plus 4?";
-
-/// A process that ends with the test.
-struct Node(Child);
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-fn sepal(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sepal"));
-    command
-        .args(arguments)
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder)
-        .env("HF_TOKEN", TOKEN);
-    command
-}
 
 /// What each line of a log is, all of which have the same parts.
 fn parsed(log: &str) -> Vec<Value> {
@@ -54,22 +36,6 @@ fn parsed(log: &str) -> Vec<Value> {
     lines.collect()
 }
 
-/// A chat with the API at `address`, with the key: its status line.
-fn chat(address: &str) -> String {
-    let body = format!(r#"{{"model":"demo","messages":[{{"role":"user","content":"{PROMPT}"}}]}}"#);
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(
-        stream,
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.lines().next().unwrap().to_owned()
-}
-
 #[test]
 fn all_that_a_node_says_on_stderr_is_json_without_secrets() {
     let folder = tempfile::tempdir().unwrap();
@@ -77,32 +43,16 @@ fn all_that_a_node_says_on_stderr_is_json_without_secrets() {
     fs::write(folder.join("keys"), format!("{KEY} name=alice\n")).unwrap();
     fs::set_permissions(folder.join("keys"), fs::Permissions::from_mode(0o600)).unwrap();
     let line = "demo --http 127.0.0.1:0 --api-keys keys --control socket --log-format json -vv";
-    let mut command = sepal(folder, &line.split(' ').collect::<Vec<_>>());
     let log = fs::File::create(folder.join("log")).unwrap();
-    let mut node = Node(
-        command
-            .env("SEPAL_THREDS", "1")
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap(),
-    );
-    let mut lines = BufReader::new(node.0.stdout.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    let address = lines.find_map(|line| Some(line.split_once("http://")?.1.split('/').next()?.to_owned()));
-    assert_eq!(chat(&address.unwrap()), "HTTP/1.1 200 OK");
-    let level = sepal(folder, &["log", "trace", "--control", "socket"])
-        .output()
-        .unwrap();
+    let mut command = sepal(folder, line);
+    let mut node = Node::start(command.env("HF_TOKEN", TOKEN).env("SEPAL_THREDS", "1").stderr(log));
+    let body = format!(r#"{{"model":"demo","messages":[{{"role":"user","content":"{PROMPT}"}}]}}"#);
+    let key = format!("authorization: Bearer {KEY}");
+    ask(&node.says("api: "), "POST /v1/chat/completions", &[&key], &body);
+    let level = sepal(folder, "log trace --control socket").output().unwrap();
     assert!(level.status.success(), "{level:?}");
-    assert!(
-        sepal(folder, &["stop", "--control", "socket"])
-            .status()
-            .unwrap()
-            .success()
-    );
-    assert!(node.0.wait().unwrap().success());
+    assert!(sepal(folder, "stop --control socket").status().unwrap().success());
+    assert!(node.child.wait().unwrap().success());
 
     let log = fs::read_to_string(folder.join("log")).unwrap();
     let events = parsed(&log);
@@ -130,8 +80,8 @@ fn an_error_that_ends_the_program_is_json_with_its_remedy_and_other_formats_are_
     let folder = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = format!("/ip4/127.0.0.1/tcp/{}", taken.local_addr().unwrap().port());
-    let arguments = ["bootstrap", "--listen", &listen, "--log-format", "json"];
-    let ended = sepal(folder.path(), &arguments).output().unwrap();
+    let line = format!("bootstrap --listen {listen} --log-format json");
+    let ended = sepal(folder.path(), &line).output().unwrap();
     assert_eq!(ended.status.code(), Some(1), "{ended:?}");
     let events = parsed(&String::from_utf8(ended.stderr).unwrap());
     let last = events.last().unwrap();
@@ -139,9 +89,7 @@ fn an_error_that_ends_the_program_is_json_with_its_remedy_and_other_formats_are_
     assert!(last["message"].as_str().unwrap().contains(&listen), "{last}");
     assert!(last["fields"]["hint"].is_string(), "{last}");
 
-    let ended = sepal(folder.path(), &["bootstrap", "--log-format", "xml"])
-        .output()
-        .unwrap();
+    let ended = sepal(folder.path(), "bootstrap --log-format xml").output().unwrap();
     assert_eq!(ended.status.code(), Some(2), "{ended:?}");
     let said = String::from_utf8(ended.stderr).unwrap();
     for part in ["'xml'", "--log-format", "text, json"] {

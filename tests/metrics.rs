@@ -4,104 +4,59 @@
 
 #[path = "../src/metrics/testing.rs"]
 mod exposition;
+#[path = "common/node.rs"]
+mod node;
+#[path = "common/program.rs"]
+mod program;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{BufRead, BufReader, Lines, Read, Write},
-    net::TcpStream,
-    path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::Stdio,
 };
 
 use serde_json::Value;
 
+use self::{
+    node::{Node, ask},
+    program::sepal,
+};
+
 /// Names of samples, each with those of its labels.
 type Samples = BTreeMap<String, BTreeSet<String>>;
 
-/// A process that ends with the test.
-struct Node {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-fn sepal(folder: &Path, line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sepal"));
-    command
-        .args(line.split(' '))
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder);
-    command
-}
-
-impl Node {
-    fn start(folder: &Path, line: &str) -> Self {
-        let mut child = sepal(folder, line)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    /// What follows `text` in the next line that has it.
-    fn says(&mut self, text: &str) -> String {
-        let mut lines = self.lines.by_ref().map(Result::unwrap);
-        let found = lines.find_map(|line| Some(line.split_once(text)?.1.trim().to_owned()));
-        found.unwrap_or_else(|| panic!("it ended without {text:?}"))
-    }
-}
-
-fn ask(address: &str, request: &str, body: &str) -> String {
-    let address = address.trim_start_matches("http://").split('/').next().unwrap();
-    let mut stream = TcpStream::connect(address).unwrap();
-    let length = body.len();
-    write!(
-        stream,
-        "{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {length}\r\n\r\n{body}"
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
-    body.to_owned()
-}
-
-/// All that the commands with `/metrics` say there: an API before a swarm, a server that takes jobs, a bootstrap node.
+/// All that the commands with `/metrics` say there: an API before a swarm, a server in two swarms that takes jobs, a
+/// bootstrap node.
 fn samples() -> Vec<(&'static str, Samples)> {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let mut demo = Node::start(folder, "demo --http 127.0.0.1:0 --no-control");
-    let listen = "--listen /ip4/127.0.0.1/tcp/0 --http 127.0.0.1:0 --no-control";
-    let mut bootstrap = Node::start(folder, &format!("bootstrap {listen}"));
-    let entry = bootstrap.says("--initial-peers ");
-    let mut server = Node::start(
-        folder,
-        &format!("serve demo --blocks 0:8 --throughput 1 --jobs --initial-peers {entry} {listen}"),
-    );
+    let start = |line: &str| Node::start(sepal(folder, line).stderr(Stdio::null()));
+    let mut demo = start("demo --http 127.0.0.1:0 --no-control");
+    let listen = "--listen /ip4/127.0.0.1/tcp/0 --http 127.0.0.1:0";
+    let [mut bootstrap, mut other] = [(); 2].map(|()| start(&format!("bootstrap {listen} --no-control")));
+    let [entry, beside] = [&mut bootstrap, &mut other].map(|node| node.says("--initial-peers "));
+    let mut server = start(&format!(
+        "serve demo --blocks 0:8 --throughput 1 --jobs --control socket --initial-peers {entry} {listen}"
+    ));
     let of_server = server.says("health map ");
     server.says("online ");
+    let connect = format!("connect {beside} --control socket");
+    assert!(sepal(folder, &connect).status().unwrap().success());
+    let text = ask(&of_server, "GET /metrics", &[], "");
+    let mut lines = text.lines();
+    let connected = lines.find_map(|line| line.strip_prefix("sepal_node_connected_peers "));
+    // The node of either swarm.
+    assert!(connected.unwrap().parse::<f64>().unwrap() >= 2.0, "{text}");
     let job = format!("job submit --model demo --initial-peers {entry} --max-new-tokens 2 --prompt Hello");
     assert!(sepal(folder, &job).status().unwrap().success());
 
     let api = demo.says("api: ");
     let body = r#"{"model":"demo","prompt":"Hello","max_tokens":3}"#;
-    ask(&api, "POST /v1/completions", body);
+    ask(&api, "POST /v1/completions", &[], body);
     let of_bootstrap = bootstrap.says("health map ");
     [("demo", api), ("serve", of_server), ("bootstrap", of_bootstrap)]
         .map(|(command, site)| {
-            let text = ask(&site, "GET /metrics", "");
+            let text = ask(&site, "GET /metrics", &[], "");
             if command == "serve" {
                 let done = "sepal_jobs_ended_total{model=\"demo-hf\",end=\"done\"} 1";
                 assert!(text.lines().any(|line| line == done), "{text}");
@@ -230,4 +185,7 @@ fn every_node_tells_what_it_counts_and_the_dashboard_shows_nothing_else() {
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     assert_eq!(variables[0]["type"], "datasource");
     assert_eq!(variables[0]["name"], "datasource");
+    // All nodes are those that there are, and not all that Prometheus knows.
+    assert_eq!(variables[1]["name"], "instance");
+    assert!(variables[1]["allValue"].is_null(), "{}", variables[1]);
 }

@@ -3,6 +3,11 @@
 //! Messages are declared here as opentelemetry-proto 1.x has them, with the fields that are looked at.
 #![expect(clippy::unwrap_used, reason = "all of this program is a test")]
 
+#[path = "common/node.rs"]
+mod node;
+#[path = "common/program.rs"]
+mod program;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Debug,
@@ -10,12 +15,16 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
 };
 
 use prost::Message;
+
+use self::{
+    node::{Node, ask},
+    program::sepal,
+};
 
 const PROMPT: &str = "What is 3 plus 4?";
 
@@ -66,62 +75,26 @@ fn serve(stream: TcpStream, all: &Got) {
     }
 }
 
-/// A process that ends with the test.
-struct Node(Child);
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
+/// A node that sends to `url` and listens to orders.
+fn start(folder: &Path, line: &str, url: &str) -> Node {
+    let log = fs::File::create(folder.join("log")).unwrap();
+    let line = format!("{line} --control socket --otlp {url}");
+    Node::start(sepal(folder, &line).env("RUST_LOG", "warn").stderr(log))
 }
 
-fn sepal(folder: &Path, line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sepal"));
-    command
-        .args(line.split(' '))
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder)
-        .env("RUST_LOG", "warn");
-    command
+/// Stops it, and returns what it logged.
+fn stop(folder: &Path, mut node: Node) -> String {
+    assert!(sepal(folder, "stop --control socket").status().unwrap().success());
+    assert!(node.child.wait().unwrap().success());
+    fs::read_to_string(folder.join("log")).unwrap()
 }
 
 /// Runs a whole swarm that sends to `url`, asks it once, stops it, and returns what it logged.
 fn swarm(folder: &Path, url: &str) -> String {
-    let log = fs::File::create(folder.join("log")).unwrap();
-    let mut node = Node(
-        sepal(
-            folder,
-            &format!("demo --http 127.0.0.1:0 --control socket --otlp {url}"),
-        )
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .unwrap(),
-    );
-    let mut lines = BufReader::new(node.0.stdout.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    let address = lines.find_map(|line| Some(line.split_once("api: http://")?.1.split('/').next()?.to_owned()));
-    let (address, body) = (
-        address.unwrap(),
-        format!(r#"{{"model":"demo","prompt":"{PROMPT}","max_tokens":4}}"#),
-    );
-    let mut stream = TcpStream::connect(&address).unwrap();
-    let length = body.len();
-    write!(
-        stream,
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {length}\r\n\r\n{body}"
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert!(sepal(folder, "stop --control socket").status().unwrap().success());
-    assert!(node.0.wait().unwrap().success());
-    fs::read_to_string(folder.join("log")).unwrap()
+    let mut node = start(folder, "demo --http 127.0.0.1:0", url);
+    let body = format!(r#"{{"model":"demo","prompt":"{PROMPT}","max_tokens":4}}"#);
+    ask(&node.says("api: "), "POST /v1/completions", &[], &body);
+    stop(folder, node)
 }
 
 /// `ExportTraceServiceRequest` or `ExportMetricsServiceRequest`, around `T`.
@@ -232,6 +205,19 @@ fn decoded<T: Message + Default + Debug>(got: &[(String, Vec<u8>)], path: &str) 
         .collect()
 }
 
+/// The numbers that were sent last.
+fn last_metrics(got: &[(String, Vec<u8>)]) -> OfResource<Metric> {
+    let mut last = decoded::<Metric>(got, "/v1/metrics").pop().unwrap();
+    assert_eq!(last.of_resources.len(), 1);
+    last.of_resources.remove(0)
+}
+
+fn metric<'a>(last: &'a OfResource<Metric>, name: &str) -> &'a Metric {
+    let mut metrics = last.of_scopes.iter().flat_map(|of| &of.them);
+    let found = metrics.find(|metric| metric.name == name);
+    found.unwrap_or_else(|| panic!("{name} is not there"))
+}
+
 #[test]
 fn a_collector_gets_the_traces_and_the_metrics_of_a_swarm_and_no_text() {
     let folder = tempfile::tempdir().unwrap();
@@ -273,17 +259,13 @@ fn a_collector_gets_the_traces_and_the_metrics_of_a_swarm_and_no_text() {
         assert_eq!((span.trace_id.len(), span.span_id.len()), (16, 8), "{span:?}");
     }
 
-    let last = decoded::<Metric>(&got, "/v1/metrics").pop().unwrap();
-    let about = &last.of_resources[0].resource.as_ref().unwrap().attributes;
+    let last = last_metrics(&got);
+    let about = &last.resource.as_ref().unwrap().attributes;
     assert!(
         about.iter().any(|attribute| attribute.key == "service.name"),
         "{about:?}"
     );
-    let metrics = &last.of_resources[0].of_scopes[0].them;
-    let metric = |name: &str| {
-        let found = metrics.iter().find(|metric| metric.name == name);
-        found.unwrap_or_else(|| panic!("{name} is not there"))
-    };
+    let metric = |name: &str| metric(&last, name);
     let steps = metric("sepal_server_steps").sum.as_ref().unwrap();
     assert!(
         steps.is_monotonic && steps.temporality == 2 && steps.points[0].number > 0.0,
@@ -299,9 +281,28 @@ fn a_collector_gets_the_traces_and_the_metrics_of_a_swarm_and_no_text() {
 }
 
 #[test]
+fn a_collector_gets_how_the_swarm_is_from_nodes_that_show_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (of_map, of_table) = (collector(), collector());
+    let line = "bootstrap --listen /ip4/127.0.0.1/tcp/0 --http 127.0.0.1:0";
+    let mut node = start(folder.path(), line, &of_map.0);
+    let entry = node.says("--initial-peers ");
+    node.says("health map ");
+    let line = format!("health --initial-peers {entry} --otlp {}", of_table.0);
+    assert!(sepal(folder.path(), &line).status().unwrap().success());
+    stop(folder.path(), node);
+    for (_, got) in [of_map, of_table] {
+        let last = last_metrics(&got.lock().unwrap());
+        for name in ["sepal_swarm_servers_online", "sepal_node_connected_peers"] {
+            assert!(metric(&last, name).gauge.is_some(), "{name}");
+        }
+    }
+}
+
+#[test]
 fn a_collector_that_is_away_is_said_once_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let log = swarm(folder.path(), &format!("http://{nobody}"));
+    // Nobody listens there.
+    let log = swarm(folder.path(), "http://127.0.0.1:9");
     assert_eq!(log.matches("the collector does not take").count(), 1, "{log}");
 }

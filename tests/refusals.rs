@@ -2,11 +2,12 @@
 //! with peers in `interop-tests`, those of the configuration in `configuration.rs`.
 #![expect(clippy::unwrap_used, reason = "all of this program is a test")]
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+#[path = "common/program.rs"]
+mod program;
+
+use std::fs;
+
+use self::program::sepal;
 
 /// Exit code of a command line that cannot be understood; everything else that fails exits with 1.
 const USAGE: i32 = 2;
@@ -17,17 +18,6 @@ const NOBODY: &str = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWQnwEGNqcM2nAcPtRR9rAX8Hrg
 
 /// A command line, its exit code, and what it says on stderr.
 type Row<'a> = (&'a str, i32, &'a [&'a str]);
-
-fn sepal(folder: &Path, line: &str, variables: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sepal"));
-    command
-        .args(line.split_whitespace())
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder)
-        .envs(variables.iter().copied());
-    command.output().unwrap()
-}
 
 /// A folder with a file that is none of what it is taken for below.
 fn folder() -> tempfile::TempDir {
@@ -41,7 +31,7 @@ fn refuses(rows: &[Row<'_>]) {
     let folder = folder();
     for (line, code, texts) in rows {
         let line = line.replace("NOBODY", NOBODY);
-        let output = sepal(folder.path(), &line, &[]);
+        let output = sepal(folder.path(), &line).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(*code), "{line}: {said}");
         for text in *texts {
@@ -101,6 +91,18 @@ fn commands_to_a_running_node_say_which_node_they_miss() {
 }
 
 #[test]
+fn a_variable_for_the_log_that_is_not_understood_is_said() {
+    let folder = folder();
+    let mut command = sepal(folder.path(), "status");
+    let output = command.env("RUST_LOG", "sepal=loud").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("warning: RUST_LOG does not count: ") && said.contains("got \"sepal=loud\""),
+        "{said}"
+    );
+}
+
+#[test]
 fn commands_about_the_machine_say_what_they_cannot_do() {
     refuses(&[
         (
@@ -139,11 +141,8 @@ fn commands_about_the_machine_say_what_they_cannot_do() {
     ]);
     let folder = folder();
     let file = folder.path().join("ordinary");
-    let output = sepal(
-        folder.path(),
-        "info --save",
-        &[("XDG_CACHE_HOME", file.to_str().unwrap())],
-    );
+    let mut command = sepal(folder.path(), "info --save");
+    let output = command.env("XDG_CACHE_HOME", file).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(FAILED), "{said}");
     assert!(

@@ -8,7 +8,7 @@ use super::{
     figures::Figures,
     map::{self, MapArgs},
     node::{self, ListenArgs, Node},
-    otlp, output, signals,
+    output, signals,
     standing::{Standing, StandingArgs},
     swarm::{Swarm, SwarmArgs},
 };
@@ -71,8 +71,6 @@ async fn stay(args: &Args, swarm: &Swarm, node: &Node, mut standing: Standing) -
         output::line(format_args!("join with: --initial-peers {addr}{}", swarm.flags));
     }
     let config = map::config(swarm, Vec::new());
-    let figures = Figures::of(node).own();
-    otlp::tell(figures.clone());
-    args.map.serve(node, config, figures).await?;
+    args.map.serve(node, config, Figures::of(node).own()).await?;
     std::future::pending().await
 }

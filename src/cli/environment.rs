@@ -69,6 +69,12 @@ pub(super) fn toolkit() -> Toolkit {
     }
 }
 
+/// What is to be logged, as programs in Rust are told it.
+pub(super) fn rust_log() -> Option<String> {
+    let directives = env::var_os("RUST_LOG")?;
+    Some(directives.to_string_lossy().into_owned())
+}
+
 fn set(name: &str) -> Option<PathBuf> {
     env::var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from)
 }

@@ -5,17 +5,17 @@ mod process;
 
 use std::{
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use super::node::Node;
+use self::process::Began;
+use super::{node::Node, swarms::Swarms};
 use crate::{
     control::{Answering, protocol::ApiRow},
     dht::Dht,
     http::{Api, OwnNumbers},
     jobs,
     metrics::Family,
-    model::CacheCounts,
     p2p::P2p,
     server::{Phase, Refusals, Server, Stats},
 };
@@ -23,8 +23,10 @@ use crate::{
 /// Where the numbers of a process come from.
 #[derive(Clone, Debug)]
 pub(super) struct Figures {
-    began: Instant,
+    began: Began,
     nodes: Vec<(P2p, Dht)>,
+    /// Where the first of them may have hosts of further swarms beside it.
+    swarms: Option<Arc<Swarms>>,
     servers: Vec<Vec<Arc<Server>>>,
     jobs: Vec<Arc<jobs::Counts>>,
     /// Once there is one.
@@ -35,8 +37,9 @@ impl Figures {
     /// Those of a process with this node.
     pub(super) fn of(node: &Node) -> Self {
         Self {
-            began: Instant::now(),
+            began: Began::now(),
             nodes: vec![(node.p2p.clone(), node.dht.clone())],
+            swarms: None,
             servers: Vec::new(),
             jobs: Vec::new(),
             api: Arc::default(),
@@ -46,6 +49,12 @@ impl Figures {
     /// With another node of the process.
     pub(super) fn and(mut self, node: &Node) -> Self {
         self.nodes.push((node.p2p.clone(), node.dht.clone()));
+        self
+    }
+
+    /// With the hosts that the node has in further swarms.
+    pub(super) fn within(mut self, swarms: Arc<Swarms>) -> Self {
+        self.swarms = Some(swarms);
         self
     }
 
@@ -105,10 +114,14 @@ impl Figures {
 
     /// Of several nodes of a process, all together.
     fn of_nodes(&self) -> Vec<Family> {
+        let guests = self.swarms.iter().flat_map(|swarms| swarms.guests());
+        let guests: Vec<(P2p, Dht)> = guests.map(|(_, p2p, dht)| (p2p, dht)).collect();
         let gauge = |name, help, value: fn(&(P2p, Dht)) -> usize| {
-            Family::gauge(name, help).is(self.nodes.iter().map(value).sum::<usize>())
+            let hosts = self.nodes.iter().chain(&guests);
+            Family::gauge(name, help).is(hosts.map(value).sum::<usize>())
         };
         let bytes = |name, help, way: usize| {
+            // What the hosts of further swarms carry is on the line of their node.
             let moved = self.nodes.iter().map(|(p2p, _)| p2p.bandwidth().moved()[way]);
             Family::counter(name, help).is(moved.sum::<u64>())
         };
@@ -147,7 +160,7 @@ impl Figures {
         // The servers of one node count together.
         let nodes = self.servers.iter().filter_map(|servers| servers.first());
         let stats: Vec<Stats> = nodes.map(|server| server.stats()).collect();
-        let each = stats.iter().map(|stats| [work(stats), cache(stats.cache)].concat());
+        let each = stats.iter().map(|stats| [work(stats), cache(stats)].concat());
         let both = |sum: Vec<Family>, other: Vec<Family>| sum.into_iter().zip(other).map(|(a, b)| a.and(b)).collect();
         let mut families = each.reduce(both).unwrap_or_default();
         families.extend(times(&stats));
@@ -289,7 +302,8 @@ fn times(stats: &[Stats]) -> Vec<Family> {
 }
 
 /// A page is 16 tokens of one block.
-fn cache(counts: CacheCounts) -> Vec<Family> {
+fn cache(stats: &Stats) -> Vec<Family> {
+    let counts = stats.cache;
     let pages = |name, help, n: usize| Family::gauge(name, help).is(n);
     vec![
         pages(
@@ -317,6 +331,6 @@ fn cache(counts: CacheCounts) -> Vec<Family> {
             "sepal_server_cache_reused_tokens",
             "Tokens that were not computed because their prefix was known",
         )
-        .is(counts.reused_tokens),
+        .is(stats.reused_tokens),
     ]
 }

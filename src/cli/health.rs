@@ -8,7 +8,7 @@ use clap::Args as ClapArgs;
 use super::{
     figures::Figures,
     map::{self, MapArgs},
-    node, output, signals,
+    node, otlp, output, signals,
     swarm::SwarmArgs,
 };
 use crate::{
@@ -60,9 +60,11 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn look(args: &Args, node: &node::Node, health: &Health) -> anyhow::Result<()> {
+    let own = Figures::of(node).own();
+    otlp::tell(http::numbers(health, &own));
     // A taken port is said before the swarm is waited for.
     if let Some(addr) = args.map.http {
-        let site = http::serve(addr, health.clone(), Figures::of(node).own(), &node.tasks).await?;
+        let site = http::serve(addr, health.clone(), own, &node.tasks).await?;
         node.join().await?;
         let mut looked = health.watch();
         health.keep_looking(&node.tasks);

@@ -25,7 +25,7 @@ use tracing_subscriber::{
 
 use self::json::Json;
 
-use super::progress;
+use super::{environment, progress};
 use crate::control::{Log, protocol::LogRow};
 
 /// Warnings and errors that are remembered.
@@ -65,6 +65,19 @@ pub(super) struct Wanted {
     pub(super) format: Format,
 }
 
+impl Wanted {
+    /// The directives for that. Of commands that tell a story, warnings would interrupt it.
+    fn directives(self) -> &'static str {
+        match self.verbose {
+            0 if self.quieter => meaning("error"),
+            0 if self.quiet => meaning("warn"),
+            0 => meaning("info"),
+            1 => meaning("debug"),
+            _ => meaning("trace"),
+        }
+    }
+}
+
 /// What this process logs, once it does.
 static LOGGING: OnceLock<Arc<Logging>> = OnceLock::new();
 
@@ -91,15 +104,9 @@ struct Said {
 /// Something that takes part in logging.
 pub(super) type Boxed = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// Starts logging, and `traces` if that is wanted.
-pub(super) fn init(wanted: Wanted, traces: Option<Boxed>) {
-    let level = match (wanted.quiet || wanted.quieter, wanted.verbose) {
-        (true, 0) => "error",
-        (false, 0) => meaning("info"),
-        (_, 1) => meaning("debug"),
-        (_, _) => meaning("trace"),
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+/// Starts logging, and `traces` if that is wanted. Returns what a person should know who set `RUST_LOG`.
+pub(super) fn init(wanted: Wanted, traces: Option<Boxed>) -> Option<String> {
+    let (filter, warning) = chosen(environment::rust_log().as_deref(), wanted);
     let directives = Mutex::new(filter.to_string());
     let (filter, handle) = reload::Layer::new(filter);
     let to_stderr = to_stderr(wanted.format).with_filter(filter);
@@ -127,6 +134,21 @@ pub(super) fn init(wanted: Wanted, traces: Option<Boxed>) {
     if wanted.format == Format::Json {
         // Whoever reads lines of JSON reads nothing else.
         std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    }
+    warning
+}
+
+/// What the variable `RUST_LOG` asks for; if it is not set, or cannot be understood, which is worth a warning, what is
+/// wanted.
+fn chosen(variable: Option<&str>, wanted: Wanted) -> (EnvFilter, Option<String>) {
+    let usual = || EnvFilter::new(wanted.directives());
+    match variable.map(|text| (text, EnvFilter::builder().parse(text))) {
+        None => (usual(), None),
+        Some((_, Ok(filter))) => (filter, None),
+        Some((text, Err(error))) => {
+            let why = expected(text, &format!(": {error}"));
+            (usual(), Some(format!("RUST_LOG does not count: {why}")))
+        }
     }
 }
 
@@ -169,19 +191,21 @@ fn meaning(level: &str) -> &str {
 /// What was expected instead.
 fn parse(level: &str) -> Result<EnvFilter, String> {
     let directives = meaning(level.trim());
-    let wrong = |why: &str| {
-        let words: Vec<&str> = LEVELS.iter().map(|(word, _)| *word).collect();
-        let words = words.join(", ");
-        format!("expected one of {words}, or directives such as info,sepal::p2p=trace, got {level:?}{why}")
-    };
     // A word alone would be taken for the name of a part of the program, all of which is logged.
     let is_word = |part: &str| !part.contains(['=', '[', ':']) && LEVELS.iter().all(|(word, _)| *word != part.trim());
     if directives.split(',').any(is_word) {
-        return Err(wrong(""));
+        return Err(expected(level, ""));
     }
     EnvFilter::builder()
         .parse(directives)
-        .map_err(|error| wrong(&format!(": {error}")))
+        .map_err(|error| expected(level, &format!(": {error}")))
+}
+
+/// What was expected in the place of `level`.
+fn expected(level: &str, why: &str) -> String {
+    let words: Vec<&str> = LEVELS.iter().map(|(word, _)| *word).collect();
+    let words = words.join(", ");
+    format!("expected one of {words}, or directives such as info,sepal::p2p=trace, got {level:?}{why}")
 }
 
 impl Log for Logging {
@@ -286,6 +310,37 @@ mod tests {
                 "{wrong}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn flags_choose_the_level_unless_the_variable_does() {
+        let wanted = |flag: &str| Wanted {
+            verbose: flag.matches('v').count().try_into().unwrap(),
+            quiet: flag == "q",
+            quieter: flag == "story",
+            format: Format::Text,
+        };
+        for (flag, level) in [
+            ("", "info"),
+            ("q", "warn"),
+            ("story", "error"),
+            ("v", "debug"),
+            ("vv", "trace"),
+        ] {
+            assert_eq!(wanted(flag).directives(), meaning(level), "{flag}");
+        }
+        let usual = EnvFilter::new(meaning("warn")).to_string();
+        let (filter, warning) = chosen(None, wanted("q"));
+        assert_eq!((filter.to_string(), warning), (usual.clone(), None));
+        let (filter, warning) = chosen(Some("sepal=debug"), wanted("q"));
+        assert_eq!((filter.to_string().as_str(), warning), ("sepal=debug", None));
+        let (filter, warning) = chosen(Some("sepal=loud"), wanted("q"));
+        assert_eq!(filter.to_string(), usual);
+        let warning = warning.unwrap();
+        assert!(
+            warning.starts_with("RUST_LOG does not count: ") && warning.contains("\"sepal=loud\""),
+            "{warning}"
+        );
     }
 
     #[test]

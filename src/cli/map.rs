@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use clap::Args as ClapArgs;
 
-use super::{model::Model, node::Node, output, swarm::Swarm};
+use super::{model::Model, node::Node, otlp, output, swarm::Swarm};
 use crate::{
     http::{self, OwnNumbers},
     model::{BUILTIN_NAME, BUILTIN_REPOSITORY},
@@ -48,13 +48,18 @@ pub(super) fn own_model(model: &Model) -> NamedModel {
 }
 
 impl MapArgs {
-    /// Serves the map if it was asked for, and says where.
+    /// Serves the map if it was asked for, and says where. A collector gets what is at its `/metrics`, or without a map
+    /// what this node counts itself.
     ///
     /// # Errors
     /// When the address cannot be listened on.
     pub(super) async fn serve(self, node: &Node, config: Config, own: OwnNumbers) -> anyhow::Result<()> {
-        let Some(addr) = self.http else { return Ok(()) };
+        let Some(addr) = self.http else {
+            otlp::tell(own);
+            return Ok(());
+        };
         let health = Health::new(node.p2p.clone(), node.dht.clone(), config, &node.tasks);
+        otlp::tell(http::numbers(&health, &own));
         let site = http::serve(addr, health.clone(), own, &node.tasks).await?;
         health.keep_looking(&node.tasks);
         announce(site);

@@ -66,8 +66,8 @@ pub(super) struct ListenArgs {
     /// Relays to prefer when this node cannot be dialed itself. Each address ends in /p2p/PEER_ID.
     #[arg(long, value_name = "ADDR", num_args = 1.., value_parser = parse_peer_addr, alias = "trusted_relays")]
     trusted_relays: Vec<Multiaddr>,
-    /// What all connections together may carry, each way: such as 20mbit or 2MB a second, or up=5mbit,down=50mbit. More is
-    /// neither sent, read nor announced.
+    /// What all connections to peers together may carry, each way: such as 20mbit or 2MB a second, or up=5mbit,down=50mbit.
+    /// More is neither sent, read nor announced. Downloads from the hub and HTTP are not slowed down.
     #[arg(long, value_name = "RATE", value_parser = polite::bandwidth)]
     max_bandwidth: Option<Bandwidth>,
 }
@@ -87,6 +87,14 @@ impl ListenArgs {
             announce_addrs: Vec::new(),
             public_ip: self.public_ip.filter(|_| port != 0),
             trusted_relays: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// The same on the line of a host that is there: what both carry is paced and counted together.
+    pub(super) fn beside(&self, host: &P2p) -> Self {
+        Self {
+            max_bandwidth: Some(host.bandwidth().clone()),
             ..self.clone()
         }
     }
@@ -317,15 +325,9 @@ impl Node {
     /// # Errors
     /// When none of the initial peers can be used; says what each did. When a client finds nobody.
     pub(super) async fn join(&self) -> anyhow::Result<()> {
-        let joined = self.dht.bootstrap().await.map_err(|error| {
-            let remedy = if error.is_clock() {
-                "cannot join the swarm: set the clock of this machine (timedatectl set-ntp true does on most), or that \
-                 of the peer"
-            } else {
-                "cannot join the swarm: check the addresses in --initial-peers, or start one of your own with --new-swarm"
-            };
-            anyhow::Error::new(error).context(remedy)
-        });
+        let joined = self
+            .bootstrap("check the addresses in --initial-peers, or start one of your own with --new-swarm")
+            .await;
         let Some(neighbours) = &self.lan else {
             return joined.map(drop);
         };
@@ -334,6 +336,20 @@ impl Node {
         }
         // Without initial peers there is no reason to complain yet.
         neighbours.join(joined.map(drop)).await
+    }
+
+    /// Joins through the initial peers, and returns how many of them can be used. `remedy` is for those that cannot.
+    ///
+    /// # Errors
+    /// When there are some and none of them can be used; says what each did, and what to do about it.
+    pub(super) async fn bootstrap(&self, remedy: &str) -> anyhow::Result<usize> {
+        self.dht.bootstrap().await.map_err(|error| {
+            let remedy = match error.is_clock() {
+                true => "set the clock of this machine (timedatectl set-ntp true does on most), or that of the peer",
+                false => remedy,
+            };
+            anyhow::Error::new(error).context(format!("cannot join the swarm: {remedy}"))
+        })
     }
 }
 
@@ -392,7 +408,64 @@ async fn is_taken(identity: &Identity, swarm: &Swarm) -> anyhow::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::dht;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        listen: ListenArgs,
+    }
+
+    #[tokio::test]
+    async fn what_the_host_in_another_swarm_carries_is_counted_with_what_the_first_one_does() {
+        let line = ["sepal", "--listen", "/ip4/127.0.0.1/tcp/0", "--no-port-mapping"];
+        let (args, swarm) = (Line::try_parse_from(line).unwrap().listen, Swarm::default());
+        let (home, other) = tokio::try_join!(listen(&args, &swarm, false), listen(&args, &swarm, false)).unwrap();
+        let elsewhere = args.beside(&home.p2p).elsewhere(0, false);
+        let identity = home.p2p.identity().clone();
+        let guest = listen_elsewhere(&identity, &elsewhere, &swarm, false).await.unwrap();
+        guest.p2p.connect(other.p2p.addrs().remove(0)).await.unwrap();
+        let moved = home.p2p.bandwidth().moved();
+        assert!(moved.iter().all(|bytes| *bytes > 0), "{moved:?}");
+        for node in [guest, other, home] {
+            node.tasks.shutdown().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_clock_is_told_from_a_wrong_address() {
+        let first = swarm::Node::join(p2p::Config::default()).await.unwrap();
+        let host = p2p::Config::client(first.p2p.addrs());
+        let config = dht::Config {
+            client_mode: true,
+            initial_peers: host.known_peers.clone(),
+            clock: dht::Clock::manual(0.0),
+            ..dht::Config::default()
+        };
+        let tasks = Tasks::new();
+        let p2p = P2p::bind(host.clone(), &tasks).await.unwrap();
+        let early = Node {
+            dht: Dht::spawn(p2p.clone(), config, &tasks),
+            p2p,
+            tasks,
+            lan: None,
+        };
+        let error = early.bootstrap("check the addresses").await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("cannot join the swarm: set the clock of this machine"),
+            "{error}"
+        );
+        first.stop().await;
+        let alone = start(host).await.unwrap();
+        let error = alone.bootstrap("check the addresses").await.unwrap_err().to_string();
+        assert_eq!(error, "cannot join the swarm: check the addresses");
+        for node in [early, alone] {
+            node.tasks.shutdown().await;
+        }
+    }
 
     #[test]
     fn tcp_and_quic_share_the_port_and_tcp_comes_first() {

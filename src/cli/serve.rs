@@ -23,7 +23,7 @@ use super::{
     model::Model,
     models::{ForModel, ModelsArgs, is_named, of, refuse_stray, stray},
     node::{self, ListenArgs},
-    otlp, output,
+    output,
     polite::PoliteArgs,
     quant::QuantArgs,
     signals,
@@ -214,9 +214,12 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         ..subject
     });
     let control = args.control.open(subject).await?;
-    serve_beside(&node, &hosted, (&args, &swarm), &engine).await?;
+    let serving = async {
+        serve_beside((&node, &swarms), &hosted, (&args, &swarm), &engine).await?;
+        start_and_stay((&node, &swarms), standing, &hosted, &args, &swarm).await
+    };
     let outcome = tokio::select! {
-        outcome = start_and_stay((&node, &swarms), standing, &hosted, &args, &swarm) => outcome,
+        outcome = serving => outcome,
         outcome = &mut stop => outcome,
     };
     swarms.close().await;
@@ -228,7 +231,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
 
 /// Jobs and the health map, if they were asked for.
 async fn serve_beside(
-    node: &node::Node,
+    (node, swarms): (&node::Node, &Arc<Swarms>),
     hosted: &Hosted,
     (args, swarm): (&Args, &Swarm),
     engine: &Engine,
@@ -238,8 +241,10 @@ async fn serve_beside(
         false => Vec::new(),
     };
     let map = map::config(swarm, hosted.models.iter().map(map::own_model).collect());
-    let figures = Figures::of(node).serving(hosted.servers.clone()).working(jobs);
-    otlp::tell(figures.own());
+    let figures = Figures::of(node)
+        .within(swarms.clone())
+        .serving(hosted.servers.clone())
+        .working(jobs);
     args.map.serve(node, map, figures.own()).await
 }
 
@@ -317,7 +322,7 @@ impl Args {
     fn ground(&self, node: &node::Node, hosted: &Hosted) -> Ground {
         Ground {
             identity: node.p2p.identity().clone(),
-            listen: self.listen.clone(),
+            listen: self.listen.beside(&node.p2p),
             standing: self.standing.clone(),
             auto_relay: !self.no_auto_relay,
             servers: hosted.servers.clone(),

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::Args as ClapArgs;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -39,6 +39,7 @@ use crate::{
         self, Refusal,
         protocol::{Connect, FailureCode, SwarmRow, SwarmState},
     },
+    dht::Dht,
     p2p::{Identity, P2p, SwarmKey},
     server::{HOME, Membership, Server},
     swarm::standing::Access,
@@ -133,9 +134,25 @@ impl Swarms {
         })
     }
 
-    /// Leaves all but the home swarm at once.
+    /// What this node has in all but the home swarm, by the numbers of these swarms.
+    pub(super) fn guests(&self) -> Vec<(u32, P2p, Dht)> {
+        let seats = self.lock().clone();
+        let guests = seats.iter().filter_map(|seat| {
+            let (p2p, dht) = seat.network()?;
+            Some((seat.sign.number, p2p, dht))
+        });
+        guests.collect()
+    }
+
+    /// Leaves all but the home swarm at once, and takes a seat in no other.
     pub(super) async fn close(&self) {
-        for seat in self.lock().clone() {
+        let seats = {
+            let seats = self.lock();
+            // Those who dwell somewhere do not watch this: they say that they leave, and are waited for.
+            self.tasks.token().cancel();
+            seats.clone()
+        };
+        for seat in seats {
             seat.leave.cancel();
             seat.hurry.cancel();
         }
@@ -152,6 +169,9 @@ impl Swarms {
             .swarm()
             .map_err(|error| refusal(FailureCode::BadRequest, format!("{error:#}")))?;
         let mut others = self.lock();
+        if self.tasks.token().is_cancelled() {
+            return Err(refusal(FailureCode::NotHere, "this node is stopping"));
+        }
         let seats = || std::iter::once(&self.home).chain(others.iter());
         // The first number that is free.
         let is_taken = |number: &u32| seats().any(|seat| seat.sign.number == *number);
@@ -178,8 +198,8 @@ impl Swarms {
             key: swarm.key.as_ref().map(SwarmKey::fingerprint),
         }));
         others.push(seat.clone());
-        drop(others);
         let (this, dweller, port) = (self.clone(), seat.clone(), wanted.port);
+        // With the lock still held: whoever closes the swarms afterwards waits for this, too.
         self.tasks.spawn("swarm", async move {
             this.dwell(&dweller, (&swarm, port), stays).await;
             this.lock().retain(|seat| !Arc::ptr_eq(seat, &dweller));
@@ -254,9 +274,8 @@ impl control::Swarms for Handle {
     }
 
     fn guests(&self) -> Vec<(u32, P2p)> {
-        let seats = self.0.lock().clone();
-        let guests = seats.iter().filter_map(|seat| Some((seat.sign.number, seat.host()?)));
-        guests.collect()
+        let guests = self.0.guests().into_iter();
+        guests.map(|(number, p2p, _)| (number, p2p)).collect()
     }
 
     fn connect(&self, asked: Connect) -> BoxFuture<'_, Result<SwarmRow, Refusal>> {
@@ -310,8 +329,8 @@ impl Ground {
         let handlers = self.servers.first().map(|server| server.handlers_in(&membership));
         node.router().serve(handlers.unwrap_or_default()).spawn(&node.tasks);
         let stopped = node.tasks.token().drop_guard();
-        let joined = node.dht.bootstrap().await;
-        joined.context("cannot join that swarm: check the addresses, and the swarm key if it is a private one")?;
+        node.bootstrap("check the addresses, and the swarm key if it is a private one")
+            .await?;
         let _ = stopped.disarm();
         standing.begin_quietly(&node.tasks);
         let voices = self
@@ -336,5 +355,46 @@ fn refusal(code: FailureCode, message: impl Into<String>) -> Refusal {
     Refusal {
         code,
         message: message.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    const NOBODY: &str = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWQnwEGNqcM2nAcPtRR9rAX8Hrg4k9kJLCHoTR5chJfz6d";
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        listen: ListenArgs,
+        #[command(flatten)]
+        standing: StandingArgs,
+    }
+
+    #[tokio::test]
+    async fn a_node_that_stops_leaves_its_swarms_and_begins_no_other() {
+        let line = ["sepal", "--listen", "/ip4/127.0.0.1/tcp/0", "--no-port-mapping"];
+        let Line { listen, standing } = Line::try_parse_from(line).unwrap();
+        let swarm = Swarm::default();
+        let node = node::listen(&listen, &swarm, false).await.unwrap();
+        let ground = Ground {
+            identity: node.p2p.identity().clone(),
+            listen,
+            standing,
+            auto_relay: false,
+            servers: Vec::new(),
+        };
+        let swarms = Swarms::new("serve", (&node, &swarm), None, Some(ground));
+        let wanted = Wanted::parse(NOBODY).unwrap();
+        swarms.take_seat(wanted.clone(), true).unwrap();
+        assert_eq!(swarms.lock().len(), 1);
+        swarms.close().await;
+        assert!(swarms.lock().is_empty());
+        let refused = swarms.take_seat(wanted, false).unwrap_err();
+        assert_eq!(refused, refusal(FailureCode::NotHere, "this node is stopping"));
+        node.tasks.shutdown().await;
     }
 }

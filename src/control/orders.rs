@@ -209,13 +209,15 @@ impl From<Result<SwarmRow, Refusal>> for Answer {
 /// # Errors
 /// A time that is none.
 fn limit(timeout_s: Option<f64>) -> Result<Option<Duration>, Refusal> {
-    timeout_s
-        .map(Duration::try_from_secs_f64)
-        .transpose()
-        .map_err(|_| Refusal {
+    let limit = |seconds| {
+        Duration::try_from_secs_f64(seconds).map_err(|_| Refusal {
             code: FailureCode::BadRequest,
-            message: format!("a timeout of {timeout_s:?} seconds is none"),
+            message: format!(
+                "a timeout of {seconds} seconds is none: give 0 or more, or leave it out to wait to the end"
+            ),
         })
+    };
+    timeout_s.map(limit).transpose()
 }
 
 fn nothing_served() -> Answer {

@@ -7,8 +7,9 @@
 //!   {"v":1,"ask":"watch","period_s":1}        {"v":1,"answer":"picture",…} every second until the line is closed
 //! ```
 //!
-//! A later version may add requests, answers and fields; who does not know a field ignores it. What strangers wrote (names,
-//! programs, ids of sessions) is as they wrote it: whoever shows it on a terminal makes it harmless.
+//! A later version may add requests, answers and fields; who does not know a field ignores it, and who misses one takes
+//! its default: a node goes on with the program that it was started with, also when that is replaced. What strangers wrote
+//! (names, programs, ids of sessions) is as they wrote it: whoever shows it on a terminal makes it harmless.
 
 mod api;
 mod polite;
@@ -21,6 +22,7 @@ pub use self::{
     polite::{PauseRow, QueueRow, RefusedRow},
     swarm::{SwarmRow, SwarmState},
 };
+use crate::server::HOME;
 
 /// The version of the protocol. A node answers requests of this one and older ones.
 pub const VERSION: u32 = 1;
@@ -250,6 +252,7 @@ pub struct Status {
     /// Those of them that are connected through a relay only.
     pub peers_relayed: usize,
     /// The swarms that it is in.
+    #[serde(default)]
     pub swarms: Vec<SwarmRow>,
     /// What is logged.
     pub log: String,
@@ -316,6 +319,7 @@ pub struct SessionRow {
     /// Who opened it.
     pub peer_id: String,
     /// Number of the swarm that it comes from.
+    #[serde(default = "home")]
     pub swarm: u32,
     /// The blocks that it goes through, such as 0:16.
     pub blocks: String,
@@ -339,6 +343,7 @@ pub struct PeerRow {
     /// Who it is.
     pub peer_id: String,
     /// Number of the swarm that it is connected in.
+    #[serde(default = "home")]
     pub swarm: u32,
     /// The other end of the connection; of its relay where it is relayed.
     pub address: String,
@@ -453,6 +458,11 @@ impl Answer {
             answer: self.clone(),
         })
     }
+}
+
+/// The swarm of nodes that are in one and do not say so.
+fn home() -> u32 {
+    HOME
 }
 
 fn line(message: &impl Serialize) -> Vec<u8> {

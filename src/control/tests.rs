@@ -136,6 +136,12 @@ async fn a_node_answers_on_a_socket_that_only_its_owner_can_open() {
     assert_eq!(asked, Answer::Log { before, now });
     let pause = connection.ask(&Request::Pause).await.unwrap_err();
     assert!(pause.to_string().contains("serves no blocks"), "{pause}");
+    let drain = Request::Drain { timeout_s: Some(-1.0) };
+    let refused = connection.ask(&drain).await.unwrap_err().to_string();
+    assert!(
+        refused.starts_with("a timeout of -1 seconds is none: give 0 or more"),
+        "{refused}"
+    );
     stage.tasks.shutdown().await;
 }
 

@@ -14,10 +14,10 @@ use axum::{
 use super::App;
 use crate::{
     metrics::{CONTENT_TYPE, Family, exposition},
-    swarm::health::{Condition, HealthState, ModelState},
+    swarm::health::{Condition, Health, HealthState, ModelState},
 };
 
-/// Where the program's own numbers come from.
+/// Where numbers come from that the program tells.
 #[derive(Clone)]
 pub struct OwnNumbers(Arc<dyn Fn() -> Vec<Family> + Send + Sync>);
 
@@ -38,10 +38,17 @@ impl fmt::Debug for OwnNumbers {
     }
 }
 
+/// All that is at `/metrics` of a map: how the swarm is, and what the program counts itself.
+pub fn numbers(health: &Health, own: &OwnNumbers) -> OwnNumbers {
+    let (health, own) = (health.clone(), own.clone());
+    OwnNumbers::new(move || {
+        let latest = health.watch().borrow().clone();
+        [of_map(&latest), own.read()].concat()
+    })
+}
+
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
-    let mut families = of_map(&app.latest());
-    families.extend(app.own.read());
-    answer(&families)
+    answer(&app.numbers.read())
 }
 
 /// Families as Prometheus gets them.

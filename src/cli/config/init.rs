@@ -112,6 +112,10 @@ pub(super) fn document(catalogue: &Catalogue, given: Option<&(&Options, Vec<Effe
         .filter(|options| catalogue.is_table(&options.path))
     {
         let given = given.filter(|(command, _)| command.path == options.path);
+        let is_shared = |option: &Opt| {
+            let owners = owners(catalogue, option);
+            owners.len() > 1 && owners.iter().any(|owner| owner.path == options.path)
+        };
         document.push_str(&format!("\n[{}]\n", options.path.join(".")));
         for option in &options.options {
             let by_flag = given.and_then(|(_, given)| {
@@ -123,7 +127,7 @@ pub(super) fn document(catalogue: &Catalogue, given: Option<&(&Options, Vec<Effe
             });
             match by_flag {
                 Some(effective) => entry(&mut document, effective, ""),
-                None if option.arg.is_hide_set() || owners(catalogue, option).len() > 1 => {}
+                None if option.arg.is_hide_set() || is_shared(option) => {}
                 None => entry(&mut document, &Effective::default_of(option), ""),
             }
         }
@@ -155,7 +159,7 @@ fn shared(catalogue: &Catalogue) -> Vec<(&Opt, Vec<&Options>)> {
     shared
 }
 
-/// The commands that have this option, if all of them have it in the same words; a line above the tables is for all.
+/// The commands that a line with this option above the tables is for, if all of them have it in the same words.
 fn owners<'a>(catalogue: &'a Catalogue, option: &Opt) -> Vec<&'a Options> {
     let help = |option: &Opt| option.arg.get_help().map(ToString::to_string);
     let same = |other: &Opt| {
@@ -163,7 +167,7 @@ fn owners<'a>(catalogue: &'a Catalogue, option: &Opt) -> Vec<&'a Options> {
     };
     let all = catalogue.commands.iter();
     let named: Vec<_> = all
-        .filter_map(|options| options.find(option.key()).map(|other| (options, other)))
+        .filter_map(|options| options.takes(&[], option.key()).map(|other| (options, other)))
         .collect();
     match named.iter().all(|(_, other)| same(other)) {
         true => named.into_iter().map(|(options, _)| options).collect(),

@@ -104,7 +104,10 @@ fn by_flag<'a>(option: &'a Opt, matches: Option<&ArgMatches>) -> Option<Effectiv
 }
 
 fn by_setting<'a>(options: &Options, option: &'a Opt, settings: &[Setting]) -> Result<Effective<'a>, String> {
-    let about = |setting: &&Setting| options.path.starts_with(&setting.scope) && option.is_called(&setting.key);
+    let about = |setting: &&Setting| {
+        let meant = options.takes(&setting.scope, &setting.key);
+        meant.is_some_and(|meant| meant.key() == option.key())
+    };
     let Some(setting) = settings.iter().filter(about).min_by_key(|setting| rank(setting)) else {
         return Ok(Effective::default_of(option));
     };

@@ -8,6 +8,10 @@ use clap::{Arg, ArgAction, Command};
 /// Commands that are about this program itself. They take nothing from the configuration, so nothing in it stops them.
 const ABOUT_ITSELF: [&str; 4] = ["init", "config", "completions", "man"];
 
+/// The command that is about a swarm other than those of all other commands, and its options that say which. A port or a key
+/// that is set for all commands is not meant for that swarm, so these options only take what is said for the command itself.
+const OF_ANOTHER_SWARM: (&str, [&str; 3]) = ("connect", ["name", "port", "swarm-key"]);
+
 /// The option that names the file. The file cannot name itself.
 pub(super) const FILE_OPTION: &str = "config";
 
@@ -90,17 +94,18 @@ impl Catalogue {
             .filter(move |options| options.path.starts_with(scope))
     }
 
-    /// Whether a command within `scope` has this option.
+    /// Whether a command within `scope` has this option, and takes what is said there for it.
     pub(super) fn knows(&self, scope: &[String], key: &str) -> bool {
-        self.within(scope).any(|options| options.find(key).is_some())
+        self.within(scope).any(|options| options.takes(scope, key).is_some())
     }
 
     /// What may stand in the table `scope`: options, and tables.
     pub(super) fn names<'a>(&'a self, scope: &[String]) -> Vec<&'a str> {
         let tables = self.within(scope).filter_map(|options| options.path.get(scope.len()));
-        let keys = self
-            .within(scope)
-            .flat_map(|options| options.options.iter().flat_map(|option| &option.keys));
+        let keys = self.within(scope).flat_map(move |options| {
+            let heeds = move |option: &&Opt| options.heeds(scope, option);
+            options.options.iter().filter(heeds).flat_map(|option| &option.keys)
+        });
         tables.chain(keys).map(String::as_str).collect()
     }
 
@@ -135,6 +140,19 @@ fn collect(command: &Command, path: &[String], found: &mut Vec<Options>) {
 impl Options {
     pub(super) fn find(&self, key: &str) -> Option<&Opt> {
         self.options.iter().find(|option| option.is_called(key))
+    }
+
+    /// The option that is meant by a key in the table `scope`, if this command is within that and takes its word.
+    pub(super) fn takes(&self, scope: &[String], key: &str) -> Option<&Opt> {
+        let is_within = self.path.starts_with(scope);
+        self.find(key).filter(|option| is_within && self.heeds(scope, option))
+    }
+
+    /// Whether an option takes what is said for all commands of the table `scope`.
+    fn heeds(&self, scope: &[String], option: &Opt) -> bool {
+        let (command, options) = OF_ANOTHER_SWARM;
+        let is_of_another_swarm = self.path == [command] && options.contains(&option.key());
+        !is_of_another_swarm || !scope.is_empty()
     }
 }
 

@@ -204,6 +204,40 @@ fn flags_are_true_or_false_and_false_takes_back_what_is_set_for_all() {
 }
 
 #[test]
+fn what_is_said_for_all_commands_is_not_about_the_swarm_that_connect_is_about() {
+    let of_connect = |file: &str, variables: &[(&str, &str)], option: &str| {
+        let matches = parsed(&format!("sepal connect {ADDR}"), file, variables).unwrap();
+        let (path, matches) = innermost(&matches);
+        assert_eq!(path, ["connect"]);
+        let raw = matches.get_raw(option).unwrap_or_default();
+        raw.map(|value| value.to_string_lossy().into_owned()).next()
+    };
+    let file = "port = 31337\nswarm-key = 'home.key'\ncontrol = 'home.sock'\n";
+    let home = [("SEPAL_PORT", "31337"), ("SEPAL_SWARM_KEY", "home.key")];
+    assert_eq!(of_connect(file, &home, "port").as_deref(), Some("0"));
+    assert_eq!(of_connect(file, &home, "swarm_key"), None);
+    // It is about the same node.
+    assert_eq!(of_connect(file, &home, "control").as_deref(), Some("home.sock"));
+
+    let own = format!("{file}[connect]\nswarm-key = 'friends.key'\nname = 'friends'\n");
+    let port = [("SEPAL_PORT", "31337"), ("SEPAL_CONNECT_PORT", "31338")];
+    assert_eq!(of_connect(&own, &port, "port").as_deref(), Some("31338"));
+    assert_eq!(of_connect(&own, &port, "swarm_key").as_deref(), Some("friends.key"));
+    assert_eq!(of_connect(&own, &port, "name").as_deref(), Some("friends"));
+    // Nobody else has a name, so that one for all would be for nobody.
+    let said = wrong("name = 'friends'");
+    assert!(
+        said.contains("unknown key name; it is an option of [connect]"),
+        "{said}"
+    );
+    let catalogue = Catalogue::of(command());
+    let variable = Variables::read(&[("SEPAL_NAME".to_owned(), "friends".to_owned())], &catalogue);
+    assert!(variable.settings.is_empty());
+    assert_eq!(variable.warnings.len(), 1);
+    assert!(!variables::all(&catalogue).contains(&"name".to_owned()));
+}
+
+#[test]
 fn whoever_counts_more_silences_what_excludes_it() {
     let file = "initial-peers = ['ADDR']\nlisten = ['/ip4/127.0.0.1/tcp/0']\n";
     let matches = parsed("sepal serve demo --new-swarm --port 7", file, &[]).unwrap();

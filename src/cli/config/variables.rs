@@ -68,7 +68,9 @@ pub(super) fn all(catalogue: &Catalogue) -> Vec<String> {
     for options in &catalogue.commands {
         let prefix: String = options.path.iter().map(|part| format!("{part}-")).collect();
         for key in options.options.iter().flat_map(|option| &option.keys) {
-            names.push(key.clone());
+            if options.takes(&[], key).is_some() {
+                names.push(key.clone());
+            }
             names.push(format!("{prefix}{key}"));
         }
     }

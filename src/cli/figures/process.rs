@@ -12,10 +12,25 @@ use crate::metrics::Family;
 /// `sysconf(_SC_CLK_TCK)`: 100 on all machines that this runs on).
 const TICKS: f64 = 100.0;
 
-/// Of a process that began to do its work at `began`.
-pub(super) fn families(began: Instant) -> Vec<Family> {
-    let uptime = began.elapsed().as_secs_f64();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// When a process began to do its work, on the clock that only runs and on that of the wall, which is set now and then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Began {
+    at: Instant,
+    time: SystemTime,
+}
+
+impl Began {
+    pub(super) fn now() -> Self {
+        Self {
+            at: Instant::now(),
+            time: SystemTime::now(),
+        }
+    }
+}
+
+/// Of a process that began then.
+pub(super) fn families(began: Began) -> Vec<Family> {
+    let started = began.time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut families = vec![
         Family::gauge("sepal_build_info", "1, with what runs").of(
             &[
@@ -25,8 +40,8 @@ pub(super) fn families(began: Instant) -> Vec<Family> {
             ],
             true,
         ),
-        Family::gauge("sepal_uptime_seconds", "Since the node began").is(uptime),
-        Family::gauge("process_start_time_seconds", "When the node began").is(now.as_secs_f64() - uptime),
+        Family::gauge("sepal_uptime_seconds", "Since the node began").is(began.at.elapsed().as_secs_f64()),
+        Family::gauge("process_start_time_seconds", "When the node began").is(started.as_secs_f64()),
     ];
     families.extend(of_system());
     families
@@ -79,6 +94,8 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::metrics::{exposition, testing};
 
@@ -94,8 +111,18 @@ mod tests {
     }
 
     #[test]
+    fn a_process_began_when_it_began_whenever_it_is_asked() {
+        let began = Began {
+            at: Instant::now(),
+            time: UNIX_EPOCH + Duration::from_millis(1_500),
+        };
+        let start = Family::gauge("process_start_time_seconds", "When the node began").is(1.5);
+        assert!(families(began).contains(&start));
+    }
+
+    #[test]
     fn a_process_knows_its_version_its_memory_and_its_files() {
-        let samples = testing::check(&exposition(&families(Instant::now())));
+        let samples = testing::check(&exposition(&families(Began::now())));
         assert!(samples["sepal_build_info"].contains("version"), "{samples:?}");
         for name in ["sepal_uptime_seconds", "process_start_time_seconds"] {
             assert!(samples.contains_key(name), "{name}");

@@ -68,7 +68,10 @@ where
         let spans = spans.map(|span| {
             let mut object = Map::from_iter([("name".to_owned(), Value::from(span.name()))]);
             if let Some(fields) = span.extensions().get::<Fields>() {
-                object.extend(fields.0.clone());
+                // A field that is called `name` as well does not take its place.
+                for (key, value) in &fields.0 {
+                    object.entry(key).or_insert_with(|| value.clone());
+                }
             }
             Value::Object(object)
         });
@@ -174,7 +177,7 @@ mod tests {
             outer.record("later", true);
             let _entered = (
                 outer.entered(),
-                tracing::debug_span!("step", blocks = ?(0..4)).entered(),
+                tracing::debug_span!("step", name = "another", blocks = ?(0..4)).entered(),
             );
             let error = anyhow::Error::new(io::Error::other("no\ndisk")).context("cannot write");
             let error: &(dyn Error + 'static) = error.as_ref();

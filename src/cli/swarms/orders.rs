@@ -74,7 +74,7 @@ pub(in crate::cli) async fn connect(args: ConnectArgs) -> anyhow::Result<()> {
     let mut row = one(connection.ask(&request).await?)?;
     while row.joined_s.is_none() && row.state == SwarmState::Joining {
         tokio::time::sleep(LOOK).await;
-        row = look(&mut connection, row.number)
+        row = look(&mut connection, &row)
             .await?
             .with_context(|| format!("{} cannot be joined: sepal status shows why", row.name))?;
     }
@@ -99,7 +99,9 @@ pub(in crate::cli) async fn disconnect(args: &DisconnectArgs) -> anyhow::Result<
             output::line(format_args!("waiting for {} open session(s)", row.sessions));
             told = Some(row.sessions);
         }
-        let Some(now) = look(&mut connection, row.number).await? else {
+        let now = look(&mut connection, &row).await?;
+        // One that was left and joined anew meanwhile is not waited for.
+        let Some(now) = now.filter(|now| now.state == SwarmState::Leaving) else {
             break;
         };
         row = now;
@@ -112,12 +114,17 @@ pub(in crate::cli) async fn disconnect(args: &DisconnectArgs) -> anyhow::Result<
     Ok(())
 }
 
-/// The swarm with this number, if the node is in it.
-async fn look(connection: &mut Connection, number: u32) -> anyhow::Result<Option<SwarmRow>> {
+/// How the node is now with a swarm, if it is still in it.
+async fn look(connection: &mut Connection, row: &SwarmRow) -> anyhow::Result<Option<SwarmRow>> {
     match connection.ask(&Request::Swarms).await? {
-        Answer::Swarms { swarms } => Ok(swarms.into_iter().find(|swarm| swarm.number == number)),
+        Answer::Swarms { swarms } => Ok(swarms.into_iter().find(|other| is_same(row, other))),
         _ => bail!("the node answers something else"),
     }
+}
+
+/// Whether two rows are about one swarm. Numbers become free when swarms are left, and are given to others.
+fn is_same(row: &SwarmRow, other: &SwarmRow) -> bool {
+    (row.number, &row.name, &row.addresses) == (other.number, &other.name, &other.addresses)
 }
 
 fn one(answer: Answer) -> anyhow::Result<SwarmRow> {
@@ -176,6 +183,26 @@ fn place(swarm: &SwarmRow) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_swarm_that_has_the_number_of_one_that_was_left_is_another_one() {
+        let row = |number, name: &str, addr: &str| SwarmRow {
+            number,
+            name: name.to_owned(),
+            addresses: vec![addr.to_owned()],
+            ..SwarmRow::default()
+        };
+        let friends = row(2, "friends", "A");
+        let later = SwarmRow {
+            state: SwarmState::Leaving,
+            sessions: 1,
+            ..friends.clone()
+        };
+        assert!(is_same(&friends, &later));
+        for other in [row(3, "friends", "A"), row(2, "others", "A"), row(2, "friends", "B")] {
+            assert!(!is_same(&friends, &other), "{other:?}");
+        }
+    }
 
     #[test]
     fn swarms_are_told_in_lines() {

@@ -98,10 +98,11 @@ impl Seat {
         self.progress().failure.clone()
     }
 
-    /// The host there, once it is joined.
-    pub(super) fn host(&self) -> Option<P2p> {
+    /// The host and the DHT there, once it is joined.
+    pub(super) fn network(&self) -> Option<(P2p, Dht)> {
         let progress = self.progress();
-        progress.inside.as_ref().map(|inside| inside.p2p.clone())
+        let inside = progress.inside.as_ref()?;
+        Some((inside.p2p.clone(), inside.dht.clone()))
     }
 
     /// Whether `text` means this swarm.

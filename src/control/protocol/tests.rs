@@ -85,3 +85,49 @@ fn answers_come_back_as_they_were() {
         assert_eq!(read, Answered { v: VERSION, answer });
     }
 }
+
+#[test]
+fn answers_of_a_node_that_runs_an_older_program_are_read() {
+    // As they were before a node could be in several swarms.
+    let tokens = r#"{"total":0,"per_second":0.0,"per_second_mean":0.0}"#;
+    let session = format!(
+        r#"{{"prefix":"demo-hf","number":1,"id":null,"peer_id":"b","blocks":"0:4","batch":1,"position":3,"max_length":64,
+        "age_s":1.0,"idle_s":0.0,"tokens":{tokens}}}"#
+    );
+    let peer = r#"{"peer_id":"b","address":"/ip4/192.0.2.1/tcp/1","relayed":false,"dialed":true,"connected_s":1.0,
+        "rtt_s":null,"serves":[],"agent":null}"#;
+    let status = format!(
+        r#""node":{{"name":"a","peer_id":"a","command":"serve","pid":7,"version":"0.1.0","state":"online","models":[]}},
+        "state":"online","uptime_s":1.0,"addresses":[],"reachable":null,"models":[],"sessions":1,"queued":0,
+        "tokens":{tokens},"peers":1,"peers_relayed":0,"log":"info","errors":[]"#
+    );
+    let read = |answer: &str, fields: &str| {
+        let line = format!(r#"{{"v":1,"answer":"{answer}",{fields}}}"#);
+        let read: Answered = serde_json::from_str(&line).unwrap();
+        read.answer
+    };
+    let Answer::Status(alone) = read("status", &status) else {
+        panic!("no status");
+    };
+    assert_eq!((alone.sessions, alone.swarms.len()), (1, 0));
+    let rows = format!(r#""sessions":[{session}],"peers":[{peer}]"#);
+    for (answer, fields) in [
+        ("sessions", rows.clone()),
+        ("peers", rows.clone()),
+        ("picture", format!(r#""status":{{{status}}},{rows}"#)),
+    ] {
+        let swarms: Vec<u32> = match read(answer, &fields) {
+            Answer::Sessions { sessions } => sessions.iter().map(|row| row.swarm).collect(),
+            Answer::Peers { peers } => peers.iter().map(|row| row.swarm).collect(),
+            Answer::Picture(picture) => {
+                let sessions = picture.sessions.iter().map(|row| row.swarm);
+                sessions.chain(picture.peers.iter().map(|row| row.swarm)).collect()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert!(
+            !swarms.is_empty() && swarms.iter().all(|swarm| *swarm == HOME),
+            "{answer}: {swarms:?}"
+        );
+    }
+}
