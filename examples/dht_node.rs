@@ -10,8 +10,8 @@
 //! stored basket[pears] = 5: true
 //! found  basket[apples] = 3
 //! found  basket[pears] = 5
-//! stored note = gone in three seconds: true
-//! found  note = gone in three seconds
+//! stored note = gone in ten seconds: true
+//! found  note = gone in ten seconds
 //! found  note = nothing
 //! ```
 //!
@@ -84,8 +84,8 @@ async fn main() -> anyhow::Result<()> {
         }
     }
 
-    let stored = store(here, &note, Subkey::None, "gone in three seconds", 3.0).await;
-    println!("stored note = gone in three seconds: {stored}");
+    let stored = store(here, &note, Subkey::None, "gone in ten seconds", 10.0).await;
+    println!("stored note = gone in ten seconds: {stored}");
     if let Some(Found::Regular { value, .. }) = find(there, &note).await {
         println!("found  note = {}", shown(&value)?);
     }

@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use futures::{
     FutureExt,
     future::{try_join, try_join_all},
@@ -65,7 +65,8 @@ async fn main() -> anyhow::Result<()> {
     let engine = Engine::new(None)?;
     let (own, entry, prefix) = match (args.next(), args.next()) {
         (Some(addr), Some(prefix)) => (None, vec![addr.parse()?], prefix),
-        _ => {
+        (Some(addr), None) => bail!("which PREFIX is to be asked at {addr}?"),
+        (None, _) => {
             let (server, addrs) = serve(&source, &engine).await?;
             (Some(server), addrs, "bench".to_owned())
         }

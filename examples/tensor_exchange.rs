@@ -9,7 +9,7 @@
 //! ```
 //!
 //! On two machines: `tensor_exchange --listen /ip4/0.0.0.0/tcp/31400` on the first one, until Ctrl-C, and
-//! `tensor_exchange --connect ADDR --send` on the second one, with the address that the first one printed.
+//! `tensor_exchange --connect ADDR --send` on the second one, with an address that the first one printed.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::time::{Duration, Instant};
@@ -82,7 +82,7 @@ async fn main() -> anyhow::Result<()> {
             done.map_err(|error| HandlerError(format!("{error:#}")))
         });
         Router::new(p2p.clone()).serve(vec![handler]).spawn(&tasks);
-        println!("listening {}", p2p.addrs()[0]);
+        p2p.addrs().iter().for_each(|addr| println!("listening {addr}"));
     }
     if args.listen.is_some() {
         return Ok(tokio::signal::ctrl_c().await?);

@@ -7,7 +7,7 @@
 //! ```
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use sepal::p2p::{Config, Multiaddr};
 use sepal::swarm::{Directory, Node};
 
@@ -21,6 +21,7 @@ async fn main() -> anyhow::Result<()> {
         .map(|addr| addr.parse())
         .collect::<Result<Vec<Multiaddr>, _>>()
         .context(usage)?;
+    ensure!(!initial_peers.is_empty(), usage);
 
     let node = Node::join(Config::client(initial_peers)).await?;
     let directory = Directory::new(node.dht.clone(), prefix, n_blocks);
