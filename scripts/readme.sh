@@ -211,6 +211,8 @@ polite=$(name_of polite)
 sepal status --node "$polite" | tee "$work/polite.status"
 grep -q "^state .* paused by the schedule until $another_day 00:00" "$work/polite.status" || fail 'the schedule does not pause the server'
 sepal stop --node "$polite"
+wait "${pids[-1]}" || fail 'the polite server did not end with 0'
+unset 'pids[-1]'
 
 says 'sepal doctor demo --initial-peers ADDR'
 sepal doctor demo --initial-peers "$addr" --listen /ip4/127.0.0.1/tcp/0 | tee "$work/doctor" || fail 'the doctor finds something wrong'
