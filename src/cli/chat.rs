@@ -41,6 +41,14 @@ pub(super) struct Args {
     caller: CallerArgs,
 }
 
+/// It is one conversation: a session that it does not continue is of no use any more.
+fn limits() -> Limits {
+    Limits {
+        max_idle: 1,
+        ..Limits::default()
+    }
+}
+
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let model = args.model.resolve().await?;
     let template = args.conversation.template(&model).await?;
@@ -56,7 +64,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let mut interrupts = Interrupts::listen()?;
     let outcome = tokio::select! {
         client = args.caller.connect(&model, &node) => match client {
-            Ok(client) => Ok(Conversations::new(client, Limits::default(), &node.tasks)),
+            Ok(client) => Ok(Conversations::new(client, limits(), &node.tasks)),
             Err(error) => Err(error),
         },
         () = interrupts.next() => Err(anyhow::anyhow!("interrupted")),

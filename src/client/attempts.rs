@@ -4,7 +4,7 @@
 //! | fault | the server is | in the end |
 //! |---|---|---|
 //! | theirs: gone, silent, broken | banned | the blocks are served by nobody |
-//! | not now: full, moving | left out of this step | the last refusal |
+//! | not now: full, moving | left out of this step | all are full, or the last refusal |
 //! | ours: too long, too large | left out of this step; only one other is asked | the refusal |
 
 use std::{
@@ -69,7 +69,8 @@ impl Attempts {
             peer = %hop.peer,
             blocks = ?hop.blocks,
             error = &error as &dyn std::error::Error,
-            "server failed, looking for another"
+            "server {}, looking for another",
+            if error.is_full() { "is full" } else { "failed" }
         );
         self.failures += 1;
         self.excluded.insert(hop.peer);
@@ -107,13 +108,25 @@ impl Attempts {
             return Err(self.give_up(Some(missing)));
         }
         let pause = backoff.min.saturating_mul(1 << self.pauses.min(10)).min(backoff.max);
-        warn!(%missing, "looking again in {pause:?}");
+        match &self.last {
+            // Its blocks are served, only not to this session.
+            Some(last) if last.error.is_full() => {
+                warn!(blocks = ?last.hop.blocks, "all servers are full, looking again in {pause:?}");
+            }
+            _ => warn!(%missing, "looking again in {pause:?}"),
+        }
         self.pauses += 1;
         self.excluded.clear();
         Ok(pause)
     }
 
-    fn give_up(&mut self, missing: Option<MissingBlocks>) -> ClientError {
+    /// Whether the last server that failed only has no room.
+    pub(crate) fn lack_room(&self) -> bool {
+        self.last.as_ref().is_some_and(|last| last.error.lacks_room())
+    }
+
+    /// The error that this ends with; `missing` if no chain is left.
+    pub(crate) fn give_up(&mut self, missing: Option<MissingBlocks>) -> ClientError {
         let attempts = self.failures;
         match (self.last.take(), missing) {
             (Some(Failure { hop, error }), _) if error.fault() == Fault::Ours => ClientError::Refused {
@@ -126,6 +139,12 @@ impl Attempts {
                     last: Some(Box::new(error)),
                 }
             }
+            (Some(Failure { hop, error }), Some(_)) if error.is_full() => ClientError::Full {
+                peer: hop.peer,
+                start: hop.blocks.start,
+                end: hop.blocks.end,
+                source: Box::new(error),
+            },
             (Some(Failure { hop, error }), _) => {
                 let (start, end) = (hop.blocks.start, hop.blocks.end);
                 ClientError::RetriesExhausted {
@@ -145,12 +164,49 @@ impl Attempts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::p2p::StreamError;
 
     fn nobody() -> MissingBlocks {
         MissingBlocks {
             prefix: "P".into(),
             missing: std::iter::once(0..4).collect(),
             known: Vec::new(),
+            adapter: None,
+        }
+    }
+
+    #[test]
+    fn servers_without_room_are_told_from_those_that_fail() {
+        let hop = Hop {
+            peer: PeerId::random(),
+            blocks: 0..4,
+        };
+        let told = |text: &str| {
+            let text = text.to_owned();
+            let error = RemoteError::Stream(StreamError::Remote { text });
+            let last = Some(Failure {
+                hop: hop.clone(),
+                error,
+            });
+            let mut attempts = Attempts {
+                last,
+                ..Attempts::default()
+            };
+            attempts.give_up(Some(nobody())).to_string()
+        };
+        assert_eq!(
+            told("Could not allocate 1048576 within 10.0 seconds"),
+            format!(
+                "blocks 0:4: the caches of all servers are full, that of {} too; try again later",
+                hop.peer
+            )
+        );
+        // Waiting does not help.
+        for text in [
+            "Could not allocate 11 bytes: quota of this peer, 40 bytes of the cache, is used up",
+            "Could not allocate 101 bytes, max cache size = 100 bytes",
+        ] {
+            assert!(told(text).starts_with("gave up after"), "{text}");
         }
     }
 

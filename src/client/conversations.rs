@@ -2,7 +2,7 @@
 //! that a conversation that goes on sends its new tokens only. It knows tokens, not messages.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,13 +16,20 @@ use crate::task::Tasks;
 /// How much longer than the first prompt and its answer a conversation may become before it needs a new session.
 const ROOM: usize = 2;
 
+/// Of what servers have free, sessions that wait may hold one part in so many.
+const SHARE: usize = 4;
+
+/// Most tokens that sessions which wait hold, if servers do not say what they have free.
+const MOST_TOKENS: usize = 8192;
+
 /// How often sessions that waited too long are looked for at most.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 /// What is kept open.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Most sessions that wait for their conversation to go on. Each holds memory on every server of its route.
+    /// Most sessions that wait for their conversation to go on. Each holds memory on every server of its route; there are
+    /// fewer where they would hold too much of what servers have free.
     pub max_idle: usize,
     /// How long one waits.
     pub max_idle_time: Duration,
@@ -43,8 +50,12 @@ impl Default for Limits {
 pub struct Conversations {
     client: Client,
     limits: Limits,
-    idle: Arc<Mutex<Vec<Idle>>>,
+    idle: IdleSessions,
 }
+
+/// Sessions that wait, the oldest first. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct IdleSessions(Arc<Mutex<Vec<Idle>>>);
 
 #[derive(Debug)]
 struct Idle {
@@ -58,7 +69,7 @@ impl Conversations {
         let this = Self {
             client,
             limits,
-            idle: Arc::default(),
+            idle: IdleSessions::default(),
         };
         let background = this.clone();
         tasks.spawn_until_stopped("idle sessions", async move {
@@ -70,23 +81,29 @@ impl Conversations {
         this
     }
 
-    /// Starts to continue `prompt`, in the session that has seen most of it if there is one. Give it back with
-    /// [`Conversations::end`], whether it came to its end or not.
+    /// Starts to continue `prompt`, in the session that has seen most of it if there is one. Otherwise so many of those that
+    /// wait are closed first that the new one is not one too many: servers may allow each peer only so much. Give it back
+    /// with [`Conversations::end`], whether it came to its end or not.
     ///
     /// # Errors
     /// As [`Client::begin`].
-    pub fn begin(&self, codec: Option<&TextCodec>, prompt: &[u32], params: &Params) -> Result<Run, ClientError> {
+    pub async fn begin(&self, codec: Option<&TextCodec>, prompt: &[u32], params: &Params) -> Result<Run, ClientError> {
         let needed = prompt.len().saturating_add(params.max_new_tokens);
-        let known = self.take(prompt, needed);
-        let (session, speculator) = known.unwrap_or_else(|| {
-            let session = self.client.session(needed.saturating_mul(ROOM));
-            let speculator = self.client.speculator(&session);
-            (session, speculator)
-        });
+        let (session, speculator) = match self.take(prompt, needed) {
+            Some(known) => known,
+            None => {
+                self.close_idle(self.limits.max_idle.saturating_sub(1)).await;
+                let context = self.client.ends().config().context_length();
+                let session = self.client.session(room(needed, context)).hasty();
+                let speculator = self.client.speculator(&session);
+                (session, speculator)
+            }
+        };
         let start = Start {
             prompt,
             session,
             speculator,
+            idle: Some(self.idle.clone()),
         };
         Run::new(&self.client, codec, start, params)
     }
@@ -101,9 +118,9 @@ impl Conversations {
             used.session.close().await;
         } else {
             let since = Instant::now();
-            self.lock().push(Idle { used, since });
-            self.close_idle(self.limits.max_idle).await;
+            self.idle.lock().push(Idle { used, since });
         }
+        self.close_idle(self.limits.max_idle).await;
         generation
     }
 
@@ -118,7 +135,7 @@ impl Conversations {
         params: &Params,
         on_token: &mut (dyn FnMut(&Token) + Send),
     ) -> Result<Generation, ClientError> {
-        let mut run = self.begin(codec, prompt, params)?;
+        let mut run = self.begin(codec, prompt, params).await?;
         let outcome = run.drive(on_token).await;
         let generation = self.end(run).await;
         outcome?;
@@ -127,7 +144,7 @@ impl Conversations {
 
     /// Closes all sessions that wait.
     pub async fn close(&self) {
-        self.close_idle(0).await;
+        self.idle.close_all().await;
     }
 
     /// Whose sessions they are.
@@ -137,13 +154,13 @@ impl Conversations {
 
     /// How many sessions wait.
     pub fn n_idle(&self) -> usize {
-        self.lock().len()
+        self.idle.lock().len()
     }
 
     /// The session that has seen the longest beginning of `prompt`, taken back to where they part. What was another
     /// conversation, of which most would be lost, is left alone.
     fn take(&self, prompt: &[u32], needed: usize) -> Option<(Session, Speculator)> {
-        let mut idle = self.lock();
+        let mut idle = self.idle.lock();
         let usable = |idle: &Idle| {
             let common = common_prefix(&idle.used.tokens, prompt).min(prompt.len().saturating_sub(1));
             let fits = idle.used.session.max_length() >= needed;
@@ -162,11 +179,11 @@ impl Conversations {
         session.rewind(common).then_some((session, speculator))
     }
 
-    /// Closes the sessions that waited too long, and the oldest until `most` are left.
+    /// Closes the sessions that waited too long, and the oldest until `most` are left that do not hold too much.
     async fn close_idle(&self, most: usize) {
         let closing: Vec<Session> = {
-            let mut idle = self.lock();
-            let surplus = idle.len().saturating_sub(most);
+            let mut idle = self.idle.lock();
+            let surplus = idle.len().saturating_sub(most).max(n_too_many(&idle));
             let mut at = 0;
             let closed = idle.extract_if(.., |idle| {
                 at += 1;
@@ -176,12 +193,64 @@ impl Conversations {
         };
         futures::future::join_all(closing.into_iter().map(Session::close)).await;
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+impl IdleSessions {
+    /// Closes all of them, so that servers have room for others.
+    pub(super) async fn close_all(&self) {
+        let closing = std::mem::take(&mut *self.lock());
+        let closing = closing.into_iter().map(|idle| idle.used.session.close());
+        futures::future::join_all(closing).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many of the oldest must go for the others to hold no more than a share of what their servers have free. The newest
+/// may stay whatever it holds.
+fn n_too_many(idle: &[Idle]) -> usize {
+    let free = idle.iter().filter_map(|idle| idle.used.session.room_left()).min();
+    let most = free.map_or(MOST_TOKENS, |free| free / SHARE);
+    let mut tokens = 0_usize;
+    let fits = |idle: &&Idle| {
+        tokens = tokens.saturating_add(idle.used.session.max_length());
+        tokens <= most
+    };
+    let n_kept = idle.iter().rev().take_while(fits).count();
+    idle.len().saturating_sub(n_kept.max(1))
+}
+
+/// How many tokens a session is to have room for that needs so many at first: to go on it may become longer, but never
+/// than the `context` of the model, of which it gets all if that is not much more.
+fn room(needed: usize, context: Option<usize>) -> usize {
+    let more = needed.saturating_mul(ROOM);
+    match context {
+        Some(context) if context < more.saturating_mul(2) => context.max(needed),
+        _ => more,
     }
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_gets_room_to_grow_and_no_more_than_the_context() {
+        for (needed, context, expected) in [
+            (100, Some(512), 200),
+            (150, Some(512), 512),
+            (512, Some(512), 512),
+            (600, Some(512), 600),
+            (100, None, 200),
+            (usize::MAX, Some(512), usize::MAX),
+        ] {
+            assert_eq!(room(needed, context), expected, "{needed} of {context:?}");
+        }
+    }
 }

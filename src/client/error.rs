@@ -49,6 +49,19 @@ pub enum ClientError {
         #[source]
         source: Box<RemoteError>,
     },
+    /// All servers of some blocks are well, but have no room for the session.
+    #[error("blocks {start}:{end}: the caches of all servers are full, that of {peer} too; try again later")]
+    Full {
+        /// The one that was asked last.
+        peer: PeerId,
+        /// First block.
+        start: u32,
+        /// One past the last block.
+        end: u32,
+        /// What the last of them said.
+        #[source]
+        source: Box<RemoteError>,
+    },
     /// Servers answered a step differently, and there is nobody else to decide who is right.
     #[error(
         "{} answer differently for blocks {start}:{end}, and nobody else has these to tell who is right",
@@ -103,6 +116,17 @@ pub enum ClientError {
     /// Embeddings or head could not be loaded.
     #[error("cannot load the client's part of the model")]
     Load(#[source] Box<LoadError>),
+}
+
+impl ClientError {
+    /// Whether servers refuse the session for what they have reserved already, or for what it wants to reserve.
+    pub(super) fn lacks_room(&self) -> bool {
+        match self {
+            Self::Full { .. } => true,
+            Self::RetriesExhausted { source, .. } => source.lacks_room(),
+            _ => false,
+        }
+    }
 }
 
 /// What one server did wrong.
@@ -173,6 +197,10 @@ pub(crate) enum Fault {
     Ours,
 }
 
+/// How refusals to reserve memory begin.
+const NO_ROOM: &str = "Could not allocate";
+/// What they say if there may be room, but never for this session, or not for this client.
+const NOT_FULL: [&str; 2] = ["max cache size", "quota of this peer"];
 /// Beginnings of the texts with which servers, Petals' and ours, refuse what no server would do. There are no error
 /// codes on the wire.
 const OUR_FAULT: [&str; 4] = [
@@ -183,7 +211,7 @@ const OUR_FAULT: [&str; 4] = [
 ];
 /// The same for servers that are well, but not for us now.
 const NOT_NOW: [&str; 7] = [
-    "Could not allocate",
+    NO_ROOM,
     "Remote peer does not serve",
     "server is not serving",
     "server is overloaded",
@@ -203,6 +231,17 @@ impl RemoteError {
             cause = error.source();
         }
         reason
+    }
+
+    /// Whether the server refuses to reserve memory for the session.
+    pub(super) fn lacks_room(&self) -> bool {
+        matches!(self, Self::Stream(StreamError::Remote { text }) if text.starts_with(NO_ROOM))
+    }
+
+    /// Whether it does so for what others have reserved.
+    pub(super) fn is_full(&self) -> bool {
+        let reason = self.reason();
+        self.lacks_room() && !NOT_FULL.iter().any(|other| reason.contains(other))
     }
 
     /// Whether the server is well and only cannot do it now: it is full, or moving.

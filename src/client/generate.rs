@@ -122,6 +122,7 @@ impl Client {
             prompt,
             speculator: self.speculator(&session),
             session,
+            idle: None,
         };
         Run::new(self, codec, start, params)
     }

@@ -32,7 +32,9 @@ use crate::{
 };
 
 /// Seconds a server may let us wait for cache memory before it refuses.
-const ALLOC_TIMEOUT: f64 = 10.0;
+pub(super) const ALLOC_TIMEOUT: f64 = 10.0;
+/// The same where memory can be freed on our side: long enough for a session that is just being closed.
+pub(super) const HASTY_ALLOC_TIMEOUT: f64 = 1.0;
 /// Longest wait for the answer to a goodbye. A server that is frozen gives none, and whoever wants to end is not kept: the
 /// end of the stream frees what the session holds as well.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,6 +49,7 @@ pub(crate) struct Remote {
     session_id: String,
     uid: String,
     max_length: usize,
+    alloc_timeout: f64,
     dtype: DType,
     adapter: Option<Arc<str>>,
     timeout: Duration,
@@ -68,6 +71,8 @@ pub(crate) struct Target {
     pub(crate) prefix: Arc<str>,
     /// Tokens to reserve.
     pub(crate) max_length: usize,
+    /// Seconds the server may let us wait for memory.
+    pub(crate) alloc_timeout: f64,
     /// Longest wait for a stream.
     pub(crate) connect_timeout: Duration,
     /// Longest wait for one step.
@@ -102,6 +107,7 @@ impl Remote {
             uid: BlockUid::format_chain(&target.prefix, target.blocks.clone()),
             blocks: target.blocks,
             max_length: target.max_length,
+            alloc_timeout: target.alloc_timeout,
             dtype: target.dtype,
             adapter: target.adapter,
             timeout: target.timeout,
@@ -258,7 +264,7 @@ impl Remote {
         StepMetadata {
             session_id: Some(self.session_id.clone()),
             step_id: Some(step_id.to_string()),
-            alloc_timeout: first.then_some(ALLOC_TIMEOUT),
+            alloc_timeout: first.then_some(self.alloc_timeout),
             args_structure: Some(args_structure(N_TENSORS)),
             start_from_position: Some(self.position as i64),
             next_servers,

@@ -15,6 +15,7 @@ use self::chooser::Chooser;
 use super::{
     Client, ClientError, HopReport, Session,
     constraint::Constraint,
+    conversations::IdleSessions,
     generate::{FinishReason, Generation, Params, Token},
     speculate::{Draft, Guesses, Speculator},
     text::{Piece, TextCodec, TextStream},
@@ -36,6 +37,8 @@ pub(super) struct Start<'a> {
     pub(super) session: Session,
     /// What is known of its steps.
     pub(super) speculator: Speculator,
+    /// What may be closed for it if servers are full.
+    pub(super) idle: Option<IdleSessions>,
 }
 
 /// A session after a generation, the tokens that its caches hold, and what is known of its steps.
@@ -52,6 +55,7 @@ pub struct Run {
     client: Client,
     params: Params,
     session: Session,
+    idle: Option<IdleSessions>,
     /// `None` only while a token is being chosen.
     chooser: Option<Chooser>,
     speculator: Speculator,
@@ -95,6 +99,7 @@ impl Run {
             prompt_len: start.prompt.len(),
             reused: start.session.position(),
             session: start.session,
+            idle: start.idle,
             text: String::new(),
             logprobs: Vec::new(),
             started: Instant::now(),
@@ -327,20 +332,20 @@ impl Run {
     }
 
     /// Sends the tokens that the session has not seen, and `draft`. A session that reserved more than it needs now is
-    /// tried again without that, if servers refuse it.
+    /// tried again without that, if servers refuse it; if they have no room, after those that wait were closed.
     async fn step(&mut self, draft: &[u32]) -> Result<Hidden, ClientError> {
         let input = self.embed(draft).await?;
         let needed = self.prompt_len.saturating_add(self.params.max_new_tokens);
         let outcome = self.session.step(input).await;
         let fresh = self.session.position() == 0;
-        match outcome {
-            Err(ClientError::Refused { .. }) if fresh && self.session.max_length() > needed => {
-                self.session = self.client.session(needed);
-                let input = self.embed(draft).await?;
-                self.session.step(input).await
-            }
-            outcome => outcome,
+        match (outcome, &self.idle) {
+            (Err(ClientError::Refused { .. }), _) if fresh && self.session.max_length() > needed => {}
+            (Err(error), Some(idle)) if fresh && error.lacks_room() => idle.close_all().await,
+            (outcome, _) => return outcome,
         }
+        self.session = self.client.session(needed);
+        let input = self.embed(draft).await?;
+        self.session.step(input).await
     }
 
     /// Embeddings of the tokens that the session has not seen, and of `draft`.

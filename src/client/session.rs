@@ -41,7 +41,7 @@ use super::{
     history::{History, concat, pieces, split},
     local::{LocalSpan, OwnSpans},
     pace::{Pace, Size},
-    remote::{Remote, Target},
+    remote::{ALLOC_TIMEOUT, HASTY_ALLOC_TIMEOUT, Remote, Target},
 };
 use crate::{
     model::Hidden,
@@ -65,6 +65,8 @@ pub struct Session {
     hops: Vec<HopState>,
     /// How often a server was left for being slow.
     n_switches: u32,
+    /// It does not wait for room on servers before its first step is done.
+    is_hasty: bool,
     /// A step is under way, or did not come to its end.
     broken: bool,
 }
@@ -127,8 +129,26 @@ impl Session {
             own,
             hops: Vec::new(),
             n_switches: 0,
+            is_hasty: false,
             broken: false,
         }
+    }
+
+    /// The same, but its first step fails soon where servers have no room: for who can make some.
+    pub(super) fn hasty(mut self) -> Self {
+        self.is_hasty = true;
+        self
+    }
+
+    /// Whether what servers have no room for is to be given up soon.
+    fn hurries(&self) -> bool {
+        self.is_hasty && self.position == 0
+    }
+
+    /// Tokens that one more session could reserve on each of its servers, by their last records. `None` if they do not say.
+    pub(super) fn room_left(&self) -> Option<usize> {
+        let peers = self.hops.iter().map(|state| state.hop.peer);
+        peers.filter_map(|peer| self.shared.room_left(peer)).min()
     }
 
     /// Tokens that went through.
@@ -428,6 +448,10 @@ impl Session {
             prefix: self.shared.prefix.clone(),
             max_length: self.max_length,
             connect_timeout: self.shared.connect_timeout,
+            alloc_timeout: match self.hurries() {
+                true => HASTY_ALLOC_TIMEOUT,
+                false => ALLOC_TIMEOUT,
+            },
             timeout: self.shared.request_timeout,
             dtype: self.shared.wire_dtype(hop.peer),
             adapter: self.shared.adapter.clone(),
@@ -449,6 +473,7 @@ impl Session {
                     debug!(?hops, "route");
                     return Ok(hops);
                 }
+                Err(missing) if self.hurries() && attempts.lack_room() => return Err(attempts.give_up(Some(missing))),
                 Err(missing) => {
                     tokio::time::sleep(attempts.pause(&self.shared.backoff, missing)?).await;
                     self.shared.refresh().await;

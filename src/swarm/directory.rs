@@ -3,7 +3,7 @@
 //! It chooses no route and bans nobody; it only knows what the DHT says, minus what the user does not want to see.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     ops::Range,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -11,7 +11,7 @@ use std::{
 use sepal_protocol::{
     dht_id::DhtId,
     msgpack::Value,
-    record::{BlockUid, MODEL_REGISTRY_KEY, ModelInfo, ServerInfo},
+    record::{BlockUid, MODEL_REGISTRY_KEY, ModelInfo, ServerInfo, ServerState},
 };
 use tokio::sync::Mutex;
 
@@ -21,9 +21,15 @@ use crate::{
     swarm::{
         Snapshot,
         hygiene::{Sorted, Sorting},
-        spans::BlockRecords,
+        spans::{AdapterGap, BlockRecords},
     },
 };
+
+/// Most adapters that are named to somebody who wants another one.
+const MAX_NAMED_ADAPTERS: usize = 20;
+
+/// Longest of these names, in bytes.
+const MAX_ADAPTER_NAME: usize = 200;
 
 /// Which servers a user wants to see. Everyone, unless set otherwise.
 #[derive(Clone, Debug, Default)]
@@ -38,13 +44,41 @@ pub struct Filter {
 
 impl Filter {
     fn admits(&self, peer: &PeerId, info: &ServerInfo) -> bool {
-        let allowed = self.allowed.as_ref().is_none_or(|allowed| allowed.contains(peer));
         let adapted = self
             .adapter
             .as_ref()
             .is_none_or(|adapter| info.adapters.contains(adapter));
-        allowed && adapted && !self.blocked.contains(peer)
+        adapted && self.admits_peer(peer)
     }
+
+    fn admits_peer(&self, peer: &PeerId) -> bool {
+        let allowed = self.allowed.as_ref().is_none_or(|allowed| allowed.contains(peer));
+        allowed && !self.blocked.contains(peer)
+    }
+
+    /// What is not seen because of the adapter, if anything is.
+    fn adapter_gap(&self, blocks: &[BlockRecords]) -> Option<Box<AdapterGap>> {
+        let wanted = self.adapter.as_ref()?;
+        let mut lacking = false;
+        let mut there: BTreeSet<&String> = BTreeSet::new();
+        for (peer, info) in blocks.iter().flatten() {
+            if info.state == ServerState::Online && self.admits_peer(peer) {
+                lacking |= !info.adapters.contains(wanted);
+                there.extend(info.adapters.iter().filter(|name| is_readable(name)));
+            }
+        }
+        lacking.then(|| {
+            Box::new(AdapterGap {
+                wanted: wanted.clone(),
+                there: there.into_iter().take(MAX_NAMED_ADAPTERS).cloned().collect(),
+            })
+        })
+    }
+}
+
+/// Whether a stranger's name for an adapter can stand in a message.
+fn is_readable(name: &str) -> bool {
+    name.len() <= MAX_ADAPTER_NAME && !name.chars().any(char::is_control)
 }
 
 /// What the DHT says about one model. Clones share the last picture.
@@ -105,10 +139,14 @@ impl Directory {
         let shared = &*self.shared;
         let _one_at_a_time = shared.refreshing.lock().await;
         let mut read = read_blocks(&shared.dht, &shared.prefix, 0..shared.n_blocks, shared.n_blocks).await;
+        let adapter = shared.filter.adapter_gap(&read.blocks);
         for servers in &mut read.blocks {
             servers.retain(|peer, info| shared.filter.admits(peer, info));
         }
-        let snapshot = Arc::new(Snapshot::of_sorted(shared.prefix.clone(), read));
+        let snapshot = Arc::new(Snapshot {
+            adapter,
+            ..Snapshot::of_sorted(shared.prefix.clone(), read)
+        });
         *shared.current.write().unwrap_or_else(PoisonError::into_inner) = snapshot.clone();
         snapshot
     }
@@ -157,7 +195,7 @@ pub(crate) fn server_of(subkey: &Value) -> Option<PeerId> {
 
 #[cfg(test)]
 mod tests {
-    use sepal_protocol::{record::ServerState, value::Subkey};
+    use sepal_protocol::value::Subkey;
 
     use super::*;
     use crate::{
@@ -235,6 +273,43 @@ mod tests {
             snapshot.spans.iter().map(|span| span.peer).collect::<Vec<_>>(),
             [peer(1)]
         );
+        tasks.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn servers_without_the_wanted_adapter_tell_which_there_are() {
+        let tasks = Tasks::new();
+        let (_, dht) = node(&tasks, Vec::new()).await;
+        let servers = [
+            (1, ServerState::Online, "b"),
+            (2, ServerState::Online, "a"),
+            (3, ServerState::Online, "\u{1b}[2J"),
+            (4, ServerState::Joining, "later"),
+        ];
+        for (id, state, adapter) in servers {
+            let mut info = server(state, 0..1);
+            info.adapters = vec![adapter.to_string()];
+            store(&dht, 0, Subkey::text(&peer(id).to_string()), info.encode()).await;
+        }
+        let gap_of = async |adapter: Option<&'static str>, allowed: Option<HashSet<PeerId>>| {
+            let filter = Filter {
+                adapter: adapter.map(str::to_owned),
+                allowed,
+                ..Filter::default()
+            };
+            let snapshot = Directory::filtered(dht.clone(), "m", 1, filter).refresh().await;
+            snapshot.adapter.as_deref().map(|gap| gap.there.join(" "))
+        };
+        assert_eq!(gap_of(Some("nope"), None).await.as_deref(), Some("a b"));
+        let allowed = |id| Some(HashSet::from([peer(id)]));
+        assert_eq!(gap_of(Some("nope"), allowed(1)).await.as_deref(), Some("b"));
+        assert_eq!(gap_of(Some("b"), allowed(1)).await, None, "it is seen");
+        assert_eq!(
+            gap_of(Some("nope"), allowed(4)).await,
+            None,
+            "it would not be used anyway"
+        );
+        assert_eq!(gap_of(None, None).await, None);
         tasks.shutdown().await;
     }
 }

@@ -67,8 +67,8 @@ const MAX_CONCURRENT: usize = 32;
 const MAX_PINGS: usize = 256;
 const MAX_QUESTIONS: usize = 256;
 
-/// Pause between the first looks while there is no server to see, and how many these are: this node may not have joined
-/// yet, or not have loaded its own blocks.
+/// Pause between the first looks while no server is online, and how many these are: this node may not have joined yet, or
+/// not have loaded its own blocks.
 const IMPATIENCE: Duration = Duration::from_secs(2);
 const IMPATIENT_LOOKS: usize = 30;
 
@@ -192,7 +192,7 @@ impl Health {
                 let started = Instant::now();
                 let state = health.collect().await;
                 let period = health.shared.config.period;
-                let impatient = state.totals.servers == 0 && impatient_looks > 0;
+                let impatient = state.totals.online == 0 && impatient_looks > 0;
                 impatient_looks = impatient_looks.saturating_sub(1);
                 let pause = if impatient { period.min(IMPATIENCE) } else { period };
                 tokio::time::sleep_until(started + pause).await;

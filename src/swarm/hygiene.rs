@@ -21,7 +21,7 @@ use crate::{
 
 /// Most tokens per second that are believed. The fastest network cards carry 800 Gbit/s, which is less than 10⁹ times the
 /// hidden state of the narrowest model in use (64 numbers of 16 bits); no device computes faster than that.
-const MAX_TOKENS_PER_SECOND: f64 = 1e9;
+pub const MAX_TOKENS_PER_SECOND: f64 = 1e9;
 
 /// Most free cache tokens that are believed, counted as servers do, over keys, values and blocks. Each takes several bytes:
 /// this is more than a petabyte.

@@ -25,7 +25,7 @@ pub use self::{
 };
 use crate::{
     p2p::PeerId,
-    swarm::{Snapshot, Span, ping::RttMap},
+    swarm::{AdapterGap, Snapshot, Span, ping::RttMap},
 };
 
 /// Weight of an unreachable server in a random walk, against its number of blocks: only taken if there is no other.
@@ -58,6 +58,8 @@ pub struct MissingBlocks {
     pub missing: Vec<Range<u32>>,
     /// The servers that are there.
     pub known: Vec<KnownServer>,
+    /// Set if there are more servers, which lack the adapter that is wanted.
+    pub adapter: Option<Box<AdapterGap>>,
 }
 
 /// A server named by [`MissingBlocks`].
@@ -73,12 +75,25 @@ pub struct KnownServer {
 
 impl fmt::Display for MissingBlocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("blocks ")?;
+        match &self.adapter {
+            Some(gap) if self.known.is_empty() => {
+                write!(f, "no server of {} has the adapter {}; ", self.prefix, gap.wanted)?;
+                return match gap.there.is_empty() {
+                    true => f.write_str("none has any"),
+                    false => write!(f, "there are: {}", gap.there.join(", ")),
+                };
+            }
+            _ => f.write_str("blocks ")?,
+        }
         for (i, range) in self.missing.iter().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
             write!(f, "{comma}{}:{}", range.start, range.end)?;
         }
-        write!(f, " of {} are served by nobody; known servers: ", self.prefix)?;
+        write!(f, " of {} are served by nobody", self.prefix)?;
+        if let Some(gap) = &self.adapter {
+            write!(f, " with the adapter {}", gap.wanted)?;
+        }
+        f.write_str("; known servers: ")?;
         if self.known.is_empty() {
             return f.write_str("none");
         }
@@ -186,6 +201,7 @@ fn missing_blocks(snapshot: &Snapshot, missing: Vec<Range<u32>>, excluded: &Hash
         prefix: snapshot.prefix.clone(),
         missing,
         known: known.collect(),
+        adapter: snapshot.adapter.clone(),
     }
 }
 

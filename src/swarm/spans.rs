@@ -30,6 +30,15 @@ impl Span {
     }
 }
 
+/// What somebody who wants an adapter does not get to see: servers that are ONLINE without it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterGap {
+    /// The adapter that is wanted.
+    pub wanted: String,
+    /// Adapters that servers have, in the order of their names; not necessarily all.
+    pub there: Vec<String>,
+}
+
 /// What the DHT said about one model at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -43,6 +52,8 @@ pub struct Snapshot {
     pub flawed: Vec<Flawed>,
     /// Every peer in whose name there is a record, and whether it signs.
     pub provenance: BTreeMap<PeerId, Provenance>,
+    /// Set if servers are not in `blocks` only because they lack an adapter.
+    pub adapter: Option<Box<AdapterGap>>,
 }
 
 impl Snapshot {

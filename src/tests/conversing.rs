@@ -6,13 +6,14 @@ use serde_json::{Value, json};
 
 use super::{
     generating::{client, numbers},
-    setup::{N_BLOCKS, Swarm, TestServer, reference, soon},
+    setup::{N_BLOCKS, Swarm, TestServer, config, reference, soon},
 };
 use crate::{
     client::{
         Client, ClientError, Constraints, Conversations, FinishReason, Generation, Limits, Params, TextCodec, Token,
     },
     model::{HubOptions, ModelSource, SamplingParams},
+    server::{Config, Politeness, Quotas},
 };
 
 const NEW: usize = 4;
@@ -111,6 +112,83 @@ async fn another_conversation_leaves_the_first_one_alone() {
 }
 
 #[tokio::test]
+async fn who_has_one_conversation_does_with_one_session_on_a_server() {
+    let swarm = Swarm::start().await;
+    let quotas = Quotas {
+        sessions: Some(1),
+        ..Quotas::default()
+    };
+    let politeness = Politeness {
+        quotas,
+        ..Politeness::default()
+    };
+    let polite = Config {
+        politeness,
+        ..config(0..4)
+    };
+    let _server = swarm.serve_with(polite).await;
+    let (node, client) = client(&swarm).await;
+    let limits = Limits {
+        max_idle: 1,
+        ..Limits::default()
+    };
+    let conversations = Conversations::new(client, limits, &node.tasks);
+    let first = reference().prompt;
+    for start in [50, 60, 70] {
+        let other: Vec<u32> = [first[0]].into_iter().chain(start..start + 6).collect();
+        let mut run = conversations.begin(None, &other, &params()).await.unwrap();
+        while soon("a token", run.next()).await.unwrap().is_some() {}
+        let answer = conversations.end(run).await.unwrap();
+        assert_eq!((answer.reused_tokens, conversations.n_idle()), (0, 1));
+    }
+}
+
+/// A server of the whole model that may reserve so many tokens.
+async fn small(swarm: &Swarm, attn_cache_tokens: usize) -> TestServer {
+    let mut config = config(0..4);
+    config.limits.attn_cache_tokens = Some(attn_cache_tokens);
+    swarm.serve_with(config).await
+}
+
+/// A prompt that continues no other.
+fn question(number: u32) -> Vec<u32> {
+    (0..40).map(|at| (number * 41 + at * 7) % 200 + 1).collect()
+}
+
+#[tokio::test]
+async fn questions_that_nobody_goes_on_with_do_not_fill_a_server() {
+    let swarm = Swarm::start().await;
+    let server = small(&swarm, 1024).await;
+    let (node, client) = client(&swarm).await;
+    let limits = Limits {
+        max_idle: 16,
+        ..Limits::default()
+    };
+    let conversations = Conversations::new(client, limits, &node.tasks);
+    for number in 0..20 {
+        assert_eq!(say(&conversations, &question(number)).await.token_ids.len(), NEW);
+        // Each holds 88 tokens or more, a quarter of what is free is 256 at most.
+        assert!((1..=2).contains(&conversations.n_idle()), "{}", conversations.n_idle());
+    }
+    conversations.close().await;
+    server.idle().await;
+}
+
+#[tokio::test]
+async fn sessions_that_wait_are_closed_where_a_server_is_full() {
+    let swarm = Swarm::start().await;
+    let _server = small(&swarm, 100).await;
+    let (node, client) = client(&swarm).await;
+    let conversations = Conversations::new(client.clone(), Limits::default(), &node.tasks);
+    for number in 0..2 {
+        assert_eq!(say(&conversations, &question(number)).await.token_ids.len(), NEW);
+        // The second could not begin beside the first, and reserves what it needs.
+        assert_eq!(conversations.n_idle(), 1);
+    }
+    assert!(client.avoided().is_empty(), "a full server did not fail");
+}
+
+#[tokio::test]
 async fn a_server_lost_between_two_messages_changes_nothing() {
     let swarm = Swarm::start().await;
     let servers = swarm.serve_all(&[0..2, 2..4]).await;
@@ -133,7 +211,7 @@ async fn an_answer_that_was_broken_off_leaves_the_session_usable() {
     let (node, client) = client(&swarm).await;
     let conversations = Conversations::new(client.clone(), Limits::default(), &node.tasks);
     let first = reference().prompt;
-    let mut run = conversations.begin(None, &first, &params()).unwrap();
+    let mut run = conversations.begin(None, &first, &params()).await.unwrap();
     soon("a token", run.next()).await.unwrap().unwrap();
     let broken_off = conversations.end(run).await.unwrap();
     assert_eq!(broken_off.finish_reason, FinishReason::Interrupted);
@@ -155,7 +233,8 @@ async fn answers_that_are_longer_than_can_be_counted_are_refused_by_servers() {
             max_new_tokens,
             ..Params::default()
         };
-        let mut run = conversations.begin(None, &reference().prompt, &params).unwrap();
+        let prompt = reference().prompt;
+        let mut run = conversations.begin(None, &prompt, &params).await.unwrap();
         let error = soon("a refusal", run.next()).await.unwrap_err();
         assert!(matches!(error, ClientError::Refused { .. }), "{error}");
     }

@@ -192,7 +192,7 @@ async fn conversations_and_texts_broken_off_go_on_with_a_model() {
     let conversations = Conversations::new(drafting, Limits::default(), &node.tasks);
     let mut prompt = reference().prompt;
     for n_read in [2, 5, 7] {
-        let mut run = conversations.begin(None, &prompt, &params(24, 0)).unwrap();
+        let mut run = conversations.begin(None, &prompt, &params(24, 0)).await.unwrap();
         let mut read = Vec::new();
         for _ in 0..n_read {
             read.push(soon("a token", run.next()).await.unwrap().unwrap().id);
@@ -205,7 +205,7 @@ async fn conversations_and_texts_broken_off_go_on_with_a_model() {
     assert_eq!(conversations.n_idle(), 1, "one session all the time");
     // Somebody does not even wait for a token: guesses and steps are dropped wherever they are.
     for n_polls in [1, 3, 8] {
-        let mut run = conversations.begin(None, &prompt, &params(24, 0)).unwrap();
+        let mut run = conversations.begin(None, &prompt, &params(24, 0)).await.unwrap();
         soon("a token", run.next()).await.unwrap();
         {
             let mut next = Box::pin(run.next());
@@ -217,7 +217,7 @@ async fn conversations_and_texts_broken_off_go_on_with_a_model() {
             }
         }
         drop(conversations.end(run).await);
-        let mut again = conversations.begin(None, &prompt, &params(8, 0)).unwrap();
+        let mut again = conversations.begin(None, &prompt, &params(8, 0)).await.unwrap();
         let mut read = Vec::new();
         while let Some(token) = soon("a token", again.next()).await.unwrap() {
             read.push(token.id);

@@ -159,9 +159,9 @@ async fn parameters_that_change_nothing_are_taken_as_openai_takes_them() {
     let site = site_with(limits(), Access::default()).await;
     let more = json!({
         "user": "me", "metadata": {"a": "b"}, "service_tier": "auto", "store": false, "parallel_tool_calls": null,
-        "safety_identifier": "x", "prompt_cache_key": "x", "verbosity": "low", "reasoning_effort": "low",
+        "safety_identifier": "x", "prompt_cache_key": "x", "verbosity": null, "reasoning_effort": "none",
         "prediction": {"type": "content", "content": "2 + 2 = 5."}, "modalities": ["text"], "logprobs": false,
-        "stream_options": null, "stop": null, "n": null, "seed": null, "tools": [], "of_tomorrow": [1],
+        "stream_options": null, "stop": null, "n": null, "seed": null, "tools": [], "of_tomorrow": null,
         "messages": [
             {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
             {"role": "user", "name": "me", "content": [{"type": "text", "text": "What is 2+2?"}]},

@@ -247,7 +247,7 @@ async fn conversations_go_on_after_texts_that_ended_amid_guesses() {
     let conversations = Conversations::new(guessing, Limits::default(), &node.tasks);
     let mut prompt = prompts().remove(0);
     for n_read in [2, 3, 5, 6, 7, 9, 11] {
-        let mut run = conversations.begin(None, &prompt, &params(24)).unwrap();
+        let mut run = conversations.begin(None, &prompt, &params(24)).await.unwrap();
         let mut read = Vec::new();
         for _ in 0..n_read {
             read.push(soon("a token", run.next()).await.unwrap().unwrap().id);

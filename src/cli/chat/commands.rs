@@ -18,7 +18,7 @@ pub(super) const HELP: &str = "\
                     max_new_tokens
 /regenerate         answer the last message again
 /undo               take back the last message and its answer
-/quit               end, as Ctrl-D
+/quit, /exit        end, as Ctrl-D
 A line that ends with a backslash goes on in the next one; \"\"\" begins and ends a message of many lines.";
 
 /// One line of a person.

@@ -1,6 +1,6 @@
 //! A conversation: its messages, how the next one is answered, and what is known of the last answer.
 
-use std::{fs, path::Path, pin::pin, time::Duration};
+use std::{fs, io::Write, path::Path, pin::pin, time::Duration};
 
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -101,13 +101,18 @@ impl Talk {
         }
     }
 
-    /// Writes the messages as JSON.
+    /// Writes the messages as JSON; a new file is readable by its owner only, as the history is.
     ///
     /// # Errors
     /// The file cannot be written.
     pub(super) fn save(&self, path: &Path) -> anyhow::Result<()> {
         let json = serde_json::to_string_pretty(&self.messages)?;
-        fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let written = options.open(path).and_then(|mut file| writeln!(file, "{json}"));
+        written.with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Goes on with the messages of a file.
@@ -216,7 +221,8 @@ impl Talk {
     async fn answer(&mut self, interrupts: &mut Interrupts) -> anyhow::Result<()> {
         let text = conversation::prompt(&self.template, self.messages.clone())?;
         let prompt = self.codec.encode_rendered(&text)?;
-        let mut run = self.conversations.begin(Some(&self.codec), &prompt, &self.params)?;
+        let begun = self.conversations.begin(Some(&self.codec), &prompt, &self.params);
+        let mut run = begun.await?;
         let outcome = stream(&mut run, interrupts).await;
         let generation = self.conversations.end(run).await;
         output::line("");

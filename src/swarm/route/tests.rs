@@ -114,6 +114,34 @@ fn a_missing_chain_names_the_gaps_and_the_servers_that_are_there() {
 }
 
 #[test]
+fn blocks_that_are_missing_for_want_of_an_adapter_say_so() {
+    let text = |servers: &[(u64, ServerInfo)], there: &[&str]| {
+        let gap = AdapterGap {
+            wanted: "nope".to_owned(),
+            there: there.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let snapshot = Snapshot {
+            adapter: Some(Box::new(gap)),
+            ..swarm(servers, 4)
+        };
+        let missing = shortest(&snapshot, 0..4, &Known::default(), None, &HashSet::new());
+        missing.unwrap_err().to_string()
+    };
+    assert_eq!(
+        text(&[], &["everything", "qv"]),
+        "no server of m has the adapter nope; there are: everything, qv"
+    );
+    assert_eq!(text(&[], &[]), "no server of m has the adapter nope; none has any");
+    assert_eq!(
+        text(&[(1, online(0..2))], &["nope"]),
+        format!(
+            "blocks 2:4 of m are served by nobody with the adapter nope; known servers: {} 0:2",
+            peer(1)
+        )
+    );
+}
+
+#[test]
 fn no_blocks_need_no_hops() {
     let snapshot = swarm(&[(1, online(0..4))], 4);
     let route = shortest(&snapshot, 2..2, &Known::default(), None, &HashSet::new()).unwrap();
