@@ -207,7 +207,8 @@ impl Worker {
         let conversations = &self.model.conversations;
         let mut params = Params::clone(&job.params);
         params.sampling.seed = job.seed;
-        let mut run = conversations.begin(Some(&self.model.codec), &job.prompt, &params)?;
+        let begun = conversations.begin(Some(&self.model.codec), &job.prompt, &params);
+        let mut run = begun.await?;
         let outcome = self.drive(&mut run, job.index).await;
         // Whatever happened, the session goes back or is closed.
         let generation = conversations.end(run).await;

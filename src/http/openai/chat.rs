@@ -25,6 +25,29 @@ use super::{
 };
 use crate::client::{Chat, ChatError, ChatTemplate, Constraint, Ending, LocalTime};
 
+/// What only chats have.
+const OWN: [&str; 18] = [
+    "messages",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "max_completion_tokens",
+    "top_logprobs",
+    "continue_final_message",
+    "add_generation_prompt",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "documents",
+    "modalities",
+    "audio",
+    "web_search_options",
+    "chat_template",
+    "store",
+    // It may make an answer quicker, and never another one.
+    "prediction",
+];
+
 /// A request that was understood.
 struct Order {
     jobs: Vec<Job>,
@@ -60,6 +83,7 @@ async fn answer(api: &Api, request: Request) -> Result<Response, ApiError> {
 /// Everything that can be known before tokens are generated. Takes its time for long prompts and large schemas.
 fn read(request: &Map<String, Value>, model: &Arc<ServedModel>, default_length: usize) -> Result<Order, ApiError> {
     let fields = Fields::of_request(request);
+    params::refuse_unknown(&fields, &OWN)?;
     refuse_unsupported(&fields)?;
     let Some(template) = &model.template else {
         let message = format!("{} was not made for conversations: it has no chat template", model.id);
@@ -176,6 +200,10 @@ fn render(fields: &Fields<'_>, template: &ChatTemplate, tools: &Tools) -> Result
         None => Map::new(),
     };
     if let Some(effort) = fields.text("reasoning_effort")? {
+        if effort != "none" && !template.mentions("reasoning_effort") {
+            let why = "is not supported: the chat template of this model does not take it";
+            return Err(fields.wrong("reasoning_effort", why));
+        }
         variables.insert("reasoning_effort".into(), effort.into());
     }
     let chat = Chat {

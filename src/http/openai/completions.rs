@@ -72,6 +72,7 @@ async fn answer(api: &Api, request: Request) -> Result<Response, ApiError> {
 
 fn read(request: &Map<String, Value>, model: &ServedModel) -> Result<Order, ApiError> {
     let fields = Fields::of_request(request);
+    params::refuse_unknown(&fields, &["prompt", "suffix", "best_of", "echo"])?;
     let delivery = Delivery::read(&fields)?;
     let n = params::choices(&fields)?;
     fields.only(

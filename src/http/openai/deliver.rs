@@ -18,7 +18,7 @@ use super::{
     error::ApiError,
     model::{ServedModel, now},
 };
-use crate::client::{Generation, Guesses, HopReport, Token};
+use crate::client::{Generation, HopReport, Token};
 
 /// Silence after which a comment is sent; proxies close what is silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -76,15 +76,12 @@ pub(crate) struct Usage {
     prompt: usize,
     cached: usize,
     completion: usize,
-    guesses: Guesses,
 }
 
 impl Usage {
     /// Adds a text; `is_first` for the first one of its prompt.
     pub(crate) fn add(&mut self, generation: &Generation, is_first: bool) {
         self.completion += generation.token_ids.len();
-        self.guesses.drafted += generation.guesses.drafted;
-        self.guesses.accepted += generation.guesses.accepted;
         if is_first {
             self.prompt += generation.prompt_tokens;
             self.cached += generation.reused_tokens;
@@ -97,10 +94,6 @@ impl Usage {
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
-            "completion_tokens_details": {
-                "accepted_prediction_tokens": self.guesses.accepted,
-                "rejected_prediction_tokens": self.guesses.drafted - self.guesses.accepted,
-            },
         })
     }
 }
@@ -126,11 +119,14 @@ pub(crate) fn route_json(route: &[HopReport]) -> Value {
     json!({"route": hops})
 }
 
-/// What it says at the end: also how long it took, and which servers are left out for what they did to this API's sessions.
+/// What it says at the end: also how long it took, how many tokens were guessed ahead and how many of them right, and which
+/// servers are left out for what they did to this API's sessions.
 pub(crate) fn whole_route_json(generation: &Generation, model: &ServedModel) -> Value {
     let mut extension = route_json(&generation.route);
     extension["tokens_per_second"] = generation.tokens_per_second().into();
     extension["ms_to_first_token"] = milliseconds(generation.time_to_first_token).into();
+    let guesses = &generation.guesses;
+    extension["guesses"] = json!({"drafted": guesses.drafted, "accepted": guesses.accepted});
     let avoided = model.conversations.client().avoided();
     let avoided = avoided.iter().map(|server| {
         json!({

@@ -238,10 +238,12 @@ impl From<ClientError> for ApiError {
                 ..Self::failed(StatusCode::SERVICE_UNAVAILABLE, message, "blocks_missing")
             },
             ClientError::Refused { source, .. } if refuses_length(&source) => Self::too_long("max_tokens", message),
-            ClientError::RetriesExhausted { source, .. } if source.is_passing() => Self {
-                retry_after: Some(RETRY_AFTER),
-                ..Self::failed(StatusCode::SERVICE_UNAVAILABLE, message, "servers_busy")
-            },
+            ClientError::Full { source, .. } | ClientError::RetriesExhausted { source, .. } if source.is_passing() => {
+                Self {
+                    retry_after: Some(RETRY_AFTER),
+                    ..Self::failed(StatusCode::SERVICE_UNAVAILABLE, message, "servers_busy")
+                }
+            }
             ClientError::Refused { .. } | ClientError::RetriesExhausted { .. } | ClientError::Disputed { .. } => {
                 Self::failed(StatusCode::BAD_GATEWAY, message, "servers_failed")
             }

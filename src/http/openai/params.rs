@@ -18,6 +18,52 @@ const MOST_TOKENS: usize = 1 << 24;
 /// OpenAI's range of biases, on both sides of 0.
 const MAX_BIAS: f32 = 100.0;
 
+/// What every request may have: what is read, and what the text does not depend on.
+const COMMON: [&str; 25] = [
+    "model",
+    "stream",
+    "stream_options",
+    "sepal",
+    "n",
+    "temperature",
+    "top_p",
+    "min_p",
+    "top_k",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "logit_bias",
+    "ignore_eos",
+    "stop",
+    "stop_token_ids",
+    "logprobs",
+    "max_tokens",
+    // Who asks and how it is billed, noted and cached.
+    "user",
+    "metadata",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+];
+
+/// Refuses what is read nowhere: it may be misspelt, and it may ask for another text.
+///
+/// # Errors
+/// There is something that is neither common to all requests nor among the `own` parameters of this kind.
+pub(crate) fn refuse_unknown(fields: &Fields<'_>, own: &[&str]) -> Result<(), ApiError> {
+    let is_known = |name: &str| COMMON.contains(&name) || own.contains(&name);
+    let mut given = fields.object().iter().filter(|(_, value)| !value.is_null());
+    match given.find(|(name, _)| !is_known(name.as_str())) {
+        Some((name, _)) => Err(ApiError::invalid(
+            name.as_str(),
+            format!("unrecognized request argument: {name}"),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// How a request is answered, besides what is generated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery {
