@@ -16,8 +16,11 @@ use crate::model::{Download, Progress, Transfer};
 const LOG_PERIOD: Duration = Duration::from_secs(5);
 /// Between two looks of a bar, so that the rate moves also when nothing comes.
 const TICK: Duration = Duration::from_millis(250);
+/// The bar takes what the other columns leave.
 const TEMPLATE: &str =
-    "{prefix} [{bar:24}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left, {wide_msg}";
+    "{prefix} [{wide_bar}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+/// Most characters of a model's name beside a bar: with the longest numbers the line still has 80 columns.
+const MAX_NAME: usize = 24;
 
 /// All bars, so that lines of the log go above them.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
@@ -31,28 +34,30 @@ impl Progress for Bars {
         if logging::for_programs() || !io::stderr().is_terminal() {
             return Box::new(Lines::begin(download));
         }
-        let bar = ProgressBar::new(download.total).with_position(download.present);
-        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_prefix(download.what.clone());
-        // The rate is that of what comes now.
-        bar.reset_eta();
-        let bar = BARS.add(bar);
+        let bar = BARS.add(bar(download));
         bar.enable_steady_tick(TICK);
         Box::new(Bar(bar))
     }
+}
+
+fn bar(download: &Download) -> ProgressBar {
+    let bar = ProgressBar::new(download.total).with_position(download.present);
+    if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    let name = download.what.rsplit('/').next().unwrap_or_default();
+    bar.set_prefix(name.chars().take(MAX_NAME).collect::<String>());
+    // The rate is that of what comes now.
+    bar.reset_eta();
+    bar
 }
 
 #[derive(Debug)]
 struct Bar(ProgressBar);
 
 impl Transfer for Bar {
-    fn received(&self, file: &str, bytes: u64) {
+    fn received(&self, _file: &str, bytes: u64) {
         self.0.inc(bytes);
-        if self.0.message() != file {
-            self.0.set_message(file.to_owned());
-        }
     }
 }
 
@@ -143,5 +148,80 @@ impl Write for AroundBars {
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use indicatif::{ProgressDrawTarget, TermLike};
+
+    use super::*;
+
+    /// Keeps what is written to it.
+    #[derive(Clone, Debug, Default)]
+    struct Screen(Arc<Mutex<Vec<String>>>);
+
+    impl TermLike for Screen {
+        fn width(&self) -> u16 {
+            80
+        }
+
+        fn move_cursor_up(&self, _n: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_down(&self, _n: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_right(&self, _n: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_left(&self, _n: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(text)
+        }
+
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.0.lock().unwrap().push(text.to_owned());
+            Ok(())
+        }
+
+        fn clear_line(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_bar_fits_a_line_of_80_columns_whatever_the_name_of_the_model() {
+        for what in [
+            "org/m",
+            "an-organisation/a-model-with-a-very-long-name-of-its-own-70B-Instruct",
+        ] {
+            let screen = Screen::default();
+            let bar = bar(&Download {
+                what: what.to_owned(),
+                total: (1 << 40) - 1,
+                present: (1 << 40) - (1 << 30),
+            });
+            bar.set_draw_target(ProgressDrawTarget::term_like(Box::new(screen.clone())));
+            bar.force_draw();
+            let written = screen.0.lock().unwrap().clone();
+            let lines: Vec<&String> = written.iter().filter(|text| text.contains(" left")).collect();
+            assert!(!lines.is_empty(), "{written:?}");
+            for line in lines {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+        }
     }
 }

@@ -67,6 +67,17 @@ pub enum ResolveError {
         /// As given.
         path: PathBuf,
     },
+    /// A folder in which it is not clear what the model is.
+    #[error(
+        "{} has several GGUF files and no config.json: name the .gguf file, such as {}",
+        folder.display(), example.display()
+    )]
+    SeveralGguf {
+        /// As given.
+        folder: PathBuf,
+        /// One of the files.
+        example: PathBuf,
+    },
     /// The repository or a file of it is not to be had.
     #[error(transparent)]
     Hub(#[from] HubError),
@@ -112,9 +123,15 @@ impl ModelSource {
         let place = if name == builtin::NAME {
             Place::BuiltIn
         } else if Path::new(name).is_dir() {
-            match only_gguf(Path::new(name)) {
-                Some(path) => gguf_at(&path, None)?,
-                None => Place::Folder(PathBuf::from(name)),
+            match &gguf_models(Path::new(name))[..] {
+                [] => Place::Folder(PathBuf::from(name)),
+                [path] => gguf_at(path, None)?,
+                [example, ..] => {
+                    return Err(ResolveError::SeveralGguf {
+                        folder: name.into(),
+                        example: example.clone(),
+                    });
+                }
             }
         } else if is_gguf(Path::new(name)) && Path::new(name).is_file() {
             gguf_at(Path::new(name), None)?
@@ -359,14 +376,17 @@ impl ModelSource {
     }
 }
 
-/// The one GGUF file of a folder that has no other model, or the first of the one that is in several.
-fn only_gguf(folder: &Path) -> Option<PathBuf> {
+/// The GGUF files of a folder that has no other model, by their names; the first of those that one model is in.
+fn gguf_models(folder: &Path) -> Vec<PathBuf> {
     if folder.join(CONFIG_FILE).exists() {
-        return None;
+        return Vec::new();
     }
-    let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
-    let mut files = files.filter(|path| is_gguf(path) && !gguf::is_later_part(path));
-    files.next().filter(|_| files.next().is_none())
+    // A folder that cannot be read has no configuration either, and that is said.
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    files.retain(|path| is_gguf(path) && !gguf::is_later_part(path));
+    files.sort();
+    files
 }
 
 /// The model in a GGUF file, or in those of which it is the first, of this machine or of a repository.

@@ -95,8 +95,9 @@ pub(super) struct Memory {
 pub(super) struct Format {
     pub(super) name: &'static str,
     pub(super) bits_per_weight: f64,
-    /// Weights that a server plans the usable memory for, with nothing left for caches; of bfloat16 with all 16 bits, because
-    /// some models' take them.
+    /// What a server plans with: of bfloat16 all 16 bits, because some models' weights take them.
+    pub(super) planned_bits_per_weight: f64,
+    /// Weights that a server plans the usable memory for, with nothing left for caches.
     pub(super) weights_that_fit: Option<u64>,
     /// Tokens that go through a thousand million weights in a second, one at a time: every one reads all of them.
     pub(super) tokens_per_second_of_a_billion: Option<f64>,
@@ -153,10 +154,12 @@ fn what_it_means(
     usable: Option<u64>,
     limits: Option<MachineLimits>,
 ) -> Format {
-    let (bytes_per_weight, planned) = (bits_per_weight / 8.0, format.bits_per_weight() / 8.0);
+    let planned_bits_per_weight = format.bits_per_weight();
+    let (bytes_per_weight, planned) = (bits_per_weight / 8.0, planned_bits_per_weight / 8.0);
     Format {
         name: format.as_str(),
         bits_per_weight,
+        planned_bits_per_weight,
         weights_that_fit: usable.map(|bytes| (bytes as f64 / planned) as u64),
         tokens_per_second_of_a_billion: limits.map(|limits| limits.read_bytes_per_second / bytes_per_weight / 1e9),
     }

@@ -120,7 +120,7 @@ fn gpu(gpu: &Gpu) -> String {
     format!("{} {}, {free} of {memory} free{capability}", gpu.maker, gpu.name)
 }
 
-/// The table of weight formats; what is not known is left empty.
+/// The table of weight formats, with a line below for those that take less than is planned; what is not known is left empty.
 fn formats(formats: &[Format]) -> impl Iterator<Item = String> {
     let title = format!(
         "{:<10} {:>11} {:>14} {:>26}",
@@ -138,7 +138,17 @@ fn formats(formats: &[Format]) -> impl Iterator<Item = String> {
         );
         row.trim_end().to_owned()
     });
-    std::iter::once(title).chain(rows.collect::<Vec<_>>())
+    let notes = formats
+        .iter()
+        .filter(|format| format.planned_bits_per_weight > format.bits_per_weight)
+        .map(|format| {
+            format!(
+                "{}: what fits is counted with {:.0} bits each, since not all weights pack into {:.0}",
+                format.name, format.planned_bits_per_weight, format.bits_per_weight
+            )
+        });
+    let lines: Vec<String> = rows.chain(notes).collect();
+    std::iter::once(title).chain(lines)
 }
 
 fn gib(bytes: u64) -> String {
@@ -150,5 +160,28 @@ fn or_none(text: &str) -> &str {
         "nothing there are kernels for"
     } else {
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_format_that_takes_less_than_is_planned_says_what_was_counted() {
+        let format = |planned_bits_per_weight| Format {
+            name: "bfloat16",
+            bits_per_weight: 12.0,
+            planned_bits_per_weight,
+            weights_that_fit: None,
+            tokens_per_second_of_a_billion: None,
+        };
+        let lines: Vec<String> = formats(&[format(16.0)]).collect();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(
+            lines[2].starts_with("bfloat16: ") && lines[2].contains("with 16 bits"),
+            "{lines:?}"
+        );
+        assert_eq!(formats(&[format(12.0)]).count(), 2);
     }
 }

@@ -5,6 +5,7 @@ use std::{io, path::PathBuf};
 use thiserror::Error;
 
 use super::http::Fault;
+use crate::model::ByteSize;
 
 /// A repository or one of its files is not available. Each text names what to change.
 #[derive(Debug, Error)]
@@ -126,7 +127,7 @@ pub enum HubError {
         what: PathBuf,
     },
     /// Not enough room for what is to be downloaded.
-    #[error("{repo} needs {need} bytes more in {}, {}", cache.display(), room(*free, *limit, *used))]
+    #[error("{repo} needs {} more in {}, {}", ByteSize(*need), cache.display(), room(*free, *limit, *used))]
     NoRoom {
         /// The repository.
         repo: String,
@@ -169,11 +170,14 @@ pub enum HubError {
 fn room(free: Option<u64>, limit: Option<u64>, used: u64) -> String {
     match (free, limit) {
         (free, Some(limit)) if free.is_none_or(|free| limit.saturating_sub(used) <= free) => format!(
-            "but --max-disk-space allows {limit}, {used} are taken, and files in use are not deleted: give a larger one"
+            "but --max-disk-space allows {}, {} are taken, and files in use are not deleted: give a larger one",
+            ByteSize(limit),
+            ByteSize(used)
         ),
         (Some(free), _) => format!(
-            "but the disk has {free} beside the GiB that stays free: free some space, or set HF_HUB_CACHE to a folder \
-             on a larger disk"
+            "but the disk has {} beside the GiB that stays free: free some space, or set HF_HUB_CACHE to a folder on a \
+             larger disk",
+            ByteSize(free)
         ),
         (None, _) => "but there is no room".to_owned(),
     }

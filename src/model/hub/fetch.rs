@@ -392,7 +392,15 @@ pub(super) fn retrying<T>(
         }
         let wait = tuning.first_wait.saturating_mul(1 << (failures - 1)).min(MAX_WAIT);
         let wait = fault.retry_after().map_or(wait, |asked| asked.max(wait));
-        if failures > 1 {
+        if let Some(silence) = fault.silence() {
+            // Already the first was a long time without a word.
+            warn!(
+                url,
+                wait_s = wait.as_secs_f32(),
+                "nothing came for {} s; asking again",
+                silence.as_secs()
+            );
+        } else if failures > 1 {
             warn!(
                 url,
                 error = &fault as &dyn std::error::Error,

@@ -12,7 +12,7 @@ use std::{
 
 use thiserror::Error;
 use ureq::{
-    Agent, Body, ResponseExt,
+    Agent, Body, ResponseExt, Timeout,
     config::RedirectAuthHeaders,
     http::{HeaderMap, Response, StatusCode, Uri},
 };
@@ -95,6 +95,21 @@ impl Fault {
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// How long nothing came, if that is what ended the request.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        let error = match self {
+            Self::Transport(error) => &**error,
+            // Whoever reads a body is told of it in an error of reading.
+            Self::Cut(error) => error.get_ref()?.downcast_ref::<ureq::Error>()?,
+            _ => return None,
+        };
+        match error {
+            ureq::Error::Timeout(Timeout::Connect) => Some(CONNECT_TIMEOUT),
+            ureq::Error::Timeout(_) => Some(SILENCE_TIMEOUT),
             _ => None,
         }
     }

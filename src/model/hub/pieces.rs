@@ -3,7 +3,7 @@
 //!
 //! A piece names in its metadata where its tensors come from, and any safetensors reader can open it.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, fs::File, io::Read, ops::Range, path::Path};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -53,6 +53,20 @@ pub(super) fn header_end(first: &[u8], size: u64) -> Result<u64, Fault> {
         .map(|len| len + 8)
         .filter(|end| *end <= size)
         .ok_or_else(|| wrong("sends no safetensors file".to_owned()))
+}
+
+/// Whether the file is there and as long as its own header says.
+pub(super) fn is_whole(piece: &Path) -> bool {
+    let header = || -> Option<Header> {
+        let mut file = File::open(piece).ok()?;
+        let size = file.metadata().ok()?.len();
+        let mut bytes = vec![0; 8];
+        file.read_exact(&mut bytes).ok()?;
+        bytes.resize(header_end(&bytes, size).ok()? as usize, 0);
+        file.read_exact(&mut bytes[8..]).ok()?;
+        Header::parse(&bytes, size).ok()
+    };
+    header().is_some()
 }
 
 impl Header {

@@ -106,6 +106,24 @@ fn a_cached_file_needs_no_network() {
 }
 
 #[test]
+fn silence_is_told_from_other_failures() {
+    let timeout = ureq::Error::Timeout;
+    let silent = |fault: Fault| fault.silence().map(|silence| silence.as_secs());
+    assert_eq!(
+        silent(Fault::Transport(Box::new(timeout(ureq::Timeout::Connect)))),
+        Some(20)
+    );
+    assert_eq!(
+        silent(Fault::Transport(Box::new(timeout(ureq::Timeout::RecvResponse)))),
+        Some(60)
+    );
+    assert_eq!(silent(Fault::Cut(timeout(ureq::Timeout::PerRead).into_io())), Some(60));
+    assert_eq!(silent(Fault::Cut(io::ErrorKind::UnexpectedEof.into())), None);
+    assert_eq!(silent(Fault::Transport(Box::new(ureq::Error::HostNotFound))), None);
+    assert_eq!(silent(Fault::NoRanges), None);
+}
+
+#[test]
 fn a_commit_can_be_named_as_revision() {
     let cache = TempDir::new().unwrap();
     put_in_cache(cache.path(), COMMIT, "config.json", b"{}");

@@ -58,6 +58,18 @@ struct Job {
     is_whole: bool,
 }
 
+impl Job {
+    /// Whether somebody else has done it.
+    fn is_done(&self) -> bool {
+        let target = &self.assembly.target;
+        if self.is_whole {
+            target.is_file()
+        } else {
+            pieces::is_whole(target)
+        }
+    }
+}
+
 impl HubRepo {
     pub(super) fn download_whole(&mut self, file: &str) -> Result<PathBuf, HubError> {
         let want = Want {
@@ -84,6 +96,13 @@ impl HubRepo {
                 local.reading = reading;
                 return Ok(local);
             };
+            let alone = missing.iter().filter_map(|want| self.piece(want));
+            for piece in alone.filter(|piece| piece.is_file() && !pieces::is_whole(piece)) {
+                warn!(
+                    file = %piece.display(),
+                    "this file of the cache is damaged; its tensors have to be downloaded again"
+                );
+            }
             if self.options.offline {
                 return Err(self.offline(&first.file));
             }
@@ -160,10 +179,16 @@ impl HubRepo {
             let name = content.file_name()?.to_str()?.to_owned();
             return Some((path, self.folder.blob_lock(&name)));
         }
-        let (group, _) = want.group.as_ref()?;
-        let piece = self.folder.piece(&self.folder.source(commit, &want.file)?.etag, group);
+        let piece = self.piece(want)?;
         let lock = space::piece_lock(&piece);
-        piece.is_file().then_some((piece, lock))
+        pieces::is_whole(&piece).then_some((piece, lock))
+    }
+
+    /// Where the wanted group of a file is if it was downloaded alone.
+    fn piece(&self, want: &Want) -> Option<PathBuf> {
+        let (group, _) = want.group.as_ref()?;
+        let source = self.folder.source(self.commit.as_ref()?, &want.file)?;
+        Some(self.folder.piece(&source.etag, group))
     }
 
     /// Downloads what of `missing` nobody else is downloading, or waits for one of the others. Inside are the failures
@@ -195,7 +220,7 @@ impl HubRepo {
             let lock = Lock::try_exclusive(&job.lock).map_err(self.not_written(&job.assembly.file))?;
             mine.extend(lock.map(|lock| (job, lock)));
         }
-        mine.retain(|(job, _)| !job.assembly.target.is_file());
+        mine.retain(|(job, _)| !job.is_done());
         if mine.is_empty() {
             lock::wait_for(
                 || Lock::try_exclusive(&first),

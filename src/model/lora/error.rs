@@ -59,6 +59,16 @@ pub enum AdapterError {
         /// What it does, to be read after its name.
         what: String,
     },
+    /// A module that the block does not have.
+    #[error("adapter {name} changes {module}, which block {block} does not have: the adapter is for another model")]
+    Foreign {
+        /// The adapter.
+        name: String,
+        /// The module, by its path in the block.
+        module: String,
+        /// The number of the block.
+        block: u32,
+    },
     /// A matrix of another shape than the block's projection asks for.
     #[error("tensor {tensor} of adapter {name} has shape {found:?}: the adapter is for another model")]
     Shape {

@@ -208,15 +208,20 @@ impl Adapter {
         for (module, pair) in modules.into_iter().filter(|(module, _)| self.targets(module)) {
             let mut known = false;
             for (target, spec) in projections(layout) {
-                let name = format!(".{}", spec.weight.name);
-                let inside = inside_block(&name, block_idx).and_then(|inside| inside.strip_suffix(".weight"));
-                if inside == Some(module) {
+                if is_module(spec, module, block_idx) {
                     block.set(target, self.low_rank(&tensors, module, (&pair, spec), engine)?);
                     known = true;
                 }
             }
             if !known {
-                return Err(self.unsupported(format!("changes {module} of block {block_idx}")));
+                return Err(match layout.linears().any(|spec| is_module(spec, module, block_idx)) {
+                    true => self.unsupported(format!("changes {module} of block {block_idx}")),
+                    false => AdapterError::Foreign {
+                        name: self.name.clone(),
+                        module: module.to_owned(),
+                        block: block_idx,
+                    },
+                });
             }
         }
         Ok(block)
@@ -326,6 +331,12 @@ fn projections(layout: &BlockLayout) -> Vec<(Target, &LinearSpec)> {
         all.extend([(Target::Up, &mlp.up), (Target::Down, &mlp.down)]);
     }
     all
+}
+
+/// Whether the matrix is that of `module` of block `block_idx`. Where experts are in one tensor, that is a module's name.
+fn is_module(spec: &LinearSpec, module: &str, block_idx: u32) -> bool {
+    let name = format!(".{}", spec.weight.name);
+    inside_block(&name, block_idx).is_some_and(|inside| inside.strip_suffix(".weight").unwrap_or(inside) == module)
 }
 
 /// What follows the number of block `block_idx` in the name of a tensor; `None` if it is not in that block.

@@ -168,6 +168,16 @@ fn what_an_adapter_does_and_we_cannot_is_said() {
 }
 
 #[test]
+fn an_adapter_of_another_family_is_refused_as_one_of_another_model() {
+    let (files, _) = fixture("tiny-mixtral");
+    let mixtral = Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap();
+    let error = mixtral.with_adapters(&[recorded_adapter("everything")]).unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("adapter everything "), "{text}");
+    assert!(text.ends_with(": the adapter is for another model"), "{text}");
+}
+
+#[test]
 fn the_scale_of_rank_stabilised_adapters_falls_with_the_root_of_the_rank() {
     let folder = changed(|config| config["use_rslora"] = true.into());
     let [plain, stable] = [

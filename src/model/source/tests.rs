@@ -210,6 +210,20 @@ fn pickled_weights_are_refused_with_the_reason() {
 }
 
 #[test]
+fn of_several_gguf_files_in_a_folder_one_has_to_be_named() {
+    let folder = TempDir::new().unwrap();
+    for file in ["b.gguf", "a.gguf"] {
+        fs::write(folder.path().join(file), b"GGUF").unwrap();
+    }
+    let name = folder.path().display().to_string();
+    let error = ModelSource::resolve(&name, &nowhere()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("{name} has several GGUF files and no config.json: name the .gguf file, such as {name}/a.gguf")
+    );
+}
+
+#[test]
 fn packed_weights_of_another_kind_are_refused_by_its_name() {
     let folder = TempDir::new().unwrap();
     let mut config: serde_json::Value =

@@ -99,6 +99,25 @@ fn a_piece_says_where_it_is_from_and_its_numbers_can_be_used_where_they_lie() {
 }
 
 #[test]
+fn a_piece_of_another_length_than_its_header_says_is_downloaded_again() {
+    let (cache, file) = (TempDir::new().unwrap(), weights_file());
+    let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+    let block_bytes = (file.len() as u64 - header_len(&file)) / 4;
+    let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
+    let wants = [block(1), block(2)];
+    let piece = repo.weights(&wants).unwrap().files.remove(0);
+    let whole = fs::read(&piece).unwrap();
+    for len in [0, 7, 100, whole.len() - 1] {
+        fs::write(&piece, &whole[..len]).unwrap();
+        assert_eq!(repo.missing(&wants), [FILE]);
+        let before = hub.sent(FILE);
+        assert_has(&repo.weights(&wants).unwrap(), &file, &[1, 2]);
+        assert_eq!(fs::metadata(&piece).unwrap().len(), whole.len() as u64);
+        assert_eq!(hub.sent(FILE) - before, FIRST_BYTES + block_bytes, "only this piece");
+    }
+}
+
+#[test]
 fn a_file_that_is_mostly_wanted_is_downloaded_whole_for_all_tools() {
     let (cache, file) = (TempDir::new().unwrap(), weights_file());
     let hub = FakeHub::with_large_files(&[(FILE, &file)]);

@@ -72,7 +72,10 @@ fn files_that_are_used_stay_and_too_little_room_names_the_flag() {
     let error = repo.get("second").unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, HubError::NoRoom { .. }), "{text}");
-    assert!(text.contains("--max-disk-space") && text.contains("3145728"), "{text}");
+    assert!(
+        text.contains("--max-disk-space allows 4.0 MiB") && text.contains("needs 3.0 MiB more"),
+        "{text}"
+    );
     assert_eq!(fs::read(&in_use.files[0]).unwrap(), first);
     drop(in_use);
     assert!(repo.get("second").is_ok());
@@ -94,14 +97,14 @@ fn a_disk_that_is_too_small_is_named_with_what_it_has() {
     let error = HubError::NoRoom {
         repo: REPO.to_owned(),
         cache: "/cache".into(),
-        need: 1000,
-        free: Some(400),
-        limit: Some(5000),
-        used: 10,
+        need: 1000 << 20,
+        free: Some(400 << 20),
+        limit: Some(5000 << 20),
+        used: 10 << 20,
     };
     let text = error.to_string();
     assert!(
-        text.contains("400") && text.contains("HF_HUB_CACHE") && !text.contains("--max"),
+        text.contains("has 400.0 MiB") && text.contains("HF_HUB_CACHE") && !text.contains("--max"),
         "{text}"
     );
 }
