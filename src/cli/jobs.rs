@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Args as ClapArgs, Subcommand};
 use futures::{FutureExt, future::join_all};
+use sepal_protocol::record::{ServerInfo, ServerState};
 use serde_json::json;
 
 use super::{
@@ -23,10 +24,7 @@ use crate::{
     jobs::{self, Counts, Delivery, JobError, Order, Output, Place, Running, Settings},
     model::{Engine, SamplingParams, WeightDType},
     p2p::{Handler, PeerId, Router},
-    swarm::{
-        directory::{Directory, Filter},
-        ping,
-    },
+    swarm::{directory, models, ping},
 };
 
 /// How often is looked for new workers while jobs wait.
@@ -50,7 +48,8 @@ pub(super) struct SubmitArgs {
     /// The model, as its workers name it.
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// Name under which the model stands in the DHT [default: derived from MODEL].
+    /// Name under which the model stands in the DHT, as its workers print it; MODEL is not looked up then [default: derived
+    /// from MODEL].
     #[arg(long, value_name = "PREFIX", alias = "dht_prefix")]
     dht_prefix: Option<String>,
     /// Text to continue; may be given several times, for a job each.
@@ -68,7 +67,7 @@ pub(super) struct SubmitArgs {
     /// What draws depend on.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u32,
-    /// Seconds to wait for somebody who works on it.
+    /// Seconds to wait for somebody who works on it, and before that for the hub if MODEL is there.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     patience: u64,
     /// Print a JSON object for each job, with its receipt.
@@ -85,9 +84,7 @@ fn temperature(text: &str) -> Result<f32, String> {
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     let Command::Submit(args) = command;
-    let mut named = ModelArgs::named(&args.model);
-    named.dht_prefix.clone_from(&args.dht_prefix);
-    let model = named.resolve().await?;
+    let model = Wanted::by(&args).await?;
     let mut swarm = args.swarm.joined_or_local()?;
     swarm.gossip = Some(jobs::gossip(&[&model.prefix]));
     let node = node::client(&swarm).await?;
@@ -99,7 +96,44 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     outcome
 }
 
-async fn submit(args: &SubmitArgs, model: &Model, node: &Node) -> anyhow::Result<()> {
+/// The model whose workers are wanted.
+struct Wanted {
+    /// Its name in the DHT.
+    prefix: String,
+    /// Not known if only this name was given.
+    n_blocks: Option<u32>,
+}
+
+impl Wanted {
+    /// # Errors
+    /// A name that no DHT key can have, or a model that is nowhere.
+    async fn by(args: &SubmitArgs) -> anyhow::Result<Self> {
+        if let Some(prefix) = &args.dht_prefix {
+            models::check_prefix(prefix).context("--dht-prefix cannot be used")?;
+            return Ok(Self {
+                prefix: prefix.clone(),
+                n_blocks: None,
+            });
+        }
+        let named = ModelArgs::named(&args.model);
+        let patience = Duration::from_secs(args.patience);
+        let found = tokio::time::timeout(patience, named.resolve()).await;
+        let found = found.unwrap_or_else(|_| Err(anyhow!("it was not found within {} s", args.patience)));
+        let model = found.with_context(|| {
+            let name = &args.model;
+            format!(
+                "cannot tell how workers name {name}: give --model as they do, or --dht-prefix PREFIX, which they print \
+                 behind `jobs`"
+            )
+        })?;
+        Ok(Self {
+            prefix: model.prefix,
+            n_blocks: Some(model.source.config().n_blocks),
+        })
+    }
+}
+
+async fn submit(args: &SubmitArgs, model: &Wanted, node: &Node) -> anyhow::Result<()> {
     node.join().await?;
     meet_workers(model, node).await;
     let settings = Settings {
@@ -133,21 +167,22 @@ async fn submit(args: &SubmitArgs, model: &Model, node: &Node) -> anyhow::Result
 }
 
 /// Workers may start, and come back under other names, while jobs wait for them.
-async fn keep_meeting(model: &Model, node: &Node) -> Infallible {
+async fn keep_meeting(model: &Wanted, node: &Node) -> Infallible {
     loop {
         tokio::time::sleep(MEET_AGAIN).await;
         meet_workers(model, node).await;
     }
 }
 
-/// Connects to those who announce all blocks of the model: in a swarm that is not on the local network gossip goes only to
-/// those there is a connection to.
-async fn meet_workers(model: &Model, node: &Node) {
-    let n_blocks = model.source.config().n_blocks;
-    let directory = Directory::filtered(node.dht.clone(), model.prefix.clone(), n_blocks, Filter::default());
-    let snapshot = directory.refresh().await;
-    let whole = snapshot.spans.iter().filter(|span| span.blocks == (0..n_blocks));
-    let peers: BTreeSet<PeerId> = whole.map(|span| span.peer).collect();
+/// Connects to those who announce all blocks of the model, or may, where it is not known how many it has: in a swarm that is
+/// not on the local network gossip goes only to those there is a connection to. They are all at the first block.
+async fn meet_workers(model: &Wanted, node: &Node) {
+    let most = model.n_blocks.unwrap_or(u32::MAX);
+    let read = directory::read_blocks(&node.dht, &model.prefix, 0..1, most).await;
+    let is_whole = |info: &ServerInfo| model.n_blocks.is_none() || info.end_block == model.n_blocks;
+    let servers = read.blocks.into_iter().flatten();
+    let whole = servers.filter(|(_, info)| info.state == ServerState::Online && is_whole(info));
+    let peers: BTreeSet<PeerId> = whole.map(|(peer, _)| peer).collect();
     drop(ping::measure(&node.dht, peers, ping::CLIENT_TIMEOUT).await);
 }
 
@@ -274,7 +309,39 @@ fn fits(prompt: usize, answer: usize, most: usize) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    fn submitted(flags: &str) -> Box<SubmitArgs> {
+        let words = format!("job submit --prompt hello {flags}");
+        let Command::Submit(args) = Line::try_parse_from(words.split_whitespace()).unwrap().command;
+        args
+    }
+
+    #[tokio::test]
+    async fn a_model_is_looked_up_only_if_its_prefix_is_not_given() {
+        let args = submitted("--model ./nowhere --dht-prefix M-hf");
+        let wanted = Wanted::by(&args).await.unwrap();
+        assert_eq!((wanted.prefix.as_str(), wanted.n_blocks), ("M-hf", None));
+        let wanted = Wanted::by(&submitted("--model demo")).await.unwrap();
+        assert_eq!((wanted.prefix.as_str(), wanted.n_blocks), ("demo-hf", Some(8)));
+        for (flags, told) in [
+            ("--model ./nowhere", "--dht-prefix PREFIX"),
+            ("--model demo --dht-prefix a.b", "--dht-prefix cannot be used"),
+        ] {
+            let Err(error) = Wanted::by(&submitted(flags)).await else {
+                panic!("{flags} names a model");
+            };
+            assert!(error.to_string().contains(told), "{error}");
+        }
+    }
 
     #[test]
     fn a_job_of_more_tokens_than_there_is_room_for_is_refused_with_the_numbers() {

@@ -30,7 +30,7 @@ pub(super) struct VerifyArgs {
 }
 
 /// # Errors
-/// The first line that is wrong, and why.
+/// The first line that is wrong, and why, or that there is none.
 pub(super) fn run(command: &Command) -> anyhow::Result<()> {
     let Command::Verify(args) = command;
     let name = args.file.display();
@@ -44,6 +44,12 @@ pub(super) fn run(command: &Command) -> anyhow::Result<()> {
             }
             bail!("{name}, {wrong}");
         }
+    }
+    if audit.lines() == 0 {
+        if args.json {
+            output::line(json!({"valid": false, "line": null, "why": "there are no receipts in it"}));
+        }
+        bail!("there are no receipts in {name}: `--receipts` of generate, chat or api fills such a file");
     }
     if args.json {
         output::line(report(&audit));
@@ -87,4 +93,18 @@ fn report(audit: &Audit) -> serde_json::Value {
     };
     let peers: Vec<_> = audit.peers().iter().map(peer).collect();
     json!({"valid": true, "receipts": audit.lines(), "links": audit.links(), "peers": peers})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_receipts_is_not_called_valid() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("receipts");
+        std::fs::write(&file, "").unwrap();
+        let error = run(&Command::Verify(VerifyArgs { file, json: false })).unwrap_err();
+        assert!(error.to_string().starts_with("there are no receipts in "), "{error}");
+    }
 }

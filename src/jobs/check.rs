@@ -25,7 +25,7 @@ pub struct Delivery {
     pub receipt: JobReceipt,
     /// The same with the signature.
     pub signed: String,
-    /// Workers that it was given to, this one included.
+    /// How often it was given to a worker, this time included.
     pub attempts: u32,
 }
 

@@ -17,6 +17,11 @@ pub(super) const MAX_MESSAGE: usize = 1 << 20;
 /// Longest answer, tokens.
 pub(super) const MAX_NEW_TOKENS: u32 = 4096;
 
+/// Refusals that are of the moment: the same worker may take the job later.
+pub(super) const NO_ROOM: &str = "no room";
+pub(super) const HERE_ALREADY: &str = "the job is here already";
+pub(super) const GIVEN_AGAIN: &str = "the job was given out again";
+
 /// A job: what the submitter says first (`protocol/schemas/job_order.json`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,6 +56,11 @@ pub(super) enum Answer {
         token_ids: Vec<u32>,
         receipt: String,
     },
+}
+
+/// Whether a worker that refuses with these words may take the job later; with all others it would refuse it again.
+pub(super) fn passes(why: &str) -> bool {
+    [NO_ROOM, HERE_ALREADY, GIVEN_AGAIN].contains(&why)
 }
 
 impl Order {

@@ -5,7 +5,7 @@
 
 use super::{
     message::{JobClaim, VERSION, WorkOffer},
-    order::{MAX_NEW_TOKENS, MAX_PROMPT},
+    order::{GIVEN_AGAIN, HERE_ALREADY, MAX_NEW_TOKENS, MAX_PROMPT, NO_ROOM},
 };
 use crate::p2p::PeerId;
 
@@ -78,21 +78,21 @@ impl Queue {
         let mut effects = Vec::new();
         if let Some(running) = self.running.as_ref().filter(|running| same(running)) {
             if running.attempt >= key.attempt {
-                return vec![Effect::Refuse(key, "the job is here already")];
+                return vec![Effect::Refuse(key, HERE_ALREADY)];
             }
             effects.push(Effect::Stop(running.clone()));
         }
         self.waiting.retain(|waiting| {
             let replaced = same(&waiting.key) && waiting.key.attempt < key.attempt;
             if replaced {
-                effects.push(Effect::Refuse(waiting.key.clone(), "the job was given out again"));
+                effects.push(Effect::Refuse(waiting.key.clone(), GIVEN_AGAIN));
             }
             !replaced
         });
         if self.waiting.iter().any(|waiting| same(&waiting.key)) {
-            effects.push(Effect::Refuse(key, "the job is here already"));
+            effects.push(Effect::Refuse(key, HERE_ALREADY));
         } else if self.len() >= self.room {
-            effects.push(Effect::Refuse(key, "no room"));
+            effects.push(Effect::Refuse(key, NO_ROOM));
         } else {
             self.waiting.push(Waiting {
                 key,

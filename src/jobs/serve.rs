@@ -23,7 +23,7 @@ use super::{
     check::tokens_digest,
     counts::{Counts, End},
     message::{Announce, JobReceipt, Message, VERSION},
-    order::{Answer, MAX_MESSAGE, MAX_NEW_TOKENS, NAME, Order, encode},
+    order::{Answer, HERE_ALREADY, MAX_MESSAGE, MAX_NEW_TOKENS, NAME, Order, encode},
     queue::{Effect, Key, Queue},
     topic,
 };
@@ -253,7 +253,7 @@ impl Desk {
                     stop: self.tasks.token().child_token(),
                 };
                 if self.open.contains_key(&key) {
-                    let why = "the job is here already".to_owned();
+                    let why = HERE_ALREADY.to_owned();
                     drop(open.answers.try_send(Answer::Refused { why }));
                     self.counts.ended(End::Refused);
                     return;

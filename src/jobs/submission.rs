@@ -8,7 +8,7 @@
 //! ```
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     time::Duration,
 };
 
@@ -19,9 +19,9 @@ use crate::p2p::PeerId;
 const CLAIMS: Duration = Duration::from_millis(250);
 /// How soon a job is offered again that nobody claims.
 const OFFER_AGAIN: Duration = Duration::from_secs(1);
-/// How long a worker is left out that failed or refused.
+/// How long a worker is left out that failed, or has no room for the moment.
 const LEAVE_OUT: Duration = Duration::from_secs(3);
-/// Workers that a job is given to.
+/// How often a job is given to a worker.
 const MAX_ATTEMPTS: u32 = 16;
 /// Claims that are remembered.
 const MAX_CLAIMS: usize = 256;
@@ -47,6 +47,11 @@ pub(super) enum Event {
     },
     /// Its stream ended without a result.
     Lost {
+        attempt: u32,
+        why: String,
+    },
+    /// Its worker does not do this job, and would not do it later either.
+    Refused {
         attempt: u32,
         why: String,
     },
@@ -91,9 +96,12 @@ pub(super) struct Submission {
     attempts: u32,
     /// Jobs that each claimant has.
     claims: HashMap<PeerId, u32>,
+    /// Those that had it.
+    tried: HashSet<PeerId>,
     /// Until when a worker is left out.
     left_out: HashMap<PeerId, Duration>,
     patience: Duration,
+    /// What the last worker said, and which it was.
     last: Option<String>,
 }
 
@@ -105,6 +113,7 @@ impl Submission {
             offers: 0,
             attempts: 0,
             claims: HashMap::new(),
+            tried: HashSet::new(),
             left_out: HashMap::new(),
             patience,
             last: None,
@@ -131,14 +140,14 @@ impl Submission {
                     self.phase = Phase::Ended;
                     vec![Effect::Done { attempt }]
                 }
-                (Some(worker), Err(why)) => {
-                    // For as long as the job takes.
-                    self.left_out.insert(worker, Duration::MAX);
-                    self.lose(worker, why.to_string(), now)
-                }
+                (Some(worker), Err(why)) => self.bar(worker, why.to_string(), now),
             },
             Event::Lost { attempt, why } => match self.current(attempt) {
                 Some(worker) => self.lose(worker, why, now),
+                None => Vec::new(),
+            },
+            Event::Refused { attempt, why } => match self.current(attempt) {
+                Some(worker) => self.bar(worker, why, now),
                 None => Vec::new(),
             },
         }
@@ -182,12 +191,12 @@ impl Submission {
 
     fn offer_or_fail(&mut self, (since, offered): (Duration, Option<Duration>), now: Duration) -> Vec<Effect> {
         if now.saturating_sub(since) >= self.patience {
-            self.phase = Phase::Ended;
             let seconds = self.patience.as_secs();
-            let last = self.last.take().map(|last| format!("; the last worker: {last}"));
-            return vec![Effect::Fail {
-                why: format!("nobody took the job within {seconds} s{}", last.unwrap_or_default()),
-            }];
+            let before = match self.attempts {
+                0 => String::new(),
+                _ => format!("{}, then ", self.tries()),
+            };
+            return self.fail(format!("{before}nobody took the job within {seconds} s"));
         }
         if offered.is_some_and(|offered| now.saturating_sub(offered) < OFFER_AGAIN) {
             return Vec::new();
@@ -222,6 +231,7 @@ impl Submission {
         let (worker, attempt) = (*worker, self.attempts);
         self.attempts += 1;
         self.claims.clear();
+        self.tried.insert(worker);
         self.phase = Phase::Running { worker, heard: now };
         Some(Effect::Assign { worker, attempt })
     }
@@ -230,15 +240,38 @@ impl Submission {
         if let Entry::Vacant(entry) = self.left_out.entry(worker) {
             entry.insert(now + LEAVE_OUT);
         }
-        let why = format!("{worker}: {why}");
+        self.last = Some(format!("{worker}: {why}"));
         if self.attempts >= MAX_ATTEMPTS {
-            self.phase = Phase::Ended;
-            let why = format!("given to {MAX_ATTEMPTS} workers in vain; the last one, {why}");
-            return vec![Effect::Fail { why }];
+            return self.fail(self.tries());
         }
-        self.last = Some(why);
         self.phase = Phase::offering(now);
         Vec::new()
+    }
+
+    /// The same, and the worker is left out for as long as the job takes.
+    fn bar(&mut self, worker: PeerId, why: String, now: Duration) -> Vec<Effect> {
+        self.left_out.insert(worker, Duration::MAX);
+        self.lose(worker, why, now)
+    }
+
+    /// Ends the job with what was tried and what the last worker said.
+    fn fail(&mut self, tried: String) -> Vec<Effect> {
+        self.phase = Phase::Ended;
+        let last = self.last.take().map(|last| format!("; the last worker: {last}"));
+        let why = tried + &last.unwrap_or_default();
+        vec![Effect::Fail { why }]
+    }
+
+    fn tries(&self) -> String {
+        let times = match self.attempts {
+            1 => "once".to_owned(),
+            n => format!("{n} times"),
+        };
+        let workers = match self.tried.len() {
+            1 => "one worker".to_owned(),
+            n => format!("{n} workers"),
+        };
+        format!("given {times} to {workers} in vain")
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     BEAT, LEASE,
     check::{Delivery, check},
     message::{JobAssign, Message, VERSION},
-    order::{Answer, NAME, Order, encode},
+    order::{Answer, NAME, Order, encode, passes},
     submission::{Effect, Event, Submission},
     topic,
 };
@@ -78,6 +78,7 @@ enum Said {
     Beat,
     Result(Box<(String, Vec<u32>, String)>),
     Lost(String),
+    Refused(String),
 }
 
 struct Submitting {
@@ -144,6 +145,7 @@ impl Submitting {
         match said {
             Said::Beat => Event::Beat { attempt },
             Said::Lost(why) => Event::Lost { attempt, why },
+            Said::Refused(why) => Event::Refused { attempt, why },
             Said::Result(result) => {
                 let (text, token_ids, receipt) = *result;
                 let current = self.stream.as_ref().filter(|_| attempt == self.order.attempt);
@@ -224,15 +226,16 @@ struct Attempt {
 
 impl Attempt {
     async fn run(self) {
-        let end = match self.work().await {
-            Ok(result) => Said::Result(Box::new(result)),
-            Err(why) => Said::Lost(why),
-        };
+        let end = self.work().await.unwrap_or_else(Said::Lost);
         // Nobody waits for it any more otherwise.
         drop(self.events.send((self.order.attempt, end)).await);
     }
 
-    async fn work(&self) -> Result<(String, Vec<u32>, String), String> {
+    /// What the worker says last.
+    ///
+    /// # Errors
+    /// It is gone, or could not take the job at this moment.
+    async fn work(&self) -> Result<Said, String> {
         let stream = self.p2p.open_stream(self.worker, NAME, LEASE).await;
         let (mut requests, mut answers) = stream.map_err(|error| error.to_string())?;
         let sent = requests.send(encode(&self.order)).await;
@@ -253,8 +256,11 @@ impl Attempt {
                             debug!(job = self.order.job, tokens, "beat");
                             drop(self.events.send((self.order.attempt, Said::Beat)).await);
                         }
-                        Answer::Refused { why } => return Err(why),
-                        Answer::Result { text, token_ids, receipt } => return Ok((text, token_ids, receipt)),
+                        Answer::Refused { why } if passes(&why) => return Err(why),
+                        Answer::Refused { why } => return Ok(Said::Refused(why)),
+                        Answer::Result { text, token_ids, receipt } => {
+                            return Ok(Said::Result(Box::new((text, token_ids, receipt))));
+                        }
                     }
                 }
             }

@@ -9,7 +9,7 @@ use super::{
     LEASE,
     check::FalseDelivery,
     message::{Settings, WorkOffer},
-    order::Order,
+    order::{Order, passes},
     queue::{self, Key, Queue},
     submission::{Effect, Event, Submission},
 };
@@ -137,7 +137,7 @@ fn a_worker_that_is_silent_for_a_lease_loses_the_job_and_its_late_result_is_not_
 }
 
 #[test]
-fn a_worker_that_breaks_off_or_refuses_is_left_out_for_a_while_and_a_liar_for_good() {
+fn a_worker_that_breaks_off_is_left_out_for_a_while_and_a_liar_for_good() {
     let [first, second] = [PeerId::random(), PeerId::random()];
     for lied in [false, true] {
         let (mut story, _) = Story::assigned(&[first]);
@@ -197,6 +197,30 @@ fn a_job_that_nobody_takes_is_offered_again_and_fails_at_last() {
 }
 
 #[test]
+fn a_worker_that_refuses_a_job_is_not_given_it_again_and_its_reason_is_told_at_the_end() {
+    let worker = PeerId::random();
+    let (mut story, _) = Story::assigned(&[worker]);
+    let refused = Event::Refused {
+        attempt: 0,
+        why: "too long".to_owned(),
+    };
+    assert_eq!(story.on(refused), []);
+    loop {
+        match &story.tick_after(Duration::from_millis(500))[..] {
+            [] | [Effect::Offer { .. }] => story.claim(worker, 0),
+            [Effect::Fail { why }] => {
+                let expected = format!(
+                    "given once to one worker in vain, then nobody took the job within 30 s; the last worker: {worker}: too long"
+                );
+                assert_eq!(*why, expected);
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_job_that_all_workers_lose_fails_with_what_the_last_one_did() {
     let (mut story, _) = Story::assigned(&[PeerId::random()]);
     for attempt in 0.. {
@@ -206,6 +230,8 @@ fn a_job_that_all_workers_lose_fails_with_what_the_last_one_did() {
         };
         if let [Effect::Fail { why }] = &story.on(lost)[..] {
             assert_eq!(attempt, 15);
+            let tried = "given 16 times to 16 workers in vain; the last worker: ";
+            assert!(why.starts_with(tried), "{why}");
             assert!(why.ends_with(": gone"), "{why}");
             return;
         }
@@ -266,6 +292,7 @@ fn jobs_beyond_the_room_are_neither_claimed_nor_taken() {
         queue.assigned(second.clone(), 9),
         [queue::Effect::Refuse(second, "no room")]
     );
+    assert!(passes("no room"), "it may be given the job again");
 }
 
 #[test]

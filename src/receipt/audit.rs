@@ -120,7 +120,10 @@ impl Audit {
         let before = self.sessions.get(&session);
         let next = before.map_or(0, |tip| tip.number + 1);
         let name = &receipt.session;
-        if receipt.number != next {
+        if receipt.number < next {
+            return Err(format!("receipt {} of session {name} is there twice", receipt.number));
+        }
+        if receipt.number > next {
             return Err(format!(
                 "receipt {} of session {name} where {next} should be: some are missing",
                 receipt.number

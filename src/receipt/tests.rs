@@ -163,6 +163,8 @@ fn the_first_wrong_line_of_a_file_is_named() {
     assert_eq!(at, 2);
     assert_eq!(why, "receipt 2 of session s where 1 should be: some are missing");
     assert!(wrong(&chain[1..]).1.contains("some are missing"));
+    let doubled = [chain[0].clone(), chain[1].clone(), chain[1].clone()];
+    assert_eq!(wrong(&doubled), (3, "receipt 1 of session s is there twice".to_owned()));
     let forged = chain[1].replace("\"tokens\":1", "\"tokens\":9");
     let (at, why) = wrong(&[chain[0].clone(), forged]);
     assert_eq!(at, 2);

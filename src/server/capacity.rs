@@ -181,7 +181,7 @@ fn remedy(places: &[u64], want: &Want, n_blocks: u32) -> String {
     let mut ways = Vec::new();
     let fitting = fit(places, want).min(n_blocks);
     if fitting > 0 {
-        ways.push(format!("--num-blocks {fitting} fits"));
+        ways.push(format!("--num-blocks {fitting}"));
     }
     let free = places.iter().map(|free| free.saturating_sub(want.scratch));
     let per_block = free.fold(0, u64::saturating_add) / u64::from(n_blocks.max(1));
@@ -197,9 +197,10 @@ fn remedy(places: &[u64], want: &Want, n_blocks: u32) -> String {
             tokens / USEFUL_CACHE_TOKENS * USEFUL_CACHE_TOKENS
         ));
     }
-    if ways.is_empty() {
+    let Some(first) = ways.first_mut() else {
         return String::new();
-    }
+    };
+    first.push_str(" fits");
     format!(": {}", ways.join(", or "))
 }
 
@@ -245,6 +246,12 @@ mod tests {
             "16 blocks of org/model need 12.5 GiB, 10.0 GiB are free: --num-blocks 12 fits, or --quant q8_0, or \
              --attn-cache-tokens 6144"
         );
+        let cache_alone = Want {
+            weights: vec![(WeightFormat::Bf16, GIB / 2)],
+            ..want(Some(1))
+        };
+        let error = plan(&[GIB * 9 / 8], &[cache_alone]).unwrap_err();
+        assert_eq!(error.remedy, ": --attn-cache-tokens 8192 fits");
         let error = plan(&[GIB / 2], &[want(None)]).unwrap_err();
         assert_eq!(
             error.to_string(),

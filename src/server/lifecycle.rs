@@ -270,7 +270,7 @@ impl Lifecycle {
             weights = self.precision().weights.as_str(),
             kernels = self.config.machine.kernels(),
             quant_kernels = self.config.machine.quant_kernels(),
-            "serving these blocks"
+            "loading these blocks"
         );
         self.hosted.set_record(self.record(None));
         self.hosted.tell_joining(span.clone());
@@ -329,9 +329,12 @@ impl Lifecycle {
             BlockChoice::Count(count) => *count,
             BlockChoice::AsManyAsFit => self.fitting()?,
         };
-        // Servers that start together would all see the same gap; a random wait lets the later ones see the earlier.
-        let wait = rand::rng().random_range(0.0..=2.0) * self.config.choose_after.as_secs_f64();
-        tokio::time::sleep(Duration::from_secs_f64(wait)).await;
+        if !self.config.choose_after.is_zero() {
+            // They would all see the same gap; a random wait lets the later ones see the earlier.
+            let wait = rand::rng().random_range(0.0..=2.0) * self.config.choose_after.as_secs_f64();
+            info!("waiting {wait:.1} s so that servers that start together see each other");
+            tokio::time::sleep(Duration::from_secs_f64(wait)).await;
+        }
         let snapshot = self.directory.refresh().await;
         Ok(placement::choose(&snapshot, count))
     }

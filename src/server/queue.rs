@@ -30,7 +30,7 @@ struct Shared<T> {
 #[derive(Debug)]
 struct State<T> {
     jobs: Vec<T>,
-    /// Jobs that the taker had when it looked last.
+    /// Jobs that the taker had when it looked last, without those that it let go since.
     held: usize,
     closed: bool,
     /// The taker has nothing to do and sleeps. Nobody is woken who does not: that is a call to the system.
@@ -123,6 +123,12 @@ impl<T> Queue<T> {
         !state.closed
     }
 
+    /// The taker has one job less. It says so before it answers, so that whoever sends the next one at once finds room.
+    pub(crate) fn release(&self) {
+        let mut state = self.lock();
+        state.held = state.held.saturating_sub(1);
+    }
+
     /// Jobs that wait or run.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
@@ -173,6 +179,19 @@ mod tests {
         assert_eq!(queue.submit(3, false), Err(SubmitError::Full { queued: 2, limit: 2 }));
         assert!(queue.collect(&mut Vec::new(), 1));
         queue.submit(3, false).unwrap();
+    }
+
+    #[test]
+    fn a_job_that_was_let_go_makes_room_before_the_taker_looks_again() {
+        let queue = Queue::new(1);
+        queue.submit(1, false).unwrap();
+        assert!(queue.collect(&mut Vec::new(), 0));
+        assert_eq!(queue.submit(2, false), Err(SubmitError::Full { queued: 1, limit: 1 }));
+        queue.release();
+        queue.submit(2, false).unwrap();
+        let mut jobs = Vec::new();
+        assert!(queue.collect(&mut jobs, 0));
+        assert_eq!((jobs, queue.len()), (vec![2], 1));
     }
 
     #[test]

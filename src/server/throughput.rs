@@ -233,20 +233,21 @@ pub fn combine(compute: ComputeRates, line: Option<Line>, load: Load) -> Rates {
         forward_rps: Some(compute.forward_rps),
         network_rps: Some(network_rps),
     };
-    let megabits = bits / 1e6;
-    match line {
-        Some(Line { peers, .. }) => info!(
-            megabits,
-            peers,
-            ?rates,
-            "throughput, the network part measured with peers"
-        ),
-        None => info!(
-            megabits,
-            ?rates,
-            "throughput; no peer to measure the network with, 100 Mbit/s are assumed"
-        ),
-    }
+    let source = match line {
+        Some(_) => "the network part measured with peers",
+        None => "no peer to measure the network with, 100 Mbit/s are assumed",
+    };
+    let rounded = |rate: f64| (rate * 10.0).round() / 10.0;
+    info!(
+        megabits = rounded(bits / 1e6),
+        peers = line.map_or(0, |line| line.peers),
+        tokens_per_second = rounded(rates.throughput),
+        relayed_tokens_per_second = rounded(rates.relayed_throughput),
+        inference_rps = rounded(compute.inference_rps),
+        forward_rps = rounded(compute.forward_rps),
+        network_rps = rounded(network_rps),
+        "throughput; {source}"
+    );
     rates
 }
 

@@ -334,12 +334,16 @@ impl Compute {
                 Kind::Step { step, reply } => {
                     let step = Riding::new(step, reply, (submitted, ticket), (&self.blocks, &self.counters));
                     if step.is_over() {
+                        self.queue.release();
                         step.finish(&self.counters);
                     } else {
                         self.steps.push(step);
                     }
                 }
-                Kind::Forward { work, reply, .. } if work.x.data.is_empty() => drop(reply.send(Ok(work.x))),
+                Kind::Forward { work, reply, .. } if work.x.data.is_empty() => {
+                    self.queue.release();
+                    drop(reply.send(Ok(work.x)));
+                }
                 Kind::Forward { work, adapter, reply } => {
                     let origin = work.origin;
                     let pass = Box::new(Forward::new(&self.blocks, work, adapter));
@@ -448,6 +452,7 @@ impl Compute {
                 if step.is_short() {
                     self.last_short = Some(Instant::now());
                 }
+                self.queue.release();
                 self.steps.remove(idx).finish(&self.counters);
             } else if through {
                 let step = self.steps.remove(idx);

@@ -72,6 +72,9 @@ impl Drop for Stopped<'_> {
 async fn reverse(doings: &Doings, running: Running) -> Result<Output, String> {
     let prompt = running.order.prompt;
     doings.begun.notify_one();
+    if prompt.starts_with("refuse") {
+        return Err("not here".to_owned());
+    }
     let stopped = Stopped(&doings.stopped);
     if prompt.starts_with("wait") {
         doings.gate.notified().await;
@@ -217,6 +220,20 @@ async fn results_without_a_true_receipt_are_not_taken() {
     let delivery = delivery.unwrap();
     assert_eq!((delivery.text.as_str(), delivery.attempts), ("olleh", 2));
     assert_ne!(delivery.worker, liar.p2p.peer_id());
+}
+
+#[tokio::test]
+async fn a_job_that_the_only_worker_refuses_is_given_to_it_once_and_ends_with_its_reason() {
+    let (worker, _) = worker().await;
+    let submitter = Node::new(true).await;
+    submitter.knows(&worker).await;
+    // Longer than those are left out that may take it later.
+    let patience = Duration::from_secs(5);
+    let job = jobs::submit(&submitter.p2p, order("refuse this"), patience, &submitter.tasks);
+    let outcome = tokio::time::timeout(LIMIT, job).await.expect("an end in time");
+    let why = outcome.unwrap_err().to_string();
+    assert!(why.starts_with("given once to one worker in vain, "), "{why}");
+    assert!(why.ends_with(": not here"), "{why}");
 }
 
 #[tokio::test]

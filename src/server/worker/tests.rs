@@ -429,6 +429,17 @@ async fn overload_is_answered_at_once_and_the_owner_still_finds_room() {
 }
 
 #[tokio::test]
+async fn one_session_alone_is_not_refused_by_a_queue_for_one() {
+    let (blocks, mut rng) = (blocks(WeightDType::F32), StdRng::seed_from_u64(10));
+    let worker = start_with(&blocks, 1, 1.0);
+    let mut session = Session::new(&worker, &blocks, &[0], 1, 512).await;
+    for tokens in (0..400).map(|step| step % 2) {
+        session.step(random(&mut rng, 1, tokens), None).await.unwrap();
+    }
+    worker.stop();
+}
+
+#[tokio::test]
 async fn a_worker_that_rests_most_of_the_time_computes_the_same_and_ends_at_once() {
     let (blocks, mut rng) = (blocks(WeightDType::F32), StdRng::seed_from_u64(8));
     let (all, some) = (start(&blocks), start_with(&blocks, 8, 0.1));

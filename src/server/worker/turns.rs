@@ -122,11 +122,13 @@ impl Compute {
         match outcome {
             Err(error) => {
                 note_loss(&self.lost, &error);
+                self.queue.release();
                 queued.job.fail(error);
             }
             Ok(tokens) => {
                 self.pace.ran(tokens, took);
                 if queued.job.is_done() {
+                    self.queue.release();
                     queued.job.finish();
                 } else {
                     self.training.push_back(queued);
