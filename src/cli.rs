@@ -33,6 +33,7 @@ mod node;
 mod orders;
 mod otlp;
 mod output;
+mod parsers;
 mod plain;
 mod polite;
 mod progress;
@@ -94,7 +95,20 @@ struct Cli {
 
 /// The definition of the command line.
 pub(crate) fn command() -> clap::Command {
-    Cli::command()
+    naming_flags(Cli::command())
+}
+
+/// Lets what checks an option's values see negative numbers too, so that it is the option that is named, and not an argument
+/// that nobody knows.
+fn naming_flags(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let takes_values = !arg.is_positional() && arg.get_action().takes_values();
+        match takes_values {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        }
+    });
+    command.mut_subcommands(naming_flags)
 }
 
 #[derive(Debug, Subcommand)]
@@ -307,7 +321,24 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn negative_numbers_are_refused_with_the_name_of_the_flag() {
+        for line in [
+            "sepal serve demo --max-queue -1",
+            "sepal serve demo --port -1",
+            "sepal api demo --queue -1",
+            "sepal generate demo --prompt x --top-k -1",
+        ] {
+            let error = command().try_get_matches_from(line.split_whitespace()).unwrap_err();
+            let said = error.to_string();
+            let flag = line.split_whitespace().rev().nth(1).unwrap();
+            assert!(said.contains(&format!("invalid value '-1' for '{flag} <")), "{said}");
+        }
+        let line = "sepal generate demo --prompt x --presence-penalty -1.5";
+        assert!(command().try_get_matches_from(line.split_whitespace()).is_ok());
     }
 
     /// A person reads the help of one command without that of the others.

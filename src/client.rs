@@ -509,6 +509,14 @@ impl Shared {
         avoided.collect()
     }
 
+    /// Tokens that one more session could reserve on a server, by its record: that counts keys, values and every block.
+    fn room_left(&self, peer: PeerId) -> Option<usize> {
+        let snapshot = self.directory.snapshot();
+        let span = snapshot.spans.iter().find(|span| span.peer == peer)?;
+        let left = span.info.cache_tokens_left? / (2 * u64::from(span.n_blocks().max(1)));
+        usize::try_from(left).ok()
+    }
+
     /// What a server calls itself.
     fn public_name(&self, peer: PeerId) -> Option<String> {
         let snapshot = self.directory.snapshot();

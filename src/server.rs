@@ -129,7 +129,7 @@ pub struct Config {
     pub balance_quality: f64,
     /// Mean time between two looks at whether to move.
     pub mean_balance_check_period: Duration,
-    /// Mean wait before choosing blocks; not used when they are fixed.
+    /// Mean wait before choosing blocks, for others that start at the same time; not used when they are fixed.
     pub choose_after: Duration,
     /// How long after a move new sessions may still be opened at the blocks that were left.
     pub linger: Duration,

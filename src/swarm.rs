@@ -66,4 +66,4 @@ pub(crate) mod testing;
 
 pub use directory::Directory;
 pub use node::{JoinError, Node};
-pub use spans::{Snapshot, Span};
+pub use spans::{AdapterGap, Snapshot, Span};

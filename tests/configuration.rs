@@ -56,6 +56,10 @@ fn a_file_is_made_from_a_command_line_and_says_the_same() {
     assert!(printed(&sepal(folder, "init --force", &[])).contains("wrote"));
     let shown = printed(&sepal(folder, "config", &[]));
     assert!(!shown.contains('='), "nothing is set: {shown}");
+    assert!(
+        shown.contains("\n# nothing is set; `sepal config serve` shows "),
+        "{shown}"
+    );
 }
 
 #[test]

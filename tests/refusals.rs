@@ -103,6 +103,32 @@ fn a_variable_for_the_log_that_is_not_understood_is_said() {
 }
 
 #[test]
+fn values_with_which_a_server_is_of_no_use_are_refused() {
+    let positive: &[&str] = &["a positive number, got \"0\""];
+    refuses(&[
+        ("serve demo --attn-cache-tokens 0", USAGE, positive),
+        ("serve demo --attn-cache-tokens demo=0", USAGE, positive),
+        ("serve demo --max-batch-size 0", USAGE, positive),
+        ("serve demo --inference-max-length 0", USAGE, positive),
+        (
+            "serve demo --throughput 1e300",
+            USAGE,
+            &["--throughput", "nobody believes more than 1e9 tokens per second"],
+        ),
+        (
+            "serve demo --dtype int8",
+            USAGE,
+            &["expected one of auto, float32, bfloat16, float16, got \"int8\""],
+        ),
+        (
+            "serve demo --kv-dtype q4",
+            USAGE,
+            &["expected one of auto, float32, bfloat16, float16, int8, got \"q4\""],
+        ),
+    ]);
+}
+
+#[test]
 fn commands_about_the_machine_say_what_they_cannot_do() {
     refuses(&[
         (

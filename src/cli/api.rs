@@ -15,7 +15,9 @@ use super::{
     model::Model,
     models::{ForModel, ModelsArgs, of, refuse_stray, stray},
     node::{self, Node},
-    otlp, output, signals,
+    otlp, output,
+    parsers::{socket_addr, whole},
+    signals,
     swarm::SwarmArgs,
 };
 use crate::{
@@ -32,7 +34,7 @@ pub(super) struct Args {
     #[command(flatten)]
     swarm: SwarmArgs,
     /// Where to listen. Without --api-keys whoever reaches this address can use the models.
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080", value_parser = socket_addr)]
     http: SocketAddr,
     /// Name of the model in requests [default: MODEL, of a folder or file its last part].
     #[arg(long, value_name = "[MODEL=]NAME", value_parser = ForModel::<String>::parse)]
@@ -63,16 +65,16 @@ pub(super) struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_positive)]
     parallel: usize,
     /// Requests that may wait for that; more are refused at once.
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole::<usize>)]
     queue: usize,
     /// Longest answer in a chat, in tokens, where a request does not say: servers reserve memory for it.
     #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = parse_positive)]
     default_max_tokens: usize,
     /// Conversations of each model whose sessions stay open on the servers, for when they go on.
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole::<usize>)]
     keep_sessions: usize,
     /// How long they stay, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = whole::<u64>)]
     keep_seconds: u64,
     /// Page of another site that may use the API from a browser, such as https://chat.example, or * for all; may be given
     /// several times.

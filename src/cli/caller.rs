@@ -178,15 +178,17 @@ impl CallerArgs {
         }
     }
 
-    /// The small model that guesses, if one was given and anything is guessed.
+    /// The small model that guesses, if one was given.
     ///
     /// # Errors
-    /// It is nowhere, has other tokens, or there is no room for it.
+    /// Nothing is to be guessed. It is nowhere, has other tokens, or there is no room for it.
     async fn draft(&self, model: &Model) -> anyhow::Result<Option<DraftModel>> {
-        let given = of(&self.draft, &model.name).filter(|_| self.speculate != Speculate::Off);
-        let Some(name) = given.cloned() else {
+        let Some(name) = of(&self.draft, &model.name).cloned() else {
             return Ok(None);
         };
+        if self.speculate == Speculate::Off {
+            anyhow::bail!("--draft {name} would guess nothing with --speculate off: leave out one of the two");
+        }
         let (large, quant) = (model.source.clone(), self.draft_quant);
         let hub = HubOptions {
             revision: None,

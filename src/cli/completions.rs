@@ -47,17 +47,18 @@ pub(super) fn manual(args: &ManArgs, command: &Command) -> anyhow::Result<()> {
         output::piece(&page(&built, "sepal")?);
         return Ok(());
     };
-    let write = |name: &str, command: &Command| -> anyhow::Result<()> {
-        let file = folder.join(format!("{name}.1"));
-        fs::write(&file, page(command, name)?).with_context(|| format!("cannot write {}", file.display()))?;
-        output::line(file.display());
-        Ok(())
-    };
     make(folder)?;
-    write("sepal", &built)?;
-    let commands = built.get_subcommands().filter(|command| !command.is_hide_set());
-    for command in commands.filter(|command| command.get_name() != "help") {
-        write(&format!("sepal-{}", command.get_name()), command)?;
+    write(folder, "sepal", &built)
+}
+
+/// Writes the page of a command, and those of the commands in it.
+fn write(folder: &Path, name: &str, command: &Command) -> anyhow::Result<()> {
+    let file = folder.join(format!("{name}.1"));
+    fs::write(&file, page(command, name)?).with_context(|| format!("cannot write {}", file.display()))?;
+    output::line(file.display());
+    let commands = command.get_subcommands().filter(|command| !command.is_hide_set());
+    for inner in commands.filter(|command| command.get_name() != "help") {
+        write(folder, &format!("{name}-{}", inner.get_name()), inner)?;
     }
     Ok(())
 }
@@ -103,6 +104,10 @@ mod tests {
         assert!(read("sepal.1").contains("eligible"));
         assert!(read("sepal-serve.1").contains("attn\\-cache\\-tokens"));
         assert!(read("sepal-eligible.1").starts_with(".ie"), "no page");
-        assert!(!folder.path().join("man/man1/sepal-help.1").exists());
+        assert!(read("sepal-job-submit.1").contains("priority"));
+        assert!(read("sepal-receipts-verify.1").contains("FILE"));
+        for none in ["sepal-help.1", "sepal-job-help.1"] {
+            assert!(!folder.path().join("man/man1").join(none).exists(), "{none}");
+        }
     }
 }

@@ -20,6 +20,7 @@ use super::{
     model::{Model, ModelArgs},
     node::{self, Node},
     output,
+    parsers::socket_addr,
     quant::QuantArgs,
     signals,
     swarm::Swarm,
@@ -37,7 +38,9 @@ use crate::{
 /// Servers in the demonstration; each holds an equal part of the model.
 const N_SERVERS: u32 = 2;
 
+// There is one model, so that nothing is said of each of several.
 #[derive(Debug, ClapArgs)]
+#[command(mut_arg("quant", |arg| arg.value_name("auto|none|int8|q4_0|q4_k|nf4")))]
 pub(super) struct Args {
     /// What to ask.
     #[arg(long, value_name = "TEXT", default_value = "What is 2+2?")]
@@ -52,7 +55,7 @@ pub(super) struct Args {
     #[command(flatten)]
     quant: QuantArgs,
     /// Leave the swarm running afterwards and serve its model at this address, as `sepal api` does.
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = socket_addr)]
     http: Option<SocketAddr>,
     #[command(flatten)]
     access: AccessArgs,

@@ -101,11 +101,17 @@ pub(super) fn configuration_files() -> Vec<PathBuf> {
 }
 
 /// Where the control sockets of this user's processes are: in the folder for such things, which is gone after a logout or
-/// does not exist for services, or else in the cache. New ones are made in the first.
+/// does not exist for services, or else in the cache. New ones are made in the first. That of the system's service is in the
+/// cache of `packaging/sepal.service`, which only root can enter.
 pub(super) fn control_folders() -> Vec<PathBuf> {
     let runtime = set("XDG_RUNTIME_DIR").filter(|folder| folder.is_dir());
     let runtime = runtime.map(|folder| folder.join("sepal"));
-    runtime.into_iter().chain([cache_folder().join("run")]).collect()
+    let mut folders: Vec<PathBuf> = runtime.into_iter().chain([cache_folder().join("run")]).collect();
+    let of_service = PathBuf::from("/var/cache/sepal/run");
+    if !folders.contains(&of_service) {
+        folders.push(of_service);
+    }
+    folders
 }
 
 /// The folder for what this program remembers between runs.

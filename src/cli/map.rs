@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use clap::Args as ClapArgs;
 
-use super::{model::Model, node::Node, otlp, output, swarm::Swarm};
+use super::{model::Model, node::Node, otlp, output, parsers::socket_addr, swarm::Swarm};
 use crate::{
     http::{self, OwnNumbers},
     model::{BUILTIN_NAME, BUILTIN_REPOSITORY},
@@ -14,7 +14,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, ClapArgs)]
 pub(super) struct MapArgs {
     /// Serve a health map of the swarm at this address: a page, JSON, and metrics for Prometheus, for whoever can reach it.
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = socket_addr)]
     pub(super) http: Option<SocketAddr>,
 }
 

@@ -12,7 +12,12 @@ use clap::Args as ClapArgs;
 use sepal_protocol::{Message, names, proto};
 use tracing::info;
 
-use super::{model::Model, polite, swarm::Swarm};
+use super::{
+    model::Model,
+    parsers::{ipv4, multiaddr, port},
+    polite,
+    swarm::Swarm,
+};
 use crate::{
     dht::Dht,
     p2p::{self, Bandwidth, Identity, Multiaddr, P2p, PeerId, RelayConfig, Router},
@@ -37,18 +42,19 @@ const LAN_WAIT: Duration = Duration::from_secs(4);
 pub(super) struct ListenArgs {
     /// Addresses to listen on [default: TCP and QUIC on PORT, IPv4 and IPv6: /ip4/0.0.0.0/tcp/PORT /ip6/::/tcp/PORT
     /// /ip4/0.0.0.0/udp/PORT/quic-v1 /ip6/::/udp/PORT/quic-v1].
-    #[arg(long, value_name = "ADDR", num_args = 1.., alias = "host_maddrs", alias = "host-maddrs")]
+    #[arg(long, value_name = "ADDR", num_args = 1.., value_parser = multiaddr, alias = "host_maddrs", alias = "host-maddrs")]
     listen: Vec<Multiaddr>,
     /// TCP and UDP port to listen on when --listen is not given; 0 takes any free one.
-    #[arg(long, default_value_t = 0, conflicts_with = "listen")]
+    #[arg(long, default_value_t = 0, value_parser = port, conflicts_with = "listen")]
     port: u16,
     /// Addresses to tell others instead of those we listen on.
-    #[arg(long, value_name = "ADDR", num_args = 1.., alias = "announce_maddrs", alias = "announce-maddrs")]
+    #[arg(long, value_name = "ADDR", num_args = 1.., value_parser = multiaddr, alias = "announce_maddrs", alias = "announce-maddrs")]
     announce_addrs: Vec<Multiaddr>,
     /// IPv4 address under which others reach --port.
     #[arg(
         long,
         value_name = "IP",
+        value_parser = ipv4,
         alias = "public_ip",
         requires = "port",
         conflicts_with = "announce_addrs"
@@ -145,7 +151,7 @@ fn on_every(ips: &[&str], port: u16, swarm: &Swarm) -> anyhow::Result<Vec<Multia
 }
 
 fn parse_peer_addr(text: &str) -> Result<Multiaddr, String> {
-    let addr: Multiaddr = text.parse().map_err(|error| format!("{error}"))?;
+    let addr = multiaddr(text)?;
     match p2p::peer_id_of(&addr) {
         Some(_) => Ok(addr),
         None => Err("does not end in /p2p/PEER_ID".to_owned()),
@@ -326,7 +332,7 @@ impl Node {
     /// When none of the initial peers can be used; says what each did. When a client finds nobody.
     pub(super) async fn join(&self) -> anyhow::Result<()> {
         let joined = self
-            .bootstrap("check the addresses in --initial-peers, or start one of your own with --new-swarm")
+            .bootstrap("check the addresses in --initial-peers, or start a swarm of your own with sepal serve MODEL --new-swarm")
             .await;
         let Some(neighbours) = &self.lan else {
             return joined.map(drop);

@@ -8,6 +8,12 @@ pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if acts(c) { '\u{fffd}' } else { c }).collect()
 }
 
+/// A text of several lines in one.
+pub(super) fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join("; ")
+}
+
 /// The first `width` characters of that.
 pub(super) fn cut(text: &str, width: usize) -> String {
     plain(text).chars().take(width).collect()
@@ -47,6 +53,8 @@ mod tests {
             "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}c"
         );
         assert_eq!(cut("häuser", 3), "häu");
+        assert_eq!(one_line("several:\n  a\r\n\n  b"), "several:; a; b");
+        assert_eq!(one_line("one"), "one");
         assert_eq!(short_peer("12D3KooWQnwEGNqcM2"), "wEGNqcM2");
         assert_eq!(short_peer("x"), "x");
     }

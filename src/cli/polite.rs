@@ -11,7 +11,11 @@ use jiff::{Timestamp, Zoned};
 use tracing::{info, warn};
 
 pub(super) use self::values::bandwidth;
-use self::{hours::Hours, values::Listed};
+use self::{
+    hours::{Hours, Moment},
+    values::Listed,
+};
+use super::parsers::at_least_one;
 use crate::{
     p2p::PeerId,
     server::{Politeness, Quotas, Server, Who},
@@ -43,10 +47,10 @@ pub(super) struct PoliteArgs {
     #[arg(long, value_name = "PEER|IP|NETWORK|@FILE", num_args = 1.., value_parser = values::who)]
     deny: Vec<Listed<Who>>,
     /// Sessions that one peer may have open; more are refused.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     max_sessions_per_peer: Option<u32>,
     /// Tokens that one peer may have computed in a minute; more are refused until then.
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     max_tokens_per_peer: Option<u32>,
     /// Part of a model's attention cache that one peer may reserve, such as 25%.
     #[arg(long, value_name = "PERCENT", value_parser = values::percent)]
@@ -76,7 +80,9 @@ impl PoliteArgs {
     pub(super) fn keep_hours(&self, servers: &[Arc<Server>], tasks: &Tasks) {
         let Some(hours) = self.schedule.clone() else { return };
         let servers = servers.to_vec();
-        told(&hours, &servers, &Zoned::now());
+        let now = Zoned::now();
+        told(&hours, &servers, &now);
+        info!(%hours, "{}", said(&hours.at(&now), &now));
         tasks.spawn_until_stopped("hours", keep(hours, servers, Zoned::now));
     }
 }
@@ -97,12 +103,24 @@ fn told(hours: &Hours, servers: &[Arc<Server>], now: &Zoned) -> bool {
     changes.contains(&true)
 }
 
+/// What the hours are, for whoever reads the log.
+fn said(moment: &Moment, now: &Zoned) -> String {
+    let until = moment.until.map_or_else(String::new, |until| {
+        let until = until.to_zoned(now.time_zone().clone());
+        format!(" until {}", until.strftime("%a %H:%M"))
+    });
+    match moment.within {
+        true => format!("the schedule lets new sessions in{until}"),
+        false => format!("paused by the schedule{until}"),
+    }
+}
+
 /// Pauses and resumes the servers of a node as the hours and the clock say, for ever.
 async fn keep(hours: Hours, servers: Vec<Arc<Server>>, clock: impl Fn() -> Zoned) {
     loop {
         let now = clock();
         if told(&hours, &servers, &now) {
-            info!(%hours, within = hours.at(&now).within, "the hours in which new sessions are taken began or ended");
+            info!(%hours, "{}", said(&hours.at(&now), &now));
             for told in futures::future::join_all(servers.iter().map(|server| server.tell_pause())).await {
                 if let Err(error) = told {
                     warn!(

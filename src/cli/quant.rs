@@ -9,8 +9,8 @@ use crate::model::{WeightDType, WeightFormat};
 pub(super) struct QuantArgs {
     /// Keep weights in 8 or 4 bits, quantised as they are loaded: int8 or q8_0 (8.5 bits a weight in blocks of 32), q4_0 (4.5 bits in
     /// blocks of 32), q4_k (4.6 bits in blocks of 32, each with a scale and a minimum), nf4 (4.25 bits in blocks of 64,
-    /// quantiles of a normal distribution). none keeps them as --dtype says; auto does too, but leaves in blocks what the
-    /// model's files have so, such as GGUF files [default: auto].
+    /// quantiles of a normal distribution). none keeps them as precise as other numbers; auto does too, but leaves in blocks
+    /// what the model's files have so, such as GGUF files [default: auto].
     #[arg(
         long,
         value_name = "[MODEL=]auto|none|int8|q4_0|q4_k|nf4",

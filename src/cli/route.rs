@@ -86,8 +86,13 @@ async fn look(args: &Args, model: &Model, node: &node::Node) -> anyhow::Result<(
     let tokens = args.measure.unwrap_or(if args.why { MEASURED_TOKENS } else { 0 });
     let config = model.source.config();
     let measurement = match &explanation.chains {
-        Ok(_) if tokens > 0 => Some(measure(&scout, config.hidden_size, tokens).await?),
+        Ok(_) if tokens > 0 => Some(measure(&scout, config.hidden_size, tokens).await),
         _ => None,
+    };
+    // What is known is told all the same.
+    let (measurement, failure) = match measurement.transpose() {
+        Ok(measurement) => (measurement, None),
+        Err(error) => (None, Some(error)),
     };
     if measurement.is_some() {
         // What was expected stays what it was; what was measured of servers is known now.
@@ -106,9 +111,10 @@ async fn look(args: &Args, model: &Model, node: &node::Node) -> anyhow::Result<(
     } else {
         report.rows(args.why).into_iter().for_each(output::line);
     }
-    match report.explanation.chains {
-        Ok(_) => Ok(()),
-        Err(missing) => Err(missing.into()),
+    match (report.explanation.chains, failure) {
+        (Err(missing), _) => Err(missing.into()),
+        (Ok(_), Some(error)) => Err(error),
+        (Ok(_), None) => Ok(()),
     }
 }
 

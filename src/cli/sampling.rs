@@ -3,37 +3,38 @@
 use anyhow::bail;
 use clap::Args as ClapArgs;
 
+use super::parsers::{number, whole};
 use crate::model::SamplingParams;
 
 /// How tokens are chosen. Everything not given comes from the model's generation_config.json.
 #[derive(Debug, Default, ClapArgs)]
 pub(super) struct SamplingArgs {
     /// 0 always takes the most likely token.
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", value_parser = number::<f32>)]
     temperature: Option<f32>,
     /// Only the K most likely tokens; 0 for all.
-    #[arg(long, value_name = "K", alias = "top_k")]
+    #[arg(long, value_name = "K", alias = "top_k", value_parser = whole::<usize>)]
     top_k: Option<usize>,
     /// Only the most likely tokens that together have this probability.
-    #[arg(long, value_name = "P", alias = "top_p", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", alias = "top_p", value_parser = number::<f32>)]
     top_p: Option<f32>,
     /// More than 1 makes tokens that were there before less likely.
-    #[arg(long, value_name = "R", alias = "repetition_penalty", allow_negative_numbers = true)]
+    #[arg(long, value_name = "R", alias = "repetition_penalty", value_parser = number::<f32>)]
     repetition_penalty: Option<f32>,
     /// Only tokens that are at least P times as probable as the most probable one.
-    #[arg(long, value_name = "P", alias = "min_p", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", alias = "min_p", value_parser = number::<f32>)]
     min_p: Option<f32>,
     /// More than 0 makes tokens that were generated before less likely.
-    #[arg(long, value_name = "R", alias = "presence_penalty", allow_negative_numbers = true)]
+    #[arg(long, value_name = "R", alias = "presence_penalty", value_parser = number::<f32>)]
     presence_penalty: Option<f32>,
     /// More than 0 makes tokens less likely the more often they were generated before.
-    #[arg(long, value_name = "R", alias = "frequency_penalty", allow_negative_numbers = true)]
+    #[arg(long, value_name = "R", alias = "frequency_penalty", value_parser = number::<f32>)]
     frequency_penalty: Option<f32>,
     /// Add to the logit of a token, such as 50256=-100; may be given several times.
     #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias, alias = "logit_bias", allow_hyphen_values = true)]
     logit_bias: Vec<(u32, f32)>,
     /// Makes sampling repeatable [default: a new one each time].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     seed: Option<u64>,
 }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::values::parse_seconds;
 use self::values::{
     CacheDtype, Compression, Dtype, Speed, blocks_of, count_of, dtype_of, kv_dtype_of, parse_positive, throughput_of,
+    tokens_of,
 };
 use super::{
     compute::{ComputeArgs, DeviceArgs},
@@ -24,6 +25,7 @@ use super::{
     models::{ForModel, ModelsArgs, is_named, of, refuse_stray, stray},
     node::{self, ListenArgs},
     output,
+    parsers::number,
     polite::PoliteArgs,
     quant::QuantArgs,
     signals,
@@ -110,7 +112,7 @@ pub(super) struct Args {
 #[derive(Debug, ClapArgs)]
 struct LimitArgs {
     /// Attention cache per block, in tokens [default: 16384 with grouped heads, else 4096].
-    #[arg(long, value_name = "[MODEL=]TOKENS", value_parser = ForModel::<usize>::parse, alias = "attn_cache_tokens")]
+    #[arg(long, value_name = "[MODEL=]TOKENS", value_parser = tokens_of, alias = "attn_cache_tokens")]
     attn_cache_tokens: Vec<ForModel<usize>>,
     /// Precision of cached keys and values; auto takes that of the weights [default: auto].
     #[arg(long, value_name = "[MODEL=]auto|float32|bfloat16|float16|int8", value_parser = kv_dtype_of, alias = "kv_dtype")]
@@ -119,10 +121,10 @@ struct LimitArgs {
     #[arg(long, alias = "no_prefix_cache")]
     no_prefix_cache: bool,
     /// Longest session, in tokens [default: 8192 with grouped heads, else 2048].
-    #[arg(long, value_name = "TOKENS", alias = "inference_max_length")]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_positive, alias = "inference_max_length")]
     inference_max_length: Option<usize>,
     /// Most tokens in one request [default: 8192 with grouped heads, else 2048].
-    #[arg(long, value_name = "TOKENS", alias = "max_batch_size")]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_positive, alias = "max_batch_size")]
     max_batch_size: Option<usize>,
     /// Most bytes of activations that a long step computes on at a time.
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MAX_CHUNK_BYTES, value_parser = parse_positive, alias = "max_chunk_size_bytes")]
@@ -154,13 +156,7 @@ struct AnnounceArgs {
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     expiration: Option<Duration>,
     /// Move to other blocks when the swarm's slowest block would gain at least this much; 0 stays for ever.
-    #[arg(
-        long,
-        value_name = "RATIO",
-        default_value_t = 0.75,
-        alias = "balance_quality",
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "RATIO", default_value_t = 0.75, value_parser = number::<f64>, alias = "balance_quality")]
     balance_quality: f64,
     /// Mean seconds between two looks at whether to move.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds, alias = "mean_balance_check_period")]
@@ -182,7 +178,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let engine = args.compute.start()?;
     let configs: Vec<_> = models
         .iter()
-        .map(|model| args.server_config(model, &engine))
+        .map(|model| args.server_config(model, &swarm, &engine))
         .collect::<Result<_, _>>()?;
     let pairs = configs.iter().zip(&models);
     let formats: Vec<_> = pairs.map(|(config, model)| config.formats(&model.source)).collect();
@@ -413,7 +409,7 @@ impl Args {
         }
     }
 
-    fn server_config(&self, model: &Model, engine: &Engine) -> anyhow::Result<server::Config> {
+    fn server_config(&self, model: &Model, swarm: &Swarm, engine: &Engine) -> anyhow::Result<server::Config> {
         if !self.announcing.balance_quality.is_finite() || self.announcing.balance_quality < 0.0 {
             bail!(
                 "--balance-quality {} must be 0 or more",
@@ -432,6 +428,7 @@ impl Args {
         };
         let dtype = of(&self.dtype, &model.name).and_then(|dtype| dtype.chosen());
         let plain = dtype.unwrap_or_else(|| model.source.config().auto_dtype());
+        let usual = server::Config::new(model.prefix.clone(), self.choice(model)?, limits, engine);
         Ok(server::Config {
             dtype,
             quant: self.quant.chosen(&model.name, plain),
@@ -444,7 +441,12 @@ impl Args {
             expiration: self.announcing.expiration,
             balance_quality: self.announcing.balance_quality,
             mean_balance_check_period: self.announcing.mean_balance_check_period,
-            ..server::Config::new(model.prefix.clone(), self.choice(model)?, limits, engine)
+            // The first node of a swarm has nobody to wait for.
+            choose_after: match swarm.is_new() {
+                true => Duration::ZERO,
+                false => usual.choose_after,
+            },
+            ..usual
         })
     }
 }

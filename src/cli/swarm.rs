@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args as ClapArgs;
 
+use super::parsers::multiaddr;
 use crate::{
     p2p::{self, GossipConfig, Multiaddr, SwarmKey},
     swarm::models::PUBLIC_INITIAL_PEERS,
@@ -15,7 +16,7 @@ use crate::{
 pub(super) struct SwarmArgs {
     /// Nodes of the swarm to join [default: the public swarm; for bootstrap, eligible and benchmark none, for job the local
     /// network].
-    #[arg(long, value_name = "ADDR", num_args = 1.., alias = "initial_peers")]
+    #[arg(long, value_name = "ADDR", num_args = 1.., value_parser = multiaddr, alias = "initial_peers")]
     initial_peers: Vec<Multiaddr>,
     /// File with the key of a private swarm, which shuts out everyone without it; `sepal swarm-key FILE` makes one.
     #[arg(long, value_name = "FILE", alias = "swarm_key")]
@@ -41,6 +42,13 @@ pub(super) struct Swarm {
     pub(super) gossip: Option<GossipConfig>,
     /// What others add to their command lines besides an address.
     pub(super) flags: String,
+}
+
+impl Swarm {
+    /// Whether this node is the first one, and looks for no others.
+    pub(super) fn is_new(&self) -> bool {
+        self.initial_peers.is_empty() && self.lan.is_none()
+    }
 }
 
 impl SwarmArgs {
@@ -138,7 +146,8 @@ mod tests {
     fn without_initial_peers_the_swarm_is_the_public_one_unless_there_is_a_key() {
         let public = args(&[], None).joined().unwrap();
         assert_eq!(public.initial_peers.len(), PUBLIC_INITIAL_PEERS.len());
-        assert!(args(&[], None).new_or_joined().unwrap().initial_peers.is_empty());
+        assert!(!public.is_new());
+        assert!(args(&[], None).new_or_joined().unwrap().is_new());
 
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("swarm.key");
@@ -151,6 +160,7 @@ mod tests {
             ..args(&[], None)
         };
         assert!(lan.joined().unwrap().initial_peers.is_empty());
+        assert!(!lan.new_or_joined().unwrap().is_new(), "others may be there");
         assert_eq!(lan.joined_or_local().unwrap().lan.as_deref(), Some("home"));
         assert_eq!(
             args(&[], None).joined_or_local().unwrap().lan.as_deref(),

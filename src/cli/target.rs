@@ -13,7 +13,7 @@ use crate::control::{self, Connection, Found};
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(super) struct TargetArgs {
-    /// Which node, if several of yours run here: its name, or the beginning or end of it.
+    /// Which node, if several of yours run here: its name, the beginning or end of it, or its peer id.
     #[arg(long, value_name = "NAME", conflicts_with = "control")]
     node: Option<String>,
     /// The node that was started with --control PATH.
@@ -52,7 +52,10 @@ impl TargetArgs {
 fn choose(found: &[Found], name: Option<&str>) -> anyhow::Result<PathBuf> {
     let is_meant = |found: &&Found| match name {
         None => true,
-        Some(name) => name_of(found).starts_with(name) || name_of(found).ends_with(name),
+        Some(name) => {
+            let of_peer = found.who.as_ref().is_some_and(|who| who.peer_id.ends_with(name));
+            of_peer || name_of(found).starts_with(name) || name_of(found).ends_with(name)
+        }
     };
     let meant: Vec<&Found> = found.iter().filter(is_meant).collect();
     match (meant.as_slice(), name) {
@@ -106,6 +109,7 @@ mod tests {
     fn node(name: &str, command: &str) -> Found {
         let who = Who {
             name: name.to_owned(),
+            peer_id: format!("12D3KooWPeer{name}"),
             command: command.to_owned(),
             pid: 7,
             state: State::Online,
@@ -123,7 +127,7 @@ mod tests {
         let one = [node("aaaa1111", "serve")];
         assert_eq!(choose(&one, None).unwrap(), PathBuf::from("/run/aaaa1111.sock"));
         let two = [node("aaaa1111", "serve"), node("bbbb2222", "api")];
-        for name in ["bbbb2222", "bb", "2222"] {
+        for name in ["bbbb2222", "bb", "2222", "Peerbbbb2222", "12D3KooWPeerbbbb2222"] {
             assert_eq!(choose(&two, Some(name)).unwrap(), PathBuf::from("/run/bbbb2222.sock"));
         }
         let error = choose(&two, None).unwrap_err().to_string();

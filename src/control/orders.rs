@@ -78,7 +78,8 @@ impl Node {
         };
         let (before, given_up) = (self.state(), CancellationToken::new());
         self.orders.replace(Some(given_up.clone()));
-        info!(?limit, "draining: no new sessions, and an end after the last one");
+        let limit_s = limit.map(|limit| limit.as_secs_f64());
+        info!(limit_s, "draining: no new sessions, and an end after the last one");
         let announced = self.set_paused(true, Hold::ForGood).await;
         let this = self.clone();
         self.tasks.spawn_until_stopped("drain", async move {

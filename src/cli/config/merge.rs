@@ -11,6 +11,10 @@ use super::{
     value::{self, Given},
 };
 
+/// Options that the command line takes together, one for some models and the other for others, and that exclude each other
+/// where both are for all models.
+const ALTERNATIVES: [[&str; 2]; 1] = [["blocks", "num-blocks"]];
+
 /// An option of a command and what it is given in the end.
 #[derive(Debug)]
 pub(super) struct Effective<'a> {
@@ -163,6 +167,19 @@ impl<'a> Effective<'a> {
         !matches!(self.given, None | Some(Given::Off))
     }
 
+    /// Whether it says the same thing of all models, which `other` says in another way.
+    fn is_alternative_to(&self, other: &Self) -> bool {
+        let for_all = |effective: &Self| match &effective.given {
+            Some(Given::Values(values)) => !values.iter().any(|value| value.contains('=')),
+            _ => false,
+        };
+        let (own, others) = (self.option.key(), other.option.key());
+        let is_pair = ALTERNATIVES
+            .iter()
+            .any(|pair| *pair == [own, others] || *pair == [others, own]);
+        is_pair && for_all(self) && for_all(other)
+    }
+
     fn is_silenced_by(&self, other: &Self, options: &Options) -> bool {
         let excluded = |a: &Opt, b: &Opt| {
             let conflicts = options.command.get_arg_conflicts_with(&a.arg);
@@ -171,6 +188,8 @@ impl<'a> Effective<'a> {
         self.says_something()
             && other.says_something()
             && other.rank < self.rank
-            && (excluded(self.option, other.option) || excluded(other.option, self.option))
+            && (excluded(self.option, other.option)
+                || excluded(other.option, self.option)
+                || self.is_alternative_to(other))
     }
 }

@@ -110,6 +110,9 @@ fn page(configuration: &Configuration, around: &Surroundings, shown: &[Shown<'_>
             format!("# no file; looked for {}\n", looked.join(", "))
         }
     };
+    if shown.iter().all(|(_, effective)| effective.is_empty()) {
+        page.push_str("# nothing is set; `sepal config serve` shows what `sepal serve` runs with by default\n");
+    }
     for (options, effective) in shown.iter().filter(|(_, effective)| !effective.is_empty()) {
         page.push_str(&format!("\n[{}]\n", options.path.join(".")));
         for effective in effective {

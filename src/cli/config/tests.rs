@@ -260,6 +260,27 @@ fn whoever_counts_more_silences_what_excludes_it() {
 }
 
 #[test]
+fn blocks_and_their_number_exclude_each_other_unless_they_are_for_different_models() {
+    let count = [("SEPAL_NUM_BLOCKS", "2")];
+    let file = "[serve]\nblocks = '0:4'\n";
+    for (line, variables) in [
+        ("sepal serve demo", &count[..]),
+        ("sepal serve demo --num-blocks 2", &count[..0]),
+    ] {
+        let matches = parsed(line, file, variables).unwrap();
+        assert!(of_serve(&matches, "blocks").is_empty(), "{line}");
+        assert_eq!(of_serve(&matches, "num_blocks"), ["2"], "{line}");
+    }
+    let matches = parsed("sepal serve demo --blocks 4:8", file, &count).unwrap();
+    assert_eq!(of_serve(&matches, "blocks"), ["4:8"]);
+    assert!(of_serve(&matches, "num_blocks").is_empty());
+
+    let matches = parsed("sepal serve demo", "[serve]\nblocks = 'demo=0:4'\n", &count).unwrap();
+    assert_eq!(of_serve(&matches, "blocks"), ["demo=0:4"]);
+    assert_eq!(of_serve(&matches, "num_blocks"), ["2"]);
+}
+
+#[test]
 fn unknown_keys_are_named_with_their_line_and_the_nearest_right_one() {
     for (file, line, words) in [
         (
@@ -296,7 +317,10 @@ fn unknown_keys_are_named_with_their_line_and_the_nearest_right_one() {
 fn bad_values_are_named_with_their_place_and_what_the_flag_says() {
     for (file, words) in [
         ("[serve]\nthreads = 0", "sepal.toml:2: threads = 0: "),
-        ("port = 70000", "sepal.toml:1: port = 70000: 70000 is not in 0..=65535"),
+        (
+            "port = 70000",
+            "sepal.toml:1: port = 70000: expected a port from 0 to 65535",
+        ),
         ("no-relay = 'yes'", "no-relay = yes: expected true or false"),
         ("port = [1, 2]", "port = [1, 2]: expected one value, PORT, not a list"),
         (
@@ -345,6 +369,11 @@ fn unknown_variables_are_warned_of_and_those_of_kubernetes_are_not_ours() {
     assert_eq!(variables.file.as_deref(), Some("a.toml"));
     let variables = read(&[("SEPAL_SERVICE_HOST", "10.0.0.1"), ("SEPAL_PORT", "tcp://10.0.0.1:80")]);
     assert!(variables.settings.is_empty() && variables.warnings.is_empty());
+    let variables = read(&[("SEPAL_SERVE", "demo")]);
+    assert_eq!(
+        variables.warnings,
+        ["SEPAL_SERVE is a variable of scripts/install.sh and no option of sepal"]
+    );
 }
 
 #[test]

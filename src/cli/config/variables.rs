@@ -7,6 +7,9 @@ use super::{
 
 const PREFIX: &str = "SEPAL_";
 
+/// Variables of `scripts/install.sh` that are no options here.
+const OF_INSTALLER: [&str; 2] = ["SERVE", "PEERS"];
+
 /// What the environment says, for all commands, and what it says in vain.
 #[derive(Debug, Default)]
 pub(super) struct Variables {
@@ -42,6 +45,9 @@ impl Variables {
                     raw: Raw::Variable(value.clone()),
                     origin: Origin::Variable(name.clone()),
                 });
+            } else if OF_INSTALLER.contains(&rest) {
+                let warning = format!("{name} is a variable of scripts/install.sh and no option of sepal");
+                read.warnings.push(warning);
             } else {
                 let names = all(catalogue);
                 let near = nearest(&wanted, names.iter().map(String::as_str));

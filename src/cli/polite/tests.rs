@@ -1,6 +1,7 @@
 //! The flags as they are given, and hours kept by a server of a swarm.
 
 use clap::Parser;
+use jiff::{civil::date, tz::TimeZone};
 
 use super::*;
 
@@ -91,11 +92,32 @@ fn wrong_values_are_refused_with_the_flag_and_what_is_wanted() {
         (["--allow", "10.0.0.1/8"], "is no network"),
         (["--allow", "@/dev/null"], "@/dev/null lists nobody"),
         (["--deny", "@/no/such/file"], "/no/such/file cannot be read"),
-        (["--max-sessions-per-peer", "0"], "0 is not in 1.."),
-        (["--max-tokens-per-peer", "many"], "invalid digit"),
+        (
+            ["--max-sessions-per-peer", "0"],
+            "expected a whole number from 1 on, got \"0\"",
+        ),
+        (
+            ["--max-tokens-per-peer", "1k"],
+            "expected a whole number from 1 on, got \"1k\"",
+        ),
         (["--max-cache-per-peer", "0%"], "a percentage from above 0 to 100"),
     ] {
         let error = parse(&args).unwrap_err();
         assert!(error.contains(args[0]) && error.contains(says), "{error}");
     }
+}
+
+#[test]
+fn the_log_says_what_the_hours_are_and_until_when() {
+    let nights: Hours = "mon-fri 18:00-08:00".parse().unwrap();
+    // A Monday.
+    let at = |hour: i8| date(2026, 6, 1).at(hour, 0, 0, 0).to_zoned(TimeZone::UTC).unwrap();
+    let said = |hours: &Hours, now: &Zoned| said(&hours.at(now), now);
+    assert_eq!(said(&nights, &at(12)), "paused by the schedule until Mon 18:00");
+    assert_eq!(
+        said(&nights, &at(19)),
+        "the schedule lets new sessions in until Tue 08:00"
+    );
+    let always: Hours = "daily".parse().unwrap();
+    assert_eq!(said(&always, &at(12)), "the schedule lets new sessions in");
 }

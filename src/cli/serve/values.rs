@@ -8,6 +8,7 @@ use crate::{
     cli::models::ForModel,
     model::{KvDType, WeightDType},
     server::Throughput,
+    swarm::hygiene::MAX_TOKENS_PER_SECOND,
 };
 
 /// What `--throughput` says.
@@ -104,6 +105,9 @@ fn parse_speed(text: &str) -> Result<Speed, String> {
         _ => {}
     }
     match text.parse::<f64>() {
+        Ok(value) if value > MAX_TOKENS_PER_SECOND && value.is_finite() => Err(format!(
+            "nobody believes more than {MAX_TOKENS_PER_SECOND:e} tokens per second, got {text:?}"
+        )),
         Ok(value) if value.is_finite() && value >= 0.0 => Ok(Speed::Announce(Throughput::Fixed(value))),
         _ => Err(format!(
             "expected auto, eval, dry_run or a number of tokens per second, got {text:?}"
@@ -129,11 +133,23 @@ pub(super) fn throughput_of(text: &str) -> Result<ForModel<Speed>, String> {
 }
 
 pub(super) fn dtype_of(text: &str) -> Result<ForModel<Dtype>, String> {
-    ForModel::parse_with(text, |value| Dtype::from_str(value, true))
+    ForModel::parse_with(text, parse_variant)
 }
 
 pub(super) fn kv_dtype_of(text: &str) -> Result<ForModel<CacheDtype>, String> {
-    ForModel::parse_with(text, |value| CacheDtype::from_str(value, true))
+    ForModel::parse_with(text, parse_variant)
+}
+
+pub(super) fn tokens_of(text: &str) -> Result<ForModel<usize>, String> {
+    ForModel::parse_with(text, parse_positive)
+}
+
+fn parse_variant<T: ValueEnum>(text: &str) -> Result<T, String> {
+    T::from_str(text, true).map_err(|_| {
+        let variants = T::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        let names: Vec<String> = variants.map(|value| value.get_name().to_owned()).collect();
+        format!("expected one of {}, got {text:?}", names.join(", "))
+    })
 }
 
 pub(in crate::cli) fn parse_seconds(text: &str) -> Result<Duration, String> {
@@ -167,6 +183,23 @@ mod tests {
         assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
         for wrong in ["0", "-1", "inf", "nan", "soon"] {
             assert!(parse_seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_throughput_that_clients_do_not_believe_is_refused() {
+        let most = Speed::Announce(Throughput::Fixed(MAX_TOKENS_PER_SECOND));
+        assert_eq!(parse_speed("1e9"), Ok(most));
+        assert_eq!(
+            parse_speed("1e300").unwrap_err(),
+            "nobody believes more than 1e9 tokens per second, got \"1e300\""
+        );
+        for wrong in ["-1", "inf", "nan", "fast"] {
+            let error = parse_speed(wrong).unwrap_err();
+            assert!(
+                error.starts_with("expected auto, eval, dry_run or a number "),
+                "{error}"
+            );
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use jiff::{SignedDuration, Unit, Zoned};
 
-use super::super::plain::{cut, duration, milliseconds, short_peer};
+use super::super::plain::{cut, duration, milliseconds, one_line, short_peer};
 use crate::control::protocol::{
     ApiRow, Change, LogRow, ModelRow, PauseRow, PeerRow, QueueRow, RefusedRow, SessionRow, State, Status, Tokens,
 };
@@ -207,7 +207,7 @@ fn tokens(tokens: &Tokens) -> String {
 
 /// One warning or error.
 pub(in crate::cli) fn log_line(row: &LogRow) -> String {
-    format!("{} ago  {:<5} {}", duration(row.age_s), row.level, row.text)
+    format!("{} ago  {:<5} {}", duration(row.age_s), row.level, one_line(&row.text))
 }
 
 /// Who is connected.

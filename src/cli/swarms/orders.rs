@@ -8,6 +8,7 @@ use clap::Args as ClapArgs;
 use crate::{
     cli::{
         output,
+        parsers::{multiaddr, port},
         plain::{cut, duration, plain},
         serve,
         status::{self, show},
@@ -29,7 +30,7 @@ const ADDRESS: usize = 120;
 #[derive(Debug, ClapArgs)]
 pub(in crate::cli) struct ConnectArgs {
     /// Nodes of the swarm to join through, each ending in /p2p/PEER_ID.
-    #[arg(value_name = "ADDR", required = true)]
+    #[arg(value_name = "ADDR", required = true, value_parser = multiaddr)]
     addresses: Vec<Multiaddr>,
     /// What to call the swarm here [default: swarm-2, swarm-3 and so on].
     #[arg(long, value_name = "NAME")]
@@ -38,7 +39,7 @@ pub(in crate::cli) struct ConnectArgs {
     #[arg(long, value_name = "FILE", alias = "swarm_key")]
     swarm_key: Option<PathBuf>,
     /// TCP and UDP port to listen on in that swarm; 0 takes any free one.
-    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    #[arg(long, value_name = "PORT", default_value_t = 0, value_parser = port)]
     port: u16,
     #[command(flatten)]
     order: status::Args,
