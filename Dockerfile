@@ -1,6 +1,7 @@
 # A node in a container, as a user of its own:
 #   docker build -t sepal .
-#   docker run --rm --network host -v sepal:/var/lib/sepal sepal serve org/model --initial-peers ADDR --identity /var/lib/sepal/node.key
+#   docker run --rm --network host -v sepal:/var/lib/sepal sepal serve org/model --port 31330 --initial-peers ADDR \
+#       --identity /var/lib/sepal/node.key
 # Limits of memory (--memory 16g) count for what it takes on. --gpus all lends it NVIDIA cards; NVRTC and cuBLAS have to be in
 # the image then, from a base of nvidia/cuda with the runtime instead of the second one below.
 FROM rust:1.89-bookworm AS build

@@ -5,6 +5,12 @@
 # Needs: what scripts/python-env.sh needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+for argument in "$@"; do
+    case $argument in
+        -h | --help) sed -n '/^# Usage/s/^# //p' scripts/bench-dht.sh && exit ;;
+        '' | *[!0-9]*) echo "bench-dht.sh: $argument is no number; --help shows what there is" >&2 && exit 2 ;;
+    esac
+done
 python=$(scripts/python-env.sh)
 cargo build --release --locked --example dht_bench
 exec "$python" interop-tests/python/dht_bench.py "${CARGO_TARGET_DIR:-target}/release/examples/dht_bench" "$@"

@@ -8,7 +8,7 @@
 #   --archive FILE|URL  a release archive (scripts/release.sh makes them) instead of building; if SHA256SUMS lies beside it,
 #                       it has to be in there. Default inside of a clone: build it, which needs Rust and a C compiler.
 #   --prefix FOLDER     where to install; default: /usr/local for root, ~/.local for others
-#   --no-gauge          measure nothing
+#   --no-gauge          measure nothing, and do not list models
 #   --service           install a systemd unit that serves what SEPAL_SERVE says, for root of the system, else of the user
 #   --uninstall         remove what was installed; --purge also keys, measurements and the unit's state, but no models
 #
@@ -33,8 +33,11 @@ have() { command -v "$1" >/dev/null 2>&1; }
 archive='' prefix='' gauge=yes service=no uninstall=no purge=no
 while [ $# -gt 0 ]; do
     case $1 in
-        --archive) archive=${2:?--archive needs a file or an address} && shift ;;
-        --prefix) prefix=${2:?--prefix needs a folder} && shift ;;
+        --archive | --prefix)
+            [ -n "${2:-}" ] || fail "$1 needs a value; --help says which"
+            if [ "$1" = --archive ]; then archive=$2; else prefix=$2; fi
+            shift
+            ;;
         --no-gauge) gauge=no ;;
         --service) service=yes ;;
         --uninstall) uninstall=yes ;;
@@ -44,6 +47,10 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+if [ "$service" = yes ] && [ "$uninstall" = no ]; then
+    have systemctl || fail "--service needs systemd, and this machine has none"
+    [ -n "${SEPAL_SERVE:-}" ] || fail "--service needs SEPAL_SERVE: the model and the flags of sepal serve"
+fi
 
 home=${HOME:?HOME is not set}
 is_root=no
@@ -52,6 +59,7 @@ if [ -z "$prefix" ]; then
     prefix=$home/.local
     [ "$is_root" = no ] || prefix=/usr/local
 fi
+[ "$uninstall" = no ] || [ -d "$prefix" ] || fail "nothing is installed under $prefix"
 mkdir -p "$prefix" || fail "cannot make $prefix: give --prefix a folder that you may write to"
 prefix=$(cd "$prefix" && pwd)
 manifest=$prefix/share/sepal/installed
@@ -98,11 +106,13 @@ purge_unit() {
     fi
 }
 
+# There is one unit, and it may be that of another prefix.
+has_unit() { grep -qsF "ExecStart=$prefix/bin/sepal " "$units/sepal.service"; }
+
 remove_installed() {
     local unit=no
     [ -f "$manifest" ] || fail "nothing is installed under $prefix"
-    # There is one unit, and it may be that of another prefix.
-    if grep -qsF "ExecStart=$prefix/bin/sepal " "$units/sepal.service"; then
+    if has_unit; then
         unit=yes
         "${systemctl[@]}" disable --now sepal.service >/dev/null 2>&1 || true
         rm -f "$units/sepal.service" "$unit_flags"
@@ -222,12 +232,21 @@ case ":$PATH:" in
     *) say "note: $prefix/bin is not on your PATH: export PATH=\"$prefix/bin:\$PATH\"" ;;
 esac
 
+# A unit that runs goes on with the old program. --service restarts it after it is written anew.
+if [ "$service" = no ] && has_unit && [ "$("${systemctl[@]}" is-active sepal.service 2>/dev/null)" = active ]; then
+    if "${systemctl[@]}" restart sepal.service; then
+        say "restarted sepal.service, which serves with $version now"
+    else
+        say "warning: sepal.service still serves with the old program: ${systemctl[*]} restart sepal.service"
+    fi
+fi
+
 if [ "$gauge" = yes ]; then
     say ''
     "$sepal" info --save
+    say ''
+    "$sepal" eligible
 fi
-say ''
-"$sepal" eligible
 
 # A key of its own lets a node keep its name in the swarm.
 flags=()
@@ -241,8 +260,6 @@ serve_flags=("${flags[@]}")
 if [ -n "$node" ]; then serve_flags+=(--public-name "$node"); fi
 
 install_unit() {
-    have systemctl || fail "--service needs systemd, and this machine has none"
-    [ -n "$serve" ] || fail "--service needs SEPAL_SERVE: the model and the flags of sepal serve"
     mkdir -p "$units" "$(dirname "$unit_flags")"
     printf 'SERVE_FLAGS=%s %s\n' "$serve" "${serve_flags[*]}" >"$unit_flags"
     sed "s|^ExecStart=[^ ]*|ExecStart=$sepal|; s|^EnvironmentFile=.*|EnvironmentFile=$unit_flags|" "$work/new/sepal.service" >"$work/unit"

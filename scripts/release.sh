@@ -13,8 +13,13 @@ cd "$(dirname "$0")/.."
 out=${CARGO_TARGET_DIR:-target}/release-archives binary='' targets=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --out) out=$2 && shift ;;
-        --binary) binary=$2 && shift ;;
+        -h | --help) sed -n '/^# Usage/,/^# Needs/s/^# \{0,1\}//p' scripts/release.sh && exit ;;
+        --out | --binary)
+            [ -n "${2:-}" ] || { echo "release: $1 needs a value; --help shows how" >&2 && exit 2; }
+            if [ "$1" = --out ]; then out=$2; else binary=$2; fi
+            shift
+            ;;
+        -*) echo "release: no option $1; --help lists them" >&2 && exit 2 ;;
         *) targets+=("$1") ;;
     esac
     shift

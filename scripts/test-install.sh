@@ -29,6 +29,9 @@ says() { grep -qE -- "$2" "$work/$1.log" || fail "$1 does not say: $2"; }
 
 cargo build --bin sepal --locked
 target=$(uname -m)-unknown-linux-gnu
+scripts/release.sh --help | grep -q '^Usage: scripts/release\.sh' || fail 'release.sh does not say how it is used'
+if scripts/release.sh --nothing "$target" >"$work/option.log" 2>&1; then fail 'release.sh takes an option for a target'; fi
+says option '^release: no option --nothing; --help lists them$'
 scripts/release.sh --binary "${CARGO_TARGET_DIR:-target}/debug/sepal" --out "$work/archives" "$target"
 archive=$(echo "$work"/archives/sepal-*.tar.gz)
 tar -xzf "$archive" -C "$work" --strip-components=1 --wildcards '*/install.sh'
@@ -92,6 +95,7 @@ echo old >"$home/.local/share/sepal/old"
 echo share/sepal/old >>"$home/.local/share/sepal/installed"
 installs second bash "$work/install.sh" --archive "$archive" --no-gauge || fail 'it does not upgrade'
 says second '^upgraded sepal 0\.0\.1 to sepal '
+if grep -q '^meta-llama/' "$work/second.log"; then fail 'it lists models although nothing is to be measured'; fi
 [ ! -e "$home/.local/share/sepal/old" ] || fail 'a file of the old version is still there'
 
 # A release that is not what its checksum says, and one without.
@@ -111,15 +115,18 @@ while IFS='|' read -r words text; do
     says refused "^install\\.sh: $text"
 done <<ROWS
 bash $work/install.sh --quiet|unknown option --quiet; --help lists them
+bash $work/install.sh --archive|--archive needs a value; --help says which
 bash $work/install.sh --archive $work/none.tar.gz|there is no file $work/none\\.tar\\.gz
 bash $work/install.sh --archive $work/other.tar.gz|cannot unpack $work/other\\.tar\\.gz
 bash $work/install.sh --archive ftp://127.0.0.1:9/sepal.tar.gz|(curl is needed to get|cannot get) ftp://127\\.0\\.0\\.1:9/sepal\\.tar\\.gz
 bash $work/install.sh --archive $archive --prefix /proc/sepal|cannot make /proc/sepal: give --prefix a folder that you may write to
 bash $work/install.sh --uninstall --prefix $home/elsewhere|nothing is installed under $home/elsewhere
-bash $work/install.sh --archive $archive --no-gauge --service|--service needs (SEPAL_SERVE: the model and the flags|systemd)
+bash $work/install.sh --archive $archive --no-gauge --service --prefix $home/unserved|--service needs (SEPAL_SERVE: the model and the flags|systemd)
 NODE_NAME=a/b bash $work/install.sh --archive $archive|NODE_NAME=a/b cannot be the name of a file: leave out slashes
 SEPAL_SERVE=demo' bash $work/install.sh --archive $archive --no-gauge|SEPAL_SERVE has a quote without an end: demo'
 ROWS
+[ ! -e "$home/elsewhere" ] || fail 'uninstalling makes the folder that it takes from'
+[ ! -e "$home/unserved" ] || fail 'it installs before it looks whether it can'
 
 # Three nodes, one line each.
 await() {
