@@ -222,12 +222,12 @@ fn n_too_many(idle: &[Idle]) -> usize {
     idle.len().saturating_sub(n_kept.max(1))
 }
 
-/// How many tokens a session is to have room for that needs so many at first: to go on it may become longer, but never
-/// than the `context` of the model, of which it gets all if that is not much more.
+/// How many tokens a session is to have room for that needs so many at first: to go on it may become longer, but not than
+/// the `context` of the model, of which it gets all if that is not much more. Who goes beyond that at once may go on there.
 fn room(needed: usize, context: Option<usize>) -> usize {
     let more = needed.saturating_mul(ROOM);
     match context {
-        Some(context) if context < more.saturating_mul(2) => context.max(needed),
+        Some(context) if needed <= context && context < more.saturating_mul(2) => context,
         _ => more,
     }
 }
@@ -241,12 +241,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_gets_room_to_grow_and_no_more_than_the_context() {
+    fn a_session_gets_room_to_grow_within_the_context() {
         for (needed, context, expected) in [
             (100, Some(512), 200),
             (150, Some(512), 512),
             (512, Some(512), 512),
-            (600, Some(512), 600),
+            (600, Some(512), 1200),
             (100, None, 200),
             (usize::MAX, Some(512), usize::MAX),
         ] {
