@@ -155,7 +155,7 @@ impl Blocks {
         let mut reader = TensorReader::new(files, precision, &machine.engine);
         // Cards multiply prompts in the type that weights have.
         if !machine.has_cards() {
-            reader = reader.narrow();
+            reader = reader.narrow().rounding();
         }
         let places = spread(&machine, span.len()).map_err(LoadError::Card)?;
         let blocks: Result<Vec<_>, LoadError> = span

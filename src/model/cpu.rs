@@ -51,6 +51,9 @@ pub(crate) enum Level {
     /// AVX-512F and BW: 16 numbers at a time.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same, and products of pairs of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     /// 4 numbers at a time.
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -93,7 +96,7 @@ impl Engine {
     pub(crate) fn codes_bf16(&self) -> bool {
         match self.kernels.level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 | Level::Avx512 => true,
+            Level::Avx2 | Level::Avx512 | Level::Avx512Bf16 => true,
             _ => false,
         }
     }
@@ -134,6 +137,8 @@ impl Kernels {
             Level::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => "AVX-512 BF16",
             #[cfg(target_arch = "aarch64")]
             Level::Neon => "NEON",
         }
@@ -154,6 +159,9 @@ impl Kernels {
             }
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                 levels.push(Level::Avx512);
+                if is_x86_feature_detected!("avx512bf16") {
+                    levels.push(Level::Avx512Bf16);
+                }
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -173,6 +181,7 @@ pub(crate) fn features() -> Vec<&'static str> {
         ("avx512bw", is_x86_feature_detected!("avx512bw")),
         ("avx512vl", is_x86_feature_detected!("avx512vl")),
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
         ("avxvnni", is_x86_feature_detected!("avxvnni")),
     ];
     #[cfg(target_arch = "aarch64")]

@@ -113,6 +113,25 @@ impl Matrix {
         }))
     }
 
+    /// Has bf16 multiplied in pairs where the processor is quicker at that, which rounds what it is multiplied with to bf16.
+    pub(crate) fn rounding(mut self, engine: &Engine) -> Self {
+        match &mut self.packed {
+            Packed::Dense(dense) => dense.pair(engine.kernels),
+            Packed::Coded(coded) => coded.pair(engine.kernels),
+            Packed::Quantised(_) => {}
+        }
+        self
+    }
+
+    /// Whether it takes what it is multiplied with in pairs, if it is dense.
+    fn in_pairs(&self) -> Option<bool> {
+        match &self.packed {
+            Packed::Dense(dense) => Some(dense.in_pairs()),
+            Packed::Coded(coded) => Some(coded.in_pairs()),
+            Packed::Quantised(_) => None,
+        }
+    }
+
     /// Of codes and scales that are in their places.
     pub(crate) fn laid_out(matrix: QuantMatrix) -> Self {
         Self {
@@ -226,14 +245,18 @@ impl Matrix {
         x: &Activations<'_>,
         (widened, out): (&mut Buffer, &mut [f32]),
     ) {
+        let (rows, interleaved) = match self.in_pairs() {
+            Some(true) => (x.pairs, x.interleaved_pairs),
+            _ => (x.rows, x.interleaved),
+        };
         match &self.packed {
-            Packed::Dense(dense) => match x.interleaved {
+            Packed::Dense(dense) => match interleaved {
                 Some(x) => dense.multiply_many(kernels, panels, x, (widened, out)),
-                None => dense.multiply(kernels, panels, x.rows, out),
+                None => dense.multiply(kernels, panels, rows, out),
             },
-            Packed::Coded(coded) => match x.interleaved {
+            Packed::Coded(coded) => match interleaved {
                 Some(x) => coded.multiply_many(kernels, panels, x, (widened, out)),
-                None => coded.multiply(kernels, panels, x.rows, out),
+                None => coded.multiply(kernels, panels, rows, out),
             },
             Packed::Quantised(matrix) => x.quant.multiply(matrix.panels(panels), x.quantised, out),
         }
@@ -245,6 +268,9 @@ struct Activations<'a> {
     /// `[tokens, cols]`
     rows: &'a [f32],
     interleaved: Option<&'a Interleaved>,
+    /// `[tokens, cols / 2]`
+    pairs: &'a [f32],
+    interleaved_pairs: Option<&'a Interleaved>,
     quant: QuantKernels,
     quantised: &'a QuantTokens,
 }
@@ -406,10 +432,13 @@ fn region<const N: usize>(
         };
         Output { rows, data, add }
     });
-    let formats = || all.iter().map(|linear| linear.weight.format);
-    let (forms, dense) = (Forms::of(formats()), formats().any(|format| format.dtype().is_some()));
+    let wanted = wanted_by(all);
     let mut input = INPUT.take();
-    let limits = if dense { DENSE } else { QUANTISED };
+    let limits = if wanted.numbers || wanted.pairs {
+        DENSE
+    } else {
+        QUANTISED
+    };
     let step = tokens_at_a_time(tokens, limits.many);
     for first in (0..tokens).step_by(step) {
         let n_tokens = step.min(tokens - first);
@@ -423,14 +452,13 @@ fn region<const N: usize>(
             }
         });
         let few = n_tokens <= limits.few;
-        let wanted = Wanted {
-            interleaved: dense && !few,
-            forms,
-        };
+        let wanted = Wanted { few, ..wanted };
         let rows = input.set(engine, wanted, x.tokens(first..first + n_tokens, cols), cols);
         let activations = Activations {
             rows,
-            interleaved: wanted.interleaved.then_some(&input.interleaved),
+            interleaved: (!few).then_some(&input.interleaved),
+            pairs: input.pairs(),
+            interleaved_pairs: (!few).then_some(&input.interleaved_pairs),
             quant: engine.quant,
             quantised: &input.quantised,
         };
@@ -440,6 +468,17 @@ fn region<const N: usize>(
         });
     }
     INPUT.set(input);
+}
+
+/// The forms that these multiply x in.
+fn wanted_by(linears: &[&Linear]) -> Wanted {
+    let dense = |in_pairs| linears.iter().any(|linear| linear.weight.in_pairs() == Some(in_pairs));
+    Wanted {
+        numbers: dense(false),
+        pairs: dense(true),
+        few: true,
+        forms: Forms::of(linears.iter().map(|linear| linear.weight.format)),
+    }
 }
 
 /// `tokens` in equal parts of at most `most`.

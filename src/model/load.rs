@@ -44,6 +44,8 @@ pub(crate) struct TensorReader<'a> {
     precision: Precision,
     /// Whether matrices take fewer bits than wanted where that loses nothing.
     narrow: bool,
+    /// Whether what bf16 is multiplied with may be rounded to it.
+    rounding: bool,
     engine: &'a Engine,
     packed: Amount,
     open: HashMap<PathBuf, OpenFile>,
@@ -96,6 +98,7 @@ impl<'a> TensorReader<'a> {
             files,
             precision: precision.into(),
             narrow: false,
+            rounding: false,
             engine,
             packed: Amount::default(),
             open: HashMap::new(),
@@ -107,6 +110,13 @@ impl<'a> TensorReader<'a> {
     /// are those of the same weights, with less memory to hold and to read.
     pub(crate) fn narrow(mut self) -> Self {
         self.narrow = true;
+        self
+    }
+
+    /// Has what is multiplied with weights that are wanted in bf16 rounded to that too, where the processor's kernels are quicker
+    /// so. It is what a model cast to that type does, in PyTorch too.
+    pub(crate) fn rounding(mut self) -> Self {
+        self.rounding = true;
         self
     }
 
@@ -125,11 +135,16 @@ impl<'a> TensorReader<'a> {
         };
         let numbers = self.numbers(spec, None)?;
         let stored = numbers.as_slice().weight_dtype().map(WeightFormat::from);
-        let format = match (format, stored) {
+        let narrowed = match (format, stored) {
             (WeightFormat::F32, Some(stored)) if self.narrow => stored,
             _ => format,
         };
-        self.pack(format, spec, numbers.as_slice())
+        let matrix = self.pack(narrowed, spec, numbers.as_slice())?;
+        // Where f32 is wanted, what weights are multiplied with stays so too.
+        if self.rounding && format == WeightFormat::Bf16 {
+            return Ok(matrix.rounding(self.engine));
+        }
+        Ok(matrix)
     }
 
     fn pack(&self, format: WeightFormat, spec: &TensorSpec, numbers: Slice<'_>) -> Result<Matrix, LoadError> {

@@ -16,9 +16,12 @@ use half::bf16;
 
 use super::{
     Engine, Kernels, LANES, Rows, RowsMut,
-    dense::{Interleaved, multiply_parts, pack_panels},
+    dense::{Interleaved, can_be_paired, multiply_parts, multiply_rows, pack_panels},
     memory::{Buffer, Memory},
-    panels::{CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, TABLE, TABLE_BYTES, place_of},
+    panels::{
+        CodedPairs, CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, TABLE, TABLE_BYTES, dispatch, dispatch_pairs,
+        place_of,
+    },
 };
 
 /// Of so many weights one may be an exception. Trained ones have fewer by far; with more, they would take noticeable time.
@@ -38,6 +41,8 @@ pub(crate) type Rounded<'a> = dyn Fn(Range<usize>) -> Cow<'a, [bf16]> + Sync + '
 pub(crate) struct Coded {
     n_panels: usize,
     cols: usize,
+    /// Whether it is multiplied in pairs.
+    pairs: bool,
     memory: Memory,
     /// Those of each panel, k ascending.
     exceptions: Vec<Exception>,
@@ -93,10 +98,26 @@ impl Coded {
         Ok(Some(Self {
             n_panels,
             cols,
+            pairs: false,
             memory,
             exceptions,
             starts,
         }))
+    }
+
+    /// Has it multiplied in pairs from now on, if it can be.
+    pub(crate) fn pair(&mut self, kernels: Kernels) {
+        self.pairs = can_be_paired(kernels, self.cols);
+    }
+
+    /// Whether x is to be in pairs.
+    pub(crate) fn in_pairs(&self) -> bool {
+        self.pairs
+    }
+
+    /// Words of x that a token has.
+    fn words(&self) -> usize {
+        if self.pairs { self.cols / 2 } else { self.cols }
     }
 
     /// Bytes that it takes.
@@ -137,40 +158,25 @@ impl Coded {
         }
     }
 
-    /// Products of some of the panels with all of `x`, `[tokens, cols]`: `out` is `[tokens, 16 · panels]`.
+    /// Products of some of the panels with all of `x`, `[tokens, cols]` or pairs of these: `out` is `[tokens, 16 · panels]`.
     pub(crate) fn multiply(&self, kernels: Kernels, panels: Range<usize>, x: &[f32], out: &mut [f32]) {
-        const AT_ONCE: usize = 8;
-        let width = panels.len() * LANES;
-        for first in panels.clone().step_by(AT_ONCE) {
-            let n = AT_ONCE.min(panels.end - first);
-            let group: [CodedPanel; AT_ONCE] = std::array::from_fn(|i| self.panel_at(first + i.min(n - 1), 0));
-            let x_rows = Rows {
-                data: x,
-                stride: self.cols,
-            };
-            let out = RowsMut {
-                data: &mut out[(first - panels.start) * LANES..],
-                stride: width,
-            };
-            let tokens = x.len() / self.cols;
-            // SAFETY: the panels have all columns.
-            unsafe { kernels.multiply_coded((&group[..n], self.cols), x_rows, out, tokens) }
+        let words = self.words();
+        // SAFETY: the panels have all columns, and all else was checked.
+        if self.pairs {
+            let panel = |i| CodedPairs(self.panel_at(i, 0));
+            multiply_rows((panels.clone(), &panel), (x, words), out, |product, stride| unsafe {
+                dispatch_pairs!(kernels, multiply(product, stride));
+            });
+        } else {
+            let panel = |i| self.panel_at(i, 0);
+            multiply_rows((panels.clone(), &panel), (x, words), out, |product, stride| unsafe {
+                dispatch!(kernels, multiply(product, stride));
+            });
         }
-        let tokens = x.len() / self.cols;
-        for i in panels.clone() {
-            let (_, exceptions) = self.panel(i);
-            if !exceptions.is_empty() {
-                let x = Rows {
-                    data: x,
-                    stride: self.cols,
-                };
-                let out = RowsMut {
-                    data: &mut out[(i - panels.start) * LANES..],
-                    stride: width,
-                };
-                kernels.add_exceptions((exceptions, self.cols), x, out, tokens);
-            }
-        }
+        self.each_with_exceptions(panels, out, |exceptions, out| {
+            let x_rows = Rows { data: x, stride: words };
+            kernels.add_exceptions((exceptions, self.cols, self.pairs), x_rows, out, x.len() / words);
+        });
     }
 
     /// The same numbers, bit for bit, for many tokens. `widened` is memory that is used again.
@@ -184,19 +190,48 @@ impl Coded {
         x: &Interleaved,
         (widened, out): (&mut Buffer, &mut [f32]),
     ) {
-        // Parts begin at whole groups.
-        let panel = |i, part: &Range<usize>| self.panel_at(i, part.start / GROUP);
-        // SAFETY: the panels have all columns.
-        unsafe { multiply_parts(kernels, (panels.clone(), &panel), (x, self.cols), (widened, out)) }
+        // Parts begin at whole groups, also those of pairs. SAFETY: as above.
+        if self.pairs {
+            let panel = |i, part: &Range<usize>| CodedPairs(self.panel_at(i, part.start * 2 / GROUP));
+            let products = (widened, &mut *out);
+            multiply_parts(
+                (panels.clone(), &panel),
+                (x, self.words()),
+                products,
+                |product, to| unsafe {
+                    dispatch_pairs!(kernels, multiply_many(product, to));
+                },
+            );
+        } else {
+            let panel = |i, part: &Range<usize>| self.panel_at(i, part.start / GROUP);
+            let products = (widened, &mut *out);
+            multiply_parts(
+                (panels.clone(), &panel),
+                (x, self.words()),
+                products,
+                |product, to| unsafe {
+                    dispatch!(kernels, multiply_many(product, to));
+                },
+            );
+        }
+        self.each_with_exceptions(panels, out, |exceptions, out| {
+            kernels.add_exceptions_many((exceptions, self.cols, self.pairs), x.all(), out, x.tokens());
+        });
+    }
+
+    /// Calls `add` with the exceptions of each of these panels that has some, and with its part of their products.
+    fn each_with_exceptions(
+        &self,
+        panels: Range<usize>,
+        out: &mut [f32],
+        mut add: impl FnMut(&[Exception], RowsMut<'_>),
+    ) {
         let width = panels.len() * LANES;
         for i in panels.clone() {
             let (_, exceptions) = self.panel(i);
             if !exceptions.is_empty() {
-                let out = RowsMut {
-                    data: &mut out[(i - panels.start) * LANES..],
-                    stride: width,
-                };
-                kernels.add_exceptions_many((exceptions, self.cols), x.all(), out, x.tokens());
+                let data = &mut out[(i - panels.start) * LANES..];
+                add(exceptions, RowsMut { data, stride: width });
             }
         }
     }

@@ -13,7 +13,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use super::{
     Engine, Kernels, LANES, Rows, RowsMut,
     memory::{Buffer, Memory},
-    panels::{Element16, MAX_TOKEN_GROUP, PANEL_GROUP, Product, Stored, dispatch, parts},
+    panels::{Element16, MAX_TOKEN_GROUP, PANEL_GROUP, PairPanel, Product, dispatch, dispatch_pairs, parts},
     tiles::Start,
 };
 use crate::model::{WeightDType, number::Slice};
@@ -28,6 +28,8 @@ pub(crate) struct Dense {
     dtype: WeightDType,
     n_panels: usize,
     cols: usize,
+    /// Whether it is multiplied in pairs.
+    pairs: bool,
     memory: Memory,
 }
 
@@ -90,8 +92,19 @@ impl Dense {
             dtype,
             n_panels,
             cols,
+            pairs: false,
             memory,
         })
+    }
+
+    /// Has it multiplied in pairs from now on, if it can be.
+    pub(crate) fn pair(&mut self, kernels: Kernels) {
+        self.pairs = self.dtype == WeightDType::Bf16 && can_be_paired(kernels, self.cols);
+    }
+
+    /// Whether x is to be in pairs.
+    pub(crate) fn in_pairs(&self) -> bool {
+        self.pairs
     }
 
     /// Panel `i`, `[cols][16]`.
@@ -113,8 +126,15 @@ impl Dense {
         }
     }
 
-    /// Products of some of the panels with all of `x`, `[tokens, cols]`: `out` is `[tokens, 16 · panels]`.
+    /// Products of some of the panels with all of `x`, `[tokens, cols]` or pairs of these: `out` is `[tokens, 16 · panels]`.
     pub(crate) fn multiply(&self, kernels: Kernels, panels: Range<usize>, x: &[f32], out: &mut [f32]) {
+        if self.pairs {
+            let panel = |i| PairPanel(bf16::items(self.panel(i)).as_ptr());
+            return multiply_rows((panels, &panel), (x, self.cols / 2), out, |product, stride| {
+                // SAFETY: the panels have all columns, and all else was checked.
+                unsafe { dispatch_pairs!(kernels, multiply(product, stride)) }
+            });
+        }
         let width = panels.len() * LANES;
         for first in panels.clone().step_by(PANEL_GROUP) {
             let n = PANEL_GROUP.min(panels.end - first);
@@ -145,6 +165,21 @@ impl Dense {
         x: &Interleaved,
         (widened, out): (&mut Buffer, &mut [f32]),
     ) {
+        if self.pairs {
+            let panel = |i, part: &Range<usize>| {
+                let numbers = part.start * 2 * LANES..part.end * 2 * LANES;
+                PairPanel(bf16::items(self.panel(i).range(numbers)).as_ptr())
+            };
+            return multiply_parts(
+                (panels, &panel),
+                (x, self.cols / 2),
+                (widened, out),
+                |product, widened| {
+                    // SAFETY: the panels have all columns, and all else was checked.
+                    unsafe { dispatch_pairs!(kernels, multiply_many(product, widened)) }
+                },
+            );
+        }
         match self.dtype {
             WeightDType::F32 => self.multiply_many_of::<f32>(kernels, panels, x, (widened, out)),
             WeightDType::Bf16 => self.multiply_many_of::<bf16>(kernels, panels, x, (widened, out)),
@@ -161,30 +196,60 @@ impl Dense {
     ) {
         let panel =
             |i, part: &Range<usize>| E::items(self.panel(i).range(part.start * LANES..part.end * LANES)).as_ptr();
-        // SAFETY: the panels have all columns.
-        unsafe { multiply_parts(kernels, (panels, &panel), (x, self.cols), (widened, out)) }
+        multiply_parts((panels, &panel), (x, self.cols), (widened, out), |product, widened| {
+            // SAFETY: the panels have all columns, and all else was checked.
+            unsafe { dispatch!(kernels, multiply_many(product, widened)) }
+        });
+    }
+}
+
+/// Whether a matrix of bf16 can be multiplied in pairs: its columns would have to be some.
+pub(super) fn can_be_paired(kernels: Kernels, cols: usize) -> bool {
+    kernels.has_pairs() && cols.is_multiple_of(2)
+}
+
+/// Products of some panels with the rows `x`, `[tokens, depth]`, by `multiply`, which is given some panels at a time, and how
+/// far the rows are apart. All lengths but those of panels are checked.
+///
+/// # Panics
+/// If lengths do not fit together.
+pub(super) fn multiply_rows<S: Copy>(
+    (panels, panel): (Range<usize>, &dyn Fn(usize) -> S),
+    (x, depth): (&[f32], usize),
+    out: &mut [f32],
+    multiply: impl Fn(Product<'_, S>, usize),
+) {
+    let width = panels.len() * LANES;
+    for first in panels.clone().step_by(PANEL_GROUP) {
+        let n = PANEL_GROUP.min(panels.end - first);
+        let group: [S; PANEL_GROUP] = std::array::from_fn(|i| panel(first + i.min(n - 1)));
+        let rows = Rows { data: x, stride: depth };
+        let out = RowsMut {
+            data: &mut out[(first - panels.start) * LANES..],
+            stride: width,
+        };
+        let shape = Product::shape((n, depth), rows, out, x.len() / depth, false);
+        multiply(shape.group(&group[..n], 0), depth);
     }
 }
 
 /// The panel of this number, from the first k of a part on.
 pub(super) type PanelAt<'a, S> = &'a dyn Fn(usize, &Range<usize>) -> S;
 
-/// Products of panels of `cols` k with all of `x`, in the parts that it is in.
-///
-/// # Safety
-/// The panels have all k of each part.
+/// Products of panels of `depth` k with all of `x`, in the parts that it is in, by `multiply`, which is given memory for words
+/// besides. All lengths but those of panels are checked.
 ///
 /// # Panics
 /// If there are fewer tokens than the largest group, or more than [`MANY_PANELS`].
-pub(super) unsafe fn multiply_parts<S: Stored>(
-    kernels: Kernels,
+pub(super) fn multiply_parts<S: Copy>(
     (panels, panel): (Range<usize>, PanelAt<'_, S>),
-    (x, cols): (&Interleaved, usize),
+    (x, depth): (&Interleaved, usize),
     (widened, out): (&mut Buffer, &mut [f32]),
+    multiply: impl Fn(Product<'_, S>, *mut f32),
 ) {
     let (n, width) = (panels.len(), panels.len() * LANES);
     assert!(
-        x.cols == cols && out.len() == x.tokens * width,
+        x.cols == depth && out.len() == x.tokens * width,
         "x or out of another shape"
     );
     assert!(
@@ -194,10 +259,10 @@ pub(super) unsafe fn multiply_parts<S: Stored>(
     if panels.is_empty() {
         return;
     }
-    let longest = parts(cols).map(|part| part.len()).max().unwrap_or(0);
-    for part in parts(cols) {
+    let longest = parts(depth).map(|part| part.len()).max().unwrap_or(0);
+    let widened = widened.numbers(longest * width).as_mut_ptr();
+    for part in parts(depth) {
         let at: [S; MANY_PANELS] = std::array::from_fn(|i| panel(panels.start + i.min(n - 1), &part));
-        let room = if at[0].as_f32().is_some() { 0 } else { longest * width };
         let product = Product {
             panels: &at[..n],
             depth: part.len(),
@@ -207,10 +272,7 @@ pub(super) unsafe fn multiply_parts<S: Stored>(
             out_stride: width,
             add: part.start > 0,
         };
-        let widened = widened.numbers(room).as_mut_ptr();
-        // SAFETY: the panels and x have all k of the part, `widened` has room for the longest, and out has the width
-        // that was asserted.
-        unsafe { dispatch!(kernels, multiply_many(product, widened)) };
+        multiply(product, widened);
     }
 }
 

@@ -3,10 +3,11 @@
 
 use super::{
     Engine,
-    dense::Interleaved,
+    dense::{Interleaved, InterleavedWriter},
+    memory::Buffer,
     panels::MAX_TOKEN_GROUP,
     parts::WORTH_SHARING,
-    quant::{Forms, QuantTokens},
+    quant::{Forms, QuantTokens, QuantWriter},
     tiles::Start,
 };
 
@@ -31,8 +32,12 @@ pub(crate) enum Source<'a> {
 /// The forms that tokens are brought into.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
-    /// For dense weights and many tokens.
-    pub(crate) interleaved: bool,
+    /// For dense weights.
+    pub(crate) numbers: bool,
+    /// For bf16 that is multiplied in pairs.
+    pub(crate) pairs: bool,
+    /// Whether rows of both are enough: there are few tokens.
+    pub(crate) few: bool,
     /// For quantised weights.
     pub(crate) forms: Forms,
 }
@@ -41,6 +46,10 @@ pub(crate) struct Wanted {
 #[derive(Debug, Default)]
 pub(crate) struct Input {
     pub(crate) interleaved: Interleaved,
+    /// `[tokens, words]`
+    pairs: Buffer,
+    n_pairs: usize,
+    pub(crate) interleaved_pairs: Interleaved,
     pub(crate) quantised: QuantTokens,
 }
 
@@ -76,6 +85,11 @@ impl<'a> Source<'a> {
 }
 
 impl Input {
+    /// Rows of pairs, `[tokens, cols / 2]`, if they were wanted.
+    pub(crate) fn pairs(&self) -> &[f32] {
+        self.pairs.as_slice(self.n_pairs)
+    }
+
     /// Takes the tokens of `source` in all forms that are wanted. Returns them in rows.
     ///
     /// # Panics
@@ -84,23 +98,12 @@ impl Input {
         let len = source.len();
         assert_eq!(len % cols, 0, "activations are not whole vectors");
         let tokens = len / cols;
-        if wanted.interleaved {
-            self.interleaved.resize(tokens, cols);
-        }
-        if wanted.forms.any() {
-            self.quantised.resize(wanted.forms, tokens, cols);
-        }
-        if let Source::Ready(x) = source
-            && !wanted.interleaved
-            && !wanted.forms.any()
-        {
-            return x;
-        }
+        let writer = self.resize(wanted, [tokens, cols]);
         let given = match source {
+            Source::Ready(x) if !writer.any() => return x,
             Source::Ready(x) => Given::Ready(x),
             Source::Made { make, first, out } => Given::Made(make, first, Start(out.as_mut_ptr())),
         };
-        let (interleaved, quantised) = (self.interleaved.writer(), self.quantised.writer());
         let part = |i: usize| {
             let range = i * PART_TOKENS * cols..len.min((i + 1) * PART_TOKENS * cols);
             let x = match &given {
@@ -112,15 +115,8 @@ impl Input {
                     x
                 }
             };
-            // SAFETY: both were made for all tokens, of which these are this part's alone; parts are whole groups.
-            unsafe {
-                if wanted.interleaved {
-                    interleaved.write(engine, i * PART_TOKENS, x);
-                }
-                if wanted.forms.any() {
-                    quantised.write(engine, i * PART_TOKENS, x);
-                }
-            }
+            // SAFETY: there is room for all tokens, of which these are this part's alone; parts are whole groups.
+            unsafe { writer.write(engine, i * PART_TOKENS, x) };
         };
         let n_parts = tokens.div_ceil(PART_TOKENS);
         if len < WORTH_SHARING {
@@ -132,6 +128,68 @@ impl Input {
             Given::Ready(x) => x,
             // SAFETY: it is the `out` that was given away above, and nobody writes to it any more.
             Given::Made(_, _, out) => unsafe { std::slice::from_raw_parts(out.0, len) },
+        }
+    }
+
+    /// Makes room for tokens in the forms that are wanted.
+    fn resize(&mut self, wanted: Wanted, [tokens, cols]: [usize; 2]) -> Writer<'_> {
+        let Wanted { pairs, few, forms, .. } = wanted;
+        let (interleaved, words) = (wanted.numbers && !few, cols / 2);
+        if interleaved {
+            self.interleaved.resize(tokens, cols);
+        }
+        if forms.any() {
+            self.quantised.resize(forms, tokens, cols);
+        }
+        self.n_pairs = if pairs { tokens * words } else { 0 };
+        let rows = self.pairs.numbers(self.n_pairs).as_mut_ptr();
+        if pairs && !few {
+            self.interleaved_pairs.resize(tokens, words);
+        }
+        let interleaved_pairs = &mut self.interleaved_pairs;
+        Writer {
+            interleaved: interleaved.then(|| self.interleaved.writer()),
+            pairs: pairs.then_some((Start(rows), words)),
+            interleaved_pairs: (pairs && !few).then(|| interleaved_pairs.writer()),
+            quantised: forms.any().then(|| self.quantised.writer()),
+        }
+    }
+}
+
+/// The forms of an [`Input`] that are being written.
+struct Writer<'a> {
+    interleaved: Option<InterleavedWriter<'a>>,
+    /// And how many words a token has.
+    pairs: Option<(Start<f32>, usize)>,
+    interleaved_pairs: Option<InterleavedWriter<'a>>,
+    quantised: Option<QuantWriter<'a>>,
+}
+
+impl Writer<'_> {
+    fn any(&self) -> bool {
+        self.interleaved.is_some() || self.pairs.is_some() || self.quantised.is_some()
+    }
+
+    /// Takes the tokens `x` from number `first` on.
+    ///
+    /// # Safety
+    /// As [`InterleavedWriter::write`].
+    unsafe fn write(&self, engine: &Engine, first: usize, x: &[f32]) {
+        // SAFETY: the caller's promise, of the same tokens in each form.
+        unsafe {
+            if let Some(interleaved) = &self.interleaved {
+                interleaved.write(engine, first, x);
+            }
+            if let Some((pairs, words)) = &self.pairs {
+                let pairs = std::slice::from_raw_parts_mut(pairs.at(first * words), x.len() / 2);
+                engine.kernels.round_to_pairs(x, pairs);
+                if let Some(interleaved) = &self.interleaved_pairs {
+                    interleaved.write(engine, first, pairs);
+                }
+            }
+            if let Some(quantised) = &self.quantised {
+                quantised.write(engine, first, x);
+            }
         }
     }
 }

@@ -8,16 +8,21 @@
 pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512_bf16;
 mod coded;
 mod lanes;
 mod many;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
+mod pairs;
 pub(super) mod portable;
 
 pub(super) use coded::{CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, TABLE, TABLE_BYTES, place_of};
-pub(super) use lanes::{Element16, Lanes16, Stored};
+use coded::{Halves, MOST_FOR_FOUR};
+pub(super) use lanes::{Element16, Lanes16, Numbers16, Stored};
 pub(super) use many::parts;
+pub(super) use pairs::{CodedPairs, PAIRS, PairPanel, Pairs16, dispatch_pairs};
 
 use half::{bf16, f16};
 
@@ -69,7 +74,7 @@ unsafe fn multiply_chains<L: Lanes16, const N: usize>(steps: usize) -> f32 {
     // SAFETY: the caller's promise.
     unsafe {
         let factor = std::hint::black_box(0.999);
-        let weight = L::load_f32([std::hint::black_box(0.5); LANES].as_ptr());
+        let weight = L::load([std::hint::black_box(0.5); LANES].as_ptr());
         let mut sums = [weight; N];
         for _ in 0..steps {
             for sum in &mut sums {
@@ -104,7 +109,7 @@ unsafe fn sum<L: Lanes16>(numbers: &[f32]) -> f32 {
             for (line, sum) in sums.iter_mut().enumerate() {
                 let at = chunk.as_ptr().add(line * LANES);
                 L::prefetch(at.cast::<u8>().wrapping_add(AHEAD));
-                *sum = L::load_f32(at).mul_add(1.0, *sum);
+                *sum = L::load(at).mul_add(1.0, *sum);
             }
         }
         let mut out = [[0.0_f32; LANES]; LINES];
@@ -121,7 +126,7 @@ macro_rules! entries {
         /// # Safety
         /// The CPU has the instructions of this file, and as [`super::multiply`].
         $(#[$feature])?
-        pub(in crate::model::cpu) unsafe fn multiply<S: super::Stored>(product: super::Product<'_, S>, stride: usize) {
+        pub(in crate::model::cpu) unsafe fn multiply<S: super::Stored<$lanes>>(product: super::Product<'_, S>, stride: usize) {
             // SAFETY: the caller's promise, here and below.
             unsafe { super::multiply::<$lanes, S>(product, stride) }
         }
@@ -129,7 +134,10 @@ macro_rules! entries {
         /// # Safety
         /// The CPU has the instructions of this file, and as [`super::many::multiply_many`].
         $(#[$feature])?
-        pub(in crate::model::cpu) unsafe fn multiply_many<S: super::Stored>(product: super::Product<'_, S>, widened: *mut f32) {
+        pub(in crate::model::cpu) unsafe fn multiply_many<S: super::Stored<$lanes>>(
+            product: super::Product<'_, S>,
+            widened: *mut f32,
+        ) {
             unsafe { super::many::multiply_many::<$lanes, S>(product, widened) }
         }
 
@@ -149,7 +157,7 @@ macro_rules! entries {
             out: (*mut f32, usize),
             tokens: usize,
         ) {
-            unsafe { super::coded::add_exceptions::<$lanes>(exceptions, x, out, tokens) }
+            unsafe { super::coded::add_exceptions::<$lanes, false>(exceptions, x, out, tokens) }
         }
 
         /// # Safety
@@ -161,7 +169,7 @@ macro_rules! entries {
             out: (*mut f32, usize),
             tokens: usize,
         ) {
-            unsafe { super::coded::add_exceptions_many::<$lanes>(exceptions, x, out, tokens) }
+            unsafe { super::coded::add_exceptions_many::<$lanes, false>(exceptions, x, out, tokens) }
         }
 
         /// # Safety
@@ -202,7 +210,7 @@ macro_rules! dispatch {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => panels::avx2::$function($($argument),*),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => panels::avx512::$function($($argument),*),
+            Level::Avx512 | Level::Avx512Bf16 => panels::avx512::$function($($argument),*),
             #[cfg(target_arch = "aarch64")]
             Level::Neon => panels::neon::$function($($argument),*),
         }
@@ -243,24 +251,9 @@ impl Kernels {
                 assert_eq!(panel.len(), shape.depth * LANES, "panels of different lengths");
                 *at = E::items(*panel).as_ptr();
             }
+            let product = shape.group(&at[..group.len()], i);
             // SAFETY: the caller checked x and out, the loop checked the panels.
-            unsafe { self.multiply_group(&at[..group.len()], shape, x_stride, i) }
-        }
-    }
-
-    /// `shape` with the panels of group `i` in place of its own.
-    ///
-    /// # Safety
-    /// As [`multiply`].
-    unsafe fn multiply_group<S: Stored>(self, panels: &[S], shape: Product<'_, ()>, x_stride: usize, i: usize) {
-        let out = shape.out.wrapping_add(i * PANEL_GROUP * LANES);
-        // SAFETY: the caller's promise.
-        unsafe {
-            let product = Product {
-                out,
-                ..shape.with_panels(panels)
-            };
-            dispatch!(self, multiply(product, x_stride));
+            unsafe { dispatch!(self, multiply(product, x_stride)) }
         }
     }
 
@@ -321,7 +314,13 @@ impl Product<'_, ()> {
     ///
     /// # Panics
     /// If lengths do not fit together.
-    fn shape((panels, depth): (usize, usize), x: Rows<'_>, out: RowsMut<'_>, tokens: usize, add: bool) -> Self {
+    pub(super) fn shape(
+        (panels, depth): (usize, usize),
+        x: Rows<'_>,
+        out: RowsMut<'_>,
+        tokens: usize,
+        add: bool,
+    ) -> Self {
         assert!(fits(tokens, depth, x.stride, x.data.len()), "fewer x than tokens");
         let width = panels * LANES;
         assert!(
@@ -340,13 +339,14 @@ impl Product<'_, ()> {
         }
     }
 
-    fn with_panels<'a, S>(&self, panels: &'a [S]) -> Product<'a, S> {
+    /// This with the panels of group `i`.
+    pub(super) fn group<'a, S>(&self, panels: &'a [S], i: usize) -> Product<'a, S> {
         Product {
             panels,
             depth: self.depth,
             tokens: self.tokens,
             x: self.x,
-            out: self.out,
+            out: self.out.wrapping_add(i * PANEL_GROUP * LANES),
             out_stride: self.out_stride,
             add: self.add,
         }
@@ -381,7 +381,7 @@ pub(super) const PANEL_GROUP: usize = 4;
 /// How many tokens of x in rows a tile takes at most. More than 8 would leave too few panels to it, and x has more rows
 /// than a cache has ways. Where arithmetic is the limit, fewer tokens and more panels load less for each product.
 #[inline(always)]
-fn most_tokens<L: Lanes16>(product: &Product<'_, impl Stored>) -> usize {
+fn most_tokens<L: Lanes16>(product: &Product<'_, impl Stored<L>>) -> usize {
     const MANY: usize = 12;
     let panels = PANEL_GROUP.min(product.panels.len());
     let balanced = L::SUMS / panels.max(1);
@@ -397,7 +397,7 @@ fn most_tokens<L: Lanes16>(product: &Product<'_, impl Stored>) -> usize {
 /// # Safety
 /// The CPU has the instructions of `L`; panels have `16 · depth` numbers, `x` and `out` what `tokens` and strides say.
 #[inline(always)]
-pub(super) unsafe fn multiply<L: Lanes16, S: Stored>(product: Product<'_, S>, stride: usize) {
+pub(super) unsafe fn multiply<L: Lanes16, S: Stored<L>>(product: Product<'_, S>, stride: usize) {
     let mut first = 0;
     while first < product.tokens {
         let tokens = row_group(product.tokens - first, most_tokens::<L>(&product).min(L::SUMS));
@@ -428,7 +428,7 @@ pub(super) unsafe fn multiply<L: Lanes16, S: Stored>(product: Product<'_, S>, st
 /// # Safety
 /// The CPU has the instructions of `L`; `from` and `to` are equally many numbers, a multiple of 16.
 #[inline(always)]
-pub(super) unsafe fn widen<L: Lanes16, E: Element16>(from: &[E], to: &mut [f32]) {
+pub(super) unsafe fn widen<L: Numbers16, E: Element16>(from: &[E], to: &mut [f32]) {
     let mut at = 0;
     while at < from.len() {
         // SAFETY: at + 16 <= len of both; what is prefetched need not exist.
@@ -443,7 +443,7 @@ pub(super) unsafe fn widen<L: Lanes16, E: Element16>(from: &[E], to: &mut [f32])
 
 /// `M` tokens, `stride` apart, with all panels of `product`, as many at a time as leave the sums in registers.
 #[inline(always)]
-unsafe fn by_panels<L: Lanes16, S: Stored, const M: usize>(product: Product<'_, S>, stride: usize) {
+unsafe fn by_panels<L: Lanes16, S: Stored<L>, const M: usize>(product: Product<'_, S>, stride: usize) {
     let mut done = 0;
     // SAFETY: the panels of a tile exist, and the caller's promise.
     unsafe {
@@ -471,7 +471,7 @@ unsafe fn by_panels<L: Lanes16, S: Stored, const M: usize>(product: Product<'_, 
     reason = "loops over constants become straight code on registers"
 )]
 #[inline(always)]
-unsafe fn tile<L: Lanes16, S: Stored, const P: usize, const M: usize>(
+unsafe fn tile<L: Lanes16, S: Stored<L>, const P: usize, const M: usize>(
     panels: [S; P],
     out: *mut f32,
     product: &Product<'_, S>,
@@ -484,7 +484,7 @@ unsafe fn tile<L: Lanes16, S: Stored, const P: usize, const M: usize>(
         if product.add {
             for m in 0..M {
                 for p in 0..P {
-                    sums[m][p] = L::load_f32(out.add(m * product.out_stride + p * LANES));
+                    sums[m][p] = L::load(out.add(m * product.out_stride + p * LANES));
                 }
             }
         }
@@ -496,7 +496,7 @@ unsafe fn tile<L: Lanes16, S: Stored, const P: usize, const M: usize>(
         let mut k = 0;
         while k + S::STEP <= product.depth {
             for panel in &panels {
-                panel.prefetch::<L>(k, PREFETCH_BYTES);
+                panel.prefetch(k, PREFETCH_BYTES);
             }
             S::step(&panels, (k, S::STEP), x, &(), &mut sums);
             k += S::STEP;
@@ -517,10 +517,10 @@ unsafe fn tile<L: Lanes16, S: Stored, const P: usize, const M: usize>(
 #[derive(Clone, Copy)]
 pub(super) struct Factors {
     /// Those of the first k and the first token.
-    at: *const f32,
+    pub(super) at: *const f32,
     /// From one k to the next, and from one token to the next.
-    k: usize,
-    token: usize,
+    pub(super) k: usize,
+    pub(super) token: usize,
 }
 
 /// What else becomes of weights that are multiplied.

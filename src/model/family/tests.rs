@@ -44,8 +44,8 @@ fn float32_blocks_of_every_family_equal_transformers_within_1e_4() {
     }
 }
 
-/// Weights are bfloat16 in the fixtures under `families/`, so that only keys and values are rounded; in those recorded
-/// from Petals the weights are as well.
+/// Weights are bfloat16 in the fixtures under `families/`, so that only keys and values are rounded, and what weights are
+/// multiplied with where the processor is quicker so; in those recorded from Petals the weights are as well.
 #[test]
 fn bfloat16_blocks_of_every_family_equal_transformers_within_what_bfloat16_can_tell() {
     for (_, path) in models() {
@@ -54,7 +54,7 @@ fn bfloat16_blocks_of_every_family_equal_transformers_within_what_bfloat16_can_t
         for (block, pair) in (0..).zip(states(&reference).windows(2)) {
             let largest = pair[1].data.iter().fold(1.0_f32, |max, x| max.max(x.abs()));
             println!("{path} {block}: numbers up to {largest}");
-            assert_close(&whole(&blocks, block, &pair[0]).data, &pair[1].data, 0.01 * largest);
+            assert_close(&whole(&blocks, block, &pair[0]).data, &pair[1].data, 0.02 * largest);
         }
     }
 }

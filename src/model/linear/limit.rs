@@ -27,7 +27,7 @@ pub fn measure_gemm(
             .for_each(|(i, weight)| *weight = noise(first + i));
     };
     let linear = Linear {
-        weight: Matrix::pack(format, [rows, cols], &source, engine)?,
+        weight: Matrix::pack(format, [rows, cols], &source, engine)?.rounding(engine),
         bias: None,
     };
     let x: Vec<f32> = (0..tokens * cols).map(noise).collect();

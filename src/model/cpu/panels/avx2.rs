@@ -10,13 +10,13 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::{HALF, Lanes16};
+use super::{HALF, Lanes16, Numbers16};
 
 #[derive(Clone, Copy)]
 pub(in crate::model::cpu) struct Avx2(__m256, __m256);
 
 impl Avx2 {
-    /// Eight lanes, as [`Lanes16::load_codes`].
+    /// Eight lanes, as [`Numbers16::load_codes`].
     #[inline(always)]
     unsafe fn eight_codes<const SECOND: bool>(low: *const u8, codes: *const u8, table: *const u8) -> [__m256; HALF] {
         // SAFETY: the caller's promise.
@@ -45,12 +45,39 @@ impl Lanes16 for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_f32(at: *const f32) -> Self {
+    unsafe fn load(at: *const f32) -> Self {
         unsafe { Self(_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))) }
     }
 
     #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        unsafe {
+            _mm256_storeu_ps(at, self.0);
+            _mm256_storeu_ps(at.add(8), self.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: f32, addend: Self) -> Self {
+        unsafe {
+            let factor = _mm256_set1_ps(factor);
+            Self(
+                _mm256_fmadd_ps(self.0, factor, addend.0),
+                _mm256_fmadd_ps(self.1, factor, addend.1),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+impl Numbers16 for Avx2 {
+    #[inline(always)]
     unsafe fn load_bf16(at: *const bf16) -> Self {
+        // SAFETY: the caller's promise, here and below.
         unsafe {
             let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())));
             let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.add(8).cast())));
@@ -85,30 +112,6 @@ impl Lanes16 for Avx2 {
             let right = Self::eight_codes::<SECOND>(low.add(32), codes.add(32), table);
             std::array::from_fn(|k| Self(left[k], right[k]))
         }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, at: *mut f32) {
-        unsafe {
-            _mm256_storeu_ps(at, self.0);
-            _mm256_storeu_ps(at.add(8), self.1);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(self, factor: f32, addend: Self) -> Self {
-        unsafe {
-            let factor = _mm256_set1_ps(factor);
-            Self(
-                _mm256_fmadd_ps(self.0, factor, addend.0),
-                _mm256_fmadd_ps(self.1, factor, addend.1),
-            )
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }
 

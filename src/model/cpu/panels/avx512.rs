@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::{HALF, Lanes16};
+use super::{HALF, Lanes16, Numbers16};
 
 #[derive(Clone, Copy)]
 pub(in crate::model::cpu) struct Avx512(__m512);
@@ -26,12 +26,30 @@ impl Lanes16 for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_f32(at: *const f32) -> Self {
+    unsafe fn load(at: *const f32) -> Self {
         Self(unsafe { _mm512_loadu_ps(at) })
     }
 
     #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        unsafe { _mm512_storeu_ps(at, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: f32, addend: Self) -> Self {
+        Self(unsafe { _mm512_fmadd_ps(self.0, _mm512_set1_ps(factor), addend.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+impl Numbers16 for Avx512 {
+    #[inline(always)]
     unsafe fn load_bf16(at: *const bf16) -> Self {
+        // SAFETY: the caller's promise, here and below.
         Self(unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -61,21 +79,6 @@ impl Lanes16 for Avx512 {
             let (first, second) = (_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high));
             [even(first), odd(first), even(second), odd(second)]
         }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, at: *mut f32) {
-        unsafe { _mm512_storeu_ps(at, self.0) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(self, factor: f32, addend: Self) -> Self {
-        Self(unsafe { _mm512_fmadd_ps(self.0, _mm512_set1_ps(factor), addend.0) })
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }
 

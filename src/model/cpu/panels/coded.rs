@@ -17,8 +17,8 @@
 use std::arch::asm;
 
 use super::{
-    Factors, Keep, Kernels, LANES, Lanes16, PANEL_GROUP, Product, Rows, RowsMut, Stored, dispatch, fits,
-    many::part_depth, token_group,
+    Factors, Keep, Kernels, LANES, Lanes16, Numbers16, Product, Rows, RowsMut, Stored, dispatch, dispatch_pairs, fits,
+    lanes::Words, many::part_depth, token_group,
 };
 
 /// k of a group.
@@ -39,6 +39,9 @@ const HALF_BYTES: usize = HALF * LANES;
 
 /// Bytes ahead of the multiplication that are asked for at most: they are more k than those of other panels.
 const MOST_AHEAD: usize = 1024;
+
+/// The most tokens with which four panels are multiplied at a time.
+pub(super) const MOST_FOR_FOUR: usize = 4;
 
 /// Where the weight of a k and a lane is among the 64 bytes of its half of a group.
 #[inline(always)]
@@ -78,72 +81,111 @@ impl CodedPanel {
         }
     }
 
-    /// The first or the second half of the group of `k`.
+    /// Where the low bytes of half of a group are, and its codes and the table.
     ///
     /// # Safety
-    /// The CPU has the instructions of `L`, and the panel has the group.
+    /// The panel has the group.
     #[inline(always)]
-    unsafe fn load<L: Lanes16, const SECOND: bool>(&self, k: usize) -> [L; HALF] {
+    pub(super) unsafe fn parts<const SECOND: bool>(self, group: usize) -> [*const u8; 3] {
         // SAFETY: the caller's promise.
         unsafe {
-            let group = self.groups.add(k / GROUP * GROUP_BYTES);
+            let group = self.groups.add(group * GROUP_BYTES);
             let low = if SECOND { group.add(HALF_BYTES) } else { group };
-            L::load_codes::<SECOND>(low, group.add(2 * HALF_BYTES), self.table)
+            [low, group.add(2 * HALF_BYTES), self.table]
         }
     }
-}
 
-impl Stored for CodedPanel {
-    const STEP: usize = GROUP;
-
-    const FOUR_PANELS: usize = 4;
-
+    /// Asks for what comes `ahead` bytes after a group.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `L`.
     #[inline(always)]
-    unsafe fn prefetch<L: Lanes16>(&self, k: usize, ahead: usize) {
-        let at = self
-            .groups
-            .wrapping_add(k / GROUP * GROUP_BYTES + ahead.min(MOST_AHEAD));
+    pub(super) unsafe fn prefetch_group<L: Lanes16>(self, group: usize, ahead: usize) {
+        let at = self.groups.wrapping_add(group * GROUP_BYTES + ahead.min(MOST_AHEAD));
         for line in 0..GROUP_BYTES / 64 {
             // SAFETY: the caller's promise.
             unsafe { L::prefetch(at.wrapping_add(line * 64)) }
         }
     }
+}
+
+/// Codes that are read into `H` registers for half of a group.
+pub(super) trait Halves<L, const H: usize>: Copy {
+    /// # Safety
+    /// The CPU has the instructions of `L`, and the panel has the group.
+    unsafe fn half<const SECOND: bool>(self, group: usize) -> [L; H];
+}
+
+impl<L: Numbers16> Halves<L, HALF> for CodedPanel {
+    #[inline(always)]
+    unsafe fn half<const SECOND: bool>(self, group: usize) -> [L; HALF] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [low, codes, table] = self.parts::<SECOND>(group);
+            L::load_codes::<SECOND>(low, codes, table)
+        }
+    }
+}
+
+impl<L: Numbers16> Stored<L> for CodedPanel {
+    const STEP: usize = GROUP;
+
+    const FOUR_PANELS: usize = MOST_FOR_FOUR;
 
     #[inline(always)]
-    unsafe fn step<L: Lanes16, const P: usize, const M: usize>(
+    unsafe fn prefetch(&self, k: usize, ahead: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.prefetch_group::<L>(k / GROUP, ahead) }
+    }
+
+    #[inline(always)]
+    unsafe fn step<const P: usize, const M: usize>(
         panels: &[Self; P],
-        (k, n): (usize, usize),
+        k: (usize, usize),
         x: Factors,
         keep: &impl Keep<L>,
         sums: &mut [[L; P]; M],
     ) {
-        const { assert!(P == 1 || P == 2 || P == 4) }
-        // SAFETY: the caller's promise; groups are whole.
-        unsafe {
-            if n == GROUP {
-                // A loop over panels would be too long for the compiler to make it straight code on registers.
-                if P == 1 {
-                    groups::<L, P, M, 0, 1>(panels, k, x, keep, sums);
-                } else if P == 2 {
-                    groups::<L, P, M, 0, 2>(panels, k, x, keep, sums);
-                } else {
-                    groups::<L, P, M, 0, 1>(panels, k, x, keep, sums);
-                    groups::<L, P, M, 1, 1>(panels, k, x, keep, sums);
-                    groups::<L, P, M, 2, 1>(panels, k, x, keep, sums);
-                    groups::<L, P, M, 3, 1>(panels, k, x, keep, sums);
-                }
+        // SAFETY: the caller's promise.
+        unsafe { step_of_group::<L, Self, P, M, HALF>(panels, k, x, keep, sums) }
+    }
+}
+
+/// [`Stored::step`] of a group, or of the beginning of the last one, in twice `H` registers.
+#[inline(always)]
+pub(super) unsafe fn step_of_group<L: Lanes16, S: Halves<L, H>, const P: usize, const M: usize, const H: usize>(
+    panels: &[S; P],
+    (k, n): (usize, usize),
+    x: Factors,
+    keep: &impl Keep<L>,
+    sums: &mut [[L; P]; M],
+) {
+    const { assert!(P == 1 || P == 2 || P == 4) }
+    // SAFETY: the caller's promise; groups are whole.
+    unsafe {
+        if n == 2 * H {
+            // A loop over panels would be too long for the compiler to make it straight code on registers.
+            if P == 1 {
+                groups::<L, S, P, M, 0, 1, H>(panels, k, x, keep, sums);
+            } else if P == 2 {
+                groups::<L, S, P, M, 0, 2, H>(panels, k, x, keep, sums);
             } else {
-                let mut wide = [[0.0; GROUP * LANES]; P];
-                for (panel, wide) in panels.iter().zip(&mut wide) {
-                    let halves = [panel.load::<L, false>(k), panel.load::<L, true>(k)];
-                    for (weights, wide) in halves.as_flattened().iter().zip(wide.chunks_exact_mut(LANES)) {
-                        weights.store(wide.as_mut_ptr());
-                    }
-                }
-                // Their numbers begin where k is 0.
-                let wide = wide.each_ref().map(|wide| wide.as_ptr().wrapping_sub(k * LANES));
-                Stored::step(&wide, (k, n), x, keep, sums);
+                groups::<L, S, P, M, 0, 1, H>(panels, k, x, keep, sums);
+                groups::<L, S, P, M, 1, 1, H>(panels, k, x, keep, sums);
+                groups::<L, S, P, M, 2, 1, H>(panels, k, x, keep, sums);
+                groups::<L, S, P, M, 3, 1, H>(panels, k, x, keep, sums);
             }
+        } else {
+            let mut wide = [[0.0; GROUP * LANES]; P];
+            for (panel, wide) in panels.iter().zip(&mut wide) {
+                let halves = [panel.half::<false>(k / (2 * H)), panel.half::<true>(k / (2 * H))];
+                for (weights, wide) in halves.as_flattened().iter().zip(wide.chunks_exact_mut(LANES)) {
+                    weights.store(wide.as_mut_ptr());
+                }
+            }
+            // Their words begin where k is 0.
+            let wide = wide.each_ref().map(|wide| Words(wide.as_ptr().wrapping_sub(k * LANES)));
+            Stored::step(&wide, (k, n), x, keep, sums);
         }
     }
 }
@@ -151,8 +193,16 @@ impl Stored for CodedPanel {
 /// A group of each of `N` panels, of which the first is `I`: with more of them sums would not stay in registers, with fewer
 /// each number of x would be read more often.
 #[inline(always)]
-unsafe fn groups<L: Lanes16, const P: usize, const M: usize, const I: usize, const N: usize>(
-    panels: &[CodedPanel; P],
+unsafe fn groups<
+    L: Lanes16,
+    S: Halves<L, H>,
+    const P: usize,
+    const M: usize,
+    const I: usize,
+    const N: usize,
+    const H: usize,
+>(
+    panels: &[S; P],
     k: usize,
     x: Factors,
     keep: &impl Keep<L>,
@@ -160,17 +210,18 @@ unsafe fn groups<L: Lanes16, const P: usize, const M: usize, const I: usize, con
 ) {
     // SAFETY: the caller's promise.
     unsafe {
+        let group = k / (2 * H);
         let mut x = Factors { at: hidden(x.at), ..x };
-        let mut weights = [[L::zero(); HALF]; N];
+        let mut weights = [[L::zero(); H]; N];
         for p in 0..N {
-            weights[p] = panels[I + p].load::<L, false>(k);
+            weights[p] = panels[I + p].half::<false>(group);
         }
-        halves::<L, P, M, I, N>(weights, k, x, keep, sums);
-        x.at = x.at.add(HALF * x.k);
+        halves::<L, P, M, I, N, H>(weights, k, x, keep, sums);
+        x.at = x.at.add(H * x.k);
         for p in 0..N {
-            weights[p] = panels[I + p].load::<L, true>(k);
+            weights[p] = panels[I + p].half::<true>(group);
         }
-        halves::<L, P, M, I, N>(weights, k + HALF, x, keep, sums);
+        halves::<L, P, M, I, N, H>(weights, k + H, x, keep, sums);
     }
 }
 
@@ -180,14 +231,14 @@ unsafe fn groups<L: Lanes16, const P: usize, const M: usize, const I: usize, con
     reason = "loops over constants become straight code on registers"
 )]
 #[inline(always)]
-unsafe fn halves<L: Lanes16, const P: usize, const M: usize, const I: usize, const N: usize>(
-    weights: [[L; HALF]; N],
+unsafe fn halves<L: Lanes16, const P: usize, const M: usize, const I: usize, const N: usize, const H: usize>(
+    weights: [[L; H]; N],
     k: usize,
     x: Factors,
     keep: &impl Keep<L>,
     sums: &mut [[L; P]; M],
 ) {
-    for i in 0..HALF {
+    for i in 0..H {
         // SAFETY: the caller's promise.
         unsafe {
             for p in 0..N {
@@ -217,74 +268,63 @@ fn hidden(mut at: *const f32) -> *const f32 {
 }
 
 impl Kernels {
-    /// As [`Kernels::multiply_panels`], of panels of `depth` k in codes; without sums to start from.
-    ///
-    /// # Safety
-    /// The panels are whole ones of that depth.
-    ///
-    /// # Panics
-    /// If lengths do not fit together.
-    pub(in crate::model::cpu) unsafe fn multiply_coded(
-        self,
-        (panels, depth): (&[CodedPanel], usize),
-        x: Rows<'_>,
-        out: RowsMut<'_>,
-        tokens: usize,
-    ) {
-        let shape = Product::shape((panels.len(), depth), x, out, tokens, false);
-        for (i, group) in panels.chunks(PANEL_GROUP).enumerate() {
-            // SAFETY: x and out were checked, the panels are promised.
-            unsafe { self.multiply_group(group, shape, x.stride, i) }
-        }
-    }
-
-    /// Adds what the exceptions of a panel in codes make to the products of the panel with x.
+    /// Adds what the exceptions of a panel in codes make to the products of the panel with x, in `pairs` or not.
     ///
     /// # Panics
     /// If lengths do not fit together.
     pub(in crate::model::cpu) fn add_exceptions(
         self,
-        (exceptions, depth): (&[Exception], usize),
+        (exceptions, cols, pairs): (&[Exception], usize, bool),
         x: Rows<'_>,
         out: RowsMut<'_>,
         tokens: usize,
     ) {
-        assert_inside(exceptions, depth);
-        let shape = Product::shape((1, depth), x, out, tokens, true);
+        assert_inside(exceptions, cols);
+        let words = if pairs { cols / 2 } else { cols };
+        let shape = Product::shape((1, words), x, out, tokens, true);
         let x = Factors {
             at: shape.x,
             k: 1,
             token: x.stride,
         };
+        let out = (shape.out, shape.out_stride);
         // SAFETY: all lengths were checked.
         unsafe {
-            dispatch!(
-                self,
-                add_exceptions(exceptions, x, (shape.out, shape.out_stride), tokens)
-            )
+            if pairs {
+                dispatch_pairs!(self, add_exceptions(exceptions, x, out, tokens))
+            } else {
+                dispatch!(self, add_exceptions(exceptions, x, out, tokens))
+            }
         }
     }
 
-    /// The same of many tokens, `cols` numbers each, which are as [`super::many::interleave`] leaves them.
+    /// The same of many tokens, which are as [`super::many::interleave`] leaves them.
     ///
     /// # Panics
     /// If lengths do not fit together.
     pub(in crate::model::cpu) fn add_exceptions_many(
         self,
-        (exceptions, cols): (&[Exception], usize),
+        (exceptions, cols, pairs): (&[Exception], usize, bool),
         x: &[f32],
         out: RowsMut<'_>,
         tokens: usize,
     ) {
         assert_inside(exceptions, cols);
-        assert!(x.len() == tokens * cols, "x is not of these tokens");
+        let words = if pairs { cols / 2 } else { cols };
+        assert!(x.len() == tokens * words, "x is not of these tokens");
         assert!(
             fits(tokens, LANES, out.stride, out.data.len()),
             "no room for the products"
         );
-        let out = (out.data.as_mut_ptr(), out.stride);
+        let (x, out) = ((x.as_ptr(), words), (out.data.as_mut_ptr(), out.stride));
         // SAFETY: all lengths were checked.
-        unsafe { dispatch!(self, add_exceptions_many(exceptions, (x.as_ptr(), cols), out, tokens)) }
+        unsafe {
+            if pairs {
+                dispatch_pairs!(self, add_exceptions_many(exceptions, x, out, tokens))
+            } else {
+                dispatch!(self, add_exceptions_many(exceptions, x, out, tokens))
+            }
+        }
     }
 }
 
@@ -301,7 +341,7 @@ fn assert_inside(exceptions: &[Exception], depth: usize) {
 /// # Safety
 /// The CPU has the instructions of `L`, and the numbers of `tokens` exist.
 #[inline(always)]
-pub(super) unsafe fn add_exceptions<L: Lanes16>(
+pub(super) unsafe fn add_exceptions<L: Lanes16, const PAIRS: bool>(
     exceptions: &[Exception],
     x: Factors,
     (out, stride): (*mut f32, usize),
@@ -309,11 +349,12 @@ pub(super) unsafe fn add_exceptions<L: Lanes16>(
 ) {
     for exception in exceptions {
         let (k, lane) = exception.place();
+        let (word, half) = place_in_x::<PAIRS>(k);
         // SAFETY: the caller's promise.
         unsafe {
             add_exception::<L>(
-                exception.rest,
-                (x.at.add(k * x.k), x.token),
+                (exception.rest, half),
+                (x.at.add(word * x.k), x.token),
                 (out.add(lane), stride),
                 tokens,
             )
@@ -326,13 +367,13 @@ pub(super) unsafe fn add_exceptions<L: Lanes16>(
 /// # Safety
 /// As [`add_exceptions`].
 #[inline(always)]
-pub(super) unsafe fn add_exceptions_many<L: Lanes16>(
+pub(super) unsafe fn add_exceptions_many<L: Lanes16, const PAIRS: bool>(
     exceptions: &[Exception],
-    (x, cols): (*const f32, usize),
+    (x, words): (*const f32, usize),
     (out, stride): (*mut f32, usize),
     tokens: usize,
 ) {
-    let depth = part_depth(cols);
+    let depth = part_depth(words);
     let mut first = 0;
     // Some tokens after the others, whose products stay in the first-level cache.
     while first < tokens {
@@ -340,33 +381,64 @@ pub(super) unsafe fn add_exceptions_many<L: Lanes16>(
         let mut start = 0;
         for exception in exceptions {
             let (k, lane) = exception.place();
+            let (k, half) = place_in_x::<PAIRS>(k);
             while start + depth <= k {
                 start += depth;
             }
             // SAFETY: first + group <= tokens, and the caller's promise.
             unsafe {
-                let depth = depth.min(cols - start);
+                let depth = depth.min(words - start);
                 let x = x.add(start * tokens + first * depth + (k - start) * group);
                 // What the next tokens multiply.
                 L::prefetch(x.wrapping_add(depth * group).cast());
-                add_exception::<L>(exception.rest, (x, 1), (out.add(first * stride + lane), stride), group);
+                add_exception::<L>(
+                    (exception.rest, half),
+                    (x, 1),
+                    (out.add(first * stride + lane), stride),
+                    group,
+                );
             }
         }
         first += group;
     }
 }
 
-/// One exception's, of numbers that are so far apart.
+/// Which half of a word of x a number is.
+#[derive(Clone, Copy)]
+enum Half {
+    Whole,
+    Lower,
+    Upper,
+}
+
+/// In which word of a token the number of a k is, and where there.
+#[inline(always)]
+fn place_in_x<const PAIRS: bool>(k: usize) -> (usize, Half) {
+    match (PAIRS, k % 2) {
+        (false, _) => (k, Half::Whole),
+        (true, 0) => (k / 2, Half::Lower),
+        (true, _) => (k / 2, Half::Upper),
+    }
+}
+
+/// One exception's, of words that are so far apart.
 #[inline(always)]
 unsafe fn add_exception<L: Lanes16>(
-    rest: f32,
+    (rest, half): (f32, Half),
     (mut x, x_stride): (*const f32, usize),
     (mut out, stride): (*mut f32, usize),
     tokens: usize,
 ) {
     for _ in 0..tokens {
-        // SAFETY: the caller's promise, of as many numbers as there are tokens.
-        unsafe { *out = L::mul_add_one(rest, *x, *out) }
+        // SAFETY: the caller's promise, of as many words as there are tokens.
+        unsafe {
+            let number = match half {
+                Half::Whole => *x,
+                Half::Lower => f32::from_bits((*x).to_bits() << 16),
+                Half::Upper => f32::from_bits((*x).to_bits() & 0xffff_0000),
+            };
+            *out = L::mul_add_one(rest, number, *out);
+        }
         (x, out) = (x.wrapping_add(x_stride), out.wrapping_add(stride));
     }
 }

@@ -1,12 +1,13 @@
-//! What the panel kernel asks of an instruction set: 16 f32 values in one register or several used like one, and which
-//! number types load into them.
+//! What the panel kernel asks of an instruction set: 16 words of 32 bits in one register or several used like one, which
+//! number types load into them, and how panels are read.
 
 use half::{bf16, f16};
 
 use super::{Factors, HALF, Keep, LANES, accumulate};
 use crate::model::number::Slice;
 
-/// 16 values of f32. Methods are inlined into a function compiled for the instruction set.
+/// 16 words: f32 values, or pairs of bf16 with sums in f32. Methods are inlined into a function compiled for the instruction
+/// set.
 ///
 /// # Safety
 /// Every method may only be called where the CPU has the instruction set of the implementation; pointers must be
@@ -16,17 +17,11 @@ pub(in crate::model::cpu) trait Lanes16: Copy {
     const SUMS: usize;
 
     unsafe fn zero() -> Self;
-    unsafe fn load_f32(at: *const f32) -> Self;
-    unsafe fn load_bf16(at: *const bf16) -> Self;
-    unsafe fn load_f16(at: *const f16) -> Self;
-    unsafe fn load_i8(at: *const i8) -> Self;
-    /// Half of a group as `coded.rs` draws it, the first or the second: of the low bytes of that half, the codes of both, and
-    /// the 16 high bytes that codes mean.
-    unsafe fn load_codes<const SECOND: bool>(low: *const u8, codes: *const u8, table: *const u8) -> [Self; HALF];
+    unsafe fn load(at: *const f32) -> Self;
     unsafe fn store(self, at: *mut f32);
-    /// `self · factor + addend`, rounded once where the instruction set can.
+    /// `self · factor + addend`, each addition rounded once where the instruction set can.
     unsafe fn mul_add(self, factor: f32, addend: Self) -> Self;
-    /// The same of single numbers.
+    /// The same of single f32.
     #[inline(always)]
     unsafe fn mul_add_one(number: f32, factor: f32, addend: f32) -> f32 {
         number.mul_add(factor, addend)
@@ -35,16 +30,29 @@ pub(in crate::model::cpu) trait Lanes16: Copy {
     unsafe fn prefetch(at: *const u8);
 }
 
-/// A panel, as tiles read it: k ascending, some at a time.
-pub(in crate::model::cpu) trait Stored: Copy {
+/// 16 values of f32, and what else becomes such.
+///
+/// # Safety
+/// As [`Lanes16`].
+pub(in crate::model::cpu) trait Numbers16: Lanes16 {
+    unsafe fn load_bf16(at: *const bf16) -> Self;
+    unsafe fn load_f16(at: *const f16) -> Self;
+    unsafe fn load_i8(at: *const i8) -> Self;
+    /// Half of a group as `coded.rs` draws it, the first or the second: of the low bytes of that half, the codes of both, and
+    /// the 16 high bytes that codes mean.
+    unsafe fn load_codes<const SECOND: bool>(low: *const u8, codes: *const u8, table: *const u8) -> [Self; HALF];
+}
+
+/// A panel, as tiles read it into registers of `L`: k ascending, some at a time. Where a word is a pair, so is a k here.
+pub(in crate::model::cpu) trait Stored<L: Lanes16>: Copy {
     /// How many k are read at a time.
     const STEP: usize;
 
     /// The most tokens with which four panels are multiplied at a time, if that many sums are in registers.
     const FOUR_PANELS: usize = usize::MAX;
 
-    /// The numbers, if they are f32 already.
-    fn as_f32(self) -> Option<*mut f32> {
+    /// The words, if they are in memory as registers take them.
+    fn as_words(self) -> Option<*mut f32> {
         None
     }
 
@@ -52,14 +60,14 @@ pub(in crate::model::cpu) trait Stored: Copy {
     ///
     /// # Safety
     /// The CPU has the instructions of `L`.
-    unsafe fn prefetch<L: Lanes16>(&self, k: usize, ahead: usize);
+    unsafe fn prefetch(&self, k: usize, ahead: usize);
 
     /// Multiplies k, the first of them a multiple of [`Stored::STEP`] and no more than that, with `M` tokens and adds that
     /// to `sums`.
     ///
     /// # Safety
     /// The CPU has the instructions of `L`; panels and x have these k.
-    unsafe fn step<L: Lanes16, const P: usize, const M: usize>(
+    unsafe fn step<const P: usize, const M: usize>(
         panels: &[Self; P],
         first_and_count: (usize, usize),
         x: Factors,
@@ -69,22 +77,22 @@ pub(in crate::model::cpu) trait Stored: Copy {
 }
 
 /// Single numbers, `[k][16]`: a cache line of each panel at a time.
-impl<E: Element16> Stored for *const E {
+impl<L: Numbers16, E: Element16> Stored<L> for *const E {
     const STEP: usize = E::PER_LINE;
 
     #[inline(always)]
-    fn as_f32(self) -> Option<*mut f32> {
+    fn as_words(self) -> Option<*mut f32> {
         E::IS_F32.then_some(self.cast_mut().cast())
     }
 
     #[inline(always)]
-    unsafe fn prefetch<L: Lanes16>(&self, k: usize, ahead: usize) {
+    unsafe fn prefetch(&self, k: usize, ahead: usize) {
         // SAFETY: the caller's promise.
         unsafe { L::prefetch(self.wrapping_add(k * LANES).cast::<u8>().wrapping_add(ahead)) }
     }
 
     #[inline(always)]
-    unsafe fn step<L: Lanes16, const P: usize, const M: usize>(
+    unsafe fn step<const P: usize, const M: usize>(
         panels: &[Self; P],
         (k, n): (usize, usize),
         x: Factors,
@@ -98,6 +106,46 @@ impl<E: Element16> Stored for *const E {
                 for (p, weights) in weights.iter_mut().enumerate() {
                     // The pointer is to where k 0 would be, which may be before the numbers.
                     *weights = E::load::<L>(panels[p].wrapping_add((k + i) * LANES));
+                    keep.keep(p, k + i, *weights);
+                }
+                accumulate(&weights, x.at.add(i * x.k), x.token, sums);
+            }
+        }
+    }
+}
+
+/// Words as registers take them, `[k][16]`.
+#[derive(Clone, Copy)]
+pub(super) struct Words(pub(super) *const f32);
+
+impl<L: Lanes16> Stored<L> for Words {
+    const STEP: usize = 1;
+
+    #[inline(always)]
+    fn as_words(self) -> Option<*mut f32> {
+        Some(self.0.cast_mut())
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(&self, k: usize, ahead: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { L::prefetch(self.0.wrapping_add(k * LANES).cast::<u8>().wrapping_add(ahead)) }
+    }
+
+    #[inline(always)]
+    unsafe fn step<const P: usize, const M: usize>(
+        panels: &[Self; P],
+        (k, n): (usize, usize),
+        x: Factors,
+        keep: &impl Keep<L>,
+        sums: &mut [[L; P]; M],
+    ) {
+        for i in 0..n {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let mut weights = [L::zero(); P];
+                for (p, weights) in weights.iter_mut().enumerate() {
+                    *weights = L::load(panels[p].0.wrapping_add((k + i) * LANES));
                     keep.keep(p, k + i, *weights);
                 }
                 accumulate(&weights, x.at.add(i * x.k), x.token, sums);
@@ -120,7 +168,7 @@ pub(in crate::model::cpu) trait Element16: Copy + Send + Sync + 'static {
 
     /// # Safety
     /// As the methods of [`Lanes16`].
-    unsafe fn load<L: Lanes16>(at: *const Self) -> L;
+    unsafe fn load<L: Numbers16>(at: *const Self) -> L;
 }
 
 impl Element16 for f32 {
@@ -134,9 +182,9 @@ impl Element16 for f32 {
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes16>(at: *const Self) -> L {
+    unsafe fn load<L: Numbers16>(at: *const Self) -> L {
         // SAFETY: the caller's promise, here and below.
-        unsafe { L::load_f32(at) }
+        unsafe { L::load(at) }
     }
 }
 
@@ -149,7 +197,7 @@ impl Element16 for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes16>(at: *const Self) -> L {
+    unsafe fn load<L: Numbers16>(at: *const Self) -> L {
         unsafe { L::load_bf16(at) }
     }
 }
@@ -163,7 +211,7 @@ impl Element16 for f16 {
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes16>(at: *const Self) -> L {
+    unsafe fn load<L: Numbers16>(at: *const Self) -> L {
         unsafe { L::load_f16(at) }
     }
 }
@@ -177,7 +225,7 @@ impl Element16 for i8 {
     }
 
     #[inline(always)]
-    unsafe fn load<L: Lanes16>(at: *const Self) -> L {
+    unsafe fn load<L: Numbers16>(at: *const Self) -> L {
         unsafe { L::load_i8(at) }
     }
 }

@@ -1,10 +1,11 @@
 //! Products of panels with many tokens, which arithmetic limits if all that a tile multiplies comes from a cache. So k is
 //! cut into parts. Of a part, the tokens of a tile stay in the first-level cache while some panels pass by, and those are in
-//! the second-level one, as f32: the first tokens' tiles left them there, which read and widened them on the way.
+//! the second-level one, as words that registers take: the first tokens' tiles left them there, which read and widened them
+//! on the way.
 
 use std::ops::Range;
 
-use super::{Factors, GROUP, Keep, LANES, Lanes16, Product, Stored, token_group};
+use super::{Factors, GROUP, Keep, LANES, Lanes16, Product, Stored, lanes::Words, token_group};
 
 /// k of a part: of 12 tokens it takes more than half of a first-level cache of 32 KiB.
 const DEPTH: usize = 384;
@@ -34,14 +35,14 @@ pub(super) fn part_depth(cols: usize) -> usize {
     equal.next_multiple_of(GROUP)
 }
 
-/// The product of x as [`interleave`] leaves it, at least [`super::MAX_TOKEN_GROUP`] tokens. Panels of other types than f32 are
+/// The product of x as [`interleave`] leaves it, at least [`super::MAX_TOKEN_GROUP`] tokens. Panels that are no words yet are
 /// written to `widened`.
 ///
 /// # Safety
 /// The CPU has the instructions of `L`; panels have `16 · depth` numbers, `widened` has room for all that are
-/// not f32, and `x` and `out` have what `tokens` and the stride say.
+/// no words, and `x` and `out` have what `tokens` and the stride say.
 #[inline(always)]
-pub(super) unsafe fn multiply_many<L: Lanes16, S: Stored>(product: Product<'_, S>, widened: *mut f32) {
+pub(super) unsafe fn multiply_many<L: Lanes16, S: Stored<L>>(product: Product<'_, S>, widened: *mut f32) {
     let mut first = 0;
     while first < product.tokens {
         let tokens = token_group::<L>(product.tokens - first);
@@ -96,9 +97,9 @@ pub(super) unsafe fn interleave<L: Lanes16>(
 }
 
 /// `M` tokens with all panels of `product`, as many at a time as leave the sums in registers. These are the `FIRST` ones
-/// for which panels are read, or find them as f32.
+/// for which panels are read, or find them as words.
 #[inline(always)]
-unsafe fn by_panels<L: Lanes16, S: Stored, const M: usize, const FIRST: bool>(
+unsafe fn by_panels<L: Lanes16, S: Stored<L>, const M: usize, const FIRST: bool>(
     product: Product<'_, S>,
     widened: *mut f32,
 ) {
@@ -123,7 +124,7 @@ unsafe fn by_panels<L: Lanes16, S: Stored, const M: usize, const FIRST: bool>(
 
 /// The tile of the panels `first` and after.
 #[inline(always)]
-unsafe fn tiles<L: Lanes16, S: Stored, const P: usize, const M: usize, const FIRST: bool>(
+unsafe fn tiles<L: Lanes16, S: Stored<L>, const P: usize, const M: usize, const FIRST: bool>(
     product: &Product<'_, S>,
     widened: *mut f32,
     first: usize,
@@ -132,12 +133,12 @@ unsafe fn tiles<L: Lanes16, S: Stored, const P: usize, const M: usize, const FIR
     unsafe {
         let out = product.out.add(first * LANES);
         let from = product.panels.as_ptr().add(first).cast::<[S; P]>().read();
-        // Nothing is there where panels are f32.
+        // Nothing is there where panels are words.
         let to: [*mut f32; P] = std::array::from_fn(|p| widened.wrapping_add((first + p) * product.depth * LANES));
         if !FIRST {
-            let wide = std::array::from_fn(|p| from[p].as_f32().unwrap_or(to[p]).cast_const());
+            let wide = std::array::from_fn(|p| Words(from[p].as_words().unwrap_or(to[p]).cast_const()));
             tile::<L, _, P, M>((wide, CACHE_AHEAD), &(), product, out);
-        } else if from[0].as_f32().is_some() {
+        } else if from[0].as_words().is_some() {
             tile::<L, S, P, M>((from, MEMORY_AHEAD), &(), product, out);
         } else {
             tile::<L, S, P, M>((from, MEMORY_AHEAD), &Widening(to), product, out);
@@ -145,7 +146,7 @@ unsafe fn tiles<L: Lanes16, S: Stored, const P: usize, const M: usize, const FIR
     }
 }
 
-/// Panels that come from memory are left as f32 here.
+/// Panels that come from memory are left as words here.
 struct Widening<const P: usize>([*mut f32; P]);
 
 impl<L: Lanes16, const P: usize> Keep<L> for Widening<P> {
@@ -162,10 +163,10 @@ impl<L: Lanes16, const P: usize> Keep<L> for Widening<P> {
     reason = "loops over constants become straight code on registers"
 )]
 #[inline(always)]
-unsafe fn tile<L: Lanes16, S: Stored, const P: usize, const M: usize>(
+unsafe fn tile<L: Lanes16, S: Stored<L>, const P: usize, const M: usize>(
     (panels, ahead): ([S; P], usize),
     keep: &impl Keep<L>,
-    product: &Product<'_, impl Stored>,
+    product: &Product<'_, impl Copy>,
     out: *mut f32,
 ) {
     const {
@@ -183,7 +184,7 @@ unsafe fn tile<L: Lanes16, S: Stored, const P: usize, const M: usize>(
         if product.add {
             for m in 0..M {
                 for p in 0..P {
-                    sums[m][p] = L::load_f32(out.add(m * stride + p * LANES));
+                    sums[m][p] = L::load(out.add(m * stride + p * LANES));
                 }
             }
         }
@@ -218,7 +219,7 @@ unsafe fn tile<L: Lanes16, S: Stored, const P: usize, const M: usize>(
 
 /// As many k as are read at a time, which are then behind.
 #[inline(always)]
-unsafe fn step<L: Lanes16, S: Stored, const P: usize, const M: usize>(
+unsafe fn step<L: Lanes16, S: Stored<L>, const P: usize, const M: usize>(
     (panels, ahead): (&[S; P], usize),
     k: &mut usize,
     x: &mut Factors,
@@ -231,7 +232,7 @@ unsafe fn step<L: Lanes16, S: Stored, const P: usize, const M: usize>(
             L::prefetch(x.at.add(i * M).cast::<u8>().wrapping_add(X_AHEAD));
         }
         for panel in panels {
-            panel.prefetch::<L>(*k, ahead);
+            panel.prefetch(*k, ahead);
         }
         S::step(panels, (*k, S::STEP), *x, keep, sums);
         *k += S::STEP;

@@ -12,7 +12,7 @@ use std::arch::{
 
 use half::{bf16, f16};
 
-use super::{HALF, Lanes16};
+use super::{HALF, Lanes16, Numbers16};
 
 #[derive(Clone, Copy)]
 pub(in crate::model::cpu) struct Neon([float32x4_t; 4]);
@@ -56,7 +56,7 @@ impl Lanes16 for Neon {
     }
 
     #[inline(always)]
-    unsafe fn load_f32(at: *const f32) -> Self {
+    unsafe fn load(at: *const f32) -> Self {
         unsafe {
             Self([
                 vld1q_f32(at),
@@ -68,7 +68,38 @@ impl Lanes16 for Neon {
     }
 
     #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        unsafe {
+            vst1q_f32(at, self.0[0]);
+            vst1q_f32(at.add(4), self.0[1]);
+            vst1q_f32(at.add(8), self.0[2]);
+            vst1q_f32(at.add(12), self.0[3]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: f32, addend: Self) -> Self {
+        unsafe {
+            Self([
+                vfmaq_n_f32(addend.0[0], self.0[0], factor),
+                vfmaq_n_f32(addend.0[1], self.0[1], factor),
+                vfmaq_n_f32(addend.0[2], self.0[2], factor),
+                vfmaq_n_f32(addend.0[3], self.0[3], factor),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: a hint, which changes nothing and never faults.
+        unsafe { asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, readonly, preserves_flags)) }
+    }
+}
+
+impl Numbers16 for Neon {
+    #[inline(always)]
     unsafe fn load_bf16(at: *const bf16) -> Self {
+        // SAFETY: the caller's promise, here and below.
         unsafe {
             let at: *const u16 = at.cast();
             Self([
@@ -122,34 +153,6 @@ impl Lanes16 for Neon {
             }
             lanes.map(Self)
         }
-    }
-
-    #[inline(always)]
-    unsafe fn store(self, at: *mut f32) {
-        unsafe {
-            vst1q_f32(at, self.0[0]);
-            vst1q_f32(at.add(4), self.0[1]);
-            vst1q_f32(at.add(8), self.0[2]);
-            vst1q_f32(at.add(12), self.0[3]);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn mul_add(self, factor: f32, addend: Self) -> Self {
-        unsafe {
-            Self([
-                vfmaq_n_f32(addend.0[0], self.0[0], factor),
-                vfmaq_n_f32(addend.0[1], self.0[1], factor),
-                vfmaq_n_f32(addend.0[2], self.0[2], factor),
-                vfmaq_n_f32(addend.0[3], self.0[3], factor),
-            ])
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch(at: *const u8) {
-        // SAFETY: a hint, which changes nothing and never faults.
-        unsafe { asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nostack, readonly, preserves_flags)) }
     }
 }
 

@@ -6,7 +6,7 @@ use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 use half::{bf16, f16};
 
-use super::{HALF, LANES, Lanes16, TABLE, place_of};
+use super::{HALF, LANES, Lanes16, Numbers16, TABLE, place_of};
 use crate::model::number::Number;
 
 /// Whether a fused multiply-add is an instruction; if not it would be a call of a library, many times slower.
@@ -17,7 +17,7 @@ pub(in crate::model::cpu) struct Array([f32; LANES]);
 
 impl Array {
     #[inline(always)]
-    unsafe fn load<N: Number>(at: *const N) -> Self {
+    unsafe fn widen<N: Number>(at: *const N) -> Self {
         let mut lanes = [0.0; LANES];
         for (lane, value) in lanes.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
@@ -37,36 +37,9 @@ impl Lanes16 for Array {
     }
 
     #[inline(always)]
-    unsafe fn load_f32(at: *const f32) -> Self {
+    unsafe fn load(at: *const f32) -> Self {
         // SAFETY: the caller's promise, here and below.
-        unsafe { Self::load(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(at: *const bf16) -> Self {
-        unsafe { Self::load(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_f16(at: *const f16) -> Self {
-        unsafe { Self::load(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_i8(at: *const i8) -> Self {
-        unsafe { Self::load(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_codes<const SECOND: bool>(low: *const u8, codes: *const u8, table: *const u8) -> [Self; HALF] {
-        let (low, codes) = unsafe { (*low.cast::<[u8; 64]>(), *codes.cast::<[u8; 64]>()) };
-        let table = unsafe { *table.cast::<[u8; TABLE]>() };
-        let number = |k, lane| {
-            let place = place_of(k, lane);
-            let code = if SECOND { codes[place] >> 4 } else { codes[place] & 0xf };
-            f32::from_bits(u32::from_be_bytes([table[usize::from(code)], low[place], 0, 0]))
-        };
-        std::array::from_fn(|k| Self(std::array::from_fn(|lane| number(k, lane))))
+        unsafe { Self::widen(at) }
     }
 
     #[inline(always)]
@@ -102,6 +75,36 @@ impl Lanes16 for Array {
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _: *const u8 = at;
+    }
+}
+
+impl Numbers16 for Array {
+    #[inline(always)]
+    unsafe fn load_bf16(at: *const bf16) -> Self {
+        // SAFETY: the caller's promise, here and below.
+        unsafe { Self::widen(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(at: *const f16) -> Self {
+        unsafe { Self::widen(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(at: *const i8) -> Self {
+        unsafe { Self::widen(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_codes<const SECOND: bool>(low: *const u8, codes: *const u8, table: *const u8) -> [Self; HALF] {
+        let (low, codes) = unsafe { (*low.cast::<[u8; 64]>(), *codes.cast::<[u8; 64]>()) };
+        let table = unsafe { *table.cast::<[u8; TABLE]>() };
+        let number = |k, lane| {
+            let place = place_of(k, lane);
+            let code = if SECOND { codes[place] >> 4 } else { codes[place] & 0xf };
+            f32::from_bits(u32::from_be_bytes([table[usize::from(code)], low[place], 0, 0]))
+        };
+        std::array::from_fn(|k| Self(std::array::from_fn(|lane| number(k, lane))))
     }
 }
 

@@ -195,3 +195,31 @@ fn sums_that_are_continued_have_the_same_bits() {
         assert_eq!(product(&[90]), product(&[1, 32, 90]));
     }
 }
+
+/// To the nearest, ties to even, as bf16 is rounded everywhere; numbers too small to be normal apart.
+#[test]
+fn numbers_are_rounded_to_pairs() {
+    let mut rng = rng(8);
+    let mut x: Vec<f32> = (0..4000)
+        .map(|_| f32::from_bits(rng.random()))
+        .filter(|x| x.is_nan() || x.abs() >= f32::MIN_POSITIVE)
+        .collect();
+    x.extend([0.0, -0.0, f32::INFINITY, f32::NAN, f32::MAX]);
+    // Ties.
+    x.extend([0x3f80_8000, 0x3f81_8000].map(f32::from_bits));
+    for kernels in Kernels::available().into_iter().filter(|kernels| kernels.has_pairs()) {
+        for len in [0, 2, 14, 16, 34, x.len() / 2 * 2] {
+            let mut words = vec![0.0; len / 2];
+            kernels.round_to_pairs(&x[..len], &mut words);
+            for (i, word) in words.iter().enumerate() {
+                for (half, x) in [word.to_bits() << 16, word.to_bits() & 0xffff_0000]
+                    .into_iter()
+                    .zip(&x[2 * i..])
+                {
+                    let (found, expected) = (f32::from_bits(half), bf16::from_f32(*x).to_f32());
+                    assert!(found == expected || found.is_nan() && expected.is_nan(), "{x}: {found}");
+                }
+            }
+        }
+    }
+}
