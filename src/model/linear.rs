@@ -12,7 +12,7 @@ use super::{
     cpu::{
         Buffer, Coded, Dense, Engine, Input, Interleaved, Kernels, LANES, MANY_PANELS, Output, Rounded, Source, Tile,
         Wanted, compute_tiles,
-        quant::{Forms, QuantKernels, QuantTokens},
+        quant::{QuantKernels, QuantTokens},
     },
     number::Slice,
     quant::QuantMatrix,
@@ -472,12 +472,12 @@ fn region<const N: usize>(
 
 /// The forms that these multiply x in.
 fn wanted_by(linears: &[&Linear]) -> Wanted {
-    let dense = |in_pairs| linears.iter().any(|linear| linear.weight.in_pairs() == Some(in_pairs));
+    let any = |in_pairs| linears.iter().any(|linear| linear.weight.in_pairs() == in_pairs);
     Wanted {
-        numbers: dense(false),
-        pairs: dense(true),
+        numbers: any(Some(false)),
+        pairs: any(Some(true)),
         few: true,
-        forms: Forms::of(linears.iter().map(|linear| linear.weight.format)),
+        blocks: any(None),
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     memory::Buffer,
     panels::MAX_TOKEN_GROUP,
     parts::WORTH_SHARING,
-    quant::{Forms, QuantTokens, QuantWriter},
+    quant::{QuantTokens, QuantWriter},
     tiles::Start,
 };
 
@@ -39,7 +39,7 @@ pub(crate) struct Wanted {
     /// Whether rows of both are enough: there are few tokens.
     pub(crate) few: bool,
     /// For quantised weights.
-    pub(crate) forms: Forms,
+    pub(crate) blocks: bool,
 }
 
 /// Tokens in other forms than rows, in memory that is used again.
@@ -133,13 +133,13 @@ impl Input {
 
     /// Makes room for tokens in the forms that are wanted.
     fn resize(&mut self, wanted: Wanted, [tokens, cols]: [usize; 2]) -> Writer<'_> {
-        let Wanted { pairs, few, forms, .. } = wanted;
+        let Wanted { pairs, few, blocks, .. } = wanted;
         let (interleaved, words) = (wanted.numbers && !few, cols / 2);
         if interleaved {
             self.interleaved.resize(tokens, cols);
         }
-        if forms.any() {
-            self.quantised.resize(forms, tokens, cols);
+        if blocks {
+            self.quantised.resize(tokens, cols);
         }
         self.n_pairs = if pairs { tokens * words } else { 0 };
         let rows = self.pairs.numbers(self.n_pairs).as_mut_ptr();
@@ -151,7 +151,7 @@ impl Input {
             interleaved: interleaved.then(|| self.interleaved.writer()),
             pairs: pairs.then_some((Start(rows), words)),
             interleaved_pairs: (pairs && !few).then(|| interleaved_pairs.writer()),
-            quantised: forms.any().then(|| self.quantised.writer()),
+            quantised: blocks.then(|| self.quantised.writer()),
         }
     }
 }

@@ -103,8 +103,8 @@ fn gradients_through_a_quantised_matrix_are_those_through_its_weights_bit_for_bi
     }
 }
 
-/// NF4 multiplies the same numbers as f32 does. The integer formats round activations to 8 bits on the way there, which
-/// moves where the derivatives are taken: each product by 0.5 %, and there are seven of them in each of two to four blocks.
+/// All of them round activations to 8 bits on the way there, which moves where the derivatives are taken: each product by
+/// 0.5 %, and there are seven of them in each of two to four blocks.
 /// Found were up to 2.6 % in outputs and 11 % in gradients, which are sharper where few tokens get most of the attention.
 #[test]
 fn outputs_and_gradients_of_quantised_blocks_are_those_of_the_same_weights_in_f32() {
@@ -136,15 +136,7 @@ fn outputs_and_gradients_of_quantised_blocks_are_those_of_the_same_weights_in_f3
                 "{path} {}: outputs {of_outputs}, gradients {of_gradients}",
                 format.as_str()
             );
-            let (for_outputs, for_gradients) = match format {
-                WeightFormat::Nf4 => (1e-5, 1e-5),
-                _ => (0.04, 0.17),
-            };
-            assert!(
-                of_outputs <= for_outputs && of_gradients <= for_gradients,
-                "{path} {}",
-                format.as_str()
-            );
+            assert!(of_outputs <= 0.04 && of_gradients <= 0.17, "{path} {}", format.as_str());
         }
     }
 }

@@ -83,17 +83,12 @@ fn no_weight_moves_by_more_than_half_a_step_and_no_product_by_more_than_that_all
             let kept = weight.to_f32();
             let x = random(&mut rng, cols);
             let found = Linear { weight, bias: None }.applied(&engine, &x);
-            // The integer formats have x in 8 bits, by blocks of 32.
+            // They have x in 8 bits, by blocks of 32.
             let half_steps: Vec<f64> = x
                 .chunks(32)
                 .flat_map(|x| {
                     let largest = x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-                    let half_step = if format == WeightFormat::Nf4 {
-                        0.0
-                    } else {
-                        largest / 254.0
-                    };
-                    x.iter().map(move |_| f64::from(half_step))
+                    x.iter().map(move |_| f64::from(largest / 254.0))
                 })
                 .collect();
             for (row, found) in found.iter().enumerate() {

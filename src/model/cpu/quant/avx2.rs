@@ -1,19 +1,18 @@
 //! Registers of AVX2, two to a panel, and the same with AVX-VNNI's integer products.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch, _mm256_abs_epi8,
-    _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cvtepi32_ps,
-    _mm256_cvtepu8_epi32, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_permutevar8x32_ps,
-    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_sign_epi8,
-    _mm256_sll_epi32, _mm256_srl_epi32, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+    __m256, __m256i, _MM_HINT_T0, _MM_HINT_T1, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch, _mm256_abs_epi8,
+    _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi32, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps, _mm256_fnmadd_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sign_epi8, _mm256_slli_epi32,
+    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
 };
 
 use super::{
     formats::Format,
     kernel::{self, Work},
     lanes::Lanes,
-    tokens::QuantBlock,
 };
 
 /// The same for each register of a panel. Not a closure: what is not inlined is compiled without the instructions.
@@ -39,20 +38,23 @@ struct Avx2<const VNNI: bool>;
 impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     const PANELS: usize = 1;
     const TOKENS: usize = 2;
-    const NF4_PANELS: usize = 2;
-    const NF4_TOKENS: usize = 4;
     const UNSIGNED: bool = VNNI;
     type Codes = [__m256i; 2];
     type Ints = [__m256i; 2];
     /// 16 bit without VNNI: 8 columns of 2 · 15 · 127 stay below 2^15.
     type NibbleSums = [__m256i; 2];
     type Floats = [__m256; 2];
-    type Table = [__m256; 2];
+    type Table = __m256i;
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: the caller's promise, here and below.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_far(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]
@@ -173,21 +175,18 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn table(values: &[f32; 16]) -> Self::Table {
-        unsafe { both!(i => _mm256_loadu_ps(values.as_ptr().add(i * 8))) }
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Table {
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    unsafe fn look_up<const SHIFT: u32>(table: Self::Table, codes: Self::Codes) -> Self::Floats {
-        unsafe {
-            both!(i => {
-                // The permutations look at the lowest 3 bits, the choice between them at the highest.
-                let index = _mm256_srl_epi32(codes[i], _mm_cvtsi32_si128(SHIFT as i32));
-                let [low, high] = both!(half => _mm256_permutevar8x32_ps(table[half], index));
-                let upper = _mm256_sll_epi32(codes[i], _mm_cvtsi32_si128(28 - SHIFT as i32));
-                _mm256_blendv_ps(low, high, _mm256_castsi256_ps(upper))
-            })
-        }
+    unsafe fn look_up(table: Self::Table, codes: Self::Codes) -> Self::Codes {
+        unsafe { both!(i => _mm256_shuffle_epi8(table, codes[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn join(upper: Self::Ints, lower: Self::Ints) -> Self::Ints {
+        unsafe { both!(i => _mm256_add_epi32(_mm256_slli_epi32::<8>(upper[i]), lower[i])) }
     }
 }
 
@@ -201,7 +200,7 @@ unsafe fn four(x: *const i8) -> __m256i {
 /// # Safety
 /// As [`kernel::multiply`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn multiply<F: Format>(work: Work<QuantBlock>) {
+pub(super) unsafe fn multiply<F: Format>(work: Work) {
     // SAFETY: the caller's promise, here and below.
     unsafe { kernel::multiply::<Avx2<false>, F>(work) }
 }
@@ -209,15 +208,8 @@ pub(super) unsafe fn multiply<F: Format>(work: Work<QuantBlock>) {
 /// # Safety
 /// As [`kernel::multiply`].
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-pub(super) unsafe fn multiply_vnni<F: Format>(work: Work<QuantBlock>) {
+pub(super) unsafe fn multiply_vnni<F: Format>(work: Work) {
     unsafe { kernel::multiply::<Avx2<true>, F>(work) }
-}
-
-/// # Safety
-/// As [`kernel::multiply_nf4`].
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn multiply_nf4(work: Work<f32>) {
-    unsafe { kernel::multiply_nf4::<Avx2<false>>(work) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -1,17 +1,17 @@
 //! Registers of AVX-512 with VNNI: one register is a panel's row of anything.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_and_si512,
-    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_si512, _mm512_srli_epi16, _mm512_srli_epi32, _mm512_storeu_ps,
+    __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_add_epi32,
+    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_slli_epi32, _mm512_srli_epi16,
+    _mm512_storeu_ps,
 };
 
 use super::{
     formats::Format,
     kernel::{self, Work},
     lanes::Lanes,
-    tokens::QuantBlock,
 };
 
 #[derive(Clone, Copy)]
@@ -20,19 +20,22 @@ struct Avx512;
 impl Lanes for Avx512 {
     const PANELS: usize = 2;
     const TOKENS: usize = 6;
-    const NF4_PANELS: usize = 4;
-    const NF4_TOKENS: usize = 12;
     const UNSIGNED: bool = true;
     type Codes = __m512i;
     type Ints = __m512i;
     type NibbleSums = __m512i;
     type Floats = __m512;
-    type Table = __m512;
+    type Table = __m512i;
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: the caller's promise, here and below.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_far(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]
@@ -121,30 +124,27 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn table(values: &[f32; 16]) -> __m512 {
-        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    unsafe fn table(bytes: &[u8; 16]) -> __m512i {
+        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    unsafe fn look_up<const SHIFT: u32>(table: __m512, codes: __m512i) -> __m512 {
-        // The permutation looks at the lowest 4 bits only.
-        unsafe { _mm512_permutexvar_ps(_mm512_srli_epi32::<SHIFT>(codes), table) }
+    unsafe fn look_up(table: __m512i, codes: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(table, codes) }
+    }
+
+    #[inline(always)]
+    unsafe fn join(upper: __m512i, lower: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower) }
     }
 }
 
 /// # Safety
 /// As [`kernel::multiply`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn multiply<F: Format>(work: Work<QuantBlock>) {
-    // SAFETY: the caller's promise, here and below.
+pub(super) unsafe fn multiply<F: Format>(work: Work) {
+    // SAFETY: the caller's promise.
     unsafe { kernel::multiply::<Avx512, F>(work) }
-}
-
-/// # Safety
-/// As [`kernel::multiply_nf4`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn multiply_nf4(work: Work<f32>) {
-    unsafe { kernel::multiply_nf4::<Avx512>(work) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]

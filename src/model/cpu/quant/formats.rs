@@ -18,15 +18,27 @@ use super::{
 /// Bytes of 16 f16.
 const SCALES: usize = LANES * 2;
 
-/// A format that is multiplied by integers: where its numbers are.
+/// What the codes of a format are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Codes {
+    /// 8 bit, the weight and something.
+    Bytes,
+    /// 4 bit, the same.
+    Nibbles,
+    /// 4 bit, which of 16 numbers the weight is.
+    Indices,
+}
+
+/// A format: where its numbers are, and what they mean.
 pub(super) trait Format {
     /// Blocks of 32 columns in a group.
     const BLOCKS: usize;
     const GROUP_BYTES: usize;
     /// Where the codes of a group begin.
     const CODES: usize;
-    /// Whether codes are 4 bit.
-    const NIBBLES: bool;
+    const KIND: Codes;
+    /// What indices stand for, and 32768: the upper bytes, and the lower ones.
+    const TABLE: [[u8; 16]; 2] = [[0; 16]; 2];
     /// What the products of a block begin at, so that codes count from zero.
     fn offset<L: Lanes>(x: &QuantBlock) -> i32;
     /// The scales of a block.
@@ -54,7 +66,7 @@ impl Format for Q8_0 {
     const BLOCKS: usize = 2;
     const GROUP_BYTES: usize = Self::CODES + 64 * LANES;
     const CODES: usize = Self::CODES;
-    const NIBBLES: bool = false;
+    const KIND: Codes = Codes::Bytes;
 
     #[inline(always)]
     fn offset<L: Lanes>(x: &QuantBlock) -> i32 {
@@ -78,7 +90,7 @@ impl Format for Q4_0 {
     const BLOCKS: usize = 2;
     const GROUP_BYTES: usize = Self::CODES + 64 * LANES / 2;
     const CODES: usize = Self::CODES;
-    const NIBBLES: bool = true;
+    const KIND: Codes = Codes::Nibbles;
 
     #[inline(always)]
     fn offset<L: Lanes>(x: &QuantBlock) -> i32 {
@@ -106,7 +118,7 @@ impl Format for Q4K {
     const BLOCKS: usize = 8;
     const GROUP_BYTES: usize = Self::CODES + 256 * LANES / 2;
     const CODES: usize = Self::CODES;
-    const NIBBLES: bool = true;
+    const KIND: Codes = Codes::Nibbles;
 
     #[inline(always)]
     fn offset<L: Lanes>(_x: &QuantBlock) -> i32 {
@@ -132,40 +144,57 @@ impl Format for Q4K {
     }
 }
 
-/// Multiplied as f32, so not a [`Format`].
 pub(crate) struct Nf4;
 
 impl Nf4 {
-    /// Blocks of 64 columns in a group.
-    pub(super) const BLOCKS: usize = 2;
-    pub(super) const GROUP_BYTES: usize = Self::CODES + 128 * LANES / 2;
     pub(crate) const CODES: usize = 2 * SCALES;
 
-    /// The quantiles of QLoRA's appendix E, as bitsandbytes has them (`functional.py`, `get_4bit_type("nf4")`).
-    pub(crate) const CODEBOOK: [f32; 16] = [
-        -1.0,
-        -0.696_192_8,
-        -0.525_073_05,
-        -0.394_917_5,
-        -0.284_441_38,
-        -0.184_773_43,
-        -0.091_050_036,
-        0.0,
-        0.079_580_3,
-        0.160_930_2,
-        0.246_112_3,
-        0.337_915_24,
-        0.440_709_83,
-        0.562_617,
-        0.722_956_84,
-        1.0,
+    /// What a code stands for, times 32767: 16 bits of the quantiles of QLoRA's appendix E, as bitsandbytes has them
+    /// (`functional.py`, `get_4bit_type("nf4")`). The scales have 11.
+    const INTEGERS: [i16; 16] = [
+        -32_767, -22_812, -17_205, -12_940, -9_320, -6_054, -2_983, 0, 2_608, 5_273, 8_064, 11_072, 14_441, 18_435,
+        23_689, 32_767,
     ];
 
-    /// # Safety
-    /// As [`Format::scale`].
+    const UNIT: f32 = 1.0 / 32_767.0;
+
+    /// What a code stands for.
+    pub(crate) const CODEBOOK: [f32; 16] = {
+        let mut numbers = [0.0; 16];
+        let mut i = 0;
+        while i < 16 {
+            numbers[i] = Self::INTEGERS[i] as f32 * Self::UNIT;
+            i += 1;
+        }
+        numbers
+    };
+}
+
+impl Format for Nf4 {
+    const BLOCKS: usize = 4;
+    const GROUP_BYTES: usize = Self::CODES + 128 * LANES / 2;
+    const CODES: usize = Self::CODES;
+    const KIND: Codes = Codes::Indices;
+    const TABLE: [[u8; 16]; 2] = {
+        let mut bytes = [[0; 16]; 2];
+        let mut i = 0;
+        while i < 16 {
+            let number = (Self::INTEGERS[i] as i32 + 32_768) as u16;
+            [bytes[0][i], bytes[1][i]] = number.to_be_bytes();
+            i += 1;
+        }
+        bytes
+    };
+
     #[inline(always)]
-    pub(super) unsafe fn scale<L: Lanes>(group: *const u8, block: usize) -> L::Floats {
-        // SAFETY: as Q8_0.
-        unsafe { L::load_f16(group.add(block * SCALES)) }
+    fn offset<L: Lanes>(x: &QuantBlock) -> i32 {
+        // -32768 times the sum of x, and what upper and lower bytes that are made signed lack.
+        if L::UNSIGNED { 256 * x.minus_128 } else { -x.minus_128 }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<L: Lanes>(group: *const u8, block: usize) -> L::Floats {
+        // SAFETY: there is one for each 64 columns.
+        unsafe { L::mul(L::load_f16(group.add(block / 2 * SCALES)), L::splat(Self::UNIT)) }
     }
 }

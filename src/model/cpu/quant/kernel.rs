@@ -2,42 +2,59 @@
 //! the functions of an instruction set and trust the lengths that were checked before.
 //!
 //! Each output is one chain of additions over the blocks in ascending order, and what a block adds is an exact integer
-//! times its scales (with NF4: a chain of its own, times its scale). So how panels and tokens are cut into tiles changes
+//! times its scales. So how panels and tokens are cut into tiles changes
 //! no bit of any output.
 
 use super::{
-    formats::{Format, Nf4},
+    formats::{Codes, Format},
     lanes::{LANES, Lanes},
     tokens::QuantBlock,
 };
 
-/// How far ahead weights that come from memory are asked for, in bytes of one panel.
+/// How far ahead weights that come from memory are asked for, in bytes of one panel: into the first-level cache, or the
+/// second.
 const AHEAD: usize = 2048;
+const FAR_AHEAD: usize = 1024;
 
 /// Bytes of 4 columns of a panel with 8 bit each, and of 8 columns with 4 bit.
 const LINE: usize = 64;
 
 /// What one call multiplies, and where the results go.
 #[derive(Clone, Copy)]
-pub(super) struct Work<X> {
+pub(super) struct Work {
     /// The first panel; the others follow it.
     pub(super) panels: *const u8,
     pub(super) panel_bytes: usize,
     /// Column groups of a panel.
     pub(super) groups: usize,
     /// The first token, and from one token to the next.
-    pub(super) x: *const X,
+    pub(super) x: *const QuantBlock,
     pub(super) x_stride: usize,
     pub(super) tokens: usize,
     /// `[tokens, 16 · panels]`
     pub(super) out: *mut f32,
     pub(super) n_panels: usize,
+    /// Whether weights are asked for into the second-level cache.
+    pub(super) far: bool,
 }
 
-impl<X> Work<X> {
+impl Work {
     unsafe fn panel(&self, panel: usize) -> *const u8 {
         // SAFETY: the caller asks for panels there are.
         unsafe { self.panels.add(panel * self.panel_bytes) }
+    }
+
+    /// Asks for what comes some way after `at`.
+    #[inline(always)]
+    unsafe fn prefetch<L: Lanes>(&self, at: *const u8) {
+        // SAFETY: the address need not exist.
+        unsafe {
+            if self.far {
+                L::prefetch_far(at.wrapping_add(FAR_AHEAD));
+            } else {
+                L::prefetch(at.wrapping_add(AHEAD));
+            }
+        }
     }
 
     /// Writes the sums of a panel and a token.
@@ -90,7 +107,6 @@ macro_rules! for_all_tiles {
                     }};
                 }
                 token += match tile_tokens(work.tokens - token, $most_tokens, step == 1 && token == 0) {
-                    12 if $most_tokens >= 12 => tile!(12),
                     12 if $most_tokens >= 6 && step == 1 => {
                         $tile::<$($types,)* 1, 12>(&work, panel, token);
                         12
@@ -103,10 +119,6 @@ macro_rules! for_all_tiles {
                     4 if $most_tokens >= 4 => tile!(4),
                     3 if $most_tokens >= 3 => tile!(3),
                     2 => tile!(2),
-                    _ if step == 4 => {
-                        $tile::<$($types,)* 4, 1>(&work, panel, token);
-                        1
-                    }
                     _ => tile!(1),
                 };
             }
@@ -115,36 +127,26 @@ macro_rules! for_all_tiles {
     }};
 }
 
-/// `out[token][row] = Σ_k weights[row][k] · x[token][k]` in an integer format.
+/// The most tokens of a tile. Indices need twice the sums.
+const fn most_tokens<L: Lanes, F: Format>() -> usize {
+    match F::KIND {
+        Codes::Indices if L::TOKENS > 4 => 4,
+        _ => L::TOKENS,
+    }
+}
+
+/// `out[token][row] = Σ_k weights[row][k] · x[token][k]`
 ///
 /// # Safety
 /// The CPU has the instructions of `L`; `work` describes panels in format `F`, and tokens and outputs that exist.
 #[inline(always)]
-pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work<QuantBlock>) {
+pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
     // SAFETY: the tiles begin at panels and tokens that there are and end before the last.
-    unsafe { for_all_tiles!(work, L::TOKENS, L::PANELS, tile::<L, F>) }
-}
-
-/// The same with NF4, where tokens are f32.
-///
-/// # Safety
-/// As [`multiply`].
-#[inline(always)]
-pub(super) unsafe fn multiply_nf4<L: Lanes>(work: Work<f32>) {
-    // SAFETY: as above.
-    unsafe {
-        // One token alone has too few sums to wait for in two panels.
-        let panels = if work.tokens == 1 { L::NF4_PANELS } else { L::PANELS };
-        for_all_tiles!(work, L::NF4_TOKENS, panels, nf4_tile::<L>)
-    }
+    unsafe { for_all_tiles!(work, const { most_tokens::<L, F>() }, L::PANELS, tile::<L, F>) }
 }
 
 #[inline(always)]
-unsafe fn tile<L: Lanes, F: Format, const P: usize, const M: usize>(
-    work: &Work<QuantBlock>,
-    panel: usize,
-    token: usize,
-) {
+unsafe fn tile<L: Lanes, F: Format, const P: usize, const M: usize>(work: &Work, panel: usize, token: usize) {
     // SAFETY: the caller's promise: P panels from `panel` and M tokens from `token` exist, and a token has as many
     // blocks as a panel.
     unsafe {
@@ -155,8 +157,13 @@ unsafe fn tile<L: Lanes, F: Format, const P: usize, const M: usize>(
         }
         let mut x = work.x.add(token * work.x_stride);
         for _ in 0..work.groups {
+            for group in groups {
+                for line in 0..F::CODES / LINE {
+                    work.prefetch::<L>(group.add(line * LINE));
+                }
+            }
             for block in 0..F::BLOCKS {
-                let dots = dots::<L, F, P, M>(groups, block, x, work.x_stride);
+                let dots = dots::<L, F, P, M>(work, groups, block, x);
                 for p in 0..P {
                     let scale = F::scale::<L>(groups[p], block);
                     let minimum = F::minimum::<L>(groups[p], block);
@@ -186,61 +193,46 @@ unsafe fn tile<L: Lanes, F: Format, const P: usize, const M: usize>(
 /// The exact products of one block of 32 columns.
 #[inline(always)]
 unsafe fn dots<L: Lanes, F: Format, const P: usize, const M: usize>(
+    work: &Work,
     groups: [*const u8; P],
     block: usize,
     x: *const QuantBlock,
-    x_stride: usize,
 ) -> [[L::Ints; M]; P] {
-    // SAFETY: as `tile`; 32 columns are 8 lines of bytes or 4 of nibbles. Prefetch addresses may lie behind the weights.
+    // SAFETY: the caller's promise.
+    unsafe {
+        match F::KIND {
+            Codes::Bytes => dots_of_bytes::<L, F, P, M>(work, groups, block, x),
+            Codes::Nibbles => dots_of_nibbles::<L, F, P, M>(work, groups, block, x),
+            Codes::Indices => dots_of_indices::<L, F, P, M>(work, groups, block, x),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dots_of_bytes<L: Lanes, F: Format, const P: usize, const M: usize>(
+    work: &Work,
+    groups: [*const u8; P],
+    block: usize,
+    x: *const QuantBlock,
+) -> [[L::Ints; M]; P] {
+    // SAFETY: as `tile`; 32 columns are 8 lines of bytes.
     unsafe {
         let mut ints = [[L::splat_int(0); M]; P];
-        if F::NIBBLES {
-            let mut nibbles = [[L::begin_nibbles(0); M]; P];
+        for m in 0..M {
+            let begin = L::splat_int(F::offset::<L>(&*x.add(m * work.x_stride)));
+            ints.iter_mut().for_each(|row| row[m] = begin);
+        }
+        for line in 0..8 {
+            let mut codes = [L::zero_codes(); P];
+            for p in 0..P {
+                let at = groups[p].add(F::CODES + (block * 8 + line) * LINE);
+                work.prefetch::<L>(at);
+                codes[p] = L::load(at);
+            }
             for m in 0..M {
-                let begin = L::begin_nibbles(F::offset::<L>(&*x.add(m * x_stride)));
-                nibbles.iter_mut().for_each(|row| row[m] = begin);
-            }
-            for line in 0..4 {
-                let mut low = [L::zero_codes(); P];
-                let mut high = low;
-                for p in 0..P {
-                    let at = groups[p].add(F::CODES + (block * 4 + line) * LINE);
-                    L::prefetch(at.wrapping_add(AHEAD));
-                    let both = L::load(at);
-                    (low[p], high[p]) = (L::low(both), L::high(both));
-                }
-                for m in 0..M {
-                    let q = (*x.add(m * x_stride)).q.as_ptr().add(line * 8);
-                    for (sums, low) in nibbles.iter_mut().zip(low) {
-                        sums[m] = L::dot_nibbles(sums[m], low, q);
-                    }
-                    for (sums, high) in nibbles.iter_mut().zip(high) {
-                        sums[m] = L::dot_nibbles(sums[m], high, q.add(4));
-                    }
-                }
-            }
-            for (ints, nibbles) in ints.iter_mut().zip(nibbles) {
-                for (m, (ints, nibbles)) in ints.iter_mut().zip(nibbles).enumerate() {
-                    *ints = L::end_nibbles(nibbles, F::offset::<L>(&*x.add(m * x_stride)));
-                }
-            }
-        } else {
-            for m in 0..M {
-                let begin = L::splat_int(F::offset::<L>(&*x.add(m * x_stride)));
-                ints.iter_mut().for_each(|row| row[m] = begin);
-            }
-            for line in 0..8 {
-                let mut codes = [L::zero_codes(); P];
-                for p in 0..P {
-                    let at = groups[p].add(F::CODES + (block * 8 + line) * LINE);
-                    L::prefetch(at.wrapping_add(AHEAD));
-                    codes[p] = L::load(at);
-                }
-                for m in 0..M {
-                    let q = (*x.add(m * x_stride)).q.as_ptr().add(line * 4);
-                    for (sums, codes) in ints.iter_mut().zip(codes) {
-                        sums[m] = L::dot_bytes(sums[m], codes, q);
-                    }
+                let q = (*x.add(m * work.x_stride)).q.as_ptr().add(line * 4);
+                for (sums, codes) in ints.iter_mut().zip(codes) {
+                    sums[m] = L::dot_bytes(sums[m], codes, q);
                 }
             }
         }
@@ -248,50 +240,99 @@ unsafe fn dots<L: Lanes, F: Format, const P: usize, const M: usize>(
     }
 }
 
+/// Line `line` of 4 of a block: 4 columns, and the 4 after these.
 #[inline(always)]
-unsafe fn nf4_tile<L: Lanes, const P: usize, const M: usize>(work: &Work<f32>, panel: usize, token: usize) {
-    // SAFETY: as `tile`; a token has as many numbers as a panel has columns.
+unsafe fn nibbles<L: Lanes, F: Format, const P: usize>(
+    work: &Work,
+    groups: [*const u8; P],
+    block: usize,
+    line: usize,
+) -> [[L::Codes; P]; 2] {
+    // SAFETY: the caller's promise.
     unsafe {
-        let table = L::table(&Nf4::CODEBOOK);
-        let mut sums = [[L::splat(0.0); M]; P];
-        let mut x = work.x.add(token * work.x_stride);
-        for group in 0..work.groups {
-            for block in 0..Nf4::BLOCKS {
-                let mut block_sums = [[L::splat(0.0); M]; P];
-                for line in 0..8 {
-                    let mut codes = [L::zero_codes(); P];
-                    for (p, codes) in codes.iter_mut().enumerate() {
-                        let at = work.panel(panel + p).add(group * Nf4::GROUP_BYTES);
-                        let at = at.add(Nf4::CODES + (block * 8 + line) * LINE);
-                        L::prefetch(at.wrapping_add(AHEAD));
-                        *codes = L::load(at);
-                    }
-                    macro_rules! columns {
-                        ($($column:literal at $shift:literal),*) => {$(
-                            for p in 0..P {
-                                let weights = L::look_up::<$shift>(table, codes[p]);
-                                for m in 0..M {
-                                    let x = L::splat(*x.add(m * work.x_stride + $column));
-                                    block_sums[p][m] = L::mul_add(weights, x, block_sums[p][m]);
-                                }
-                            }
-                        )*};
-                    }
-                    columns!(0 at 0, 1 at 8, 2 at 16, 3 at 24, 4 at 4, 5 at 12, 6 at 20, 7 at 28);
-                    x = x.add(8);
+        let mut low = [L::zero_codes(); P];
+        let mut high = low;
+        for p in 0..P {
+            let at = groups[p].add(F::CODES + (block * 4 + line) * LINE);
+            work.prefetch::<L>(at);
+            let both = L::load(at);
+            (low[p], high[p]) = (L::low(both), L::high(both));
+        }
+        [low, high]
+    }
+}
+
+#[inline(always)]
+unsafe fn dots_of_nibbles<L: Lanes, F: Format, const P: usize, const M: usize>(
+    work: &Work,
+    groups: [*const u8; P],
+    block: usize,
+    x: *const QuantBlock,
+) -> [[L::Ints; M]; P] {
+    // SAFETY: as `tile`; 32 columns are 4 lines of nibbles.
+    unsafe {
+        let mut nibble_sums = [[L::begin_nibbles(0); M]; P];
+        for m in 0..M {
+            let begin = L::begin_nibbles(F::offset::<L>(&*x.add(m * work.x_stride)));
+            nibble_sums.iter_mut().for_each(|row| row[m] = begin);
+        }
+        for line in 0..4 {
+            let [low, high] = nibbles::<L, F, P>(work, groups, block, line);
+            for m in 0..M {
+                let q = (*x.add(m * work.x_stride)).q.as_ptr().add(line * 8);
+                for (sums, low) in nibble_sums.iter_mut().zip(low) {
+                    sums[m] = L::dot_nibbles(sums[m], low, q);
                 }
-                for p in 0..P {
-                    let scale = Nf4::scale::<L>(work.panel(panel + p).add(group * Nf4::GROUP_BYTES), block);
+                for (sums, high) in nibble_sums.iter_mut().zip(high) {
+                    sums[m] = L::dot_nibbles(sums[m], high, q.add(4));
+                }
+            }
+        }
+        let mut ints = [[L::splat_int(0); M]; P];
+        for (ints, nibbles) in ints.iter_mut().zip(nibble_sums) {
+            for (m, (ints, nibbles)) in ints.iter_mut().zip(nibbles).enumerate() {
+                *ints = L::end_nibbles(nibbles, F::offset::<L>(&*x.add(m * work.x_stride)));
+            }
+        }
+        ints
+    }
+}
+
+/// A product with each byte of the numbers that indices stand for.
+#[inline(always)]
+unsafe fn dots_of_indices<L: Lanes, F: Format, const P: usize, const M: usize>(
+    work: &Work,
+    groups: [*const u8; P],
+    block: usize,
+    x: *const QuantBlock,
+) -> [[L::Ints; M]; P] {
+    // SAFETY: as `tile`; 32 columns are 4 lines of nibbles.
+    unsafe {
+        let tables = [L::table(&F::TABLE[0]), L::table(&F::TABLE[1])];
+        let mut upper = [[L::splat_int(0); M]; P];
+        let mut lower = upper;
+        for m in 0..M {
+            let begin = L::splat_int(F::offset::<L>(&*x.add(m * work.x_stride)));
+            lower.iter_mut().for_each(|row| row[m] = begin);
+        }
+        for line in 0..4 {
+            let halves = nibbles::<L, F, P>(work, groups, block, line);
+            for (i, half) in halves.into_iter().enumerate() {
+                for (p, codes) in half.into_iter().enumerate() {
+                    let [high, low] = [L::look_up(tables[0], codes), L::look_up(tables[1], codes)];
                     for m in 0..M {
-                        sums[p][m] = L::mul_add(block_sums[p][m], scale, sums[p][m]);
+                        let q = (*x.add(m * work.x_stride)).q.as_ptr().add(line * 8 + i * 4);
+                        upper[p][m] = L::dot_bytes(upper[p][m], high, q);
+                        lower[p][m] = L::dot_bytes(lower[p][m], low, q);
                     }
                 }
             }
         }
-        for (p, sums) in sums.iter().enumerate() {
-            for (m, sums) in sums.iter().enumerate() {
-                work.store::<L>(panel + p, token + m, *sums);
+        for (upper, lower) in upper.iter_mut().zip(lower) {
+            for (upper, lower) in upper.iter_mut().zip(lower) {
+                *upper = L::join(*upper, lower);
             }
         }
+        upper
     }
 }

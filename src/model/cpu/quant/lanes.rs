@@ -9,9 +9,6 @@ pub(super) trait Lanes: Copy {
     /// Panels and tokens of the largest tiles whose sums stay in registers: 1 or 2 panels and 2, 4 or 6 tokens.
     const PANELS: usize;
     const TOKENS: usize;
-    /// The same for NF4: up to 12 tokens, and 2 or 4 panels when there is one token.
-    const NF4_PANELS: usize;
-    const NF4_TOKENS: usize;
     /// Whether weights of 8 bit are multiplied unsigned, as they are stored, so that 128 times the sum of the other
     /// factors is too much; otherwise they are made signed first.
     const UNSIGNED: bool;
@@ -23,10 +20,17 @@ pub(super) trait Lanes: Copy {
     type NibbleSums: Copy;
     /// 16 f32.
     type Floats: Copy;
-    /// The NF4 codebook.
+    /// 16 bytes to look up.
     type Table: Copy;
 
+    /// Asks for the cache line of `at`, which may be any address.
     unsafe fn prefetch(at: *const u8);
+    /// The same, into the second-level cache only.
+    #[inline(always)]
+    unsafe fn prefetch_far(at: *const u8) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::prefetch(at) }
+    }
     unsafe fn zero_codes() -> Self::Codes;
     unsafe fn load(at: *const u8) -> Self::Codes;
     /// The lower 4 bits of each byte.
@@ -58,7 +62,9 @@ pub(super) trait Lanes: Copy {
     unsafe fn mul_sub(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     unsafe fn store(values: Self::Floats, at: *mut f32);
 
-    unsafe fn table(values: &[f32; 16]) -> Self::Table;
-    /// The table's entries that the 4 bits from bit `SHIFT` of each row's 32 name.
-    unsafe fn look_up<const SHIFT: u32>(table: Self::Table, codes: Self::Codes) -> Self::Floats;
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Table;
+    /// The table's entries that bytes of at most 15 name.
+    unsafe fn look_up(table: Self::Table, codes: Self::Codes) -> Self::Codes;
+    /// `256 · upper + lower`
+    unsafe fn join(upper: Self::Ints, lower: Self::Ints) -> Self::Ints;
 }

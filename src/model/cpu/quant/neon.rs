@@ -2,12 +2,10 @@
 
 use std::arch::{
     aarch64::{
-        float32x4_t, int8x16_t, int32x4_t, uint8x16_t, uint8x16x4_t, uint16x4_t, vaddq_s32, vandq_u8, vandq_u32,
-        vcvtq_f32_s32, vcvtq_f32_u32, vdupq_n_f32, vdupq_n_s32, vdupq_n_u8, vdupq_n_u32, veorq_u8, vfmaq_f32,
-        vfmsq_f32, vget_high_s8, vget_low_s8, vget_low_u16, vld1_u8, vld1_u16, vld1q_f32, vld1q_u8, vmlaq_u32,
-        vmovl_u8, vmovl_u16, vmull_s8, vmulq_f32, vpaddlq_s16, vpaddq_s32, vqtbl4q_u8, vreinterpretq_f32_u8,
-        vreinterpretq_s8_s32, vreinterpretq_s8_u8, vreinterpretq_u8_f32, vreinterpretq_u8_u32, vreinterpretq_u32_u8,
-        vshlq_u32, vshrq_n_u8, vst1q_f32,
+        float32x4_t, int8x16_t, int32x4_t, uint8x16_t, uint16x4_t, vaddq_s32, vandq_u8, vcvtq_f32_s32, vcvtq_f32_u32,
+        vdupq_n_f32, vdupq_n_s32, vdupq_n_u8, veorq_u8, vfmaq_f32, vfmsq_f32, vget_high_s8, vget_low_s8, vget_low_u16,
+        vld1_u8, vld1_u16, vld1q_u8, vmovl_u8, vmovl_u16, vmull_s8, vmulq_f32, vpaddlq_s16, vpaddq_s32, vqtbl1q_u8,
+        vreinterpretq_s8_s32, vreinterpretq_s8_u8, vshlq_n_s32, vshrq_n_u8, vst1q_f32,
     },
     asm,
 };
@@ -16,7 +14,6 @@ use super::{
     formats::Format,
     kernel::{self, Work},
     lanes::Lanes,
-    tokens::QuantBlock,
 };
 
 /// The same for each register of a panel. Not a closure: what is not inlined is compiled without the instructions.
@@ -50,15 +47,12 @@ struct Neon<const DOT: bool>;
 impl<const DOT: bool> Lanes for Neon<DOT> {
     const PANELS: usize = 1;
     const TOKENS: usize = 2;
-    const NF4_PANELS: usize = 2;
-    const NF4_TOKENS: usize = 2;
     const UNSIGNED: bool = false;
     type Codes = [uint8x16_t; 4];
     type Ints = [int32x4_t; 4];
     type NibbleSums = [int32x4_t; 4];
     type Floats = [float32x4_t; 4];
-    /// 16 f32, byte by byte.
-    type Table = uint8x16x4_t;
+    type Table = uint8x16_t;
 
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
@@ -178,25 +172,18 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
     }
 
     #[inline(always)]
-    unsafe fn table(values: &[f32; 16]) -> Self::Table {
-        unsafe {
-            let [a, b, c, d] = each!(i => vreinterpretq_u8_f32(vld1q_f32(values.as_ptr().add(i * 4))));
-            uint8x16x4_t(a, b, c, d)
-        }
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Table {
+        unsafe { vld1q_u8(bytes.as_ptr()) }
     }
 
     #[inline(always)]
-    unsafe fn look_up<const SHIFT: u32>(table: Self::Table, codes: Self::Codes) -> Self::Floats {
-        unsafe {
-            each!(i => {
-                let codes = codes[i];
-                let codes = vreinterpretq_u32_u8(codes);
-                let index = vandq_u32(vshlq_u32(codes, vdupq_n_s32(-(SHIFT as i32))), vdupq_n_u32(15));
-                // The four bytes of entry i are bytes 4 i to 4 i + 3 of the table.
-                let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), index, vdupq_n_u32(0x0404_0404));
-                vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(bytes)))
-            })
-        }
+    unsafe fn look_up(table: Self::Table, codes: Self::Codes) -> Self::Codes {
+        unsafe { each!(i => vqtbl1q_u8(table, codes[i])) }
+    }
+
+    #[inline(always)]
+    unsafe fn join(upper: Self::Ints, lower: Self::Ints) -> Self::Ints {
+        unsafe { each!(i => vaddq_s32(vshlq_n_s32::<8>(upper[i]), lower[i])) }
     }
 }
 
@@ -238,7 +225,7 @@ unsafe fn widen(bits: uint16x4_t) -> float32x4_t {
 /// # Safety
 /// As [`kernel::multiply`].
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn multiply<F: Format>(work: Work<QuantBlock>) {
+pub(super) unsafe fn multiply<F: Format>(work: Work) {
     // SAFETY: the caller's promise, here and below.
     unsafe { kernel::multiply::<Neon<false>, F>(work) }
 }
@@ -246,13 +233,6 @@ pub(super) unsafe fn multiply<F: Format>(work: Work<QuantBlock>) {
 /// # Safety
 /// As [`kernel::multiply`].
 #[target_feature(enable = "neon,dotprod")]
-pub(super) unsafe fn multiply_dot<F: Format>(work: Work<QuantBlock>) {
+pub(super) unsafe fn multiply_dot<F: Format>(work: Work) {
     unsafe { kernel::multiply::<Neon<true>, F>(work) }
-}
-
-/// # Safety
-/// As [`kernel::multiply_nf4`].
-#[target_feature(enable = "neon")]
-pub(super) unsafe fn multiply_nf4(work: Work<f32>) {
-    unsafe { kernel::multiply_nf4::<Neon<false>>(work) }
 }

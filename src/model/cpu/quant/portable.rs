@@ -8,7 +8,6 @@ use super::{
     formats::Format,
     kernel::{self, Work},
     lanes::{LANES, Lanes},
-    tokens::QuantBlock,
 };
 
 #[derive(Clone, Copy)]
@@ -17,14 +16,12 @@ struct Portable;
 impl Lanes for Portable {
     const PANELS: usize = 1;
     const TOKENS: usize = 2;
-    const NF4_PANELS: usize = 2;
-    const NF4_TOKENS: usize = 2;
     const UNSIGNED: bool = false;
     type Codes = [u8; 4 * LANES];
     type Ints = [i32; LANES];
     type NibbleSums = [i32; LANES];
     type Floats = [f32; LANES];
-    type Table = [f32; 16];
+    type Table = [u8; 16];
 
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
@@ -120,16 +117,18 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn table(values: &[f32; 16]) -> Self::Table {
-        *values
+    unsafe fn table(bytes: &[u8; 16]) -> Self::Table {
+        *bytes
     }
 
     #[inline(always)]
-    unsafe fn look_up<const SHIFT: u32>(table: Self::Table, codes: Self::Codes) -> Self::Floats {
-        from_fn(|row| {
-            let (byte, high) = ((SHIFT / 8) as usize, SHIFT % 8);
-            table[usize::from((codes[row * 4 + byte] >> high) & 15)]
-        })
+    unsafe fn look_up(table: Self::Table, codes: Self::Codes) -> Self::Codes {
+        codes.map(|code| table[usize::from(code & 15)])
+    }
+
+    #[inline(always)]
+    unsafe fn join(upper: Self::Ints, lower: Self::Ints) -> Self::Ints {
+        from_fn(|row| 256 * upper[row] + lower[row])
     }
 }
 
@@ -145,13 +144,7 @@ fn fused(a: f32, b: f32, c: f32) -> f32 {
 
 /// # Safety
 /// As [`kernel::multiply`].
-pub(super) unsafe fn multiply<F: Format>(work: Work<QuantBlock>) {
-    // SAFETY: the caller's promise, here and below.
+pub(super) unsafe fn multiply<F: Format>(work: Work) {
+    // SAFETY: the caller's promise.
     unsafe { kernel::multiply::<Portable, F>(work) }
-}
-
-/// # Safety
-/// As [`kernel::multiply_nf4`].
-pub(super) unsafe fn multiply_nf4(work: Work<f32>) {
-    unsafe { kernel::multiply_nf4::<Portable>(work) }
 }

@@ -1,7 +1,7 @@
 //! Every instruction set and format against plain loops over what the weights and activations became, and one tiling
 //! against another.
 
-use super::{Forms, QuantBlock, QuantKernels, QuantTokens, blocks_per_token, testing::numbers, tokens::BLOCK};
+use super::{QuantBlock, QuantKernels, QuantTokens, blocks_per_token, testing::numbers, tokens::BLOCK};
 use crate::model::{
     cpu::Engine,
     quant::{QuantMatrix, WeightFormat, encode_panel},
@@ -48,7 +48,7 @@ fn matrix(format: WeightFormat, rows: usize, cols: usize, weights: &[f32]) -> Qu
 
 fn product(kernels: QuantKernels, matrix: &QuantMatrix, x: &[f32]) -> Vec<f32> {
     let mut tokens = QuantTokens::default();
-    tokens.set(&with(kernels), Forms::of([matrix.format()]), x, matrix.cols());
+    tokens.set(&with(kernels), x, matrix.cols());
     let width = 16 * matrix.n_panels();
     let mut out = vec![f32::NAN; tokens.tokens() * width];
     kernels.multiply(matrix.panels(0..matrix.n_panels()), &tokens, &mut out);
@@ -57,12 +57,9 @@ fn product(kernels: QuantKernels, matrix: &QuantMatrix, x: &[f32]) -> Vec<f32> {
 }
 
 /// The activations as the kernels see them.
-fn seen(kernels: QuantKernels, format: WeightFormat, x: &[f32], cols: usize) -> Vec<f32> {
-    if format == WeightFormat::Nf4 {
-        return x.to_vec();
-    }
+fn seen(kernels: QuantKernels, x: &[f32], cols: usize) -> Vec<f32> {
     let mut tokens = QuantTokens::default();
-    tokens.set(&with(kernels), Forms::of([format]), x, cols);
+    tokens.set(&with(kernels), x, cols);
     let per_token = blocks_per_token(cols);
     let token = |blocks: &[QuantBlock]| -> Vec<f32> {
         let all = blocks
@@ -81,7 +78,7 @@ fn every_kernel_is_a_plain_loop_over_the_quantised_numbers() {
                 let weights = numbers(seed as u64 + 1, rows * cols);
                 let x = numbers(seed as u64 + 100, n * cols);
                 let matrix = matrix(format, rows, cols, &weights);
-                let (weights, x_seen) = (matrix.to_f32(), seen(kernels, format, &x, cols));
+                let (weights, x_seen) = (matrix.to_f32(), seen(kernels, &x, cols));
                 let found = product(kernels, &matrix, &x);
                 for (token, found) in found.chunks_exact(rows).enumerate() {
                     let x = &x_seen[token * cols..][..cols];
@@ -121,7 +118,7 @@ fn neither_tiles_nor_company_change_a_bit() {
                 );
             }
             let mut tokens = QuantTokens::default();
-            tokens.set(&with(kernels), Forms::of([format]), &x, cols);
+            tokens.set(&with(kernels), &x, cols);
             let mut by_panel = vec![0.0; 27 * rows];
             for panel in 0..matrix.n_panels() {
                 let mut out = [0.0; 27 * 16];
@@ -141,7 +138,7 @@ fn instruction_sets_quantise_activations_alike() {
     let x = numbers(9, 5 * 333);
     let blocks = |kernels| {
         let mut tokens = QuantTokens::default();
-        tokens.set(&with(kernels), Forms::of([WeightFormat::Q8_0]), &x, 333);
+        tokens.set(&with(kernels), &x, 333);
         tokens.blocks().to_vec()
     };
     let all: Vec<Vec<QuantBlock>> = QuantKernels::available().into_iter().map(blocks).collect();

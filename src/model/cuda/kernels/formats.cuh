@@ -1,10 +1,12 @@
 // The formats of weights on a card: how a lane loads a chunk of a row, and what it multiplies with the same columns of
 // tokens. How a chunk is laid out is in `pack.rs`.
 
-// The codebook of NF4: quantiles of a normal distribution.
-__constant__ float nf4_codebook[16] = {-1.0f,        -0.6961928f, -0.52507305f, -0.3949175f, -0.28444138f, -0.18477343f,
-                                       -0.091050036f, 0.0f,        0.0795803f,   0.1609302f,  0.2461123f,   0.33791524f,
-                                       0.44070983f,  0.562617f,   0.72295684f,  1.0f};
+// The codebook of NF4: quantiles of a normal distribution, in 16 bits as `cpu/quant/formats.rs` has them.
+#define NF4_UNIT (1.0f / 32767.0f)
+__constant__ float nf4_codebook[16] = {-32767 * NF4_UNIT, -22812 * NF4_UNIT, -17205 * NF4_UNIT, -12940 * NF4_UNIT,
+                                       -9320 * NF4_UNIT, -6054 * NF4_UNIT, -2983 * NF4_UNIT, 0 * NF4_UNIT,
+                                       2608 * NF4_UNIT, 5273 * NF4_UNIT, 8064 * NF4_UNIT, 11072 * NF4_UNIT,
+                                       14441 * NF4_UNIT, 18435 * NF4_UNIT, 23689 * NF4_UNIT, 32767 * NF4_UNIT};
 
 // One matrix of a launch.
 struct Matrix {
