@@ -1,15 +1,16 @@
 //! How fast blocks run on this machine's CPU, beside what its memory and its arithmetic can do at best.
 //!
 //! ```text
-//! $ cargo run --release --example engine_bench -- FOLDER BLOCKS THREADS [FORMAT...]
+//! $ cargo run --release --example engine_bench -- FOLDER BLOCKS THREADS
 //! {"threads":2,"kernels":"AVX-512","read_gb_s":25.9,"peak_gflop_s":301.2,"gemm_gflop_s":{"float32":270.0,"bfloat16":260.1}}
-//! {"format":"bfloat16","block_bytes":88080384,"read_gb_s":26.1,"peak_gflop_s":301.2,"decode_s":0.0036, ...}
+//! $ cargo run --release --example engine_bench -- FOLDER BLOCKS THREADS FORMAT...
+//! {"format":"bfloat16","block_bytes":88080384,"read_gb_s":26.1,"decode_of_read":0.97,"decode_s":0.0036, ...}
 //! ```
 //!
 //! FOLDER is a Llama-shaped checkpoint whose first BLOCKS together exceed the caches by far. Seconds are those of one block:
 //! of one token (median), of one token of each of 16 sequences (median), of a prompt of 512 tokens (best). `gemm` is the
-//! product of 512 tokens with the block's largest matrix alone; what the machine can do is measured again beside every
-//! format, because it may not be alone. A JSON object a line, for `scripts/bench.sh`; `block_bytes` are those that the weight
+//! product of 512 tokens with the block's largest matrix alone. It may not be alone on the machine, so memory is read once
+//! before each token: `decode_of_read` is the median of what blocks read to that. A JSON object a line, for `scripts/bench.sh`; `block_bytes` are those that the weight
 //! matrices take in memory: of bfloat16, 12 bits a weight.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
@@ -17,8 +18,8 @@ use std::{num::NonZeroUsize, ops::Range, path::Path, time::Instant};
 
 use anyhow::Context;
 use sepal::model::{
-    Blocks, Cache, Engine, Hidden, ModelConfig, ModelFiles, Part, Precision, Scratch, WeightDType, WeightFormat,
-    measure_gemm, measure_limits,
+    Blocks, Cache, Engine, Hidden, LargeMemory, ModelConfig, ModelFiles, Part, Precision, Scratch, WeightDType,
+    WeightFormat, measure_gemm, measure_limits,
 };
 use serde_json::{Value, json};
 
@@ -34,10 +35,15 @@ fn main() -> anyhow::Result<()> {
     let threads: usize = arguments.next().context("how many THREADS?")?.parse()?;
     let engine = Engine::new(NonZeroUsize::new(threads))?;
     let files = ModelFiles::from_folder(Path::new(&folder))?;
-    println!("{}", machine(&engine, files.config())?);
-    for name in arguments {
+    let formats: Vec<String> = arguments.collect();
+    if formats.is_empty() {
+        println!("{}", machine(&engine, files.config())?);
+        return Ok(());
+    }
+    let memory = LargeMemory::new()?;
+    for name in formats {
         let weights = WeightFormat::from_name(&name).with_context(|| format!("what is {name}?"))?;
-        println!("{}", format(&files, 0..n_blocks, weights, &engine)?);
+        println!("{}", format(&files, 0..n_blocks, weights, (&engine, &memory))?);
     }
     Ok(())
 }
@@ -60,19 +66,36 @@ fn machine(engine: &Engine, config: &ModelConfig) -> anyhow::Result<Value> {
 }
 
 /// What blocks in that format do.
-fn format(files: &ModelFiles, span: Range<u32>, weights: WeightFormat, engine: &Engine) -> anyhow::Result<Value> {
-    let limits = measure_limits(engine)?;
+fn format(
+    files: &ModelFiles,
+    span: Range<u32>,
+    weights: WeightFormat,
+    (engine, memory): (&Engine, &LargeMemory),
+) -> anyhow::Result<Value> {
     let dtype = weights.dtype().unwrap_or(WeightDType::Bf16);
     let blocks = Blocks::load(files, span, Precision { weights, dtype }, engine)?;
+    let mut decode = Bench::new(&blocks, 1, STEPS);
+    let (mut reads, mut steps) = (Vec::new(), Vec::new());
+    for _ in 0..STEPS {
+        reads.push(memory.bytes_per_second(engine));
+        steps.push(decode.step(1)?);
+    }
+    let shares = reads.iter().zip(&steps);
+    let shares = shares.map(|(read, step)| blocks.block_bytes() as f64 / step / read);
     Ok(json!({
         "format": weights.as_str(),
         "block_bytes": blocks.block_bytes(),
-        "read_gb_s": limits.read_bytes_per_second / 1e9,
-        "peak_gflop_s": limits.flops_per_second / 1e9,
-        "decode_s": Bench::new(&blocks, 1, STEPS).median(1)?,
+        "decode_of_read": median(shares.collect()),
+        "read_gb_s": median(reads) / 1e9,
+        "decode_s": median(steps),
         "batch16_s": Bench::new(&blocks, SEQUENCES, STEPS).median(1)?,
         "prefill_s": Bench::new(&blocks, 1, PROMPT).best(PROMPT)?,
     }))
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }
 
 /// Sequences that grow through all blocks.
@@ -103,9 +126,7 @@ impl<'a> Bench<'a> {
     }
 
     fn median(mut self, tokens: usize) -> anyhow::Result<f64> {
-        let mut times = self.times(STEPS, tokens)?;
-        times.sort_by(f64::total_cmp);
-        Ok(times[times.len() / 2])
+        Ok(median(self.times(STEPS, tokens)?))
     }
 
     fn best(mut self, tokens: usize) -> anyhow::Result<f64> {

@@ -68,7 +68,7 @@ pub use config::{
     rope::{RopeConfig, RopeScaling},
 };
 use cpu::Kernels;
-pub use cpu::{Engine, MachineLimits, measure_limits};
+pub use cpu::{Engine, LargeMemory, MachineLimits, measure_limits};
 use cuda::Device;
 pub use cuda::{CudaError, Toolkit};
 pub use ends::Ends;

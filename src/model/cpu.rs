@@ -29,7 +29,7 @@ pub(crate) use dense::{Dense, Interleaved, MANY_PANELS};
 pub(crate) use disjoint::Disjoint;
 pub(crate) use elementwise::{add, exp, silu_times, sum_of};
 pub(crate) use input::{Input, Source, Wanted};
-pub use limits::{MachineLimits, measure_limits};
+pub use limits::{LargeMemory, MachineLimits, measure_limits};
 pub(crate) use memory::{Buffer, Memory};
 pub(crate) use panels::{LANES, Rows, RowsMut};
 pub(crate) use parts::for_parts;

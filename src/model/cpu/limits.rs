@@ -39,26 +39,52 @@ pub struct MachineLimits {
 /// # Errors
 /// When there is no memory.
 pub fn measure_limits(engine: &Engine) -> io::Result<MachineLimits> {
+    let memory = LargeMemory::new()?;
     Ok(MachineLimits {
-        read_bytes_per_second: read(engine)?,
+        read_bytes_per_second: memory.len() as f64 / best(|| memory.read(engine)),
         flops_per_second: multiply(engine),
     })
 }
 
-fn read(engine: &Engine) -> io::Result<f64> {
-    let bytes = BYTES.max(TIMES_CACHE * third_level_cache().unwrap_or(0));
-    let part = bytes / size_of::<f32>() / PARTS;
-    let mut memory = Memory::zeroed(part * PARTS * size_of::<f32>())?;
-    // What was never written is one page of zeros, again and again.
-    memory.numbers_mut::<f32>(part * PARTS).fill(1.0);
-    let numbers = memory.numbers::<f32>(part * PARTS);
-    let seconds = best(|| {
+/// Memory that no cache holds: a GiB, or eight third-level caches.
+#[derive(Debug)]
+pub struct LargeMemory {
+    memory: Memory,
+    /// Numbers of each of the parts.
+    part: usize,
+}
+
+impl LargeMemory {
+    /// # Errors
+    /// When there is no memory.
+    pub fn new() -> io::Result<Self> {
+        let bytes = BYTES.max(TIMES_CACHE * third_level_cache().unwrap_or(0));
+        let part = bytes / size_of::<f32>() / PARTS;
+        let mut memory = Memory::zeroed(part * PARTS * size_of::<f32>())?;
+        // What was never written is one page of zeros, again and again.
+        memory.numbers_mut::<f32>(part * PARTS).fill(1.0);
+        Ok(Self { memory, part })
+    }
+
+    /// Bytes per second, reading all of it once on all threads: for who compares with what the machine does at the moment.
+    pub fn bytes_per_second(&self, engine: &Engine) -> f64 {
+        let start = Instant::now();
+        self.read(engine);
+        self.len() as f64 / start.elapsed().as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    fn len(&self) -> usize {
+        self.part * PARTS * size_of::<f32>()
+    }
+
+    fn read(&self, engine: &Engine) {
+        let part = self.part;
+        let numbers = self.memory.numbers::<f32>(part * PARTS);
         engine.pool.run(PARTS, &|i| {
             // SAFETY: it takes nothing but the level.
             black_box(unsafe { dispatch!(engine.kernels, sum(&numbers[i * part..(i + 1) * part])) });
         });
-    });
-    Ok(size_of_val(numbers) as f64 / seconds)
+    }
 }
 
 fn multiply(engine: &Engine) -> f64 {

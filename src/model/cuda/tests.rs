@@ -90,7 +90,12 @@ fn blocks_in_every_format_are_those_of_the_processor() {
         let dtype = weights.dtype().unwrap_or(WeightDType::Bf16);
         let [host, card] = both(json!({}), 5, Precision { weights, dtype });
         let x = random_hidden(&mut rng(2), 2, 90, host.config().hidden_size);
-        for (steps, part) in [(vec![5; 18], 5e-3), (vec![86, 4], 3e-2)] {
+        // The card rounds what bf16 and NF4 are multiplied with in prompts, the processor may for every token.
+        let of_few = match weights {
+            WeightFormat::Bf16 | WeightFormat::Nf4 => 3e-2,
+            _ => 5e-3,
+        };
+        for (steps, part) in [(vec![5; 18], of_few), (vec![86, 4], 3e-2)] {
             println!("{weights:?} {steps:?}");
             assert_near(&through(&card, &x, &steps), &through(&host, &x, &steps), part);
         }
