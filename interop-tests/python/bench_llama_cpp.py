@@ -82,13 +82,18 @@ def quantize(source: pathlib.Path, target: pathlib.Path, kind: str) -> None:
         raise SystemExit(f"llama.cpp cannot convert to {kind}")
 
 
-def decode(context, tokens: list[int]) -> float:
-    ids = (llama_cpp.llama_token * len(tokens))(*tokens)  # the batch only points to them
-    batch = llama_cpp.llama_batch_get_one(ids, len(tokens))
+def decode(context, tokens: list[int], position: int) -> float:
+    """The outputs of all tokens are asked for, as clients ask servers: llama.cpp leaves out what else it does not need of the last block."""
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, position + i, 1, 0, 1
     start = time.perf_counter()
     if llama_cpp.llama_decode(context, batch):
         raise SystemExit("llama.cpp cannot decode")
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    llama_cpp.llama_batch_free(batch)
+    return seconds
 
 
 def measure(path: pathlib.Path, n_threads: int) -> tuple[float, float]:
@@ -97,12 +102,12 @@ def measure(path: pathlib.Path, n_threads: int) -> tuple[float, float]:
     params.n_ctx, params.n_batch, params.n_ubatch = PROMPT, PROMPT, PROMPT
     params.n_threads = params.n_threads_batch = n_threads
     context = llama_cpp.llama_init_from_model(model, params)
-    decode(context, [1])
-    steps = statistics.median(decode(context, [i % 500]) for i in range(STEPS))
+    decode(context, [1], 0)
+    steps = statistics.median(decode(context, [i % 500], 1 + i) for i in range(STEPS))
     passes = []
     for _ in range(1 + PASSES):  # the first warms up
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        passes.append(decode(context, [i * 7 % 500 for i in range(PROMPT)]))
+        passes.append(decode(context, [i * 7 % 500 for i in range(PROMPT)], 0))
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
     return steps, min(passes)

@@ -171,8 +171,8 @@ def blocks(bench: Bench) -> Section:
 
 def llama(bench: Bench) -> Section:
     about = (
-        "The same checkpoints in llama.cpp, as many threads, equal quantisation, caches of its own choice; both in turn, twice, and the "
-        f"better time of each. Ratios above 1: we take less time. From {LEVEL} on we call it level."
+        "The same checkpoints in llama.cpp, as many threads, equal quantisation, caches of its own choice, outputs of all tokens; both in "
+        f"turn, twice, and the better time of each. Ratios above 1: we take less time. From {LEVEL} on we call it level."
     )
     section = Section("llama", "Blocks beside llama.cpp", about)
     for shape in bench.shapes:

@@ -92,6 +92,8 @@ macro_rules! for_all_tiles {
             let step = match (work.n_panels - panel).min($most_panels) {
                 // All sums of one panel fit into the registers, and it is unpacked only once.
                 _ if $most_tokens >= 6 && (work.tokens == 8 || work.tokens == 12) => 1,
+                // What comes from memory is one stream.
+                _ if work.far && work.tokens <= 2 => 1,
                 3 => 2,
                 step => step,
             };
