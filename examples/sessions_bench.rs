@@ -56,7 +56,12 @@ struct Bench {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut args = std::env::args().skip(1);
+    // A task runs where connections do; the main thread would have to be woken for each step.
+    tokio::spawn(run(std::env::args().skip(1).collect())).await?
+}
+
+async fn run(args: Vec<String>) -> anyhow::Result<()> {
+    let mut args = args.into_iter();
     let model = args.next().context("which MODEL?")?;
     let source = ModelSource::resolve(&model, &HubOptions::from_variables(|name| std::env::var(name).ok()))?;
     let how_long = args.next().unwrap_or_else(|| "200".to_owned());

@@ -268,7 +268,14 @@ fn execute(
         Ok(runtime) => runtime,
         Err(error) => return output::failure(&anyhow::Error::new(error).context("cannot start the runtime")),
     };
-    let outcome = runtime.block_on(dispatch(command));
+    // As a task it runs where connections do: waking this thread for each of its steps would take longer than many a step.
+    let outcome = match runtime.block_on(runtime.spawn(dispatch(command))) {
+        Ok(outcome) => outcome,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(error.into()),
+        },
+    };
     // Detached lookups may still wait for peers; nobody waits for them any more.
     runtime.shutdown_background();
     if let Some(export) = export {
