@@ -213,7 +213,9 @@ fn a_machine_describes_itself() {
     assert!(info["memory"]["usable"].as_u64().unwrap() > 0, "{info}");
     let formats = info["formats"].as_array().unwrap();
     let bits = |name: &str| formats.iter().find(|format| format["name"] == name).unwrap()["bits_per_weight"].clone();
-    let is_coded = ["AVX2", "AVX-512"].iter().any(|name| info["kernels"]["dense"] == *name);
+    let is_coded = ["AVX2", "AVX-512", "AVX-512 BF16"]
+        .iter()
+        .any(|name| info["kernels"]["dense"] == *name);
     let bf16 = if is_coded { 12.0 } else { 16.0 };
     assert_eq!((bits("bfloat16"), bits("q8_0")), (bf16.into(), 8.5.into()));
 }
