@@ -359,7 +359,7 @@ impl Server {
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
         let serving = self.lifecycle.hosted().now();
-        serving.is_some_and(|serving| serving.memory.is_free() && serving.worker.queued() == 0)
+        serving.is_some_and(|serving| serving.memory.is_free() && serving.worker.waits().total() == 0)
     }
 
     /// Spans that are in memory.
