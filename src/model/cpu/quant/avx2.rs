@@ -5,8 +5,8 @@ use std::arch::x86_64::{
     _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_cvtepi32_ps,
     _mm256_cvtepu8_epi32, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps, _mm256_fnmadd_ps,
     _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sign_epi8, _mm256_slli_epi32,
-    _mm256_srli_epi16, _mm256_storeu_ps, _mm256_xor_si256,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sign_epi8, _mm256_srli_epi16,
+    _mm256_storeu_ps, _mm256_xor_si256,
 };
 
 use super::{
@@ -182,11 +182,6 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn look_up(table: Self::Table, codes: Self::Codes) -> Self::Codes {
         unsafe { both!(i => _mm256_shuffle_epi8(table, codes[i])) }
-    }
-
-    #[inline(always)]
-    unsafe fn join(upper: Self::Ints, lower: Self::Ints) -> Self::Ints {
-        unsafe { both!(i => _mm256_add_epi32(_mm256_slli_epi32::<8>(upper[i]), lower[i])) }
     }
 }
 

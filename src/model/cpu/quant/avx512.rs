@@ -1,11 +1,10 @@
 //! Registers of AVX-512 with VNNI: one register is a panel's row of anything.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_add_epi32,
-    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_slli_epi32, _mm512_srli_epi16,
-    _mm512_storeu_ps,
+    __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_and_si512,
+    _mm512_broadcast_i32x4, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
+    _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_srli_epi16, _mm512_storeu_ps,
 };
 
 use super::{
@@ -131,11 +130,6 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn look_up(table: __m512i, codes: __m512i) -> __m512i {
         unsafe { _mm512_shuffle_epi8(table, codes) }
-    }
-
-    #[inline(always)]
-    unsafe fn join(upper: __m512i, lower: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower) }
     }
 }
 

@@ -11,8 +11,7 @@ use super::{
     tokens::QuantBlock,
 };
 
-/// How far ahead weights that come from memory are asked for, in bytes of one panel: into the first-level cache, or the
-/// second.
+/// How far ahead weights are asked for, in bytes of one panel: into the first-level cache, or (`FAR` below) the second.
 const AHEAD: usize = 2048;
 const FAR_AHEAD: usize = 1024;
 
@@ -34,7 +33,7 @@ pub(super) struct Work {
     /// `[tokens, 16 · panels]`
     pub(super) out: *mut f32,
     pub(super) n_panels: usize,
-    /// Whether weights are asked for into the second-level cache.
+    /// Whether few tokens are quicker when weights come from memory as one stream, into the second-level cache.
     pub(super) far: bool,
 }
 
@@ -44,25 +43,25 @@ impl Work {
         unsafe { self.panels.add(panel * self.panel_bytes) }
     }
 
-    /// Asks for what comes some way after `at`.
-    #[inline(always)]
-    unsafe fn prefetch<L: Lanes>(&self, at: *const u8) {
-        // SAFETY: the address need not exist.
-        unsafe {
-            if self.far {
-                L::prefetch_far(at.wrapping_add(FAR_AHEAD));
-            } else {
-                L::prefetch(at.wrapping_add(AHEAD));
-            }
-        }
-    }
-
     /// Writes the sums of a panel and a token.
     #[inline(always)]
     unsafe fn store<L: Lanes>(&self, panel: usize, token: usize, sums: L::Floats) {
         // SAFETY: the caller stores what there is.
         unsafe {
             L::store(sums, self.out.add((token * self.n_panels + panel) * LANES));
+        }
+    }
+}
+
+/// Asks for what comes some way after `at`.
+#[inline(always)]
+unsafe fn prefetch<L: Lanes, const FAR: bool>(at: *const u8) {
+    // SAFETY: the address need not exist.
+    unsafe {
+        if FAR {
+            L::prefetch_far(at.wrapping_add(FAR_AHEAD));
+        } else {
+            L::prefetch(at.wrapping_add(AHEAD));
         }
     }
 }
@@ -82,73 +81,72 @@ fn tile_tokens(left: usize, most: usize, alone: bool) -> usize {
     }
 }
 
-/// Calls `$tile::<$($types,)* PANELS, TOKENS>(work, panel, token)` until every panel met every token. Panels stay
-/// in the cache while the tokens pass.
-macro_rules! for_all_tiles {
-    ($work:expr, $most_tokens:expr, $most_panels:expr, $tile:ident::<$($types:ty),*>) => {{
-        let work = $work;
-        let mut panel = 0;
-        while panel < work.n_panels {
-            let step = match (work.n_panels - panel).min($most_panels) {
-                // All sums of one panel fit into the registers, and it is unpacked only once.
-                _ if $most_tokens >= 6 && (work.tokens == 8 || work.tokens == 12) => 1,
-                // What comes from memory is one stream.
-                _ if work.far && work.tokens <= 2 => 1,
-                3 => 2,
-                step => step,
-            };
-            let mut token = 0;
-            while token < work.tokens {
-                macro_rules! tile {
-                    ($m:literal) => {{
-                        match step {
-                            1 => $tile::<$($types,)* 1, $m>(&work, panel, token),
-                            _ => $tile::<$($types,)* 2, $m>(&work, panel, token),
-                        }
-                        $m
-                    }};
-                }
-                token += match tile_tokens(work.tokens - token, $most_tokens, step == 1 && token == 0) {
-                    12 if $most_tokens >= 6 && step == 1 => {
-                        $tile::<$($types,)* 1, 12>(&work, panel, token);
-                        12
-                    }
-                    8 if $most_tokens >= 6 && step == 1 => {
-                        $tile::<$($types,)* 1, 8>(&work, panel, token);
-                        8
-                    }
-                    6 if $most_tokens >= 6 => tile!(6),
-                    4 if $most_tokens >= 4 => tile!(4),
-                    3 if $most_tokens >= 3 => tile!(3),
-                    2 => tile!(2),
-                    _ => tile!(1),
-                };
-            }
-            panel += step;
-        }
-    }};
-}
-
-/// The most tokens of a tile. Indices need twice the sums.
-const fn most_tokens<L: Lanes, F: Format>() -> usize {
-    match F::KIND {
-        Codes::Indices if L::TOKENS > 4 => 4,
-        _ => L::TOKENS,
-    }
-}
-
-/// `out[token][row] = Σ_k weights[row][k] · x[token][k]`
+/// `out[token][row] = Σ_k weights[row][k] · x[token][k]`. Panels stay in the cache while the tokens pass.
 ///
 /// # Safety
 /// The CPU has the instructions of `L`; `work` describes panels in format `F`, and tokens and outputs that exist.
 #[inline(always)]
 pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
-    // SAFETY: the tiles begin at panels and tokens that there are and end before the last.
-    unsafe { for_all_tiles!(work, const { most_tokens::<L, F>() }, L::PANELS, tile::<L, F>) }
+    if work.far && work.tokens <= 2 {
+        for panel in 0..work.n_panels {
+            // SAFETY: the panel exists, and one or two tokens.
+            unsafe {
+                match work.tokens {
+                    0 => {}
+                    1 => tile::<L, F, true, 1, 1>(&work, panel, 0),
+                    _ => tile::<L, F, true, 1, 2>(&work, panel, 0),
+                }
+            }
+        }
+        return;
+    }
+    let mut panel = 0;
+    while panel < work.n_panels {
+        let step = match (work.n_panels - panel).min(L::PANELS) {
+            // All sums of one panel fit into the registers, and it is unpacked only once.
+            _ if L::TOKENS >= 6 && (work.tokens == 8 || work.tokens == 12) => 1,
+            step => step,
+        };
+        let mut token = 0;
+        while token < work.tokens {
+            macro_rules! tile {
+                ($m:literal) => {{
+                    match step {
+                        1 => tile::<L, F, false, 1, $m>(&work, panel, token),
+                        _ => tile::<L, F, false, 2, $m>(&work, panel, token),
+                    }
+                    $m
+                }};
+            }
+            // SAFETY: the tiles begin at panels and tokens that there are and end before the last.
+            unsafe {
+                token += match tile_tokens(work.tokens - token, L::TOKENS, step == 1 && token == 0) {
+                    12 if L::TOKENS >= 6 && step == 1 => {
+                        tile::<L, F, false, 1, 12>(&work, panel, token);
+                        12
+                    }
+                    8 if L::TOKENS >= 6 && step == 1 => {
+                        tile::<L, F, false, 1, 8>(&work, panel, token);
+                        8
+                    }
+                    6 if L::TOKENS >= 6 => tile!(6),
+                    4 if L::TOKENS >= 4 => tile!(4),
+                    3 if L::TOKENS >= 3 => tile!(3),
+                    2 => tile!(2),
+                    _ => tile!(1),
+                };
+            }
+        }
+        panel += step;
+    }
 }
 
 #[inline(always)]
-unsafe fn tile<L: Lanes, F: Format, const P: usize, const M: usize>(work: &Work, panel: usize, token: usize) {
+unsafe fn tile<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
+    work: &Work,
+    panel: usize,
+    token: usize,
+) {
     // SAFETY: the caller's promise: P panels from `panel` and M tokens from `token` exist, and a token has as many
     // blocks as a panel.
     unsafe {
@@ -161,11 +159,11 @@ unsafe fn tile<L: Lanes, F: Format, const P: usize, const M: usize>(work: &Work,
         for _ in 0..work.groups {
             for group in groups {
                 for line in 0..F::CODES / LINE {
-                    work.prefetch::<L>(group.add(line * LINE));
+                    prefetch::<L, FAR>(group.add(line * LINE));
                 }
             }
             for block in 0..F::BLOCKS {
-                let dots = dots::<L, F, P, M>(work, groups, block, x);
+                let dots = dots::<L, F, FAR, P, M>(work, groups, block, x);
                 for p in 0..P {
                     let scale = F::scale::<L>(groups[p], block);
                     let minimum = F::minimum::<L>(groups[p], block);
@@ -194,7 +192,7 @@ unsafe fn tile<L: Lanes, F: Format, const P: usize, const M: usize>(work: &Work,
 
 /// The exact products of one block of 32 columns.
 #[inline(always)]
-unsafe fn dots<L: Lanes, F: Format, const P: usize, const M: usize>(
+unsafe fn dots<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -203,15 +201,15 @@ unsafe fn dots<L: Lanes, F: Format, const P: usize, const M: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         match F::KIND {
-            Codes::Bytes => dots_of_bytes::<L, F, P, M>(work, groups, block, x),
-            Codes::Nibbles => dots_of_nibbles::<L, F, P, M>(work, groups, block, x),
-            Codes::Indices => dots_of_indices::<L, F, P, M>(work, groups, block, x),
+            Codes::Bytes => dots_of_bytes::<L, F, FAR, P, M>(work, groups, block, x),
+            Codes::Nibbles => dots_of_nibbles::<L, F, FAR, P, M>(work, groups, block, x),
+            Codes::Indices => dots_of_indices::<L, F, FAR, P, M>(work, groups, block, x),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn dots_of_bytes<L: Lanes, F: Format, const P: usize, const M: usize>(
+unsafe fn dots_of_bytes<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -228,7 +226,7 @@ unsafe fn dots_of_bytes<L: Lanes, F: Format, const P: usize, const M: usize>(
             let mut codes = [L::zero_codes(); P];
             for p in 0..P {
                 let at = groups[p].add(F::CODES + (block * 8 + line) * LINE);
-                work.prefetch::<L>(at);
+                prefetch::<L, FAR>(at);
                 codes[p] = L::load(at);
             }
             for m in 0..M {
@@ -244,8 +242,7 @@ unsafe fn dots_of_bytes<L: Lanes, F: Format, const P: usize, const M: usize>(
 
 /// Line `line` of 4 of a block: 4 columns, and the 4 after these.
 #[inline(always)]
-unsafe fn nibbles<L: Lanes, F: Format, const P: usize>(
-    work: &Work,
+unsafe fn nibbles<L: Lanes, F: Format, const FAR: bool, const P: usize>(
     groups: [*const u8; P],
     block: usize,
     line: usize,
@@ -256,7 +253,7 @@ unsafe fn nibbles<L: Lanes, F: Format, const P: usize>(
         let mut high = low;
         for p in 0..P {
             let at = groups[p].add(F::CODES + (block * 4 + line) * LINE);
-            work.prefetch::<L>(at);
+            prefetch::<L, FAR>(at);
             let both = L::load(at);
             (low[p], high[p]) = (L::low(both), L::high(both));
         }
@@ -265,7 +262,7 @@ unsafe fn nibbles<L: Lanes, F: Format, const P: usize>(
 }
 
 #[inline(always)]
-unsafe fn dots_of_nibbles<L: Lanes, F: Format, const P: usize, const M: usize>(
+unsafe fn dots_of_nibbles<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -279,7 +276,7 @@ unsafe fn dots_of_nibbles<L: Lanes, F: Format, const P: usize, const M: usize>(
             nibble_sums.iter_mut().for_each(|row| row[m] = begin);
         }
         for line in 0..4 {
-            let [low, high] = nibbles::<L, F, P>(work, groups, block, line);
+            let [low, high] = nibbles::<L, F, FAR, P>(groups, block, line);
             for m in 0..M {
                 let q = (*x.add(m * work.x_stride)).q.as_ptr().add(line * 8);
                 for (sums, low) in nibble_sums.iter_mut().zip(low) {
@@ -300,9 +297,8 @@ unsafe fn dots_of_nibbles<L: Lanes, F: Format, const P: usize, const M: usize>(
     }
 }
 
-/// A product with each byte of the numbers that indices stand for.
 #[inline(always)]
-unsafe fn dots_of_indices<L: Lanes, F: Format, const P: usize, const M: usize>(
+unsafe fn dots_of_indices<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -310,31 +306,24 @@ unsafe fn dots_of_indices<L: Lanes, F: Format, const P: usize, const M: usize>(
 ) -> [[L::Ints; M]; P] {
     // SAFETY: as `tile`; 32 columns are 4 lines of nibbles.
     unsafe {
-        let tables = [L::table(&F::TABLE[0]), L::table(&F::TABLE[1])];
-        let mut upper = [[L::splat_int(0); M]; P];
-        let mut lower = upper;
+        let table = L::table(&F::TABLE);
+        let mut ints = [[L::splat_int(0); M]; P];
         for m in 0..M {
             let begin = L::splat_int(F::offset::<L>(&*x.add(m * work.x_stride)));
-            lower.iter_mut().for_each(|row| row[m] = begin);
+            ints.iter_mut().for_each(|row| row[m] = begin);
         }
         for line in 0..4 {
-            let halves = nibbles::<L, F, P>(work, groups, block, line);
+            let halves = nibbles::<L, F, FAR, P>(groups, block, line);
             for (i, half) in halves.into_iter().enumerate() {
-                for (p, codes) in half.into_iter().enumerate() {
-                    let [high, low] = [L::look_up(tables[0], codes), L::look_up(tables[1], codes)];
-                    for m in 0..M {
-                        let q = (*x.add(m * work.x_stride)).q.as_ptr().add(line * 8 + i * 4);
-                        upper[p][m] = L::dot_bytes(upper[p][m], high, q);
-                        lower[p][m] = L::dot_bytes(lower[p][m], low, q);
+                let half = half.map(|codes| L::look_up(table, codes));
+                for m in 0..M {
+                    let q = (*x.add(m * work.x_stride)).q.as_ptr().add(line * 8 + i * 4);
+                    for (sums, codes) in ints.iter_mut().zip(half) {
+                        sums[m] = L::dot_bytes(sums[m], codes, q);
                     }
                 }
             }
         }
-        for (upper, lower) in upper.iter_mut().zip(lower) {
-            for (upper, lower) in upper.iter_mut().zip(lower) {
-                *upper = L::join(*upper, lower);
-            }
-        }
-        upper
+        ints
     }
 }

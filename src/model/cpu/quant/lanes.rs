@@ -65,6 +65,4 @@ pub(super) trait Lanes: Copy {
     unsafe fn table(bytes: &[u8; 16]) -> Self::Table;
     /// The table's entries that bytes of at most 15 name.
     unsafe fn look_up(table: Self::Table, codes: Self::Codes) -> Self::Codes;
-    /// `256 · upper + lower`
-    unsafe fn join(upper: Self::Ints, lower: Self::Ints) -> Self::Ints;
 }

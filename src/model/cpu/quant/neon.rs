@@ -5,7 +5,7 @@ use std::arch::{
         float32x4_t, int8x16_t, int32x4_t, uint8x16_t, uint16x4_t, vaddq_s32, vandq_u8, vcvtq_f32_s32, vcvtq_f32_u32,
         vdupq_n_f32, vdupq_n_s32, vdupq_n_u8, veorq_u8, vfmaq_f32, vfmsq_f32, vget_high_s8, vget_low_s8, vget_low_u16,
         vld1_u8, vld1_u16, vld1q_u8, vmovl_u8, vmovl_u16, vmull_s8, vmulq_f32, vpaddlq_s16, vpaddq_s32, vqtbl1q_u8,
-        vreinterpretq_s8_s32, vreinterpretq_s8_u8, vshlq_n_s32, vshrq_n_u8, vst1q_f32,
+        vreinterpretq_s8_s32, vreinterpretq_s8_u8, vshrq_n_u8, vst1q_f32,
     },
     asm,
 };
@@ -179,11 +179,6 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
     #[inline(always)]
     unsafe fn look_up(table: Self::Table, codes: Self::Codes) -> Self::Codes {
         unsafe { each!(i => vqtbl1q_u8(table, codes[i])) }
-    }
-
-    #[inline(always)]
-    unsafe fn join(upper: Self::Ints, lower: Self::Ints) -> Self::Ints {
-        unsafe { each!(i => vaddq_s32(vshlq_n_s32::<8>(upper[i]), lower[i])) }
     }
 }
 

@@ -125,11 +125,6 @@ impl Lanes for Portable {
     unsafe fn look_up(table: Self::Table, codes: Self::Codes) -> Self::Codes {
         codes.map(|code| table[usize::from(code & 15)])
     }
-
-    #[inline(always)]
-    unsafe fn join(upper: Self::Ints, lower: Self::Ints) -> Self::Ints {
-        from_fn(|row| 256 * upper[row] + lower[row])
-    }
 }
 
 /// `a · b + c`, rounded once where that is an instruction and not a call.

@@ -1,12 +1,12 @@
 // The formats of weights on a card: how a lane loads a chunk of a row, and what it multiplies with the same columns of
 // tokens. How a chunk is laid out is in `pack.rs`.
 
-// The codebook of NF4: quantiles of a normal distribution, in 16 bits as `cpu/quant/formats.rs` has them.
-#define NF4_UNIT (1.0f / 32767.0f)
-__constant__ float nf4_codebook[16] = {-32767 * NF4_UNIT, -22812 * NF4_UNIT, -17205 * NF4_UNIT, -12940 * NF4_UNIT,
-                                       -9320 * NF4_UNIT, -6054 * NF4_UNIT, -2983 * NF4_UNIT, 0 * NF4_UNIT,
-                                       2608 * NF4_UNIT, 5273 * NF4_UNIT, 8064 * NF4_UNIT, 11072 * NF4_UNIT,
-                                       14441 * NF4_UNIT, 18435 * NF4_UNIT, 23689 * NF4_UNIT, 32767 * NF4_UNIT};
+// The codebook of NF4: quantiles of a normal distribution, in 8 bits as `cpu/quant/formats.rs` has them.
+#define NF4_UNIT (1.0f / 124.0f)
+__constant__ float nf4_codebook[16] = {-124 * NF4_UNIT, -86 * NF4_UNIT, -65 * NF4_UNIT, -49 * NF4_UNIT,
+                                       -35 * NF4_UNIT,  -23 * NF4_UNIT, -11 * NF4_UNIT, 0 * NF4_UNIT,
+                                       10 * NF4_UNIT,   20 * NF4_UNIT,  31 * NF4_UNIT,  42 * NF4_UNIT,
+                                       55 * NF4_UNIT,   70 * NF4_UNIT,  90 * NF4_UNIT,  124 * NF4_UNIT};
 
 // One matrix of a launch.
 struct Matrix {
