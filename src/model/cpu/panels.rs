@@ -22,7 +22,7 @@ pub(super) use coded::{CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, TABLE, T
 use coded::{Halves, MOST_FOR_FOUR};
 pub(super) use lanes::{Element16, Lanes16, Numbers16, Stored};
 pub(super) use many::parts;
-pub(super) use pairs::{CodedPairs, PAIRS, PairPanel, Pairs16, dispatch_pairs};
+pub(super) use pairs::{CodedPairs, PairPanel, dispatch_pairs, no_pairs};
 
 use half::{bf16, f16};
 

@@ -72,8 +72,10 @@ impl Kernels {
             Level::Avx2 => unsafe { softmax_avx2(view, scores, sums) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { softmax_avx512(view, scores, sums) },
-            _ => softmax::<false>(view, scores, sums),
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { softmax_avx512(view, scores, sums) },
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => softmax::<false>(view, scores, sums),
+            Level::Portable => softmax::<false>(view, scores, sums),
         }
     }
 }

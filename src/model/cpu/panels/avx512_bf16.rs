@@ -13,7 +13,10 @@ use std::{
 
 use half::bf16;
 
-use super::{Exception, Factors, LANES, Lanes16, PAIRS, Pairs16, Product, Stored};
+use super::{
+    Exception, Factors, LANES, Lanes16, Product, Stored,
+    pairs::{PAIRS, Pairs16},
+};
 
 #[derive(Clone, Copy)]
 pub(in crate::model::cpu) struct Avx512Pairs(__m512);

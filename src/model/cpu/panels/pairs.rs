@@ -113,12 +113,20 @@ macro_rules! dispatch_pairs {
             $crate::model::cpu::Level::Avx512Bf16 => $crate::model::cpu::panels::avx512_bf16::$function($($argument),*),
             _ => {
                 $(let _ = $argument;)*
-                panic!("there are no products of pairs at this level")
+                $crate::model::cpu::panels::no_pairs()
             }
         }
     };
 }
 pub(in crate::model::cpu) use dispatch_pairs;
+
+/// What a level without pairs does with them.
+///
+/// # Safety
+/// None is needed; it stands beside functions that need it.
+pub(in crate::model::cpu) unsafe fn no_pairs() -> ! {
+    panic!("there are no products of pairs at this level")
+}
 
 impl Kernels {
     /// Whether bf16 is multiplied in pairs where x may be rounded to it.
