@@ -41,7 +41,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 #[behaviour(prelude = "libp2p::swarm::derive_prelude")]
 pub(crate) struct Behaviour {
     pub(crate) limits: connection_limits::Behaviour,
-    /// Who is kept out for now, see `guard.rs`.
+    /// Who is kept out at the moment, see `guard.rs`.
     pub(crate) barred: allow_block_list::Behaviour<allow_block_list::BlockedPeers>,
     pub(crate) rpc: rpc::Behaviour,
     pub(crate) identify: identify::Behaviour,

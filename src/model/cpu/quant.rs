@@ -46,8 +46,8 @@ enum Level {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QuantKernels {
     level: Level,
-    /// Whether weights are asked for into the second-level cache, where more can be on its way at a time. On Zen 4 they come a
-    /// tenth quicker so, or more; no other processor was measured to be.
+    /// Whether weights for one or two tokens are asked for into the second-level cache, where more can be on its way at a time.
+    /// On Zen 4 they come a tenth quicker so, or more; no other processor was measured to be.
     far: bool,
 }
 

@@ -120,10 +120,11 @@ macro_rules! dispatch_pairs {
 }
 pub(in crate::model::cpu) use dispatch_pairs;
 
-/// What a level without pairs does with them.
+/// What a level without pairs does with them. Unsafe like the functions that it stands beside, so that who calls any of them
+/// needs the same block on every processor.
 ///
 /// # Safety
-/// None is needed; it stands beside functions that need it.
+/// There is nothing to promise.
 pub(in crate::model::cpu) unsafe fn no_pairs() -> ! {
     panic!("there are no products of pairs at this level")
 }

@@ -2,8 +2,7 @@
 //! the functions of an instruction set and trust the lengths that were checked before.
 //!
 //! Each output is one chain of additions over the blocks in ascending order, and what a block adds is an exact integer
-//! times its scales. So how panels and tokens are cut into tiles changes
-//! no bit of any output.
+//! times its scales. So how panels and tokens are cut into tiles changes no bit of any output.
 
 use super::{
     formats::{Codes, Format},
@@ -87,18 +86,11 @@ fn tile_tokens(left: usize, most: usize, alone: bool) -> usize {
 /// The CPU has the instructions of `L`; `work` describes panels in format `F`, and tokens and outputs that exist.
 #[inline(always)]
 pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
-    if work.far && work.tokens <= 2 {
-        for panel in 0..work.n_panels {
-            // SAFETY: the panel exists, and one or two tokens.
-            unsafe {
-                match work.tokens {
-                    0 => {}
-                    1 => tile::<L, F, true, 1, 1>(&work, panel, 0),
-                    _ => tile::<L, F, true, 1, 2>(&work, panel, 0),
-                }
-            }
-        }
-        return;
+    // SAFETY: the caller's promise; there are so many tokens.
+    match work.tokens {
+        1 if work.far => return unsafe { stream::<L, F, 1>(&work) },
+        2 if work.far => return unsafe { stream::<L, F, 2>(&work) },
+        _ => {}
     }
     let mut panel = 0;
     while panel < work.n_panels {
@@ -138,6 +130,15 @@ pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
             }
         }
         panel += step;
+    }
+}
+
+/// The same for `M` tokens, panel after panel: what comes from memory is one stream.
+#[inline(always)]
+unsafe fn stream<L: Lanes, F: Format, const M: usize>(work: &Work) {
+    for panel in 0..work.n_panels {
+        // SAFETY: the panel exists, and the caller's promise.
+        unsafe { tile::<L, F, true, 1, M>(work, panel, 0) }
     }
 }
 
@@ -208,6 +209,23 @@ unsafe fn dots<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: us
     }
 }
 
+/// What the sums of a block begin at.
+#[inline(always)]
+unsafe fn begin<L: Lanes, F: Format, const P: usize, const M: usize>(
+    work: &Work,
+    x: *const QuantBlock,
+) -> [[L::Ints; M]; P] {
+    // SAFETY: as `tile`.
+    unsafe {
+        let mut ints = [[L::splat_int(0); M]; P];
+        for m in 0..M {
+            let begin = L::splat_int(F::offset::<L>(&*x.add(m * work.x_stride)));
+            ints.iter_mut().for_each(|row| row[m] = begin);
+        }
+        ints
+    }
+}
+
 #[inline(always)]
 unsafe fn dots_of_bytes<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
     work: &Work,
@@ -217,11 +235,7 @@ unsafe fn dots_of_bytes<L: Lanes, F: Format, const FAR: bool, const P: usize, co
 ) -> [[L::Ints; M]; P] {
     // SAFETY: as `tile`; 32 columns are 8 lines of bytes.
     unsafe {
-        let mut ints = [[L::splat_int(0); M]; P];
-        for m in 0..M {
-            let begin = L::splat_int(F::offset::<L>(&*x.add(m * work.x_stride)));
-            ints.iter_mut().for_each(|row| row[m] = begin);
-        }
+        let mut ints = begin::<L, F, P, M>(work, x);
         for line in 0..8 {
             let mut codes = [L::zero_codes(); P];
             for p in 0..P {
@@ -307,11 +321,7 @@ unsafe fn dots_of_indices<L: Lanes, F: Format, const FAR: bool, const P: usize, 
     // SAFETY: as `tile`; 32 columns are 4 lines of nibbles.
     unsafe {
         let table = L::table(&F::TABLE);
-        let mut ints = [[L::splat_int(0); M]; P];
-        for m in 0..M {
-            let begin = L::splat_int(F::offset::<L>(&*x.add(m * work.x_stride)));
-            ints.iter_mut().for_each(|row| row[m] = begin);
-        }
+        let mut ints = begin::<L, F, P, M>(work, x);
         for line in 0..4 {
             let halves = nibbles::<L, F, FAR, P>(groups, block, line);
             for (i, half) in halves.into_iter().enumerate() {
