@@ -120,13 +120,18 @@ impl Engine {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernels {
     level: Level,
+    /// Whether one or two tokens are multiplied with one panel after the other.
+    stream: bool,
 }
 
 impl Kernels {
     /// The best level of this CPU.
     pub(crate) fn detect() -> Self {
         let best = Self::available().pop();
-        best.unwrap_or(Self { level: Level::Portable })
+        best.unwrap_or(Self {
+            level: Level::Portable,
+            stream: false,
+        })
     }
 
     /// The instruction set in use, for people.
@@ -149,7 +154,7 @@ impl Kernels {
         self.level != Level::Portable
     }
 
-    /// Every level of this CPU, the best last.
+    /// Every level of this CPU, one way and the other, the best last.
     pub(crate) fn available() -> Vec<Self> {
         let mut levels = vec![Level::Portable];
         #[cfg(target_arch = "x86_64")]
@@ -166,8 +171,32 @@ impl Kernels {
         }
         #[cfg(target_arch = "aarch64")]
         levels.push(Level::Neon);
-        levels.into_iter().map(|level| Self { level }).collect()
+        let levels = levels.into_iter();
+        levels
+            .flat_map(|level| ways().map(|stream| Self { level, stream }))
+            .collect()
     }
+}
+
+/// Whether few tokens are multiplied with one panel after the other: as it is not done here, and as it is.
+fn ways() -> [bool; 2] {
+    let stream = likes_one_stream();
+    [!stream, stream]
+}
+
+/// Whether weights come from memory quickest as one stream, which this processor sees for itself, rather than some panels at a
+/// time that are asked for. On Zen 4 it was measured to be up to a quarter quicker; no other processor was.
+fn likes_one_stream() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let vendor = std::arch::x86_64::__cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx]
+            .map(u32::to_le_bytes)
+            .as_flattened()
+            == b"AuthenticAMD"
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// The instructions this CPU has, among those that some kernel is made of.

@@ -33,8 +33,11 @@ const DENSE: Limits = Limits { few: 11, many: 576 };
 /// So many tokens stay in a second-level cache.
 const QUANTISED: Limits = Limits { few: 32, many: 384 };
 
-/// Panels of a tile of few tokens: one group for the kernel.
+/// Panels that a kernel takes at a time when there are few tokens.
 const FEW_PANELS: usize = 4;
+
+/// Bytes of the weights of a tile of few tokens: beginning and ending one takes about as long as some KiB come from memory.
+const TILE_BYTES: usize = 512 << 10;
 
 /// Weights `[rows, cols]`, packed for the kernels.
 #[derive(Debug)]
@@ -462,12 +465,19 @@ fn region<const N: usize>(
             quant: engine.quant,
             quantised: &input.quantised,
         };
-        let max_panels = if few { FEW_PANELS } else { MANY_PANELS };
+        let max_panels = if few { few_panels(all) } else { MANY_PANELS };
         compute_tiles(engine, outputs, [n_tokens, cols], max_panels, &|tile| {
             compute(&activations, tile);
         });
     }
     INPUT.set(input);
+}
+
+/// The most panels of a tile of few tokens.
+fn few_panels(linears: &[&Linear]) -> usize {
+    let panel_bytes = |linear: &&Linear| linear.weight.bytes() / linear.weight.rows.div_ceil(LANES).max(1);
+    let most = linears.iter().map(panel_bytes).max().unwrap_or(0).max(1);
+    (TILE_BYTES / most).max(FEW_PANELS)
 }
 
 /// The forms that these multiply x in.

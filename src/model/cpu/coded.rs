@@ -164,14 +164,26 @@ impl Coded {
         // SAFETY: the panels have all columns, and all else was checked.
         if self.pairs {
             let panel = |i| CodedPairs(self.panel_at(i, 0));
-            multiply_rows((panels.clone(), &panel), (x, words), out, |product, stride| unsafe {
-                dispatch_pairs!(kernels, multiply(product, stride));
-            });
+            multiply_rows(
+                kernels,
+                (panels.clone(), &panel),
+                (x, words),
+                out,
+                |product, stride| unsafe {
+                    dispatch_pairs!(kernels, multiply(product, stride));
+                },
+            );
         } else {
             let panel = |i| self.panel_at(i, 0);
-            multiply_rows((panels.clone(), &panel), (x, words), out, |product, stride| unsafe {
-                dispatch!(kernels, multiply(product, stride));
-            });
+            multiply_rows(
+                kernels,
+                (panels.clone(), &panel),
+                (x, words),
+                out,
+                |product, stride| unsafe {
+                    dispatch!(kernels, multiply(product, stride));
+                },
+            );
         }
         self.each_with_exceptions(panels, out, |exceptions, out| {
             let x_rows = Rows { data: x, stride: words };

@@ -130,28 +130,24 @@ impl Dense {
     pub(crate) fn multiply(&self, kernels: Kernels, panels: Range<usize>, x: &[f32], out: &mut [f32]) {
         if self.pairs {
             let panel = |i| PairPanel(bf16::items(self.panel(i)).as_ptr());
-            return multiply_rows((panels, &panel), (x, self.cols / 2), out, |product, stride| {
+            return multiply_rows(kernels, (panels, &panel), (x, self.cols / 2), out, |product, stride| {
                 // SAFETY: the panels have all columns, and all else was checked.
                 unsafe { dispatch_pairs!(kernels, multiply(product, stride)) }
             });
         }
-        let width = panels.len() * LANES;
-        for first in panels.clone().step_by(PANEL_GROUP) {
-            let n = PANEL_GROUP.min(panels.end - first);
-            let mut group = [Slice::F32(&[]); PANEL_GROUP];
-            for (i, panel) in group[..n].iter_mut().enumerate() {
-                *panel = self.panel(first + i);
-            }
-            let out = RowsMut {
-                data: &mut out[(first - panels.start) * LANES..],
-                stride: width,
-            };
-            let x_rows = Rows {
-                data: x,
-                stride: self.cols,
-            };
-            kernels.multiply_panels(&group[..n], x_rows, out, x.len() / self.cols, false);
+        match self.dtype {
+            WeightDType::F32 => self.multiply_of::<f32>(kernels, panels, x, out),
+            WeightDType::Bf16 => self.multiply_of::<bf16>(kernels, panels, x, out),
+            WeightDType::F16 => self.multiply_of::<f16>(kernels, panels, x, out),
         }
+    }
+
+    fn multiply_of<E: Element16>(&self, kernels: Kernels, panels: Range<usize>, x: &[f32], out: &mut [f32]) {
+        let panel = |i| E::items(self.panel(i)).as_ptr();
+        multiply_rows(kernels, (panels, &panel), (x, self.cols), out, |product, stride| {
+            // SAFETY: the panels have all columns, and all else was checked.
+            unsafe { dispatch!(kernels, multiply(product, stride)) }
+        });
     }
 
     /// The same numbers, bit for bit, for many tokens. `widened` is memory that is used again.
@@ -214,6 +210,7 @@ pub(super) fn can_be_paired(kernels: Kernels, cols: usize) -> bool {
 /// # Panics
 /// If lengths do not fit together.
 pub(super) fn multiply_rows<S: Copy>(
+    kernels: Kernels,
     (panels, panel): (Range<usize>, &dyn Fn(usize) -> S),
     (x, depth): (&[f32], usize),
     out: &mut [f32],
@@ -228,7 +225,10 @@ pub(super) fn multiply_rows<S: Copy>(
             data: &mut out[(first - panels.start) * LANES..],
             stride: width,
         };
-        let shape = Product::shape((n, depth), rows, out, x.len() / depth, false);
+        let shape = Product {
+            streamed: kernels.stream,
+            ..Product::shape((n, depth), rows, out, x.len() / depth, false)
+        };
         multiply(shape.group(&group[..n], 0), depth);
     }
 }
@@ -271,6 +271,7 @@ pub(super) fn multiply_parts<S: Copy>(
             out: out.as_mut_ptr(),
             out_stride: width,
             add: part.start > 0,
+            streamed: false,
         };
         multiply(product, widened);
     }

@@ -299,6 +299,8 @@ pub(super) struct Product<'a, S> {
     pub(super) out_stride: usize,
     /// Whether the sums start from what `out` has.
     pub(super) add: bool,
+    /// Whether few tokens take one panel after the other.
+    pub(super) streamed: bool,
 }
 
 impl<S> Clone for Product<'_, S> {
@@ -336,6 +338,7 @@ impl Product<'_, ()> {
             out: out.data.as_mut_ptr(),
             out_stride: out.stride,
             add,
+            streamed: false,
         }
     }
 
@@ -349,6 +352,7 @@ impl Product<'_, ()> {
             out: self.out.wrapping_add(i * PANEL_GROUP * LANES),
             out_stride: self.out_stride,
             add: self.add,
+            streamed: self.streamed,
         }
     }
 }
@@ -398,6 +402,12 @@ fn most_tokens<L: Lanes16>(product: &Product<'_, impl Stored<L>>) -> usize {
 /// The CPU has the instructions of `L`; panels have `16 · depth` numbers, `x` and `out` what `tokens` and strides say.
 #[inline(always)]
 pub(super) unsafe fn multiply<L: Lanes16, S: Stored<L>>(product: Product<'_, S>, stride: usize) {
+    // SAFETY: the caller's promise; there are so many tokens.
+    match product.tokens {
+        1 if product.streamed => return unsafe { stream::<L, S, 1>(&product, stride) },
+        2 if product.streamed => return unsafe { stream::<L, S, 2>(&product, stride) },
+        _ => {}
+    }
     let mut first = 0;
     while first < product.tokens {
         let tokens = row_group(product.tokens - first, most_tokens::<L>(&product).min(L::SUMS));
@@ -452,26 +462,35 @@ unsafe fn by_panels<L: Lanes16, S: Stored<L>, const M: usize>(product: Product<'
             let at = product.panels.as_ptr().add(done);
             let out = product.out.add(done * LANES);
             if left >= 4 && 4 * M <= L::SUMS && M <= S::FOUR_PANELS {
-                tile::<L, S, 4, M>(at.cast::<[S; 4]>().read(), out, &product, stride);
+                tile::<L, S, false, 4, M>(at.cast::<[S; 4]>().read(), out, &product, stride);
                 done += 4;
             } else if left >= 2 && 2 * M <= L::SUMS {
-                tile::<L, S, 2, M>(at.cast::<[S; 2]>().read(), out, &product, stride);
+                tile::<L, S, false, 2, M>(at.cast::<[S; 2]>().read(), out, &product, stride);
                 done += 2;
             } else {
-                tile::<L, S, 1, M>([at.read()], out, &product, stride);
+                tile::<L, S, false, 1, M>([at.read()], out, &product, stride);
                 done += 1;
             }
         }
     }
 }
 
-/// `P` panels with `M` tokens.
+/// The same, panel after panel: what comes from memory is one stream, of which nothing has to be asked for.
+#[inline(always)]
+unsafe fn stream<L: Lanes16, S: Stored<L>, const M: usize>(product: &Product<'_, S>, stride: usize) {
+    for (p, panel) in product.panels.iter().enumerate() {
+        // SAFETY: there is room for the products of each panel, and the caller's promise.
+        unsafe { tile::<L, S, true, 1, M>([*panel], product.out.add(p * LANES), product, stride) }
+    }
+}
+
+/// `P` panels with `M` tokens. Panels are asked for, unless they are `STREAMED`.
 #[expect(
     clippy::needless_range_loop,
     reason = "loops over constants become straight code on registers"
 )]
 #[inline(always)]
-unsafe fn tile<L: Lanes16, S: Stored<L>, const P: usize, const M: usize>(
+unsafe fn tile<L: Lanes16, S: Stored<L>, const STREAMED: bool, const P: usize, const M: usize>(
     panels: [S; P],
     out: *mut f32,
     product: &Product<'_, S>,
@@ -495,8 +514,10 @@ unsafe fn tile<L: Lanes16, S: Stored<L>, const P: usize, const M: usize>(
         };
         let mut k = 0;
         while k + S::STEP <= product.depth {
-            for panel in &panels {
-                panel.prefetch(k, PREFETCH_BYTES);
+            if !STREAMED {
+                for panel in &panels {
+                    panel.prefetch(k, PREFETCH_BYTES);
+                }
             }
             S::step(&panels, (k, S::STEP), x, &(), &mut sums);
             k += S::STEP;

@@ -21,7 +21,7 @@ use kernel::Work;
 use lanes::LANES;
 pub(crate) use tokens::{QuantBlock, blocks_per_token, round};
 
-use super::{Engine, tiles::Start};
+use super::{Engine, tiles::Start, ways};
 use crate::model::quant::WeightFormat;
 
 /// An instruction set that there are integer kernels for.
@@ -46,9 +46,8 @@ enum Level {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QuantKernels {
     level: Level,
-    /// Whether weights for one or two tokens are asked for into the second-level cache, where more can be on its way at a time.
-    /// On Zen 4 they come a tenth quicker so, or more; no other processor was measured to be.
-    far: bool,
+    /// Whether one or two tokens are multiplied with one panel after the other.
+    stream: bool,
 }
 
 /// Panels of 16 quantised rows, one after the other.
@@ -130,7 +129,7 @@ impl QuantKernels {
         let best = Self::available().pop();
         best.unwrap_or(Self {
             level: Level::Portable,
-            far: false,
+            stream: false,
         })
     }
 
@@ -151,7 +150,7 @@ impl QuantKernels {
         }
     }
 
-    /// Every level of this CPU, the best last.
+    /// Every level of this CPU, one way and the other, the best last.
     pub(crate) fn available() -> Vec<Self> {
         let mut levels = vec![Level::Portable];
         #[cfg(target_arch = "x86_64")]
@@ -176,8 +175,10 @@ impl QuantKernels {
                 levels.push(Level::NeonDot);
             }
         }
-        let far = is_amd();
-        levels.into_iter().map(|level| Self { level, far }).collect()
+        let levels = levels.into_iter();
+        levels
+            .flat_map(|level| ways().map(|stream| Self { level, stream }))
+            .collect()
     }
 
     /// Calls `task` compiled for the instructions of this level, as far as it is inlined: for loops that vectorise by
@@ -228,7 +229,7 @@ impl QuantKernels {
             tokens: x.tokens,
             out: out.as_mut_ptr(),
             n_panels: n,
-            far: self.far,
+            streamed: self.stream,
         };
         // SAFETY: the lengths were checked above.
         unsafe {
@@ -262,19 +263,6 @@ impl QuantKernels {
             }
         }
     }
-}
-
-fn is_amd() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let vendor = std::arch::x86_64::__cpuid(0);
-        [vendor.ebx, vendor.edx, vendor.ecx]
-            .map(u32::to_le_bytes)
-            .as_flattened()
-            == b"AuthenticAMD"
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 #[cfg(test)]

@@ -1,15 +1,22 @@
 //! The parallel region of matrix products: which thread computes which columns of which output, and how they get there.
 //! What is computed is up to the caller.
 
-use std::{cell::RefCell, ops::Range};
+use std::{
+    cell::RefCell,
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
-use super::{Engine, LANES, memory::Buffer};
+use super::{Engine, LANES, memory::Buffer, panels::PANEL_GROUP};
 
 /// Multiply-adds of a region below which waking other threads costs more than it saves (some 20 µs of one core).
 pub(crate) const WORTH_THREADS: usize = 1 << 18;
 
-/// Tiles per thread, so that one that is held up leaves its share to others.
-const TILES_PER_THREAD: usize = 4;
+/// Tiles of a share, so that a thread that is held up leaves some to others.
+const TILES_PER_SHARE: usize = 4;
+
+/// More threads than that begin at the share of another one.
+const MOST_SHARES: usize = 64;
 
 /// `[tokens, rows]`, to be written by a region.
 #[derive(Debug)]
@@ -78,22 +85,12 @@ pub(crate) fn compute_tiles<const N: usize>(
         assert_eq!(output.data.len(), tokens * output.rows, "an output of another size");
         Start(output.data.as_mut_ptr())
     });
-    let all_panels: usize = rows.iter().map(|rows| rows.div_ceil(LANES)).sum();
-    let share = all_panels / (engine.pool.threads() * TILES_PER_THREAD);
-    let n_panels = share.clamp(1, max_panels);
-    let n_tiles = rows.map(|rows| rows.div_ceil(LANES * n_panels));
-    let run = |task: usize| {
-        let (mut output, mut i) = (0, task);
-        while i >= n_tiles[output] {
-            i -= n_tiles[output];
-            output += 1;
-        }
-        let first = i * n_panels;
-        let panels = first..(first + n_panels).min(rows[output].div_ceil(LANES));
+    let panels = rows.map(|rows| rows.div_ceil(LANES));
+    let compute_part = |output: usize, panels: Range<usize>| {
         BUFFERS.with_borrow_mut(|buffers| {
             let width = panels.len() * LANES;
             let out = buffers.out.numbers(tokens * width);
-            let columns = first * LANES..(panels.end * LANES).min(rows[output]);
+            let columns = panels.start * LANES..(panels.end * LANES).min(rows[output]);
             compute(Tile {
                 output,
                 panels,
@@ -116,10 +113,117 @@ pub(crate) fn compute_tiles<const N: usize>(
             }
         });
     };
-    let n_tasks = n_tiles.iter().sum();
-    if all_panels * LANES * depth * tokens < WORTH_THREADS {
-        (0..n_tasks).for_each(run);
-    } else {
-        engine.pool.run(n_tasks, &run);
+    let all_panels: usize = panels.iter().sum();
+    let alone = all_panels * LANES * depth * tokens < WORTH_THREADS;
+    let threads = if alone { 1 } else { engine.pool.threads() };
+    let shares = Shares::new(all_panels, threads, max_panels);
+    engine.pool.run(threads, &|thread| {
+        shares.take_part(thread % shares.n, |tile| {
+            let mut first = 0;
+            for (output, panels) in panels.into_iter().enumerate() {
+                let part = tile.start.max(first)..tile.end.min(first + panels);
+                if !part.is_empty() {
+                    compute_part(output, part.start - first..part.end - first);
+                }
+                first += panels;
+            }
+        });
+    });
+}
+
+/// Which thread computes which of some panels: each those of a share of its own, in the order in which they are in memory, so that
+/// a processor that fetches ahead need not begin anew; and then what others have left.
+struct Shares {
+    /// How many shares.
+    n: usize,
+    panels: usize,
+    /// Panels of a tile.
+    tile: usize,
+    /// The next panel of each share.
+    next: [AtomicUsize; MOST_SHARES],
+}
+
+impl Shares {
+    fn new(panels: usize, threads: usize, max_tile: usize) -> Self {
+        let n = threads.min(MOST_SHARES);
+        let tile = (panels / (n * TILES_PER_SHARE)).clamp(1, max_tile);
+        let mut shares = Self {
+            n,
+            panels,
+            tile: if tile > PANEL_GROUP {
+                tile / PANEL_GROUP * PANEL_GROUP
+            } else {
+                tile
+            },
+            next: [const { AtomicUsize::new(0) }; MOST_SHARES],
+        };
+        for i in 0..n {
+            *shares.next[i].get_mut() = shares.bound(i);
+        }
+        shares
+    }
+
+    /// Where share `i` begins, and the one before it ends: at a whole tile.
+    fn bound(&self, i: usize) -> usize {
+        if i == self.n {
+            return self.panels;
+        }
+        self.panels * i / self.n / self.tile * self.tile
+    }
+
+    /// Computes tiles until there are none, first those of one share.
+    fn take_part(&self, share: usize, compute: impl Fn(Range<usize>)) {
+        for share in (share..self.n).chain(0..share) {
+            let end = self.bound(share + 1);
+            loop {
+                let first = self.next[share].fetch_add(self.tile, Relaxed);
+                if first >= end {
+                    break;
+                }
+                compute(first..end.min(first + self.tile));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_panel_is_computed_once() {
+        for threads in [1, 2, 3, 7, MOST_SHARES, MOST_SHARES + 5] {
+            for panels in [0, 1, 5, 64, 127, 1000] {
+                for max_tile in [1, 4, 9, 500] {
+                    let shares = Shares::new(panels, threads, max_tile);
+                    let computed: Vec<AtomicUsize> = (0..panels).map(|_| AtomicUsize::new(0)).collect();
+                    let compute = |tile: Range<usize>| {
+                        assert!((1..=max_tile).contains(&tile.len()));
+                        tile.for_each(|panel| {
+                            computed[panel].fetch_add(1, Relaxed);
+                        });
+                    };
+                    std::thread::scope(|scope| {
+                        for thread in 0..threads {
+                            let (shares, compute) = (&shares, &compute);
+                            scope.spawn(move || shares.take_part(thread % shares.n, compute));
+                        }
+                    });
+                    let times: Vec<usize> = computed.into_iter().map(AtomicUsize::into_inner).collect();
+                    assert_eq!(times, vec![1; panels], "{threads} threads, tiles of {max_tile}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_alone_computes_the_shares_of_all() {
+        let shares = Shares::new(100, 4, 8);
+        let mut tiles = std::sync::Mutex::new(Vec::new());
+        shares.take_part(2, |tile| tiles.lock().unwrap().push(tile));
+        let tiles = tiles.get_mut().unwrap();
+        assert_eq!(tiles[0].start, shares.bound(2), "its own comes first");
+        assert!(tiles[0].end == tiles[1].start, "one after the other");
+        assert_eq!(tiles.iter().map(ExactSizeIterator::len).sum::<usize>(), 100);
     }
 }

@@ -10,9 +10,8 @@ use super::{
     tokens::QuantBlock,
 };
 
-/// How far ahead weights are asked for, in bytes of one panel: into the first-level cache, or (`FAR` below) the second.
+/// How far ahead weights are asked for, in bytes of one panel.
 const AHEAD: usize = 2048;
-const FAR_AHEAD: usize = 1024;
 
 /// Bytes of 4 columns of a panel with 8 bit each, and of 8 columns with 4 bit.
 const LINE: usize = 64;
@@ -32,8 +31,8 @@ pub(super) struct Work {
     /// `[tokens, 16 · panels]`
     pub(super) out: *mut f32,
     pub(super) n_panels: usize,
-    /// Whether few tokens are quicker when weights come from memory as one stream, into the second-level cache.
-    pub(super) far: bool,
+    /// Whether few tokens take one panel after the other.
+    pub(super) streamed: bool,
 }
 
 impl Work {
@@ -52,16 +51,12 @@ impl Work {
     }
 }
 
-/// Asks for what comes some way after `at`.
+/// Asks for what comes some way after `at`, unless that is `STREAMED`.
 #[inline(always)]
-unsafe fn prefetch<L: Lanes, const FAR: bool>(at: *const u8) {
-    // SAFETY: the address need not exist.
-    unsafe {
-        if FAR {
-            L::prefetch_far(at.wrapping_add(FAR_AHEAD));
-        } else {
-            L::prefetch(at.wrapping_add(AHEAD));
-        }
+unsafe fn prefetch<L: Lanes, const STREAMED: bool>(at: *const u8) {
+    if !STREAMED {
+        // SAFETY: the address need not exist.
+        unsafe { L::prefetch(at.wrapping_add(AHEAD)) }
     }
 }
 
@@ -88,8 +83,8 @@ fn tile_tokens(left: usize, most: usize, alone: bool) -> usize {
 pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
     // SAFETY: the caller's promise; there are so many tokens.
     match work.tokens {
-        1 if work.far => return unsafe { stream::<L, F, 1>(&work) },
-        2 if work.far => return unsafe { stream::<L, F, 2>(&work) },
+        1 if work.streamed => return unsafe { stream::<L, F, 1>(&work) },
+        2 if work.streamed => return unsafe { stream::<L, F, 2>(&work) },
         _ => {}
     }
     let mut panel = 0;
@@ -133,7 +128,7 @@ pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
     }
 }
 
-/// The same for `M` tokens, panel after panel: what comes from memory is one stream.
+/// The same for `M` tokens, panel after panel: what comes from memory is one stream, of which nothing has to be asked for.
 #[inline(always)]
 unsafe fn stream<L: Lanes, F: Format, const M: usize>(work: &Work) {
     for panel in 0..work.n_panels {
@@ -143,7 +138,7 @@ unsafe fn stream<L: Lanes, F: Format, const M: usize>(work: &Work) {
 }
 
 #[inline(always)]
-unsafe fn tile<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
+unsafe fn tile<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const M: usize>(
     work: &Work,
     panel: usize,
     token: usize,
@@ -160,11 +155,11 @@ unsafe fn tile<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: us
         for _ in 0..work.groups {
             for group in groups {
                 for line in 0..F::CODES / LINE {
-                    prefetch::<L, FAR>(group.add(line * LINE));
+                    prefetch::<L, STREAMED>(group.add(line * LINE));
                 }
             }
             for block in 0..F::BLOCKS {
-                let dots = dots::<L, F, FAR, P, M>(work, groups, block, x);
+                let dots = dots::<L, F, STREAMED, P, M>(work, groups, block, x);
                 for p in 0..P {
                     let scale = F::scale::<L>(groups[p], block);
                     let minimum = F::minimum::<L>(groups[p], block);
@@ -193,7 +188,7 @@ unsafe fn tile<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: us
 
 /// The exact products of one block of 32 columns.
 #[inline(always)]
-unsafe fn dots<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
+unsafe fn dots<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -202,9 +197,9 @@ unsafe fn dots<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: us
     // SAFETY: the caller's promise.
     unsafe {
         match F::KIND {
-            Codes::Bytes => dots_of_bytes::<L, F, FAR, P, M>(work, groups, block, x),
-            Codes::Nibbles => dots_of_nibbles::<L, F, FAR, P, M>(work, groups, block, x),
-            Codes::Indices => dots_of_indices::<L, F, FAR, P, M>(work, groups, block, x),
+            Codes::Bytes => dots_of_bytes::<L, F, STREAMED, P, M>(work, groups, block, x),
+            Codes::Nibbles => dots_of_nibbles::<L, F, STREAMED, P, M>(work, groups, block, x),
+            Codes::Indices => dots_of_indices::<L, F, STREAMED, P, M>(work, groups, block, x),
         }
     }
 }
@@ -227,7 +222,7 @@ unsafe fn begin<L: Lanes, F: Format, const P: usize, const M: usize>(
 }
 
 #[inline(always)]
-unsafe fn dots_of_bytes<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
+unsafe fn dots_of_bytes<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -240,7 +235,7 @@ unsafe fn dots_of_bytes<L: Lanes, F: Format, const FAR: bool, const P: usize, co
             let mut codes = [L::zero_codes(); P];
             for p in 0..P {
                 let at = groups[p].add(F::CODES + (block * 8 + line) * LINE);
-                prefetch::<L, FAR>(at);
+                prefetch::<L, STREAMED>(at);
                 codes[p] = L::load(at);
             }
             for m in 0..M {
@@ -256,7 +251,7 @@ unsafe fn dots_of_bytes<L: Lanes, F: Format, const FAR: bool, const P: usize, co
 
 /// Line `line` of 4 of a block: 4 columns, and the 4 after these.
 #[inline(always)]
-unsafe fn nibbles<L: Lanes, F: Format, const FAR: bool, const P: usize>(
+unsafe fn nibbles<L: Lanes, F: Format, const STREAMED: bool, const P: usize>(
     groups: [*const u8; P],
     block: usize,
     line: usize,
@@ -267,7 +262,7 @@ unsafe fn nibbles<L: Lanes, F: Format, const FAR: bool, const P: usize>(
         let mut high = low;
         for p in 0..P {
             let at = groups[p].add(F::CODES + (block * 4 + line) * LINE);
-            prefetch::<L, FAR>(at);
+            prefetch::<L, STREAMED>(at);
             let both = L::load(at);
             (low[p], high[p]) = (L::low(both), L::high(both));
         }
@@ -276,7 +271,7 @@ unsafe fn nibbles<L: Lanes, F: Format, const FAR: bool, const P: usize>(
 }
 
 #[inline(always)]
-unsafe fn dots_of_nibbles<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
+unsafe fn dots_of_nibbles<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -290,7 +285,7 @@ unsafe fn dots_of_nibbles<L: Lanes, F: Format, const FAR: bool, const P: usize, 
             nibble_sums.iter_mut().for_each(|row| row[m] = begin);
         }
         for line in 0..4 {
-            let [low, high] = nibbles::<L, F, FAR, P>(groups, block, line);
+            let [low, high] = nibbles::<L, F, STREAMED, P>(groups, block, line);
             for m in 0..M {
                 let q = (*x.add(m * work.x_stride)).q.as_ptr().add(line * 8);
                 for (sums, low) in nibble_sums.iter_mut().zip(low) {
@@ -312,7 +307,7 @@ unsafe fn dots_of_nibbles<L: Lanes, F: Format, const FAR: bool, const P: usize, 
 }
 
 #[inline(always)]
-unsafe fn dots_of_indices<L: Lanes, F: Format, const FAR: bool, const P: usize, const M: usize>(
+unsafe fn dots_of_indices<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -323,7 +318,7 @@ unsafe fn dots_of_indices<L: Lanes, F: Format, const FAR: bool, const P: usize, 
         let table = L::table(&F::TABLE);
         let mut ints = begin::<L, F, P, M>(work, x);
         for line in 0..4 {
-            let halves = nibbles::<L, F, FAR, P>(groups, block, line);
+            let halves = nibbles::<L, F, STREAMED, P>(groups, block, line);
             for (i, half) in halves.into_iter().enumerate() {
                 let half = half.map(|codes| L::look_up(table, codes));
                 for m in 0..M {

@@ -25,12 +25,6 @@ pub(super) trait Lanes: Copy {
 
     /// Asks for the cache line of `at`, which may be any address.
     unsafe fn prefetch(at: *const u8);
-    /// The same, into the second-level cache only.
-    #[inline(always)]
-    unsafe fn prefetch_far(at: *const u8) {
-        // SAFETY: the caller's promise.
-        unsafe { Self::prefetch(at) }
-    }
     unsafe fn zero_codes() -> Self::Codes;
     unsafe fn load(at: *const u8) -> Self::Codes;
     /// The lower 4 bits of each byte.
