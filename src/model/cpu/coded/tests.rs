@@ -220,7 +220,9 @@ fn products_are_those_of_16_bits_whatever_the_shape() {
             ([40, 2310], 0..3),
         ] {
             let weights = Weights::new(shape, 7, mixed(any_number));
-            for tokens in [1, 2, 3, 5, 8, 11, 12, 26, 39] {
+            // More than two are not streamed.
+            let all = [1, 2, 3, 5, 8, 11, 12, 26, 39];
+            for tokens in all.into_iter().filter(|tokens| *tokens <= 2 || !kernels.stream) {
                 check(&weights, &engine, panels.clone(), tokens);
             }
         }
