@@ -31,7 +31,7 @@ pub(crate) use elementwise::{add, exp, silu_times, sum_of};
 pub(crate) use input::{Input, Source, Wanted};
 pub use limits::{LargeMemory, MachineLimits, measure_limits};
 pub(crate) use memory::{Buffer, Memory};
-pub(crate) use panels::{LANES, Rows, RowsMut};
+pub(crate) use panels::{LANES, PANEL_GROUP, Rows, RowsMut};
 pub(crate) use parts::for_parts;
 pub(crate) use pool::Pool;
 use quant::QuantKernels;

@@ -10,8 +10,8 @@ pub use limit::measure_gemm;
 use super::{
     LoadError, WeightDType, WeightFormat,
     cpu::{
-        Buffer, Coded, Dense, Engine, Input, Interleaved, Kernels, LANES, MANY_PANELS, Output, Rounded, Source, Tile,
-        Wanted, compute_tiles,
+        Buffer, Coded, Dense, Engine, Input, Interleaved, Kernels, LANES, MANY_PANELS, Output, PANEL_GROUP, Rounded,
+        Source, Tile, Wanted, compute_tiles,
         quant::{QuantKernels, QuantTokens},
     },
     number::Slice,
@@ -32,9 +32,6 @@ const DENSE: Limits = Limits { few: 11, many: 576 };
 
 /// So many tokens stay in a second-level cache.
 const QUANTISED: Limits = Limits { few: 32, many: 384 };
-
-/// Panels that a kernel takes at a time when there are few tokens.
-const FEW_PANELS: usize = 4;
 
 /// Bytes of the weights of a tile of few tokens: beginning and ending one takes about as long as some KiB come from memory.
 const TILE_BYTES: usize = 512 << 10;
@@ -473,11 +470,11 @@ fn region<const N: usize>(
     INPUT.set(input);
 }
 
-/// The most panels of a tile of few tokens.
+/// The most panels of a tile of few tokens: a group of the kernel at least.
 fn few_panels(linears: &[&Linear]) -> usize {
     let panel_bytes = |linear: &&Linear| linear.weight.bytes() / linear.weight.rows.div_ceil(LANES).max(1);
     let most = linears.iter().map(panel_bytes).max().unwrap_or(0).max(1);
-    (TILE_BYTES / most).max(FEW_PANELS)
+    (TILE_BYTES / most).max(PANEL_GROUP)
 }
 
 /// The forms that these multiply x in.

@@ -415,8 +415,8 @@ mod tests {
 
         let second = start + PROBATION / 2;
         let mut dialed_back = rpc.add_link(peer, ConnectionId::new_unchecked(3), &direct, second);
-        for now in [second, start + PROBATION] {
-            assert!(rpc.open(&peer, request().0, now).is_ok());
+        for moment in [second, start + PROBATION] {
+            assert!(rpc.open(&peer, request().0, moment).is_ok());
             assert!(asked(&mut first) && !asked(&mut dialed_back));
         }
         assert!(rpc.open(&peer, request().0, second + PROBATION).is_ok());

@@ -380,7 +380,7 @@ const fn row_group(left: usize, most: usize) -> usize {
 }
 
 /// Panels of one [`Product`]: they stay in the cache while all tokens pass.
-pub(super) const PANEL_GROUP: usize = 4;
+pub(crate) const PANEL_GROUP: usize = 4;
 
 /// How many tokens of x in rows a tile takes at most. More than 8 would leave too few panels to it, and x has more rows
 /// than a cache has ways. Where arithmetic is the limit, fewer tokens and more panels load less for each product.

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use super::{Engine, LANES, memory::Buffer, panels::PANEL_GROUP};
+use super::{Engine, LANES, PANEL_GROUP, memory::Buffer};
 
 /// Multiply-adds of a region below which waking other threads costs more than it saves (some 20 µs of one core).
 pub(crate) const WORTH_THREADS: usize = 1 << 18;
@@ -118,17 +118,20 @@ pub(crate) fn compute_tiles<const N: usize>(
     let threads = if alone { 1 } else { engine.pool.threads() };
     let shares = Shares::new(all_panels, threads, max_panels);
     engine.pool.run(threads, &|thread| {
-        shares.take_part(thread % shares.n, |tile| {
-            let mut first = 0;
-            for (output, panels) in panels.into_iter().enumerate() {
-                let part = tile.start.max(first)..tile.end.min(first + panels);
-                if !part.is_empty() {
-                    compute_part(output, part.start - first..part.end - first);
-                }
-                first += panels;
-            }
-        });
+        shares.take_part(thread % shares.n, |tile| of_each(panels, tile, compute_part));
     });
+}
+
+/// Calls `compute` with each of the outputs, of so many `panels`, that a tile has panels of, and with these.
+fn of_each<const N: usize>(panels: [usize; N], tile: Range<usize>, compute: impl Fn(usize, Range<usize>)) {
+    let mut first = 0;
+    for (output, panels) in panels.into_iter().enumerate() {
+        let part = tile.start.max(first)..tile.end.min(first + panels);
+        if !part.is_empty() {
+            compute(output, part.start - first..part.end - first);
+        }
+        first += panels;
+    }
 }
 
 /// Which thread computes which of some panels: each those of a share of its own, in the order in which they are in memory, so that
