@@ -5,16 +5,20 @@
 //! {"threads":2,"kernels":"AVX-512","read_gb_s":25.9,"peak_gflop_s":301.2,"gemm_gflop_s":{"float32":270.0,"bfloat16":260.1}}
 //! $ cargo run --release --example engine_bench -- FOLDER BLOCKS THREADS FORMAT...
 //! {"format":"bfloat16","block_bytes":88080384,"read_gb_s":26.1,"decode_of_read":0.97,"decode_s":0.0036, ...}
+//! $ yes | head -2 | cargo run --release --example engine_bench -- FOLDER BLOCKS THREADS FORMAT --turns
+//! {"decode_s":0.0035,"prefill_s":0.11}
+//! {"decode_s":0.0036,"prefill_s":0.11}
 //! ```
 //!
 //! FOLDER is a Llama-shaped checkpoint whose first BLOCKS together exceed the caches by far. Seconds are those of one block:
 //! of one token (median), of one token of each of 16 sequences (median), of a prompt of 512 tokens (best). `gemm` is the
 //! product of 512 tokens with the block's largest matrix alone. It may not be alone on the machine, so memory is read once
-//! before each token: `decode_of_read` is the median of what blocks read to that. A JSON object a line, for `scripts/bench.sh`; `block_bytes` are those that the weight
-//! matrices take in memory: of bfloat16, 12 bits a weight.
+//! before each token: `decode_of_read` is the median of what blocks read to that. With `--turns` one token after the other and
+//! a prompt are timed for each line of the input, so that another engine can have its turn in between. A JSON object a line,
+//! for `scripts/bench.sh`; `block_bytes` are those that the weight matrices take in memory: of bfloat16, 12 bits a weight.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
-use std::{num::NonZeroUsize, ops::Range, path::Path, time::Instant};
+use std::{io, num::NonZeroUsize, path::Path, time::Instant};
 
 use anyhow::Context;
 use sepal::model::{
@@ -35,15 +39,22 @@ fn main() -> anyhow::Result<()> {
     let threads: usize = arguments.next().context("how many THREADS?")?.parse()?;
     let engine = Engine::new(NonZeroUsize::new(threads))?;
     let files = ModelFiles::from_folder(Path::new(&folder))?;
-    let formats: Vec<String> = arguments.collect();
-    if formats.is_empty() {
+    let mut names: Vec<String> = arguments.collect();
+    let in_turns = names.pop_if(|last| last == "--turns").is_some();
+    if names.is_empty() {
         println!("{}", machine(&engine, files.config())?);
         return Ok(());
     }
     let memory = LargeMemory::new()?;
-    for name in formats {
+    for name in names {
         let weights = WeightFormat::from_name(&name).with_context(|| format!("what is {name}?"))?;
-        println!("{}", format(&files, 0..n_blocks, weights, (&engine, &memory))?);
+        let dtype = weights.dtype().unwrap_or(WeightDType::Bf16);
+        let blocks = Blocks::load(&files, 0..n_blocks, Precision { weights, dtype }, &engine)?;
+        if in_turns {
+            turns(&blocks)?;
+        } else {
+            println!("{}", format(weights, &blocks, (&engine, &memory))?);
+        }
     }
     Ok(())
 }
@@ -65,16 +76,24 @@ fn machine(engine: &Engine, config: &ModelConfig) -> anyhow::Result<Value> {
     }))
 }
 
+/// A measurement for each line that comes.
+fn turns(blocks: &Blocks) -> anyhow::Result<()> {
+    let (mut decode, mut prefill) = (Bench::new(blocks, 1, STEPS), Bench::new(blocks, 1, PROMPT));
+    for line in io::stdin().lines() {
+        line?;
+        (decode.position, prefill.position) = (0, 0);
+        let turn = json!({
+            "decode_s": median(decode.times(STEPS, 1)?),
+            "prefill_s": prefill.step(PROMPT)?,
+        });
+        println!("{turn}");
+    }
+    Ok(())
+}
+
 /// What blocks in that format do.
-fn format(
-    files: &ModelFiles,
-    span: Range<u32>,
-    weights: WeightFormat,
-    (engine, memory): (&Engine, &LargeMemory),
-) -> anyhow::Result<Value> {
-    let dtype = weights.dtype().unwrap_or(WeightDType::Bf16);
-    let blocks = Blocks::load(files, span, Precision { weights, dtype }, engine)?;
-    let mut decode = Bench::new(&blocks, 1, STEPS);
+fn format(weights: WeightFormat, blocks: &Blocks, (engine, memory): (&Engine, &LargeMemory)) -> anyhow::Result<Value> {
+    let mut decode = Bench::new(blocks, 1, STEPS);
     let (mut reads, mut steps) = (Vec::new(), Vec::new());
     for _ in 0..STEPS {
         reads.push(memory.bytes_per_second(engine));
@@ -88,8 +107,8 @@ fn format(
         "decode_of_read": median(shares.collect()),
         "read_gb_s": median(reads) / 1e9,
         "decode_s": median(steps),
-        "batch16_s": Bench::new(&blocks, SEQUENCES, STEPS).median(1)?,
-        "prefill_s": Bench::new(&blocks, 1, PROMPT).best(PROMPT)?,
+        "batch16_s": median(Bench::new(blocks, SEQUENCES, STEPS).times(STEPS, 1)?),
+        "prefill_s": Bench::new(blocks, 1, PROMPT).best(PROMPT)?,
     }))
 }
 
@@ -123,10 +142,6 @@ impl<'a> Bench<'a> {
     /// Seconds a block that each of the next steps takes.
     fn times(&mut self, n: usize, tokens: usize) -> anyhow::Result<Vec<f64>> {
         (0..n).map(|_| self.step(tokens)).collect()
-    }
-
-    fn median(mut self, tokens: usize) -> anyhow::Result<f64> {
-        Ok(median(self.times(STEPS, tokens)?))
     }
 
     fn best(mut self, tokens: usize) -> anyhow::Result<f64> {

@@ -1,8 +1,8 @@
 """Times llama.cpp's CPU kernels on a checkpoint of bench_shapes.py, for the engine benchmark.
 
-Usage: python bench_llama_cpp.py FOLDER BLOCKS THREADS FORMAT…      formats: F32 F16 BF16 Q8_0 Q4_0 Q4_K
-Prints one JSON object a format: seconds of a block for one token (median) and for a prompt of PROMPT tokens (best), over
-the first BLOCKS of the checkpoint.
+Usage: python bench_llama_cpp.py FOLDER BLOCKS THREADS FORMAT       formats: F32 F16 BF16 Q8_0 Q4_0 Q4_K
+Prints one JSON object for each line of its input: seconds of a block for one token (median) and for a prompt of PROMPT
+tokens, over the first BLOCKS of the checkpoint.
 The model has a vocabulary so small that its ends do not count, so a block is the whole divided by the number of blocks.
 Needs llama-cpp-python, gguf and numpy.
 """
@@ -18,7 +18,7 @@ import gguf
 import llama_cpp
 import numpy as np
 
-PROMPT, STEPS, PASSES = 512, 30, 3
+PROMPT, STEPS = 512, 30
 FTYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "BF16": 32}
 NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -96,37 +96,40 @@ def decode(context, tokens: list[int], position: int) -> float:
     return seconds
 
 
-def measure(path: pathlib.Path, n_threads: int) -> tuple[float, float]:
+def context_of(path: pathlib.Path, n_threads: int):
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = PROMPT, PROMPT, PROMPT
     params.n_threads = params.n_threads_batch = n_threads
-    context = llama_cpp.llama_init_from_model(model, params)
-    decode(context, [1], 0)
-    steps = statistics.median(decode(context, [i % 500], 1 + i) for i in range(STEPS))
-    passes = []
-    for _ in range(1 + PASSES):  # the first warms up
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        passes.append(decode(context, [i * 7 % 500 for i in range(PROMPT)], 0))
-    llama_cpp.llama_free(context)
-    llama_cpp.llama_model_free(model)
-    return steps, min(passes)
+    return llama_cpp.llama_init_from_model(model, params)
+
+
+def clear(context) -> None:
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+
+
+def measure(context) -> tuple[float, float]:
+    clear(context)
+    steps = statistics.median(decode(context, [i % 500], i) for i in range(STEPS))
+    clear(context)
+    return steps, decode(context, [i * 7 % 500 for i in range(PROMPT)], 0)
 
 
 def main() -> None:
-    folder, n_blocks, n_threads, kinds = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    folder, n_blocks, n_threads, kind = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     llama_cpp.llama_log_set(QUIET, ctypes.c_void_p(0))
-    whole = folder / "float32.gguf"
+    path, whole = folder / f"{kind}.gguf", folder / "float32.gguf"
     convert(folder, n_blocks, whole)
-    for kind in kinds:
-        path = whole if kind == "F32" else folder / f"{kind}.gguf"
-        if path != whole:
-            quantize(whole, path, kind)
-        steps, passes = measure(path, n_threads)
-        print(json.dumps({"format": kind, "decode_s": steps / n_blocks, "prefill_s": passes / n_blocks}), flush=True)
-        if path != whole:
-            path.unlink()
-    whole.unlink()
+    if kind == "F32":
+        whole.rename(path)
+    else:
+        quantize(whole, path, kind)
+        whole.unlink()
+    context = context_of(path, n_threads)
+    for _ in sys.stdin:
+        steps, prompt = measure(context)
+        print(json.dumps({"decode_s": steps / n_blocks, "prefill_s": prompt / n_blocks}), flush=True)
+    path.unlink()
 
 
 @llama_cpp.llama_log_callback

@@ -167,7 +167,7 @@ const BUFFERED: usize = 256 << 10;
 const INT8_S: f64 = 2.0 * 20e-9;
 
 /// An encoding that loses something is used only if a step is expected to be quicker by this share of its time.
-const LEAST_GAIN: f64 = 0.1;
+const LEAST_GAIN: f64 = 0.05;
 
 /// Numbers of which an eighth is enough to measure a line with.
 const TRIAL_NUMBERS: usize = 64 << 10;
@@ -331,13 +331,17 @@ mod tests {
         }
         assert!(!unknown(&lines, prompt));
         assert_eq!(choose(&lines, prompt), Encoding::Exact, "a machine beside this one");
-        for id in [1, 2] {
+        let slow_down = |lines: &mut Lines, milliseconds| {
             for _ in 0..50 {
-                lines.record(peer(id), None, transfer(1 << 20, 800));
+                lines.record(peer(1), None, transfer(1 << 20, milliseconds));
+                lines.record(peer(2), None, transfer(1 << 20, milliseconds));
             }
-        }
-        assert_eq!(choose(&lines, prompt), Encoding::Int8, "ten megabits");
+        };
+        slow_down(&mut lines, 270);
+        assert_eq!(choose(&lines, prompt), Encoding::Int8, "thirty megabits");
         assert_eq!(choose(&lines, token), Encoding::Bfloat16, "a token is not worth more");
+        slow_down(&mut lines, 800);
+        assert_eq!(choose(&lines, token), Encoding::Int8, "ten megabits");
         assert_eq!(choose(&lines, 64), Encoding::Exact);
         assert_eq!(lines.choose(Activations::Exact, prompt, &chain), Encoding::Exact);
         assert_eq!(lines.choose(Activations::Int8, 64, &chain), Encoding::Int8);
