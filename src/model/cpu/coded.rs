@@ -19,8 +19,8 @@ use super::{
     dense::{Interleaved, can_be_paired, multiply_parts, multiply_rows, pack_panels},
     memory::{Buffer, Memory},
     panels::{
-        CodedPairs, CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, TABLE, TABLE_BYTES, dispatch, dispatch_pairs,
-        place_of,
+        CodedPairs, CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, STRIDE, TABLE, TABLES_BYTES, TOGETHER, dispatch,
+        dispatch_pairs, place_of,
     },
 };
 
@@ -36,7 +36,7 @@ const NO_CODE: u8 = 0x80;
 /// Gives rows of bf16, one after the other.
 pub(crate) type Rounded<'a> = dyn Fn(Range<usize>) -> Cow<'a, [bf16]> + Sync + 'a;
 
-/// Weights `[rows, cols]` in panels of 16 rows, the last one filled up with anything.
+/// Weights `[rows, cols]` in panels of 16 rows, what is missing to whole panels that lie together filled up with anything.
 #[derive(Debug)]
 pub(crate) struct Coded {
     n_panels: usize,
@@ -71,20 +71,21 @@ impl Coded {
         if n_panels == 0 || cols == 0 || u32::try_from(cols.next_multiple_of(GROUP) * LANES).is_err() {
             return Ok(None);
         }
-        let panel_bytes = panel_bytes(cols);
-        let mut memory = Memory::zeroed(n_panels * panel_bytes)?;
-        let panels = memory
-            .numbers_mut::<u8>(n_panels * panel_bytes)
-            .chunks_exact_mut(panel_bytes);
+        let bytes = bytes_of(n_panels, cols);
+        let mut memory = Memory::zeroed(bytes)?;
+        let together = memory.numbers_mut::<u8>(bytes).chunks_exact_mut(together_bytes(cols));
         let lists: Vec<Mutex<Vec<Exception>>> = (0..n_panels).map(|_| Mutex::default()).collect();
         let found = AtomicUsize::new(0);
-        pack_panels(engine, panels, |i, out| {
-            if found.load(Relaxed) > most {
-                return;
+        pack_panels(engine, together, |number, out| {
+            for i in (number * TOGETHER..n_panels).take(TOGETHER) {
+                if found.load(Relaxed) > most {
+                    return;
+                }
+                let weights = source(i * LANES..rows.min((i + 1) * LANES));
+                let exceptions = encode(&weights, cols, (&mut *out, i % TOGETHER));
+                found.fetch_add(exceptions.as_ref().map_or(most + 1, Vec::len), Relaxed);
+                *lists[i].lock().unwrap_or_else(PoisonError::into_inner) = exceptions.unwrap_or_default();
             }
-            let exceptions = encode(&source(i * LANES..rows.min((i + 1) * LANES)), cols, out);
-            found.fetch_add(exceptions.as_ref().map_or(most + 1, Vec::len), Relaxed);
-            *lists[i].lock().unwrap_or_else(PoisonError::into_inner) = exceptions.unwrap_or_default();
         });
         let found = found.into_inner();
         if found > most {
@@ -122,23 +123,27 @@ impl Coded {
 
     /// Bytes that it takes.
     pub(crate) fn bytes(&self) -> usize {
-        self.n_panels * panel_bytes(self.cols) + size_of_val(&*self.exceptions) + size_of_val(&*self.starts)
+        bytes_of(self.n_panels, self.cols) + size_of_val(&*self.exceptions) + size_of_val(&*self.starts)
     }
 
-    /// Panel `i`, and its exceptions.
-    fn panel(&self, i: usize) -> (&[u8], &[Exception]) {
-        let bytes = panel_bytes(self.cols);
-        let panels = self.memory.numbers::<u8>(self.n_panels * bytes);
-        let exceptions = &self.exceptions[self.starts[i]..self.starts[i + 1]];
-        (&panels[i * bytes..(i + 1) * bytes], exceptions)
+    /// What panel `i` lies in together with another.
+    fn together(&self, i: usize) -> &[u8] {
+        let bytes = together_bytes(self.cols);
+        let all = self.memory.numbers::<u8>(bytes_of(self.n_panels, self.cols));
+        &all[i / TOGETHER * bytes..][..bytes]
+    }
+
+    /// The exceptions of panel `i`.
+    fn exceptions(&self, i: usize) -> &[Exception] {
+        &self.exceptions[self.starts[i]..self.starts[i + 1]]
     }
 
     /// Writes a column, as many numbers as there are rows.
     pub(crate) fn widen_column(&self, column: usize, out: &mut [f32]) {
         for (i, out) in out.chunks_mut(LANES).enumerate() {
-            let (panel, exceptions) = self.panel(i);
-            let (table, groups) = panel.split_at(TABLE_BYTES);
-            let group = &groups[column / GROUP * GROUP_BYTES..][..GROUP_BYTES];
+            let (tables, groups) = self.together(i).split_at(TABLES_BYTES);
+            let table = &tables[i % TOGETHER * TABLE..][..TABLE];
+            let group = &groups[column / GROUP * STRIDE + i % TOGETHER * GROUP_BYTES..][..GROUP_BYTES];
             let (low, codes) = group.split_at(GROUP_BYTES / 3 * 2);
             let upper = column % GROUP / HALF;
             for (lane, out) in out.iter_mut().enumerate() {
@@ -147,7 +152,7 @@ impl Coded {
                 let low = low[upper * codes.len() + place];
                 *out = bf16::from_le_bytes([low, high]).to_f32();
             }
-            let first = column * LANES;
+            let (first, exceptions) = (column * LANES, self.exceptions(i));
             let behind = exceptions.partition_point(|exception| (exception.at as usize) < first);
             for exception in &exceptions[behind..] {
                 match out.get_mut(exception.at as usize - first) {
@@ -240,7 +245,7 @@ impl Coded {
     ) {
         let width = panels.len() * LANES;
         for i in panels.clone() {
-            let (_, exceptions) = self.panel(i);
+            let exceptions = self.exceptions(i);
             if !exceptions.is_empty() {
                 let data = &mut out[(i - panels.start) * LANES..];
                 add(exceptions, RowsMut { data, stride: width });
@@ -249,21 +254,28 @@ impl Coded {
     }
 
     fn panel_at(&self, i: usize, first_group: usize) -> CodedPanel {
-        CodedPanel::new(self.panel(i).0, first_group)
+        CodedPanel::new(self.together(i), i % TOGETHER, first_group)
     }
 }
 
-fn panel_bytes(cols: usize) -> usize {
-    TABLE_BYTES + cols.div_ceil(GROUP) * GROUP_BYTES
+/// Bytes of panels that lie together.
+fn together_bytes(cols: usize) -> usize {
+    TABLES_BYTES + cols.div_ceil(GROUP) * STRIDE
 }
 
-/// Writes a panel of these rows, no more than 16, and returns its exceptions; `None` if no codes do for these weights.
-fn encode(rows: &[bf16], cols: usize, out: &mut [u8]) -> Option<Vec<Exception>> {
+/// Bytes of all panels.
+fn bytes_of(n_panels: usize, cols: usize) -> usize {
+    n_panels.div_ceil(TOGETHER) * together_bytes(cols)
+}
+
+/// Writes a panel of these rows, no more than 16, as one of those that lie together in `out`, and returns its exceptions; `None`
+/// if no codes do for these weights.
+fn encode(rows: &[bf16], cols: usize, (out, i): (&mut [u8], usize)) -> Option<Vec<Exception>> {
     let mut table = most_frequent(rows);
-    Encoder::new(table).encode(rows, cols, out).or_else(|| {
+    Encoder::new(table).encode(rows, cols, (&mut *out, i)).or_else(|| {
         // All that is to be added to a zero is the weight itself.
         table[TABLE - 1] = 0;
-        Encoder::new(table).encode(rows, cols, out)
+        Encoder::new(table).encode(rows, cols, (out, i))
     })
 }
 
@@ -285,13 +297,14 @@ impl Encoder {
     }
 
     /// `None` if some weight is no sum of one that has a code and another number.
-    fn encode(&self, rows: &[bf16], cols: usize, out: &mut [u8]) -> Option<Vec<Exception>> {
+    fn encode(&self, rows: &[bf16], cols: usize, (out, i): (&mut [u8], usize)) -> Option<Vec<Exception>> {
         const PLACES: usize = HALF * LANES;
-        let (first, groups) = out.split_at_mut(TABLE_BYTES);
-        first[..TABLE].copy_from_slice(&self.table);
+        let (tables, groups) = out.split_at_mut(TABLES_BYTES);
+        tables[i * TABLE..][..TABLE].copy_from_slice(&self.table);
         let mut exceptions = Vec::new();
-        for (i, group) in groups.chunks_exact_mut(GROUP_BYTES).enumerate() {
-            let columns = i * GROUP..cols.min((i + 1) * GROUP);
+        let groups = groups.chunks_exact_mut(GROUP_BYTES).skip(i).step_by(TOGETHER);
+        for (first, group) in (0..cols).step_by(GROUP).zip(groups) {
+            let columns = first..cols.min(first + GROUP);
             let mut weights = [[bf16::ZERO; PLACES]; 2];
             let mut all = 0;
             for (lane, row) in rows.chunks_exact(cols).enumerate() {

@@ -18,7 +18,9 @@ pub(super) mod neon;
 mod pairs;
 pub(super) mod portable;
 
-pub(super) use coded::{CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, TABLE, TABLE_BYTES, place_of};
+pub(super) use coded::{
+    CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, STRIDE, TABLE, TABLES_BYTES, TOGETHER, place_of,
+};
 use coded::{Halves, MOST_FOR_FOUR};
 pub(super) use lanes::{Element16, Lanes16, Numbers16, Stored};
 pub(super) use many::parts;
@@ -475,12 +477,24 @@ unsafe fn by_panels<L: Lanes16, S: Stored<L>, const M: usize>(product: Product<'
     }
 }
 
-/// The same, panel after panel: what comes from memory is one stream, of which nothing has to be asked for.
+/// The same, panel after panel, or after two that lie together: what comes from memory is one stream, of which nothing has to be
+/// asked for.
 #[inline(always)]
 unsafe fn stream<L: Lanes16, S: Stored<L>, const M: usize>(product: &Product<'_, S>, stride: usize) {
-    for (p, panel) in product.panels.iter().enumerate() {
-        // SAFETY: there is room for the products of each panel, and the caller's promise.
-        unsafe { tile::<L, S, true, 1, M>([*panel], product.out.add(p * LANES), product, stride) }
+    let mut done = 0;
+    while done < product.panels.len() {
+        // SAFETY: the panels of a tile exist, there is room for the products of each, and the caller's promise.
+        unsafe {
+            let at = product.panels.as_ptr().add(done);
+            let out = product.out.add(done * LANES);
+            if S::STREAM == 2 && product.panels.len() - done >= 2 {
+                tile::<L, S, true, 2, M>(at.cast::<[S; 2]>().read(), out, product, stride);
+                done += 2;
+            } else {
+                tile::<L, S, true, 1, M>([at.read()], out, product, stride);
+                done += 1;
+            }
+        }
     }
 }
 

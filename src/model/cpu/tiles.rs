@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use super::{Engine, LANES, PANEL_GROUP, memory::Buffer};
+use super::{Engine, LANES, PANEL_GROUP, memory::Buffer, panels::TOGETHER};
 
 /// Multiply-adds of a region below which waking other threads costs more than it saves (some 20 µs of one core).
 pub(crate) const WORTH_THREADS: usize = 1 << 18;
@@ -153,10 +153,11 @@ impl Shares {
         let mut shares = Self {
             n,
             panels,
-            tile: if tile > PANEL_GROUP {
-                tile / PANEL_GROUP * PANEL_GROUP
-            } else {
-                tile
+            // Whole groups of the kernel, or of panels that lie together.
+            tile: match tile {
+                0..=1 => tile,
+                2..PANEL_GROUP => tile / TOGETHER * TOGETHER,
+                _ => tile / PANEL_GROUP * PANEL_GROUP,
             },
             next: [const { AtomicUsize::new(0) }; MOST_SHARES],
         };

@@ -1,9 +1,10 @@
 //! Panels of bf16 in 12 bits a weight, without loss. Of a weight's two bytes the lower is as it is; the higher, which is its sign
 //! and most of its exponent, is one of few in any panel, and a code of 4 bits stands for it. Where a weight's high byte has
-//! no code there is another weight, and what is to be added to that is an exception, listed beside.
+//! no code there is another weight, and what is to be added to that is an exception, listed beside. Two panels lie together: so
+//! few tokens have two chains of sums, of which none waits for the other, and what comes from memory is still one stream.
 //!
 //! ```text
-//! panel = 16 high bytes, by code · 48 zeros    groups of 8 k
+//! pair  = 16 high bytes, by code, of each panel · 32 zeros    in turn a group of 8 k of the first panel and of the second
 //! group = low bytes of k 0..4 (64) · of k 4..8 (64) · codes (64): of k 0..4 in the lower halves of bytes, k 4..8 in the upper
 //!         each 64 bytes: 4 times [lanes 4q..4q+4: k 0 and 1 of a lane, of the next ...] [the same of k 2 and 3]
 //! ```
@@ -27,11 +28,17 @@ pub(in crate::model::cpu) const GROUP: usize = 8;
 /// Bytes of a group.
 pub(in crate::model::cpu) const GROUP_BYTES: usize = 3 * HALF_BYTES;
 
+/// Panels that lie together.
+pub(in crate::model::cpu) const TOGETHER: usize = 2;
+
+/// Bytes from a group of a panel to the next.
+pub(in crate::model::cpu) const STRIDE: usize = TOGETHER * GROUP_BYTES;
+
 /// High bytes that have codes.
 pub(in crate::model::cpu) const TABLE: usize = 16;
 
-/// Bytes of the table at the begin of a panel: a cache line, so that groups are whole ones.
-pub(in crate::model::cpu) const TABLE_BYTES: usize = 64;
+/// Bytes of the tables of panels that lie together: a cache line, so that groups are whole ones.
+pub(in crate::model::cpu) const TABLES_BYTES: usize = 64;
 
 /// k that are loaded at a time, and bytes of their low bytes.
 pub(in crate::model::cpu) const HALF: usize = GROUP / 2;
@@ -73,11 +80,11 @@ pub(in crate::model::cpu) struct CodedPanel {
 }
 
 impl CodedPanel {
-    /// A panel of whole groups from number `first_group` on.
-    pub(in crate::model::cpu) fn new(panel: &[u8], first_group: usize) -> Self {
+    /// Number `i` of the panels that lie together, from group number `first_group` on.
+    pub(in crate::model::cpu) fn new(together: &[u8], i: usize, first_group: usize) -> Self {
         Self {
-            table: panel.as_ptr(),
-            groups: panel[TABLE_BYTES + first_group * GROUP_BYTES..].as_ptr(),
+            table: together[i * TABLE..].as_ptr(),
+            groups: together[TABLES_BYTES + first_group * STRIDE + i * GROUP_BYTES..].as_ptr(),
         }
     }
 
@@ -89,19 +96,20 @@ impl CodedPanel {
     pub(super) unsafe fn parts<const SECOND: bool>(self, group: usize) -> [*const u8; 3] {
         // SAFETY: the caller's promise.
         unsafe {
-            let group = self.groups.add(group * GROUP_BYTES);
+            let group = self.groups.add(group * STRIDE);
             let low = if SECOND { group.add(HALF_BYTES) } else { group };
             [low, group.add(2 * HALF_BYTES), self.table]
         }
     }
 
-    /// Asks for what comes `ahead` bytes after a group.
+    /// Asks for the group that comes about `ahead` bytes of this panel after one.
     ///
     /// # Safety
     /// The CPU has the instructions of `L`.
     #[inline(always)]
     pub(super) unsafe fn prefetch_group<L: Lanes16>(self, group: usize, ahead: usize) {
-        let at = self.groups.wrapping_add(group * GROUP_BYTES + ahead.min(MOST_AHEAD));
+        let ahead = ahead.min(MOST_AHEAD) / GROUP_BYTES;
+        let at = self.groups.wrapping_add((group + ahead) * STRIDE);
         for line in 0..GROUP_BYTES / 64 {
             // SAFETY: the caller's promise.
             unsafe { L::prefetch(at.wrapping_add(line * 64)) }
@@ -131,6 +139,8 @@ impl<L: Numbers16> Stored<L> for CodedPanel {
     const STEP: usize = GROUP;
 
     const FOUR_PANELS: usize = MOST_FOR_FOUR;
+
+    const STREAM: usize = TOGETHER;
 
     #[inline(always)]
     unsafe fn prefetch(&self, k: usize, ahead: usize) {

@@ -51,6 +51,9 @@ pub(in crate::model::cpu) trait Stored<L: Lanes16>: Copy {
     /// The most tokens with which four panels are multiplied at a time, if that many sums are in registers.
     const FOUR_PANELS: usize = usize::MAX;
 
+    /// How many panels lie together and come from memory as one stream, 1 or 2.
+    const STREAM: usize = 1;
+
     /// The words, if they are in memory as registers take them.
     fn as_words(self) -> Option<*mut f32> {
         None

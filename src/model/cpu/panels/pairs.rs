@@ -8,7 +8,8 @@
 use half::bf16;
 
 use super::{
-    CodedPanel, Factors, GROUP, Halves, Keep, Kernels, LANES, Lanes16, MOST_FOR_FOUR, Stored, coded::step_of_group,
+    CodedPanel, Factors, GROUP, Halves, Keep, Kernels, LANES, Lanes16, MOST_FOR_FOUR, Stored, TOGETHER,
+    coded::step_of_group,
 };
 
 /// Registers of 16 pairs. [`Lanes16::mul_add`] multiplies both numbers of each with both of the factor.
@@ -85,6 +86,8 @@ impl<L: Pairs16> Stored<L> for CodedPairs {
     const STEP: usize = 2 * PAIRS;
 
     const FOUR_PANELS: usize = MOST_FOR_FOUR;
+
+    const STREAM: usize = TOGETHER;
 
     #[inline(always)]
     unsafe fn prefetch(&self, k: usize, ahead: usize) {
