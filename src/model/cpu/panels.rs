@@ -11,6 +11,7 @@ pub(super) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512_bf16;
 mod coded;
+mod few;
 mod lanes;
 mod many;
 #[cfg(target_arch = "aarch64")]
@@ -126,11 +127,11 @@ unsafe fn sum<L: Lanes16>(numbers: &[f32]) -> f32 {
 macro_rules! entries {
     ($lanes:ty $(, #[$feature:meta])?) => {
         /// # Safety
-        /// The CPU has the instructions of this file, and as [`super::multiply`].
+        /// The CPU has the instructions of this file, and as [`super::few::multiply`].
         $(#[$feature])?
         pub(in crate::model::cpu) unsafe fn multiply<S: super::Stored<$lanes>>(product: super::Product<'_, S>, stride: usize) {
             // SAFETY: the caller's promise, here and below.
-            unsafe { super::multiply::<$lanes, S>(product, stride) }
+            unsafe { super::few::multiply::<$lanes, S>(product, stride) }
         }
 
         /// # Safety
@@ -375,65 +376,8 @@ const fn token_group<L: Lanes16>(left: usize) -> usize {
     TOKEN_GROUPS[i]
 }
 
-/// How many tokens of x in rows the next tile takes when `left` are left: equal parts of at most `most`.
-#[inline(always)]
-const fn row_group(left: usize, most: usize) -> usize {
-    left.div_ceil(left.div_ceil(most))
-}
-
 /// Panels of one [`Product`]: they stay in the cache while all tokens pass.
 pub(crate) const PANEL_GROUP: usize = 4;
-
-/// How many tokens of x in rows a tile takes at most. More than 8 would leave too few panels to it, and x has more rows
-/// than a cache has ways. Where arithmetic is the limit, fewer tokens and more panels load less for each product.
-#[inline(always)]
-fn most_tokens<L: Lanes16>(product: &Product<'_, impl Stored<L>>) -> usize {
-    const MANY: usize = 12;
-    let panels = PANEL_GROUP.min(product.panels.len());
-    let balanced = L::SUMS / panels.max(1);
-    if product.tokens >= MANY && balanced >= 4 {
-        balanced.min(8)
-    } else {
-        8
-    }
-}
-
-/// The product in tiles that leave the sums in registers, of x in rows.
-///
-/// # Safety
-/// The CPU has the instructions of `L`; panels have `16 · depth` numbers, `x` and `out` what `tokens` and strides say.
-#[inline(always)]
-pub(super) unsafe fn multiply<L: Lanes16, S: Stored<L>>(product: Product<'_, S>, stride: usize) {
-    // SAFETY: the caller's promise; there are so many tokens.
-    match product.tokens {
-        1 if product.streamed => return unsafe { stream::<L, S, 1>(&product, stride) },
-        2 if product.streamed => return unsafe { stream::<L, S, 2>(&product, stride) },
-        _ => {}
-    }
-    let mut first = 0;
-    while first < product.tokens {
-        let tokens = row_group(product.tokens - first, most_tokens::<L>(&product).min(L::SUMS));
-        // SAFETY: first + tokens <= product.tokens, and the caller's promise.
-        unsafe {
-            let part = Product {
-                x: product.x.add(first * stride),
-                out: product.out.add(first * product.out_stride),
-                ..product
-            };
-            match tokens {
-                8 => by_panels::<L, S, 8>(part, stride),
-                7 => by_panels::<L, S, 7>(part, stride),
-                6 => by_panels::<L, S, 6>(part, stride),
-                5 => by_panels::<L, S, 5>(part, stride),
-                4 => by_panels::<L, S, 4>(part, stride),
-                3 => by_panels::<L, S, 3>(part, stride),
-                2 => by_panels::<L, S, 2>(part, stride),
-                _ => by_panels::<L, S, 1>(part, stride),
-            }
-        }
-        first += tokens;
-    }
-}
 
 /// The numbers of `from` as f32.
 ///
@@ -450,101 +394,6 @@ pub(super) unsafe fn widen<L: Numbers16, E: Element16>(from: &[E], to: &mut [f32
             E::load::<L>(source).store(to.as_mut_ptr().add(at));
         }
         at += LANES;
-    }
-}
-
-/// `M` tokens, `stride` apart, with all panels of `product`, as many at a time as leave the sums in registers.
-#[inline(always)]
-unsafe fn by_panels<L: Lanes16, S: Stored<L>, const M: usize>(product: Product<'_, S>, stride: usize) {
-    let mut done = 0;
-    // SAFETY: the panels of a tile exist, and the caller's promise.
-    unsafe {
-        while done < product.panels.len() {
-            let left = product.panels.len() - done;
-            let at = product.panels.as_ptr().add(done);
-            let out = product.out.add(done * LANES);
-            if left >= 4 && 4 * M <= L::SUMS && M <= S::FOUR_PANELS {
-                tile::<L, S, false, 4, M>(at.cast::<[S; 4]>().read(), out, &product, stride);
-                done += 4;
-            } else if left >= 2 && 2 * M <= L::SUMS {
-                tile::<L, S, false, 2, M>(at.cast::<[S; 2]>().read(), out, &product, stride);
-                done += 2;
-            } else {
-                tile::<L, S, false, 1, M>([at.read()], out, &product, stride);
-                done += 1;
-            }
-        }
-    }
-}
-
-/// The same, panel after panel, or after two that lie together: what comes from memory is one stream, of which nothing has to be
-/// asked for.
-#[inline(always)]
-unsafe fn stream<L: Lanes16, S: Stored<L>, const M: usize>(product: &Product<'_, S>, stride: usize) {
-    let mut done = 0;
-    while done < product.panels.len() {
-        // SAFETY: the panels of a tile exist, there is room for the products of each, and the caller's promise.
-        unsafe {
-            let at = product.panels.as_ptr().add(done);
-            let out = product.out.add(done * LANES);
-            if S::STREAM == 2 && product.panels.len() - done >= 2 {
-                tile::<L, S, true, 2, M>(at.cast::<[S; 2]>().read(), out, product, stride);
-                done += 2;
-            } else {
-                tile::<L, S, true, 1, M>([at.read()], out, product, stride);
-                done += 1;
-            }
-        }
-    }
-}
-
-/// `P` panels with `M` tokens. Panels are asked for, unless they are `STREAMED`.
-#[expect(
-    clippy::needless_range_loop,
-    reason = "loops over constants become straight code on registers"
-)]
-#[inline(always)]
-unsafe fn tile<L: Lanes16, S: Stored<L>, const STREAMED: bool, const P: usize, const M: usize>(
-    panels: [S; P],
-    out: *mut f32,
-    product: &Product<'_, S>,
-    stride: usize,
-) {
-    // SAFETY: k < depth, p < P, m < M, all of which exist by the caller's promise. Prefetched addresses may lie behind
-    // a panel.
-    unsafe {
-        let mut sums = [[L::zero(); P]; M];
-        if product.add {
-            for m in 0..M {
-                for p in 0..P {
-                    sums[m][p] = L::load(out.add(m * product.out_stride + p * LANES));
-                }
-            }
-        }
-        let mut x = Factors {
-            at: product.x,
-            k: 1,
-            token: stride,
-        };
-        let mut k = 0;
-        while k + S::STEP <= product.depth {
-            if !STREAMED {
-                for panel in &panels {
-                    panel.prefetch(k, PREFETCH_BYTES);
-                }
-            }
-            S::step(&panels, (k, S::STEP), x, &(), &mut sums);
-            k += S::STEP;
-            x.at = x.at.add(S::STEP);
-        }
-        if k < product.depth {
-            S::step(&panels, (k, product.depth - k), x, &(), &mut sums);
-        }
-        for m in 0..M {
-            for p in 0..P {
-                sums[m][p].store(out.add(m * product.out_stride + p * LANES));
-            }
-        }
     }
 }
 

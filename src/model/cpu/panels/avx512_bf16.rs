@@ -95,11 +95,11 @@ unsafe fn pairs(words: __m512) -> __m512bh {
 }
 
 /// # Safety
-/// The CPU has the instructions of this file, and as [`super::multiply`].
+/// The CPU has the instructions of this file, and as [`super::few::multiply`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(in crate::model::cpu) unsafe fn multiply<S: Stored<Avx512Pairs>>(product: Product<'_, S>, stride: usize) {
     // SAFETY: the caller's promise, here and below.
-    unsafe { super::multiply::<Avx512Pairs, S>(product, stride) }
+    unsafe { super::few::multiply::<Avx512Pairs, S>(product, stride) }
 }
 
 /// # Safety
