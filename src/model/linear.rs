@@ -3,7 +3,10 @@
 
 mod limit;
 
-use std::{cell::RefCell, ops::Range};
+use std::{
+    cell::RefCell,
+    ops::{Range, RangeInclusive},
+};
 
 pub use limit::measure_gemm;
 
@@ -33,8 +36,9 @@ const DENSE: Limits = Limits { few: 11, many: 576 };
 /// So many tokens stay in a second-level cache.
 const QUANTISED: Limits = Limits { few: 32, many: 384 };
 
-/// Bytes of the weights of a tile of few tokens: beginning and ending one takes about as long as some KiB come from memory.
-const TILE_BYTES: usize = 512 << 10;
+/// Bytes of the weights of a tile of few tokens, the least and the most: beginning one takes about as long as some dozen KiB come
+/// from memory.
+const TILE_BYTES: [usize; 2] = [256 << 10, 2 << 20];
 
 /// Weights `[rows, cols]`, packed for the kernels.
 #[derive(Debug)]
@@ -462,19 +466,23 @@ fn region<const N: usize>(
             quant: engine.quant,
             quantised: &input.quantised,
         };
-        let max_panels = if few { few_panels(all) } else { MANY_PANELS };
-        compute_tiles(engine, outputs, [n_tokens, cols], max_panels, &|tile| {
+        let tile = panels_of_tile(few, all);
+        compute_tiles(engine, outputs, [n_tokens, cols], tile, &|tile| {
             compute(&activations, tile);
         });
     }
     INPUT.set(input);
 }
 
-/// The most panels of a tile of few tokens: a group of the kernel at least.
-fn few_panels(linears: &[&Linear]) -> usize {
+/// Panels of a tile, the least and the most.
+fn panels_of_tile(few: bool, linears: &[&Linear]) -> RangeInclusive<usize> {
+    if !few {
+        return MANY_PANELS..=MANY_PANELS;
+    }
     let panel_bytes = |linear: &&Linear| linear.weight.bytes() / linear.weight.rows.div_ceil(LANES).max(1);
-    let most = linears.iter().map(panel_bytes).max().unwrap_or(0).max(1);
-    (TILE_BYTES / most).max(PANEL_GROUP)
+    let of_panel = linears.iter().map(panel_bytes).max().unwrap_or(0).max(1);
+    let [least, most] = TILE_BYTES.map(|bytes| (bytes / of_panel).max(PANEL_GROUP));
+    least..=most
 }
 
 /// The forms that these multiply x in.

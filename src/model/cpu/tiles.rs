@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    ops::Range,
+    ops::{Range, RangeInclusive},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
@@ -12,8 +12,9 @@ use super::{Engine, LANES, PANEL_GROUP, memory::Buffer, panels::TOGETHER};
 /// Multiply-adds of a region below which waking other threads costs more than it saves (some 20 µs of one core).
 pub(crate) const WORTH_THREADS: usize = 1 << 18;
 
-/// Tiles of a share, so that a thread that is held up leaves some to others.
-const TILES_PER_SHARE: usize = 4;
+/// A tile is one of so many parts of what is left of a share: few begin anew, but a thread that is held up leaves much to others,
+/// and at the end none waits long for another.
+const PARTS: usize = 4;
 
 /// More threads than that begin at the share of another one.
 const MOST_SHARES: usize = 64;
@@ -67,8 +68,8 @@ impl<T> Start<T> {
     }
 }
 
-/// Has all columns of all `outputs` computed, on all threads if that is worth it, at most `max_panels` panels at a
-/// time. `depth` is how many multiply-adds a number takes.
+/// Has all columns of all `outputs` computed, on all threads if that is worth it, so many panels at a time as `tile` says unless
+/// all are few. `depth` is how many multiply-adds a number takes.
 ///
 /// # Panics
 /// If an output is not `tokens` rows.
@@ -76,7 +77,7 @@ pub(crate) fn compute_tiles<const N: usize>(
     engine: &Engine,
     outputs: [Output<'_>; N],
     [tokens, depth]: [usize; 2],
-    max_panels: usize,
+    tile: RangeInclusive<usize>,
     compute: &(dyn Fn(Tile<'_>) + Sync),
 ) {
     let rows = outputs.each_ref().map(|output| output.rows);
@@ -116,7 +117,7 @@ pub(crate) fn compute_tiles<const N: usize>(
     let all_panels: usize = panels.iter().sum();
     let alone = all_panels * LANES * depth * tokens < WORTH_THREADS;
     let threads = if alone { 1 } else { engine.pool.threads() };
-    let shares = Shares::new(all_panels, threads, max_panels);
+    let shares = Shares::new(all_panels, threads, tile);
     engine.pool.run(threads, &|thread| {
         shares.take_part(thread % shares.n, |tile| of_each(panels, tile, compute_part));
     });
@@ -140,25 +141,20 @@ struct Shares {
     /// How many shares.
     n: usize,
     panels: usize,
-    /// Panels of a tile.
-    tile: usize,
+    /// Panels of a tile, the least and the most.
+    tile: [usize; 2],
     /// The next panel of each share.
     next: [AtomicUsize; MOST_SHARES],
 }
 
 impl Shares {
-    fn new(panels: usize, threads: usize, max_tile: usize) -> Self {
+    fn new(panels: usize, threads: usize, tile: RangeInclusive<usize>) -> Self {
         let n = threads.min(MOST_SHARES);
-        let tile = (panels / (n * TILES_PER_SHARE)).clamp(1, max_tile);
+        let most = (panels / (n * PARTS)).clamp(1, *tile.end());
         let mut shares = Self {
             n,
             panels,
-            // Whole groups of the kernel, or of panels that lie together.
-            tile: match tile {
-                0..=1 => tile,
-                2..PANEL_GROUP => tile / TOGETHER * TOGETHER,
-                _ => tile / PANEL_GROUP * PANEL_GROUP,
-            },
+            tile: [most.min(*tile.start()), most],
             next: [const { AtomicUsize::new(0) }; MOST_SHARES],
         };
         for i in 0..n {
@@ -167,26 +163,44 @@ impl Shares {
         shares
     }
 
-    /// Where share `i` begins, and the one before it ends: at a whole tile.
+    /// Where share `i` begins, and the one before it ends.
     fn bound(&self, i: usize) -> usize {
         if i == self.n {
             return self.panels;
         }
-        self.panels * i / self.n / self.tile * self.tile
+        let group = group(self.tile[1]);
+        self.panels * i / self.n / group * group
     }
 
     /// Computes tiles until there are none, first those of one share.
     fn take_part(&self, share: usize, compute: impl Fn(Range<usize>)) {
         for share in (share..self.n).chain(0..share) {
-            let end = self.bound(share + 1);
-            loop {
-                let first = self.next[share].fetch_add(self.tile, Relaxed);
-                if first >= end {
-                    break;
-                }
-                compute(first..end.min(first + self.tile));
+            while let Some(tile) = self.take(share) {
+                compute(tile);
             }
         }
+    }
+
+    /// The next tile of a share.
+    fn take(&self, share: usize) -> Option<Range<usize>> {
+        let end = self.bound(share + 1);
+        let [least, most] = self.tile;
+        let tile = |first: usize| {
+            let panels = ((end - first) / PARTS).clamp(least, most);
+            first..end.min(first + panels / group(panels) * group(panels))
+        };
+        let next = |first: usize| (first < end).then(|| tile(first).end);
+        self.next[share].fetch_update(Relaxed, Relaxed, next).ok().map(tile)
+    }
+}
+
+/// Of so many panels tiles and shares are a multiple that have so many at least: groups of the kernel, or of panels that lie
+/// together.
+fn group(panels: usize) -> usize {
+    match panels {
+        0..TOGETHER => 1,
+        TOGETHER..PANEL_GROUP => TOGETHER,
+        _ => PANEL_GROUP,
     }
 }
 
@@ -198,11 +212,12 @@ mod tests {
     fn every_panel_is_computed_once() {
         for threads in [1, 2, 3, 7, MOST_SHARES, MOST_SHARES + 5] {
             for panels in [0, 1, 5, 64, 127, 1000] {
-                for max_tile in [1, 4, 9, 500] {
-                    let shares = Shares::new(panels, threads, max_tile);
+                for tile in [1..=1, 4..=4, 3..=9, 5..=500] {
+                    let most = *tile.end();
+                    let shares = Shares::new(panels, threads, tile);
                     let computed: Vec<AtomicUsize> = (0..panels).map(|_| AtomicUsize::new(0)).collect();
                     let compute = |tile: Range<usize>| {
-                        assert!((1..=max_tile).contains(&tile.len()));
+                        assert!((1..=most).contains(&tile.len()));
                         tile.for_each(|panel| {
                             computed[panel].fetch_add(1, Relaxed);
                         });
@@ -214,7 +229,7 @@ mod tests {
                         }
                     });
                     let times: Vec<usize> = computed.into_iter().map(AtomicUsize::into_inner).collect();
-                    assert_eq!(times, vec![1; panels], "{threads} threads, tiles of {max_tile}");
+                    assert_eq!(times, vec![1; panels], "{threads} threads, tiles of {most}");
                 }
             }
         }
@@ -222,12 +237,21 @@ mod tests {
 
     #[test]
     fn a_thread_alone_computes_the_shares_of_all() {
-        let shares = Shares::new(100, 4, 8);
+        let shares = Shares::new(100, 4, 4..=8);
         let mut tiles = std::sync::Mutex::new(Vec::new());
         shares.take_part(2, |tile| tiles.lock().unwrap().push(tile));
         let tiles = tiles.get_mut().unwrap();
         assert_eq!(tiles[0].start, shares.bound(2), "its own comes first");
         assert!(tiles[0].end == tiles[1].start, "one after the other");
         assert_eq!(tiles.iter().map(ExactSizeIterator::len).sum::<usize>(), 100);
+    }
+    #[test]
+    fn tiles_of_a_share_become_smaller() {
+        let shares = Shares::new(1000, 2, 8..=100);
+        let mut tiles = Vec::new();
+        while let Some(tile) = shares.take(0) {
+            tiles.push(tile.len());
+        }
+        assert_eq!(tiles, [100, 100, 72, 56, 40, 32, 24, 16, 12, 12, 8, 8, 8, 8, 4]);
     }
 }
