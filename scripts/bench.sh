@@ -2,7 +2,7 @@
 # Every figure of the engine in one run on one machine, beside what the machine can do at best, llama.cpp and Petals.
 #
 # Usage: scripts/bench.sh [--quick] [SECTION…]     sections: limits blocks llama petals sessions hops lines accuracy soak
-#   Without a section all of them, 35 minutes, of which the soak takes 10. What is run is written to examples/BENCHMARKS.md.
+#   Without a section all of them, 45 minutes, of which the soak takes 10. What is run is written to examples/BENCHMARKS.md.
 #   --quick: smaller models and fewer steps, to see that everything works; its figures mean little and are not written.
 # Needs: the Rust toolchain, what scripts/python-env.sh needs and, for the section llama, what scripts/llama-cpp-env.sh needs;
 # 16 GB of memory and 8 GB in $TMPDIR. Both peers are installed from PyPI by those scripts the first time.
