@@ -4,7 +4,7 @@
 //! | fault | the server is | in the end |
 //! |---|---|---|
 //! | theirs: gone, silent, broken | banned | the blocks are served by nobody |
-//! | not now: full, moving | left out of this step | all are full, or the last refusal |
+//! | not now: full, moving, or pushed what was not asked for | left out of this step | all are full, or the last refusal |
 //! | ours: too long, too large | left out of this step; only one other is asked | the refusal |
 
 use std::{
@@ -42,6 +42,8 @@ pub(crate) struct Attempts {
     last: Option<Failure>,
     /// Those whose receipts were false, and what they were asked for.
     liars: Vec<Hop>,
+    /// Whether a server computed what was not sent to it, and may have been pushed to it.
+    other_steps: bool,
 }
 
 #[derive(Debug)]
@@ -80,7 +82,7 @@ impl Attempts {
                 self.liars.push(hop.clone());
             }
             Fault::Theirs => shared.ban(hop.peer, &error.reason()),
-            Fault::NotNow => {}
+            Fault::NotNow => self.other_steps |= matches!(error, RemoteError::OtherStep(_)),
             Fault::Ours => self.refusals += 1,
         }
         self.last = Some(Failure {
@@ -97,6 +99,11 @@ impl Attempts {
     /// Those whose receipts were found to be false since the last time this was asked.
     pub(crate) fn take_liars(&mut self) -> Vec<Hop> {
         std::mem::take(&mut self.liars)
+    }
+
+    /// Whether what servers push to each other may be something else than what they answer.
+    pub(crate) fn doubt_pushes(&self) -> bool {
+        self.other_steps
     }
 
     /// No chain is left. Returns how long to wait before looking again; then those that failed get another chance.

@@ -181,6 +181,9 @@ pub enum RemoteError {
     /// A receipt that is not that of the step.
     #[error("the receipt is false")]
     FalseReceipt(#[source] Box<FalseReceipt>),
+    /// A receipt of another step than the one that was sent, where the server before may have pushed one.
+    #[error("another step than the one that was sent was computed: the server before pushed it, or this one lies")]
+    OtherStep(#[source] Box<FalseReceipt>),
     /// Not-a-number or infinity in the activations.
     #[error("the answer contains values that are not finite")]
     NotFinite,
@@ -191,7 +194,7 @@ pub enum RemoteError {
 pub(crate) enum Fault {
     /// The server's: avoid it for a while.
     Theirs,
-    /// Nobody's: the server is full or moving. Others may be free.
+    /// Nobody's, as far as one knows: the server is full or moving, others may be free.
     NotNow,
     /// This client's: it asks for something that no server would do.
     Ours,
@@ -256,7 +259,7 @@ impl RemoteError {
             Self::Stream(StreamError::Remote { text }) if begins(&OUR_FAULT, text) => Fault::Ours,
             Self::Stream(StreamError::Remote { text }) if begins(&NOT_NOW, text) => Fault::NotNow,
             Self::Stream(StreamError::TooLarge { .. }) => Fault::Ours,
-            Self::Open(OpenError::Busy) => Fault::NotNow,
+            Self::Open(OpenError::Busy) | Self::OtherStep(_) => Fault::NotNow,
             _ => Fault::Theirs,
         }
     }

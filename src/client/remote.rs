@@ -57,6 +57,8 @@ pub(crate) struct Remote {
     position: usize,
     /// The shape of a step of no tokens that was sent and whose answer has not been read.
     ahead: Option<[usize; 3]>,
+    /// Whether another server was told of this session, and may push to it.
+    is_pushed_to: bool,
     /// What receipts have to say, and where they go; `None` if none are wanted.
     receipts: Option<(Expectation, Keeper)>,
     sender: StreamSender,
@@ -113,6 +115,7 @@ impl Remote {
             timeout: target.timeout,
             position: 0,
             ahead: None,
+            is_pushed_to: false,
             sender,
             receiver,
         })
@@ -139,7 +142,8 @@ impl Remote {
     }
 
     /// This session as an entry of `next_servers`, so that the server before it can push to it.
-    pub(crate) fn as_next_server(&self) -> NextServer {
+    pub(crate) fn as_next_server(&mut self) -> NextServer {
+        self.is_pushed_to = true;
         NextServer {
             peer_id: self.peer.to_string(),
             session_id: self.session_id.clone(),
@@ -215,9 +219,13 @@ impl Remote {
         let Some((expected, keeper)) = &mut self.receipts else {
             return Ok(());
         };
+        let blame = |why: FalseReceipt| match self.is_pushed_to && why.may_come_of_another_step() {
+            true => RemoteError::OtherStep(Box::new(why)),
+            false => RemoteError::FalseReceipt(Box::new(why)),
+        };
         let Some(text) = ReplyMetadata::decode(metadata)?.receipt else {
             if !expected.is_first() {
-                return Err(RemoteError::FalseReceipt(Box::new(FalseReceipt::Missing)));
+                return Err(blame(FalseReceipt::Missing));
             }
             if self.position == 0 {
                 warn!(peer = %self.peer, blocks = ?self.blocks, "this server gives no receipts");
@@ -231,8 +239,7 @@ impl Remote {
             pushed: outgoing.pushed.as_ref(),
             output,
         };
-        let receipt = expected.check(&text, &asked);
-        let receipt = receipt.map_err(|why| RemoteError::FalseReceipt(Box::new(why)))?;
+        let receipt = expected.check(&text, &asked).map_err(blame)?;
         keeper.keep(step_id, &receipt).await;
         Ok(())
     }

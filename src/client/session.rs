@@ -63,6 +63,8 @@ pub struct Session {
     /// Before the first hop and behind the last one.
     own: Option<OwnSpans>,
     hops: Vec<HopState>,
+    /// Whether servers are to push to each other.
+    pushes: bool,
     /// How often a server was left for being slow.
     n_switches: u32,
     /// It does not wait for room on servers before its first step is done.
@@ -122,6 +124,7 @@ struct HopState {
 impl Session {
     pub(super) fn new(shared: Arc<Shared>, own: Option<OwnSpans>, max_length: usize, verifier: Verifier) -> Self {
         Self {
+            pushes: shared.push,
             shared,
             max_length,
             verifier,
@@ -377,6 +380,13 @@ impl Session {
         (x.tokens > 1 && self.shared.needs_trial(peers, x.data.len())).then(|| x.tokens.div_ceil(TRIAL_SHARE))
     }
 
+    /// Takes in what receipts showed while a step tried to get through: who lies, or that a server and the one before it
+    /// say different things, of which one is so. Who is asked without pushes cannot put it on another.
+    fn note_receipts(&mut self, attempts: &mut Attempts) {
+        self.verifier.gave_false_receipts(attempts.take_liars(), self.position);
+        self.pushes &= !attempts.doubt_pushes();
+    }
+
     /// How activations of so many numbers are to travel through the chain.
     fn encoding(&self, numbers: usize) -> Encoding {
         let chain: Vec<_> = self
@@ -391,7 +401,7 @@ impl Session {
     /// answers: then already the prompt goes from server to server instead of coming back to the client after each. Only
     /// those are told whose predecessor would push it.
     async fn open_ahead(&mut self, batch: usize, width: usize) {
-        if !self.shared.push {
+        if !self.pushes {
             return;
         }
         let pushes: Vec<bool> = self
@@ -405,13 +415,14 @@ impl Session {
 
     /// The hops that the output of hop number `index` may be pushed on to, as far as they know of their sessions: a server
     /// drops pushes for others.
-    fn next_servers(&self, index: usize) -> Vec<NextServer> {
-        let (from, rest) = (&self.hops[index], &self.hops[index + 1..]);
+    fn next_servers(&mut self, index: usize) -> Vec<NextServer> {
+        let from = &self.hops[index];
         let first = !from.remote.is_known();
-        if !self.shared.push || first && !self.shared.pushes_at_once(from.hop.peer) {
+        if !self.pushes || first && !self.shared.pushes_at_once(from.hop.peer) {
             return Vec::new();
         }
-        let known = rest.iter().take_while(|state| state.remote.is_known());
+        let rest = self.hops[index + 1..].iter_mut();
+        let known = rest.take_while(|state| state.remote.is_known());
         known.map(|state| state.remote.as_next_server()).collect()
     }
 

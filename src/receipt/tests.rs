@@ -90,8 +90,9 @@ fn a_client_takes_the_receipts_of_what_it_sent_and_got_and_no_others() {
     let mut expected = server.expectation();
     assert!(expected.is_first());
     let why = |what: &str| Err(format!("the receipt gives a wrong {what}"));
-    assert_eq!(check(&mut expected, &first, asked(0, 9, &output)), why("input"));
-    assert_eq!(check(&mut expected, &first, asked(1, 1, &output)), why("position"));
+    let another = |what: &str| Err(format!("the receipt is that of a step with another {what}"));
+    assert_eq!(check(&mut expected, &first, asked(0, 9, &output)), another("input"));
+    assert_eq!(check(&mut expected, &first, asked(1, 1, &output)), another("position"));
     let other = TensorDigest::of(&tensor(7));
     assert_eq!(check(&mut expected, &first, asked(0, 1, &other)), why("output"));
     assert_eq!(check(&mut expected, &second, asked(1, 3, &output)), why("number"));

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use super::{
     generating::{client_with, generate},
     setup::{Swarm, config, reference},
-    spoiling::{FIRST, Spoiler},
+    spoiling::{FIRST, Fault, Spoiler},
 };
 use crate::{
     client::Generation,
@@ -78,4 +78,23 @@ async fn a_server_that_hands_on_the_receipts_of_another_is_named_and_left_out() 
     let named: Vec<_> = generation.wrong_answers.iter().map(|wrong| wrong.peer).collect();
     assert_eq!(named, [thief.peer()]);
     assert!(!audit.peers().contains_key(&thief.peer().to_string()));
+}
+
+#[tokio::test]
+async fn who_computed_what_another_pushed_is_not_blamed_for_it() {
+    let swarm = Swarm::start().await;
+    let behind = swarm.serve(0..2).await;
+    // What the server behind it pushes is a little different.
+    let liar = Spoiler::serve(&swarm, &behind, 0..2, FIRST).await;
+    liar.spoil(Fault::OffBy(1e-6), 0);
+    let pushed_to = swarm.serve(2..4).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (generation, audit) = with_receipts(&swarm, &folder.path().join("receipts"), 6).await;
+    assert_eq!(generation.token_ids, reference().greedy[..6]);
+    let route: Vec<_> = generation.route.iter().map(|hop| hop.peer).collect();
+    assert_eq!(route, [liar.peer(), pushed_to.node.peer()]);
+    assert_eq!(generation.wrong_answers, []);
+    // From the session in which nothing is pushed any more.
+    let summary = &audit.peers()[&pushed_to.node.peer().to_string()];
+    assert_eq!((summary.sessions, summary.steps), (1, 6));
 }

@@ -65,7 +65,7 @@ pub(super) enum Fault {
     Late(Duration),
     /// The right answer, byte by byte with this pause after each.
     Drips(Duration),
-    /// Every number off by this share of itself and a bit more.
+    /// Every number off by this share of itself, and no receipt.
     OffBy(f32),
 }
 
@@ -269,6 +269,7 @@ async fn spoiled(
         Fault::OffBy(share) => {
             let off: Vec<f32> = numbers.iter().map(|x| x * (1.0 + share)).collect();
             *first = tensor(&off, &x.shape);
+            message.metadata.clear();
         }
     }
     Ok(vec![message.encode_to_vec().into()])

@@ -97,7 +97,7 @@ impl Session {
             // When all is through every answer was read.
             let unread = pushed.into_iter().map(|pushed| pushed && !left.is_empty());
             let hops = self.settle(ends.into_iter().zip(unread).collect(), &mut attempts).await;
-            self.verifier.gave_false_receipts(attempts.take_liars(), self.position);
+            self.note_receipts(&mut attempts);
             self.hops = hops?;
         }
         Ok(outputs)
@@ -176,7 +176,7 @@ impl Session {
     /// The hops behind hop number `index` that may be pushed to while several pieces are under way, of which a later one may
     /// be quicker: Sepal's servers leave a piece alone that does not follow what they have, Petals' take it, or end the
     /// session.
-    fn next_in_order(&self, index: usize) -> Vec<NextServer> {
+    fn next_in_order(&mut self, index: usize) -> Vec<NextServer> {
         let next = self.next_servers(index);
         let behind = self.hops[index + 1..].iter();
         let in_order = behind.take_while(|state| self.shared.is_sepal(state.hop.peer)).count();

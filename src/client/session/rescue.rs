@@ -79,7 +79,7 @@ impl Session {
         attempts: &mut Attempts,
     ) -> Result<Passed, ClientError> {
         let outcome = self.pass_or_replace(state, step, attempts).await;
-        self.verifier.gave_false_receipts(attempts.take_liars(), self.position);
+        self.note_receipts(attempts);
         outcome
     }
 
