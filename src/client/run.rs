@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use self::chooser::Chooser;
 use super::{
@@ -67,6 +67,8 @@ pub struct Run {
     /// Prompt and new tokens that were handed out.
     tokens: Vec<u32>,
     prompt_len: usize,
+    /// Whether it was said that the text is longer than the model was made for.
+    is_too_long: bool,
     reused: usize,
     text: String,
     logprobs: Vec<Logprobs>,
@@ -97,6 +99,7 @@ impl Run {
             stream: codec.map(|codec| codec.stream(start.prompt, &params.stop)),
             tokens: start.prompt.to_vec(),
             prompt_len: start.prompt.len(),
+            is_too_long: false,
             reused: start.session.position(),
             session: start.session,
             idle: start.idle,
@@ -120,6 +123,7 @@ impl Run {
         if self.finish.is_some() {
             return Ok(None);
         }
+        self.warn_of_length();
         if self.waiting.is_empty() {
             self.advance().await?;
         }
@@ -150,6 +154,19 @@ impl Run {
             logprobs: choice.logprobs,
             finish: self.finish.clone(),
         }))
+    }
+
+    /// Says once when the model has not learned positions as far as the next step's. Nothing forbids these.
+    fn warn_of_length(&mut self) {
+        let Some(context) = self.client.ends.config().context_length() else {
+            return;
+        };
+        if !self.is_too_long && self.tokens.len() > context {
+            self.is_too_long = true;
+            warn!(
+                "the text is longer than the {context} tokens that the model was made for: what follows may make no sense"
+            );
+        }
     }
 
     /// The servers in use, in order, with their times so far.

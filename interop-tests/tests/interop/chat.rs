@@ -143,3 +143,24 @@ fn json_of_a_schema_is_generated_end_to_end() {
             .all(|token| token["top_logprobs"].as_array().unwrap().len() == 3)
     );
 }
+
+#[test]
+fn a_text_that_is_longer_than_the_model_was_made_for_goes_on_with_a_warning() {
+    let hub = Hub::new().unwrap();
+    let (bootstrap, _servers) = swarm(&hub);
+    for (length, warns) in [(511, false), (513, true)] {
+        let prompt = vec!["7"; length].join(",");
+        let arguments = ["generate", "demo", "--initial-peers", &bootstrap.addr, "--json"];
+        let more = ["--prompt-ids", &prompt, "--max-new-tokens", "2", "--temperature", "0"];
+        let mut generate =
+            Process::start("sepal", &mut sepal(&hub, &[&arguments[..], &more].concat()).unwrap()).unwrap();
+        let answer = generate.answer(ANSWER).unwrap();
+        assert!(generate.wait_exit(ANSWER).unwrap().success());
+        assert!(!answer["token_ids"].as_array().unwrap().is_empty());
+        let said = generate.said().err;
+        let warnings = said
+            .matches("longer than the 512 tokens that the model was made for")
+            .count();
+        assert_eq!(warnings, usize::from(warns), "{length} tokens: {said}");
+    }
+}
