@@ -45,7 +45,7 @@ pub use self::{
 use self::{
     orders::Orders,
     place::Listening,
-    protocol::{ApiRow, Connect, FailureCode, LogRow, SwarmRow},
+    protocol::{ApiRow, Connect, FailureCode, JobsRow, LogRow, SwarmRow},
 };
 use crate::{
     p2p::P2p,
@@ -71,7 +71,9 @@ pub struct Subject {
     /// Models that it calls others for.
     pub calls: Vec<Called>,
     /// What it answers as an API, if it is one.
-    pub api: Option<Answering>,
+    pub api: Option<Reading<ApiRow>>,
+    /// The jobs that it works on, if it does.
+    pub jobs: Option<Reading<Vec<JobsRow>>>,
     /// The swarms that it is in.
     pub swarms: Arc<dyn Swarms>,
     /// What is logged.
@@ -89,20 +91,20 @@ pub struct Called {
     pub directory: Directory,
 }
 
-/// What an API did so far and does now, for whoever asks.
+/// What a part of the process did so far and does now, for whoever asks.
 #[derive(Clone)]
-pub struct Answering(Arc<dyn Fn() -> ApiRow + Send + Sync>);
+pub struct Reading<T>(Arc<dyn Fn() -> T + Send + Sync>);
 
-impl Answering {
+impl<T> Reading<T> {
     /// As `read` says at the moment.
-    pub fn new(read: impl Fn() -> ApiRow + Send + Sync + 'static) -> Self {
+    pub fn new(read: impl Fn() -> T + Send + Sync + 'static) -> Self {
         Self(Arc::new(read))
     }
 }
 
-impl fmt::Debug for Answering {
+impl<T> fmt::Debug for Reading<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Answering")
+        f.write_str("Reading")
     }
 }
 

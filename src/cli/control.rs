@@ -75,6 +75,7 @@ pub(super) fn subject(
         servers: Vec::new(),
         calls: Vec::<Called>::new(),
         api: None,
+        jobs: None,
         swarms: Arc::new(swarms::Handle(swarms)),
         log: logging::running()?,
         stop: stop.clone(),

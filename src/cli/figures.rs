@@ -11,7 +11,7 @@ use std::{
 use self::process::Began;
 use super::{node::Node, swarms::Swarms};
 use crate::{
-    control::{Answering, protocol::ApiRow},
+    control::{Reading, protocol::ApiRow},
     dht::Dht,
     http::{Api, OwnNumbers},
     jobs,
@@ -84,9 +84,9 @@ impl Figures {
     }
 
     /// What the API does, once there is one, for the person who runs it.
-    pub(super) fn answering(&self) -> Answering {
+    pub(super) fn answering(&self) -> Reading<ApiRow> {
         let api = self.api.clone();
-        Answering::new(move || {
+        Reading::new(move || {
             let work = api.get().map(|api| api.metrics().work()).unwrap_or_default();
             ApiRow {
                 requests: work.requests,

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     convert::Infallible,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -21,7 +21,8 @@ use super::{
 };
 use crate::{
     client::{LocalModel, LocalOptions, Params, TextCodec},
-    jobs::{self, Counts, Delivery, JobError, Order, Output, Place, Running, Settings},
+    control::{Reading, protocol::JobsRow},
+    jobs::{self, Counts, Delivery, JobError, Order, Output, Place, Running, Settings, Tally},
     model::{Engine, SamplingParams, WeightDType},
     p2p::{Handler, PeerId, Router},
     swarm::{directory, models, ping},
@@ -198,6 +199,35 @@ fn report(job: &str, outcome: &Result<Delivery, JobError>) -> serde_json::Value 
             "receipt": delivery.signed,
         }),
         Err(error) => json!({"job": job, "error": error.to_string()}),
+    }
+}
+
+/// The counts of a node's workers, once it works.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Workers(Arc<OnceLock<Vec<Arc<Counts>>>>);
+
+impl Workers {
+    /// From now on they count.
+    pub(super) fn begin(&self, counts: Vec<Arc<Counts>>) {
+        self.0.get_or_init(|| counts);
+    }
+
+    /// What they did and do, for the person who runs the node.
+    pub(super) fn reading(&self) -> Reading<Vec<JobsRow>> {
+        let row = |tally: Tally| JobsRow {
+            prefix: tally.model,
+            open: tally.open,
+            done: tally.done,
+            failed: tally.failed,
+            refused: tally.refused,
+            stopped: tally.stopped,
+            taken_over: tally.taken_over,
+        };
+        let workers = self.clone();
+        Reading::new(move || {
+            let counts = workers.0.get().into_iter().flatten();
+            counts.map(|counts| row(counts.tally())).collect()
+        })
     }
 }
 

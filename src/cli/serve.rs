@@ -19,7 +19,7 @@ use super::{
     control::{self, ControlArgs},
     environment,
     figures::Figures,
-    jobs,
+    jobs::{self, Workers},
     map::{self, MapArgs},
     model::Model,
     models::{ForModel, ModelsArgs, is_named, of, refuse_stray, stray},
@@ -196,6 +196,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let hosted = Hosted {
         servers: node.servers(with_access.zip(&models)),
         models,
+        workers: Workers::default(),
     };
     let swarms = Swarms::new(
         "serve",
@@ -203,12 +204,8 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         Some(standing.access()),
         Some(args.ground(&node, &hosted)),
     );
-    let subject = control::subject("serve", (&node, &swarm), &asked).map(|subject| Subject {
-        access: Some(standing.access()),
-        swarms: Arc::new(swarms::Handle(swarms.clone())),
-        servers: hosted.servers.clone(),
-        ..subject
-    });
+    let subject = control::subject("serve", (&node, &swarm), &asked);
+    let subject = subject.map(|subject| hosted.told_of(subject, &standing, &swarms));
     let control = args.control.open(subject).await?;
     let serving = async {
         serve_beside((&node, &swarms), &hosted, (&args, &swarm), &engine).await?;
@@ -236,6 +233,7 @@ async fn serve_beside(
         true => jobs::work(&hosted.models, node, engine).await?,
         false => Vec::new(),
     };
+    hosted.workers.begin(jobs.clone());
     let map = map::config(swarm, hosted.models.iter().map(map::own_model).collect());
     let figures = Figures::of(node)
         .within(swarms.clone())
@@ -244,10 +242,24 @@ async fn serve_beside(
     args.map.serve(node, map, figures.own()).await
 }
 
-/// The models of this node, and the server of each.
+/// The models of this node, the server of each, and who works on whole jobs of them.
 struct Hosted {
     models: Vec<Model>,
     servers: Vec<Arc<Server>>,
+    workers: Workers,
+}
+
+impl Hosted {
+    /// What the process lets itself be asked, with all this.
+    fn told_of(&self, subject: Subject, standing: &Standing, swarms: &Arc<Swarms>) -> Subject {
+        Subject {
+            access: Some(standing.access()),
+            swarms: Arc::new(swarms::Handle(swarms.clone())),
+            servers: self.servers.clone(),
+            jobs: Some(self.workers.reading()),
+            ..subject
+        }
+    }
 }
 
 /// Joins, loads, announces, and then only returns if a server ends by itself, with the reason.

@@ -115,6 +115,7 @@ impl Node {
             models: overviews.into_iter().map(model_row).collect(),
             tokens,
             api: subject.api.as_ref().map(|api| (api.0)()),
+            jobs: subject.jobs.as_ref().map(|jobs| (jobs.0)()).unwrap_or_default(),
             peers: contacts.len(),
             peers_relayed: contacts.iter().filter(|(_, contact)| contact.relayed).count(),
             swarms: subject.swarms.list(),

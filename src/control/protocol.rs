@@ -12,6 +12,7 @@
 //! (names, programs, ids of sessions) is as they wrote it: whoever shows it on a terminal makes it harmless.
 
 mod api;
+mod jobs;
 mod polite;
 mod swarm;
 
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     api::ApiRow,
+    jobs::JobsRow,
     polite::{PauseRow, QueueRow, RefusedRow},
     swarm::{SwarmRow, SwarmState},
 };
@@ -247,6 +249,9 @@ pub struct Status {
     /// What an API did so far and does now, where there is one.
     #[serde(default)]
     pub api: Option<ApiRow>,
+    /// What is done of whole jobs, where there is a worker.
+    #[serde(default)]
+    pub jobs: Vec<JobsRow>,
     /// Connected peers.
     pub peers: usize,
     /// Those of them that are connected through a relay only.

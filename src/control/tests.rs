@@ -59,6 +59,7 @@ async fn subject(tasks: &Tasks) -> (Subject, CancellationToken) {
         servers: Vec::new(),
         calls: Vec::new(),
         api: None,
+        jobs: None,
         swarms: Arc::new(Nowhere),
         log: Arc::new(Words::default()),
         stop: stop.clone(),

@@ -16,6 +16,25 @@ pub struct Counts {
     open: AtomicUsize,
 }
 
+/// What the counts say of jobs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Name of their model in the DHT.
+    pub model: String,
+    /// That wait or run.
+    pub open: usize,
+    /// That were delivered.
+    pub done: u64,
+    /// That could not be done.
+    pub failed: u64,
+    /// That were not begun.
+    pub refused: u64,
+    /// That nobody wanted any more.
+    pub stopped: u64,
+    /// That came here after another attempt at them.
+    pub taken_over: u64,
+}
+
 /// How a job can end here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -73,6 +92,20 @@ impl Counts {
     /// So many jobs wait or run now.
     pub(super) fn now(&self, open: usize) {
         self.open.store(open, Ordering::Relaxed);
+    }
+
+    /// What there is to say of the jobs themselves.
+    pub fn tally(&self) -> Tally {
+        let [done, failed, refused, stopped] = self.ended.each_ref().map(|count| count.load(Ordering::Relaxed));
+        Tally {
+            model: self.model.clone(),
+            open: self.open.load(Ordering::Relaxed),
+            done,
+            failed,
+            refused,
+            stopped,
+            taken_over: self.taken_over.load(Ordering::Relaxed),
+        }
     }
 
     /// All of it.

@@ -66,6 +66,7 @@ impl Stage {
             servers: vec![server.clone()],
             calls: Vec::new(),
             api: None,
+            jobs: None,
             swarms: Arc::new(Nowhere),
             log: Arc::new(NoLog),
             stop: stop.clone(),

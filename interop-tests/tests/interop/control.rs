@@ -218,3 +218,37 @@ fn nodes_are_asked_paused_resumed_and_drained_by_the_program_itself() {
     assert!(says(&hub, "stop").ends_with("stopped\n"));
     assert!(bootstrap.process.wait_exit(ANSWER).unwrap().success());
 }
+
+#[test]
+fn who_runs_a_worker_is_told_of_its_jobs() {
+    let hub = Hub::new().unwrap();
+    let bootstrap = Node::bootstrap(&hub, &[]).unwrap();
+    let line = format!(
+        "serve demo --jobs --initial-peers {} --listen /ip4/127.0.0.1/tcp/0 --throughput 100",
+        bootstrap.addr
+    );
+    let line: Vec<&str> = line.split_whitespace().collect();
+    let mut worker = Process::start("sepal serve", &mut sepal(&hub, &line).unwrap()).unwrap();
+    let address = worker.wait_line("listening ", STARTUP).unwrap();
+    worker.wait_line("online demo-hf 0:8", STARTUP).unwrap();
+    let name = &address[address.len() - 8..];
+    let told = |expected: &str| {
+        let deadline = Instant::now() + ANSWER;
+        loop {
+            let lines = says(&hub, &format!("status --node {name}"));
+            if lines.contains(&format!("jobs       demo-hf: {expected}")) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{lines}");
+        }
+    };
+    told("0 wait or run; 0 done, 0 failed, 0 refused, 0 stopped");
+    let submit = format!(
+        "job submit --model demo --prompt 2+2? --max-new-tokens 4 --initial-peers {}",
+        bootstrap.addr
+    );
+    says(&hub, &submit);
+    told("0 wait or run; 1 done, 0 failed, 0 refused, 0 stopped");
+    let status = json(&hub, &format!("status --node {name} --json"));
+    assert_eq!(status["jobs"][0]["done"], 1, "{status}");
+}

@@ -5,7 +5,8 @@ use jiff::{SignedDuration, Unit, Zoned};
 
 use super::super::plain::{cut, duration, milliseconds, one_line, short_peer};
 use crate::control::protocol::{
-    ApiRow, Change, LogRow, ModelRow, PauseRow, PeerRow, QueueRow, RefusedRow, SessionRow, State, Status, Tokens,
+    ApiRow, Change, JobsRow, LogRow, ModelRow, PauseRow, PeerRow, QueueRow, RefusedRow, SessionRow, State, Status,
+    Tokens,
 };
 
 /// Warnings and errors that are shown; the JSON has more.
@@ -86,6 +87,9 @@ fn of_work(status: &Status) -> Vec<String> {
         add("requests", requests(api));
         add("texts", texts(api));
     }
+    for row in &status.jobs {
+        add("jobs", jobs(row));
+    }
     let (peers, relayed) = (status.peers, status.peers_relayed);
     add("peers", format!("{peers} connected, {relayed} of them through a relay"));
     add("log", status.log.clone());
@@ -112,6 +116,14 @@ pub(in crate::cli) fn texts(api: &ApiRow) -> String {
     format!(
         "{} running, {} waiting; {} new tokens for {} of prompts, {} of these in caches",
         api.running, api.waiting, api.new_tokens, api.prompt_tokens, api.cached_tokens
+    )
+}
+
+/// What a worker did and does.
+pub(in crate::cli) fn jobs(jobs: &JobsRow) -> String {
+    format!(
+        "{}: {} wait or run; {} done, {} failed, {} refused, {} stopped; {} taken over from others",
+        jobs.prefix, jobs.open, jobs.done, jobs.failed, jobs.refused, jobs.stopped, jobs.taken_over
     )
 }
 
@@ -399,16 +411,14 @@ pub(in crate::cli) mod tests {
             },
             pause: None,
             tokens: TOKENS,
-            api: Some(ApiRow {
-                requests: 7,
-                refused: 2,
-                failed: 1,
-                running: 3,
-                waiting: 4,
-                prompt_tokens: 100,
-                cached_tokens: 60,
-                new_tokens: 42,
-            }),
+            api: Some(api()),
+            jobs: vec![JobsRow {
+                prefix: "demo-hf".to_owned(),
+                open: 2,
+                done: 9,
+                taken_over: 1,
+                ..JobsRow::default()
+            }],
             peers: 2,
             peers_relayed: 1,
             swarms: [("public", SwarmState::Online), ("friends", SwarmState::Leaving)]
@@ -425,6 +435,19 @@ pub(in crate::cli) mod tests {
                 target: "sepal::p2p".to_owned(),
                 text: format!("a peer said {EVIL}"),
             }],
+        }
+    }
+
+    fn api() -> ApiRow {
+        ApiRow {
+            requests: 7,
+            refused: 2,
+            failed: 1,
+            running: 3,
+            waiting: 4,
+            prompt_tokens: 100,
+            cached_tokens: 60,
+            new_tokens: 42,
         }
     }
 
@@ -462,6 +485,7 @@ pub(in crate::cli) mod tests {
             "swarms     public online, friends leaving",
             "requests   7 answered, 2 refused, 1 failed",
             "texts      3 running, 4 waiting; 42 new tokens for 100 of prompts, 60 of these in caches",
+            "jobs       demo-hf: 2 wait or run; 9 done, 0 failed, 0 refused, 0 stopped; 1 taken over from others",
             "peers      2 connected, 1 of them through a relay",
             "errors     3 min 20 s ago  WARN  a peer said",
         ] {

@@ -10,7 +10,7 @@ use ratatui::{
 
 use super::super::{
     plain::{cut, duration, plain},
-    status::lines::{log_line, peer_cells, queue, requests, session_cells, texts},
+    status::lines::{jobs, log_line, peer_cells, queue, requests, session_cells, texts},
 };
 use crate::control::protocol::{LogRow, ModelRow, PeerRow, Picture, SessionRow, State, Status};
 
@@ -31,13 +31,14 @@ impl View {
     pub(super) fn draw(&mut self, frame: &mut Frame<'_>, picture: &Picture) {
         let status = &picture.status;
         let n_models = u16::try_from(status.models.len()).unwrap_or(u16::MAX);
+        let n_more = u16::try_from(status.jobs.len() + usize::from(status.api.is_some())).unwrap_or(u16::MAX);
         let n_sessions = u16::try_from(picture.sessions.len()).unwrap_or(u16::MAX);
         let n_peers = u16::try_from(picture.peers.len()).unwrap_or(u16::MAX);
         self.scrolled = self.scrolled.min(n_sessions.max(n_peers).saturating_sub(1));
         // A title and the names of columns come on top of the rows.
         let room = |n: u16| n.max(1).saturating_add(2);
         let [head, models, sessions, peers, errors, foot] = Layout::vertical([
-            Constraint::Length(if status.api.is_some() { 3 } else { 2 }),
+            Constraint::Length(n_more.saturating_add(2)),
             Constraint::Length(n_models.saturating_mul(2).min(8)),
             Constraint::Max(if n_models == 0 { 0 } else { room(n_sessions) }),
             Constraint::Max(room(n_peers)),
@@ -107,7 +108,7 @@ fn titled(title: &str) -> Line<'_> {
     Line::styled(title, Style::new().add_modifier(Modifier::BOLD))
 }
 
-/// Who, how, how long; how many tokens.
+/// Who, how, how long; how many tokens; what an API and jobs come to.
 fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &Status) {
     let color = match status.state {
         State::Online | State::Running => Color::Green,
@@ -143,8 +144,10 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, status: &Status) {
         .api
         .as_ref()
         .map(|api| format!("{}; {}", texts(api), requests(api)));
-    let lines = [Some(first), Some(Line::raw(second)), third.map(Line::raw)];
-    frame.render_widget(Paragraph::new(lines.into_iter().flatten().collect::<Vec<_>>()), area);
+    let workers = status.jobs.iter().map(|row| format!("jobs of {}", plain(&jobs(row))));
+    let more = [second].into_iter().chain(third).chain(workers).map(Line::raw);
+    let lines: Vec<_> = [first].into_iter().chain(more).collect();
+    frame.render_widget(Paragraph::new(lines), area);
 }
 
 /// Two lines a model: what is served, and how full the cache is.
@@ -213,6 +216,7 @@ mod tests {
             "sepal serve NodeAAAA  online  up 2 h 2 min  others dial it",
             "12.3 tokens/s, 3.4 since the start, 4711 in all; 1 steps wait or run",
             "3 running, 4 waiting; 42 new tokens for 100 of prompts, 60 of these in caches; 7 answered, 2 refused, 1 failed",
+            "jobs of demo-hf: 2 wait or run; 9 done, 0 failed, 0 refused, 0 stopped; 1 taken over from others",
             "demo-hf 0:4 of 8 in bfloat16, online, announced as 812.0 tokens/s",
             "cache 1024 in use, 4096 of 16384 reserved",
             "sessions: 2",
