@@ -245,6 +245,7 @@ mod tests {
         assert!(tiles[0].end == tiles[1].start, "one after the other");
         assert_eq!(tiles.iter().map(ExactSizeIterator::len).sum::<usize>(), 100);
     }
+
     #[test]
     fn tiles_of_a_share_become_smaller() {
         let shares = Shares::new(1000, 2, 8..=100);
