@@ -35,7 +35,7 @@ use crate::p2p::GossipConfig;
 
 pub use self::{
     check::{Delivery, FalseDelivery},
-    counts::{Counts, Tally},
+    counts::Counts,
     message::{JobReceipt, Message, Settings},
     order::Order,
     serve::{Executor, Output, Place, Running, serve},

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     client::{LocalModel, LocalOptions, Params, TextCodec},
     control::{Reading, protocol::JobsRow},
-    jobs::{self, Counts, Delivery, JobError, Order, Output, Place, Running, Settings, Tally},
+    jobs::{self, Counts, Delivery, JobError, Order, Output, Place, Running, Settings},
     model::{Engine, SamplingParams, WeightDType},
     p2p::{Handler, PeerId, Router},
     swarm::{directory, models, ping},
@@ -214,19 +214,22 @@ impl Workers {
 
     /// What they did and do, for the person who runs the node.
     pub(super) fn reading(&self) -> Reading<Vec<JobsRow>> {
-        let row = |tally: Tally| JobsRow {
-            prefix: tally.model,
-            open: tally.open,
-            done: tally.done,
-            failed: tally.failed,
-            refused: tally.refused,
-            stopped: tally.stopped,
-            taken_over: tally.taken_over,
+        let row = |counts: &Arc<Counts>| {
+            let [done, failed, refused, stopped] = counts.ends();
+            JobsRow {
+                prefix: counts.model().to_owned(),
+                open: counts.open(),
+                done,
+                failed,
+                refused,
+                stopped,
+                taken_over: counts.taken_over(),
+            }
         };
         let workers = self.clone();
         Reading::new(move || {
             let counts = workers.0.get().into_iter().flatten();
-            counts.map(|counts| row(counts.tally())).collect()
+            counts.map(row).collect()
         })
     }
 }

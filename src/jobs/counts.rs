@@ -16,25 +16,6 @@ pub struct Counts {
     open: AtomicUsize,
 }
 
-/// What the counts say of jobs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Name of their model in the DHT.
-    pub model: String,
-    /// That wait or run.
-    pub open: usize,
-    /// That were delivered.
-    pub done: u64,
-    /// That could not be done.
-    pub failed: u64,
-    /// That were not begun.
-    pub refused: u64,
-    /// That nobody wanted any more.
-    pub stopped: u64,
-    /// That came here after another attempt at them.
-    pub taken_over: u64,
-}
-
 /// How a job can end here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -94,18 +75,24 @@ impl Counts {
         self.open.store(open, Ordering::Relaxed);
     }
 
-    /// What there is to say of the jobs themselves.
-    pub fn tally(&self) -> Tally {
-        let [done, failed, refused, stopped] = self.ended.each_ref().map(|count| count.load(Ordering::Relaxed));
-        Tally {
-            model: self.model.clone(),
-            open: self.open.load(Ordering::Relaxed),
-            done,
-            failed,
-            refused,
-            stopped,
-            taken_over: self.taken_over.load(Ordering::Relaxed),
-        }
+    /// The model, by its name in the DHT.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// Jobs that wait or run.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Jobs that came here after another attempt at them.
+    pub fn taken_over(&self) -> u64 {
+        self.taken_over.load(Ordering::Relaxed)
+    }
+
+    /// Jobs that ended: done, failed, refused, stopped.
+    pub fn ends(&self) -> [u64; 4] {
+        self.ended.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
 
     /// All of it.
