@@ -149,7 +149,7 @@ pub enum FalseReceipt {
     /// It says something that is not so.
     #[error("the receipt gives a wrong {0}")]
     Wrong(&'static str),
-    /// It is that of another step: one with another such thing.
+    /// It is that of another step: one with another position, number of tokens or input.
     #[error("the receipt is that of a step with another {0}")]
     OtherStep(&'static str),
     /// Steps before came with receipts.
