@@ -11,6 +11,7 @@ mod cores;
 mod dense;
 mod disjoint;
 mod elementwise;
+mod feed;
 mod input;
 mod limits;
 mod memory;
@@ -28,6 +29,7 @@ pub(crate) use coded::{Coded, Rounded};
 pub(crate) use dense::{Dense, Interleaved, MANY_PANELS};
 pub(crate) use disjoint::Disjoint;
 pub(crate) use elementwise::{add, exp, silu_times, sum_of};
+use feed::Feed;
 pub(crate) use input::{Input, Source, Wanted};
 pub use limits::{LargeMemory, MachineLimits, measure_limits};
 pub(crate) use memory::{Buffer, Memory};
@@ -120,8 +122,8 @@ impl Engine {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernels {
     level: Level,
-    /// Whether one or two tokens are multiplied with one panel after the other.
-    stream: bool,
+    /// How one or two tokens take panels.
+    feed: Feed,
 }
 
 impl Kernels {
@@ -130,7 +132,7 @@ impl Kernels {
         let best = Self::available().pop();
         best.unwrap_or(Self {
             level: Level::Portable,
-            stream: false,
+            feed: Feed::Panels,
         })
     }
 
@@ -154,7 +156,7 @@ impl Kernels {
         self.level != Level::Portable
     }
 
-    /// Every level of this CPU, one way and the other, the best last.
+    /// Every level of this CPU with every way to take panels, the best last.
     pub(crate) fn available() -> Vec<Self> {
         let mut levels = vec![Level::Portable];
         #[cfg(target_arch = "x86_64")]
@@ -173,30 +175,9 @@ impl Kernels {
         levels.push(Level::Neon);
         let levels = levels.into_iter();
         levels
-            .flat_map(|level| ways().map(|stream| Self { level, stream }))
+            .flat_map(|level| Feed::available().map(|feed| Self { level, feed }))
             .collect()
     }
-}
-
-/// Whether few tokens are multiplied with one panel after the other: as it is not done here, and as it is.
-fn ways() -> [bool; 2] {
-    let stream = likes_one_stream();
-    [!stream, stream]
-}
-
-/// Whether weights come from memory quickest as one stream, which this processor sees for itself, rather than some panels at a
-/// time that are asked for. On Zen 4 it was measured to be up to a quarter quicker; no other processor was.
-fn likes_one_stream() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let vendor = std::arch::x86_64::__cpuid(0);
-        [vendor.ebx, vendor.edx, vendor.ecx]
-            .map(u32::to_le_bytes)
-            .as_flattened()
-            == b"AuthenticAMD"
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 /// The instructions this CPU has, among those that some kernel is made of.

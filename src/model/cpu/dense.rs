@@ -12,6 +12,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
     Engine, Kernels, LANES, Rows, RowsMut,
+    feed::Feed,
     memory::{Buffer, Memory},
     panels::{Element16, MAX_TOKEN_GROUP, PANEL_GROUP, PairPanel, Product, dispatch, dispatch_pairs, parts},
     tiles::Start,
@@ -226,7 +227,7 @@ pub(super) fn multiply_rows<S: Copy>(
             stride: width,
         };
         let shape = Product {
-            streamed: kernels.stream,
+            feed: kernels.feed,
             ..Product::shape((n, depth), rows, out, x.len() / depth, false)
         };
         multiply(shape.group(&group[..n], 0), depth);
@@ -271,7 +272,7 @@ pub(super) fn multiply_parts<S: Copy>(
             out: out.as_mut_ptr(),
             out_stride: width,
             add: part.start > 0,
-            streamed: false,
+            feed: Feed::Panels,
         };
         multiply(product, widened);
     }

@@ -22,14 +22,14 @@ pub(super) mod portable;
 pub(super) use coded::{
     CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, STRIDE, TABLE, TABLES_BYTES, TOGETHER, place_of,
 };
-use coded::{Halves, MOST_FOR_FOUR};
+use coded::{Halves, MOST_AHEAD, MOST_FOR_FOUR};
 pub(super) use lanes::{Element16, Lanes16, Numbers16, Stored};
 pub(super) use many::parts;
 pub(super) use pairs::{CodedPairs, PairPanel, dispatch_pairs, no_pairs};
 
 use half::{bf16, f16};
 
-use super::{Kernels, Slice};
+use super::{Kernels, Slice, feed::Feed};
 
 /// Rows of a panel, and outputs of a register (or of registers that are used like one).
 pub(crate) const LANES: usize = 16;
@@ -302,8 +302,8 @@ pub(super) struct Product<'a, S> {
     pub(super) out_stride: usize,
     /// Whether the sums start from what `out` has.
     pub(super) add: bool,
-    /// Whether few tokens take one panel after the other.
-    pub(super) streamed: bool,
+    /// How one or two tokens take panels.
+    pub(super) feed: Feed,
 }
 
 impl<S> Clone for Product<'_, S> {
@@ -341,7 +341,7 @@ impl Product<'_, ()> {
             out: out.data.as_mut_ptr(),
             out_stride: out.stride,
             add,
-            streamed: false,
+            feed: Feed::Panels,
         }
     }
 
@@ -355,7 +355,7 @@ impl Product<'_, ()> {
             out: self.out.wrapping_add(i * PANEL_GROUP * LANES),
             out_stride: self.out_stride,
             add: self.add,
-            streamed: self.streamed,
+            feed: self.feed,
         }
     }
 }

@@ -21,7 +21,7 @@ use kernel::Work;
 use lanes::LANES;
 pub(crate) use tokens::{QuantBlock, blocks_per_token, round};
 
-use super::{Engine, tiles::Start, ways};
+use super::{Engine, feed::Feed, tiles::Start};
 use crate::model::quant::WeightFormat;
 
 /// An instruction set that there are integer kernels for.
@@ -46,8 +46,8 @@ enum Level {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QuantKernels {
     level: Level,
-    /// Whether one or two tokens are multiplied with one panel after the other.
-    stream: bool,
+    /// How one or two tokens take panels.
+    feed: Feed,
 }
 
 /// Panels of 16 quantised rows, one after the other.
@@ -129,7 +129,7 @@ impl QuantKernels {
         let best = Self::available().pop();
         best.unwrap_or(Self {
             level: Level::Portable,
-            stream: false,
+            feed: Feed::Panels,
         })
     }
 
@@ -150,7 +150,7 @@ impl QuantKernels {
         }
     }
 
-    /// Every level of this CPU, one way and the other, the best last.
+    /// Every level of this CPU with every way to take panels, the best last.
     pub(crate) fn available() -> Vec<Self> {
         let mut levels = vec![Level::Portable];
         #[cfg(target_arch = "x86_64")]
@@ -177,7 +177,7 @@ impl QuantKernels {
         }
         let levels = levels.into_iter();
         levels
-            .flat_map(|level| ways().map(|stream| Self { level, stream }))
+            .flat_map(|level| Feed::available().map(|feed| Self { level, feed }))
             .collect()
     }
 
@@ -229,7 +229,7 @@ impl QuantKernels {
             tokens: x.tokens,
             out: out.as_mut_ptr(),
             n_panels: n,
-            streamed: self.stream,
+            feed: self.feed,
         };
         // SAFETY: the lengths were checked above.
         unsafe {

@@ -44,8 +44,8 @@ pub(in crate::model::cpu) const TABLES_BYTES: usize = 64;
 pub(in crate::model::cpu) const HALF: usize = GROUP / 2;
 const HALF_BYTES: usize = HALF * LANES;
 
-/// Bytes ahead of the multiplication that are asked for at most: they are more k than those of other panels.
-const MOST_AHEAD: usize = 1024;
+/// Bytes that many tokens ask for ahead at most: they are more k than those of other panels.
+pub(super) const MOST_AHEAD: usize = 1024;
 
 /// The most tokens with which four panels are multiplied at a time.
 pub(super) const MOST_FOR_FOUR: usize = 4;
@@ -108,7 +108,7 @@ impl CodedPanel {
     /// The CPU has the instructions of `L`.
     #[inline(always)]
     pub(super) unsafe fn prefetch_group<L: Lanes16>(self, group: usize, ahead: usize) {
-        let ahead = ahead.min(MOST_AHEAD) / GROUP_BYTES;
+        let ahead = ahead / GROUP_BYTES;
         let at = self.groups.wrapping_add((group + ahead) * STRIDE);
         for line in 0..GROUP_BYTES / 64 {
             // SAFETY: the caller's promise.
@@ -141,6 +141,8 @@ impl<L: Numbers16> Stored<L> for CodedPanel {
     const FOUR_PANELS: usize = MOST_FOR_FOUR;
 
     const STREAM: usize = TOGETHER;
+
+    const MOST_AHEAD: usize = MOST_AHEAD;
 
     #[inline(always)]
     unsafe fn prefetch(&self, k: usize, ahead: usize) {

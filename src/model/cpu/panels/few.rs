@@ -3,6 +3,7 @@
 //! tokens, which arithmetic limits, are in `many.rs`.
 
 use super::{Factors, LANES, Lanes16, PANEL_GROUP, PREFETCH_BYTES, Product, Stored};
+use crate::model::cpu::feed::{Feed, STREAM_AHEAD};
 
 /// The product in tiles that leave the sums in registers, of x in rows.
 ///
@@ -12,8 +13,10 @@ use super::{Factors, LANES, Lanes16, PANEL_GROUP, PREFETCH_BYTES, Product, Store
 pub(super) unsafe fn multiply<L: Lanes16, S: Stored<L>>(product: Product<'_, S>, stride: usize) {
     // SAFETY: the caller's promise; there are so many tokens.
     match product.tokens {
-        1 if product.streamed => return unsafe { stream::<L, S, 1>(&product, stride) },
-        2 if product.streamed => return unsafe { stream::<L, S, 2>(&product, stride) },
+        1 if product.feed == Feed::Stream => return unsafe { stream::<L, S, false, 1>(&product, stride) },
+        2 if product.feed == Feed::Stream => return unsafe { stream::<L, S, false, 2>(&product, stride) },
+        1 if product.feed == Feed::AskedStream => return unsafe { stream::<L, S, true, 1>(&product, stride) },
+        2 if product.feed == Feed::AskedStream => return unsafe { stream::<L, S, true, 2>(&product, stride) },
         _ => {}
     }
     let mut first = 0;
@@ -72,48 +75,52 @@ unsafe fn by_panels<L: Lanes16, S: Stored<L>, const M: usize>(product: Product<'
             let at = product.panels.as_ptr().add(done);
             let out = product.out.add(done * LANES);
             if left >= 4 && 4 * M <= L::SUMS && M <= S::FOUR_PANELS {
-                tile::<L, S, false, 4, M>(at.cast::<[S; 4]>().read(), out, &product, stride);
+                tile::<L, S, 4, M>((at.cast::<[S; 4]>().read(), PREFETCH_BYTES), out, &product, stride);
                 done += 4;
             } else if left >= 2 && 2 * M <= L::SUMS {
-                tile::<L, S, false, 2, M>(at.cast::<[S; 2]>().read(), out, &product, stride);
+                tile::<L, S, 2, M>((at.cast::<[S; 2]>().read(), PREFETCH_BYTES), out, &product, stride);
                 done += 2;
             } else {
-                tile::<L, S, false, 1, M>([at.read()], out, &product, stride);
+                tile::<L, S, 1, M>(([at.read()], PREFETCH_BYTES), out, &product, stride);
                 done += 1;
             }
         }
     }
 }
 
-/// The same, panel after panel, or after two that lie together: what comes from memory is one stream, of which nothing has to be
-/// asked for.
+/// The same, panel after panel, or after two that lie together: what comes from memory is one stream.
 #[inline(always)]
-unsafe fn stream<L: Lanes16, S: Stored<L>, const M: usize>(product: &Product<'_, S>, stride: usize) {
+unsafe fn stream<L: Lanes16, S: Stored<L>, const ASKED: bool, const M: usize>(product: &Product<'_, S>, stride: usize) {
+    let (together, ahead) = if ASKED {
+        (S::ASKED_STREAM, STREAM_AHEAD)
+    } else {
+        (S::STREAM, 0)
+    };
     let mut done = 0;
     while done < product.panels.len() {
         // SAFETY: the panels of a tile exist, there is room for the products of each, and the caller's promise.
         unsafe {
             let at = product.panels.as_ptr().add(done);
             let out = product.out.add(done * LANES);
-            if S::STREAM == 2 && product.panels.len() - done >= 2 {
-                tile::<L, S, true, 2, M>(at.cast::<[S; 2]>().read(), out, product, stride);
+            if together == 2 && product.panels.len() - done >= 2 {
+                tile::<L, S, 2, M>((at.cast::<[S; 2]>().read(), ahead / 2), out, product, stride);
                 done += 2;
             } else {
-                tile::<L, S, true, 1, M>([at.read()], out, product, stride);
+                tile::<L, S, 1, M>(([at.read()], ahead), out, product, stride);
                 done += 1;
             }
         }
     }
 }
 
-/// `P` panels with `M` tokens. Panels are asked for, unless they are `STREAMED`.
+/// `P` panels, which are asked for some bytes `ahead` if that is not 0, with `M` tokens.
 #[expect(
     clippy::needless_range_loop,
     reason = "loops over constants become straight code on registers"
 )]
 #[inline(always)]
-unsafe fn tile<L: Lanes16, S: Stored<L>, const STREAMED: bool, const P: usize, const M: usize>(
-    panels: [S; P],
+unsafe fn tile<L: Lanes16, S: Stored<L>, const P: usize, const M: usize>(
+    (panels, ahead): ([S; P], usize),
     out: *mut f32,
     product: &Product<'_, S>,
     stride: usize,
@@ -136,9 +143,9 @@ unsafe fn tile<L: Lanes16, S: Stored<L>, const STREAMED: bool, const P: usize, c
         };
         let mut k = 0;
         while k + S::STEP <= product.depth {
-            if !STREAMED {
+            if ahead > 0 {
                 for panel in &panels {
-                    panel.prefetch(k, PREFETCH_BYTES);
+                    panel.prefetch(k, ahead);
                 }
             }
             S::step(&panels, (k, S::STEP), x, &(), &mut sums);

@@ -54,6 +54,12 @@ pub(in crate::model::cpu) trait Stored<L: Lanes16>: Copy {
     /// How many panels lie together and come from memory as one stream, 1 or 2.
     const STREAM: usize = 1;
 
+    /// How many are taken at a time when they are asked for, 1 or 2: as many as make chains of sums that keep up with memory.
+    const ASKED_STREAM: usize = Self::STREAM;
+
+    /// The most bytes of a panel that many tokens ask for ahead.
+    const MOST_AHEAD: usize = usize::MAX;
+
     /// The words, if they are in memory as registers take them.
     fn as_words(self) -> Option<*mut f32> {
         None
@@ -82,6 +88,8 @@ pub(in crate::model::cpu) trait Stored<L: Lanes16>: Copy {
 /// Single numbers, `[k][16]`: a cache line of each panel at a time.
 impl<L: Numbers16, E: Element16> Stored<L> for *const E {
     const STEP: usize = E::PER_LINE;
+
+    const ASKED_STREAM: usize = if E::IS_F32 { 1 } else { 2 };
 
     #[inline(always)]
     fn as_words(self) -> Option<*mut f32> {

@@ -133,15 +133,16 @@ unsafe fn tiles<L: Lanes16, S: Stored<L>, const P: usize, const M: usize, const 
     unsafe {
         let out = product.out.add(first * LANES);
         let from = product.panels.as_ptr().add(first).cast::<[S; P]>().read();
+        let ahead = MEMORY_AHEAD.min(S::MOST_AHEAD);
         // Nothing is there where panels are words.
         let to: [*mut f32; P] = std::array::from_fn(|p| widened.wrapping_add((first + p) * product.depth * LANES));
         if !FIRST {
             let wide = std::array::from_fn(|p| Words(from[p].as_words().unwrap_or(to[p]).cast_const()));
             tile::<L, _, P, M>((wide, CACHE_AHEAD), &(), product, out);
         } else if from[0].as_words().is_some() {
-            tile::<L, S, P, M>((from, MEMORY_AHEAD), &(), product, out);
+            tile::<L, S, P, M>((from, ahead), &(), product, out);
         } else {
-            tile::<L, S, P, M>((from, MEMORY_AHEAD), &Widening(to), product, out);
+            tile::<L, S, P, M>((from, ahead), &Widening(to), product, out);
         }
     }
 }

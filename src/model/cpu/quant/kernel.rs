@@ -9,9 +9,10 @@ use super::{
     lanes::{LANES, Lanes},
     tokens::QuantBlock,
 };
+use crate::model::cpu::feed::{Feed, STREAM_AHEAD};
 
-/// How far ahead weights are asked for, in bytes of one panel.
-const AHEAD: usize = 2048;
+/// How far ahead panels are asked for that are not a stream, in bytes of one of them.
+const PANEL_AHEAD: usize = 2048;
 
 /// Bytes of 4 columns of a panel with 8 bit each, and of 8 columns with 4 bit.
 const LINE: usize = 64;
@@ -31,8 +32,8 @@ pub(super) struct Work {
     /// `[tokens, 16 · panels]`
     pub(super) out: *mut f32,
     pub(super) n_panels: usize,
-    /// Whether few tokens take one panel after the other.
-    pub(super) streamed: bool,
+    /// How one or two tokens take panels.
+    pub(super) feed: Feed,
 }
 
 impl Work {
@@ -51,10 +52,10 @@ impl Work {
     }
 }
 
-/// Asks for what comes some way after `at`, unless that is `STREAMED`.
+/// Asks for what comes `AHEAD` bytes after `at`, if that is not 0.
 #[inline(always)]
-unsafe fn prefetch<L: Lanes, const STREAMED: bool>(at: *const u8) {
-    if !STREAMED {
+unsafe fn prefetch<L: Lanes, const AHEAD: usize>(at: *const u8) {
+    if AHEAD > 0 {
         // SAFETY: the address need not exist.
         unsafe { L::prefetch(at.wrapping_add(AHEAD)) }
     }
@@ -83,8 +84,10 @@ fn tile_tokens(left: usize, most: usize, alone: bool) -> usize {
 pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
     // SAFETY: the caller's promise; there are so many tokens.
     match work.tokens {
-        1 if work.streamed => return unsafe { stream::<L, F, 1>(&work) },
-        2 if work.streamed => return unsafe { stream::<L, F, 2>(&work) },
+        1 if work.feed == Feed::Stream => return unsafe { stream::<L, F, 0, 1>(&work) },
+        2 if work.feed == Feed::Stream => return unsafe { stream::<L, F, 0, 2>(&work) },
+        1 if work.feed == Feed::AskedStream => return unsafe { stream::<L, F, STREAM_AHEAD, 1>(&work) },
+        2 if work.feed == Feed::AskedStream => return unsafe { stream::<L, F, STREAM_AHEAD, 2>(&work) },
         _ => {}
     }
     let mut panel = 0;
@@ -99,8 +102,8 @@ pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
             macro_rules! tile {
                 ($m:literal) => {{
                     match step {
-                        1 => tile::<L, F, false, 1, $m>(&work, panel, token),
-                        _ => tile::<L, F, false, 2, $m>(&work, panel, token),
+                        1 => tile::<L, F, PANEL_AHEAD, 1, $m>(&work, panel, token),
+                        _ => tile::<L, F, PANEL_AHEAD, 2, $m>(&work, panel, token),
                     }
                     $m
                 }};
@@ -109,11 +112,11 @@ pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
             unsafe {
                 token += match tile_tokens(work.tokens - token, L::TOKENS, step == 1 && token == 0) {
                     12 if L::TOKENS >= 6 && step == 1 => {
-                        tile::<L, F, false, 1, 12>(&work, panel, token);
+                        tile::<L, F, PANEL_AHEAD, 1, 12>(&work, panel, token);
                         12
                     }
                     8 if L::TOKENS >= 6 && step == 1 => {
-                        tile::<L, F, false, 1, 8>(&work, panel, token);
+                        tile::<L, F, PANEL_AHEAD, 1, 8>(&work, panel, token);
                         8
                     }
                     6 if L::TOKENS >= 6 => tile!(6),
@@ -128,17 +131,17 @@ pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
     }
 }
 
-/// The same for `M` tokens, panel after panel: what comes from memory is one stream, of which nothing has to be asked for.
+/// The same for `M` tokens, panel after panel: what comes from memory is one stream.
 #[inline(always)]
-unsafe fn stream<L: Lanes, F: Format, const M: usize>(work: &Work) {
+unsafe fn stream<L: Lanes, F: Format, const AHEAD: usize, const M: usize>(work: &Work) {
     for panel in 0..work.n_panels {
         // SAFETY: the panel exists, and the caller's promise.
-        unsafe { tile::<L, F, true, 1, M>(work, panel, 0) }
+        unsafe { tile::<L, F, AHEAD, 1, M>(work, panel, 0) }
     }
 }
 
 #[inline(always)]
-unsafe fn tile<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const M: usize>(
+unsafe fn tile<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M: usize>(
     work: &Work,
     panel: usize,
     token: usize,
@@ -155,11 +158,11 @@ unsafe fn tile<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const 
         for _ in 0..work.groups {
             for group in groups {
                 for line in 0..F::CODES / LINE {
-                    prefetch::<L, STREAMED>(group.add(line * LINE));
+                    prefetch::<L, AHEAD>(group.add(line * LINE));
                 }
             }
             for block in 0..F::BLOCKS {
-                let dots = dots::<L, F, STREAMED, P, M>(work, groups, block, x);
+                let dots = dots::<L, F, AHEAD, P, M>(work, groups, block, x);
                 for p in 0..P {
                     let scale = F::scale::<L>(groups[p], block);
                     let minimum = F::minimum::<L>(groups[p], block);
@@ -188,7 +191,7 @@ unsafe fn tile<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const 
 
 /// The exact products of one block of 32 columns.
 #[inline(always)]
-unsafe fn dots<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const M: usize>(
+unsafe fn dots<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -197,9 +200,9 @@ unsafe fn dots<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const 
     // SAFETY: the caller's promise.
     unsafe {
         match F::KIND {
-            Codes::Bytes => dots_of_bytes::<L, F, STREAMED, P, M>(work, groups, block, x),
-            Codes::Nibbles => dots_of_nibbles::<L, F, STREAMED, P, M>(work, groups, block, x),
-            Codes::Indices => dots_of_indices::<L, F, STREAMED, P, M>(work, groups, block, x),
+            Codes::Bytes => dots_of_bytes::<L, F, AHEAD, P, M>(work, groups, block, x),
+            Codes::Nibbles => dots_of_nibbles::<L, F, AHEAD, P, M>(work, groups, block, x),
+            Codes::Indices => dots_of_indices::<L, F, AHEAD, P, M>(work, groups, block, x),
         }
     }
 }
@@ -222,7 +225,7 @@ unsafe fn begin<L: Lanes, F: Format, const P: usize, const M: usize>(
 }
 
 #[inline(always)]
-unsafe fn dots_of_bytes<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const M: usize>(
+unsafe fn dots_of_bytes<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -235,7 +238,7 @@ unsafe fn dots_of_bytes<L: Lanes, F: Format, const STREAMED: bool, const P: usiz
             let mut codes = [L::zero_codes(); P];
             for p in 0..P {
                 let at = groups[p].add(F::CODES + (block * 8 + line) * LINE);
-                prefetch::<L, STREAMED>(at);
+                prefetch::<L, AHEAD>(at);
                 codes[p] = L::load(at);
             }
             for m in 0..M {
@@ -251,7 +254,7 @@ unsafe fn dots_of_bytes<L: Lanes, F: Format, const STREAMED: bool, const P: usiz
 
 /// Line `line` of 4 of a block: 4 columns, and the 4 after these.
 #[inline(always)]
-unsafe fn nibbles<L: Lanes, F: Format, const STREAMED: bool, const P: usize>(
+unsafe fn nibbles<L: Lanes, F: Format, const AHEAD: usize, const P: usize>(
     groups: [*const u8; P],
     block: usize,
     line: usize,
@@ -262,7 +265,7 @@ unsafe fn nibbles<L: Lanes, F: Format, const STREAMED: bool, const P: usize>(
         let mut high = low;
         for p in 0..P {
             let at = groups[p].add(F::CODES + (block * 4 + line) * LINE);
-            prefetch::<L, STREAMED>(at);
+            prefetch::<L, AHEAD>(at);
             let both = L::load(at);
             (low[p], high[p]) = (L::low(both), L::high(both));
         }
@@ -271,7 +274,7 @@ unsafe fn nibbles<L: Lanes, F: Format, const STREAMED: bool, const P: usize>(
 }
 
 #[inline(always)]
-unsafe fn dots_of_nibbles<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const M: usize>(
+unsafe fn dots_of_nibbles<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -285,7 +288,7 @@ unsafe fn dots_of_nibbles<L: Lanes, F: Format, const STREAMED: bool, const P: us
             nibble_sums.iter_mut().for_each(|row| row[m] = begin);
         }
         for line in 0..4 {
-            let [low, high] = nibbles::<L, F, STREAMED, P>(groups, block, line);
+            let [low, high] = nibbles::<L, F, AHEAD, P>(groups, block, line);
             for m in 0..M {
                 let q = (*x.add(m * work.x_stride)).q.as_ptr().add(line * 8);
                 for (sums, low) in nibble_sums.iter_mut().zip(low) {
@@ -307,7 +310,7 @@ unsafe fn dots_of_nibbles<L: Lanes, F: Format, const STREAMED: bool, const P: us
 }
 
 #[inline(always)]
-unsafe fn dots_of_indices<L: Lanes, F: Format, const STREAMED: bool, const P: usize, const M: usize>(
+unsafe fn dots_of_indices<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -318,7 +321,7 @@ unsafe fn dots_of_indices<L: Lanes, F: Format, const STREAMED: bool, const P: us
         let table = L::table(&F::TABLE);
         let mut ints = begin::<L, F, P, M>(work, x);
         for line in 0..4 {
-            let halves = nibbles::<L, F, STREAMED, P>(groups, block, line);
+            let halves = nibbles::<L, F, AHEAD, P>(groups, block, line);
             for (i, half) in halves.into_iter().enumerate() {
                 let half = half.map(|codes| L::look_up(table, codes));
                 for m in 0..M {
