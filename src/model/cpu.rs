@@ -122,7 +122,6 @@ impl Engine {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kernels {
     level: Level,
-    /// How one or two tokens take panels.
     feed: Feed,
 }
 

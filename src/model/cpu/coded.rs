@@ -212,6 +212,7 @@ impl Coded {
             let panel = |i, part: &Range<usize>| CodedPairs(self.panel_at(i, part.start * 2 / GROUP));
             let products = (widened, &mut *out);
             multiply_parts(
+                kernels,
                 (panels.clone(), &panel),
                 (x, self.words()),
                 products,
@@ -223,6 +224,7 @@ impl Coded {
             let panel = |i, part: &Range<usize>| self.panel_at(i, part.start / GROUP);
             let products = (widened, &mut *out);
             multiply_parts(
+                kernels,
                 (panels.clone(), &panel),
                 (x, self.words()),
                 products,

@@ -12,7 +12,6 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
     Engine, Kernels, LANES, Rows, RowsMut,
-    feed::Feed,
     memory::{Buffer, Memory},
     panels::{Element16, MAX_TOKEN_GROUP, PANEL_GROUP, PairPanel, Product, dispatch, dispatch_pairs, parts},
     tiles::Start,
@@ -168,6 +167,7 @@ impl Dense {
                 PairPanel(bf16::items(self.panel(i).range(numbers)).as_ptr())
             };
             return multiply_parts(
+                kernels,
                 (panels, &panel),
                 (x, self.cols / 2),
                 (widened, out),
@@ -193,10 +193,16 @@ impl Dense {
     ) {
         let panel =
             |i, part: &Range<usize>| E::items(self.panel(i).range(part.start * LANES..part.end * LANES)).as_ptr();
-        multiply_parts((panels, &panel), (x, self.cols), (widened, out), |product, widened| {
-            // SAFETY: the panels have all columns, and all else was checked.
-            unsafe { dispatch!(kernels, multiply_many(product, widened)) }
-        });
+        multiply_parts(
+            kernels,
+            (panels, &panel),
+            (x, self.cols),
+            (widened, out),
+            |product, widened| {
+                // SAFETY: the panels have all columns, and all else was checked.
+                unsafe { dispatch!(kernels, multiply_many(product, widened)) }
+            },
+        );
     }
 }
 
@@ -243,6 +249,7 @@ pub(super) type PanelAt<'a, S> = &'a dyn Fn(usize, &Range<usize>) -> S;
 /// # Panics
 /// If there are fewer tokens than the largest group, or more than [`MANY_PANELS`].
 pub(super) fn multiply_parts<S: Copy>(
+    kernels: Kernels,
     (panels, panel): (Range<usize>, PanelAt<'_, S>),
     (x, depth): (&Interleaved, usize),
     (widened, out): (&mut Buffer, &mut [f32]),
@@ -272,7 +279,7 @@ pub(super) fn multiply_parts<S: Copy>(
             out: out.as_mut_ptr(),
             out_stride: width,
             add: part.start > 0,
-            feed: Feed::Panels,
+            feed: kernels.feed,
         };
         multiply(product, widened);
     }

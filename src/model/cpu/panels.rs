@@ -22,7 +22,7 @@ pub(super) mod portable;
 pub(super) use coded::{
     CodedPanel, Exception, GROUP, GROUP_BYTES, HALF, STRIDE, TABLE, TABLES_BYTES, TOGETHER, place_of,
 };
-use coded::{Halves, MOST_AHEAD, MOST_FOR_FOUR};
+use coded::{Halves, MANY_AHEAD, MOST_FOR_FOUR};
 pub(super) use lanes::{Element16, Lanes16, Numbers16, Stored};
 pub(super) use many::parts;
 pub(super) use pairs::{CodedPairs, PairPanel, dispatch_pairs, no_pairs};
@@ -34,7 +34,7 @@ use super::{Kernels, Slice, feed::Feed};
 /// Rows of a panel, and outputs of a register (or of registers that are used like one).
 pub(crate) const LANES: usize = 16;
 
-/// How far ahead of the multiplication a panel is asked for, in bytes.
+/// How far ahead of the multiplication a panel is asked for by default, in bytes.
 const PREFETCH_BYTES: usize = 1024;
 
 /// Vectors of f32 whose first numbers are `stride` apart.
@@ -302,7 +302,6 @@ pub(super) struct Product<'a, S> {
     pub(super) out_stride: usize,
     /// Whether the sums start from what `out` has.
     pub(super) add: bool,
-    /// How one or two tokens take panels.
     pub(super) feed: Feed,
 }
 

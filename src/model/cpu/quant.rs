@@ -24,6 +24,9 @@ pub(crate) use tokens::{QuantBlock, blocks_per_token, round};
 use super::{Engine, feed::Feed, tiles::Start};
 use crate::model::quant::WeightFormat;
 
+/// How far ahead weights are asked for by default, in bytes of one panel.
+const LITTLE_AHEAD: usize = 2048;
+
 /// An instruction set that there are integer kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
@@ -46,7 +49,6 @@ enum Level {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QuantKernels {
     level: Level,
-    /// How one or two tokens take panels.
     feed: Feed,
 }
 
@@ -230,6 +232,7 @@ impl QuantKernels {
             out: out.as_mut_ptr(),
             n_panels: n,
             feed: self.feed,
+            ahead: self.feed.ahead(LITTLE_AHEAD),
         };
         // SAFETY: the lengths were checked above.
         unsafe {

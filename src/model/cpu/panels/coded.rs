@@ -44,8 +44,8 @@ pub(in crate::model::cpu) const TABLES_BYTES: usize = 64;
 pub(in crate::model::cpu) const HALF: usize = GROUP / 2;
 const HALF_BYTES: usize = HALF * LANES;
 
-/// Bytes that many tokens ask for ahead at most: they are more k than those of other panels.
-pub(super) const MOST_AHEAD: usize = 1024;
+/// How far ahead of many tokens panels are asked for by default, in bytes: which are more k than those of other panels.
+pub(super) const MANY_AHEAD: usize = 1024;
 
 /// The most tokens with which four panels are multiplied at a time.
 pub(super) const MOST_FOR_FOUR: usize = 4;
@@ -142,7 +142,7 @@ impl<L: Numbers16> Stored<L> for CodedPanel {
 
     const STREAM: usize = TOGETHER;
 
-    const MOST_AHEAD: usize = MOST_AHEAD;
+    const MANY_AHEAD: usize = MANY_AHEAD;
 
     #[inline(always)]
     unsafe fn prefetch(&self, k: usize, ahead: usize) {

@@ -15,8 +15,8 @@ pub(super) unsafe fn multiply<L: Lanes16, S: Stored<L>>(product: Product<'_, S>,
     match product.tokens {
         1 if product.feed == Feed::Stream => return unsafe { stream::<L, S, false, 1>(&product, stride) },
         2 if product.feed == Feed::Stream => return unsafe { stream::<L, S, false, 2>(&product, stride) },
-        1 if product.feed == Feed::AskedStream => return unsafe { stream::<L, S, true, 1>(&product, stride) },
-        2 if product.feed == Feed::AskedStream => return unsafe { stream::<L, S, true, 2>(&product, stride) },
+        1 if product.feed == Feed::FarAhead => return unsafe { stream::<L, S, true, 1>(&product, stride) },
+        2 if product.feed == Feed::FarAhead => return unsafe { stream::<L, S, true, 2>(&product, stride) },
         _ => {}
     }
     let mut first = 0;
@@ -67,6 +67,7 @@ fn most_tokens<L: Lanes16>(product: &Product<'_, impl Stored<L>>) -> usize {
 /// `M` tokens, `stride` apart, with all panels of `product`, as many at a time as leave the sums in registers.
 #[inline(always)]
 unsafe fn by_panels<L: Lanes16, S: Stored<L>, const M: usize>(product: Product<'_, S>, stride: usize) {
+    let ahead = product.feed.ahead(PREFETCH_BYTES);
     let mut done = 0;
     // SAFETY: the panels of a tile exist, and the caller's promise.
     unsafe {
@@ -75,13 +76,13 @@ unsafe fn by_panels<L: Lanes16, S: Stored<L>, const M: usize>(product: Product<'
             let at = product.panels.as_ptr().add(done);
             let out = product.out.add(done * LANES);
             if left >= 4 && 4 * M <= L::SUMS && M <= S::FOUR_PANELS {
-                tile::<L, S, 4, M>((at.cast::<[S; 4]>().read(), PREFETCH_BYTES), out, &product, stride);
+                tile::<L, S, true, 4, M>((at.cast::<[S; 4]>().read(), ahead), out, &product, stride);
                 done += 4;
             } else if left >= 2 && 2 * M <= L::SUMS {
-                tile::<L, S, 2, M>((at.cast::<[S; 2]>().read(), PREFETCH_BYTES), out, &product, stride);
+                tile::<L, S, true, 2, M>((at.cast::<[S; 2]>().read(), ahead), out, &product, stride);
                 done += 2;
             } else {
-                tile::<L, S, 1, M>(([at.read()], PREFETCH_BYTES), out, &product, stride);
+                tile::<L, S, true, 1, M>(([at.read()], ahead), out, &product, stride);
                 done += 1;
             }
         }
@@ -91,11 +92,7 @@ unsafe fn by_panels<L: Lanes16, S: Stored<L>, const M: usize>(product: Product<'
 /// The same, panel after panel, or after two that lie together: what comes from memory is one stream.
 #[inline(always)]
 unsafe fn stream<L: Lanes16, S: Stored<L>, const ASKED: bool, const M: usize>(product: &Product<'_, S>, stride: usize) {
-    let (together, ahead) = if ASKED {
-        (S::ASKED_STREAM, STREAM_AHEAD)
-    } else {
-        (S::STREAM, 0)
-    };
+    let together = if ASKED { S::ASKED_STREAM } else { S::STREAM };
     let mut done = 0;
     while done < product.panels.len() {
         // SAFETY: the panels of a tile exist, there is room for the products of each, and the caller's promise.
@@ -103,23 +100,23 @@ unsafe fn stream<L: Lanes16, S: Stored<L>, const ASKED: bool, const M: usize>(pr
             let at = product.panels.as_ptr().add(done);
             let out = product.out.add(done * LANES);
             if together == 2 && product.panels.len() - done >= 2 {
-                tile::<L, S, 2, M>((at.cast::<[S; 2]>().read(), ahead / 2), out, product, stride);
+                tile::<L, S, ASKED, 2, M>((at.cast::<[S; 2]>().read(), STREAM_AHEAD / 2), out, product, stride);
                 done += 2;
             } else {
-                tile::<L, S, 1, M>(([at.read()], ahead), out, product, stride);
+                tile::<L, S, ASKED, 1, M>(([at.read()], STREAM_AHEAD), out, product, stride);
                 done += 1;
             }
         }
     }
 }
 
-/// `P` panels, which are asked for some bytes `ahead` if that is not 0, with `M` tokens.
+/// `P` panels with `M` tokens. If they are to be `ASKED` for, it is some bytes `ahead`.
 #[expect(
     clippy::needless_range_loop,
     reason = "loops over constants become straight code on registers"
 )]
 #[inline(always)]
-unsafe fn tile<L: Lanes16, S: Stored<L>, const P: usize, const M: usize>(
+unsafe fn tile<L: Lanes16, S: Stored<L>, const ASKED: bool, const P: usize, const M: usize>(
     (panels, ahead): ([S; P], usize),
     out: *mut f32,
     product: &Product<'_, S>,
@@ -143,7 +140,7 @@ unsafe fn tile<L: Lanes16, S: Stored<L>, const P: usize, const M: usize>(
         };
         let mut k = 0;
         while k + S::STEP <= product.depth {
-            if ahead > 0 {
+            if ASKED {
                 for panel in &panels {
                     panel.prefetch(k, ahead);
                 }

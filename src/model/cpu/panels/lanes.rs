@@ -57,8 +57,8 @@ pub(in crate::model::cpu) trait Stored<L: Lanes16>: Copy {
     /// How many are taken at a time when they are asked for, 1 or 2: as many as make chains of sums that keep up with memory.
     const ASKED_STREAM: usize = Self::STREAM;
 
-    /// The most bytes of a panel that many tokens ask for ahead.
-    const MOST_AHEAD: usize = usize::MAX;
+    /// How far ahead of many tokens a panel is asked for by default, in bytes.
+    const MANY_AHEAD: usize = 2048;
 
     /// The words, if they are in memory as registers take them.
     fn as_words(self) -> Option<*mut f32> {

@@ -12,9 +12,8 @@ const DEPTH: usize = 384;
 
 const _: () = assert!(DEPTH.is_multiple_of(GROUP));
 
-/// How far ahead of the multiplication panels are asked for, in bytes: of a cache, and of memory.
+/// How far ahead of the multiplication words are asked for that are in a cache, in bytes.
 const CACHE_AHEAD: usize = 512;
-const MEMORY_AHEAD: usize = 2048;
 
 /// The same of x, for the tokens that come next.
 const X_AHEAD: usize = 1536;
@@ -133,7 +132,7 @@ unsafe fn tiles<L: Lanes16, S: Stored<L>, const P: usize, const M: usize, const 
     unsafe {
         let out = product.out.add(first * LANES);
         let from = product.panels.as_ptr().add(first).cast::<[S; P]>().read();
-        let ahead = MEMORY_AHEAD.min(S::MOST_AHEAD);
+        let ahead = product.feed.ahead(S::MANY_AHEAD);
         // Nothing is there where panels are words.
         let to: [*mut f32; P] = std::array::from_fn(|p| widened.wrapping_add((first + p) * product.depth * LANES));
         if !FIRST {

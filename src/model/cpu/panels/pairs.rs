@@ -8,7 +8,7 @@
 use half::bf16;
 
 use super::{
-    CodedPanel, Factors, GROUP, Halves, Keep, Kernels, LANES, Lanes16, MOST_AHEAD, MOST_FOR_FOUR, Stored, TOGETHER,
+    CodedPanel, Factors, GROUP, Halves, Keep, Kernels, LANES, Lanes16, MANY_AHEAD, MOST_FOR_FOUR, Stored, TOGETHER,
     coded::step_of_group,
 };
 
@@ -89,7 +89,7 @@ impl<L: Pairs16> Stored<L> for CodedPairs {
 
     const STREAM: usize = TOGETHER;
 
-    const MOST_AHEAD: usize = MOST_AHEAD;
+    const MANY_AHEAD: usize = MANY_AHEAD;
 
     #[inline(always)]
     unsafe fn prefetch(&self, k: usize, ahead: usize) {

@@ -11,9 +11,6 @@ use super::{
 };
 use crate::model::cpu::feed::{Feed, STREAM_AHEAD};
 
-/// How far ahead panels are asked for that are not a stream, in bytes of one of them.
-const PANEL_AHEAD: usize = 2048;
-
 /// Bytes of 4 columns of a panel with 8 bit each, and of 8 columns with 4 bit.
 const LINE: usize = 64;
 
@@ -32,8 +29,9 @@ pub(super) struct Work {
     /// `[tokens, 16 · panels]`
     pub(super) out: *mut f32,
     pub(super) n_panels: usize,
-    /// How one or two tokens take panels.
     pub(super) feed: Feed,
+    /// How far ahead weights are asked for, in bytes of one panel.
+    pub(super) ahead: usize,
 }
 
 impl Work {
@@ -52,12 +50,12 @@ impl Work {
     }
 }
 
-/// Asks for what comes `AHEAD` bytes after `at`, if that is not 0.
+/// Asks for what comes some way after `at`, if panels are `ASKED` for.
 #[inline(always)]
-unsafe fn prefetch<L: Lanes, const AHEAD: usize>(at: *const u8) {
-    if AHEAD > 0 {
+unsafe fn prefetch<L: Lanes, const ASKED: bool>(work: &Work, at: *const u8) {
+    if ASKED {
         // SAFETY: the address need not exist.
-        unsafe { L::prefetch(at.wrapping_add(AHEAD)) }
+        unsafe { L::prefetch(at.wrapping_add(work.ahead)) }
     }
 }
 
@@ -82,12 +80,16 @@ fn tile_tokens(left: usize, most: usize, alone: bool) -> usize {
 /// The CPU has the instructions of `L`; `work` describes panels in format `F`, and tokens and outputs that exist.
 #[inline(always)]
 pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
+    let far = Work {
+        ahead: STREAM_AHEAD,
+        ..work
+    };
     // SAFETY: the caller's promise; there are so many tokens.
     match work.tokens {
-        1 if work.feed == Feed::Stream => return unsafe { stream::<L, F, 0, 1>(&work) },
-        2 if work.feed == Feed::Stream => return unsafe { stream::<L, F, 0, 2>(&work) },
-        1 if work.feed == Feed::AskedStream => return unsafe { stream::<L, F, STREAM_AHEAD, 1>(&work) },
-        2 if work.feed == Feed::AskedStream => return unsafe { stream::<L, F, STREAM_AHEAD, 2>(&work) },
+        1 if work.feed == Feed::Stream => return unsafe { stream::<L, F, false, 1>(&work) },
+        2 if work.feed == Feed::Stream => return unsafe { stream::<L, F, false, 2>(&work) },
+        1 if work.feed == Feed::FarAhead => return unsafe { stream::<L, F, true, 1>(&far) },
+        2 if work.feed == Feed::FarAhead => return unsafe { stream::<L, F, true, 2>(&far) },
         _ => {}
     }
     let mut panel = 0;
@@ -102,8 +104,8 @@ pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
             macro_rules! tile {
                 ($m:literal) => {{
                     match step {
-                        1 => tile::<L, F, PANEL_AHEAD, 1, $m>(&work, panel, token),
-                        _ => tile::<L, F, PANEL_AHEAD, 2, $m>(&work, panel, token),
+                        1 => tile::<L, F, true, 1, $m>(&work, panel, token),
+                        _ => tile::<L, F, true, 2, $m>(&work, panel, token),
                     }
                     $m
                 }};
@@ -112,11 +114,11 @@ pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
             unsafe {
                 token += match tile_tokens(work.tokens - token, L::TOKENS, step == 1 && token == 0) {
                     12 if L::TOKENS >= 6 && step == 1 => {
-                        tile::<L, F, PANEL_AHEAD, 1, 12>(&work, panel, token);
+                        tile::<L, F, true, 1, 12>(&work, panel, token);
                         12
                     }
                     8 if L::TOKENS >= 6 && step == 1 => {
-                        tile::<L, F, PANEL_AHEAD, 1, 8>(&work, panel, token);
+                        tile::<L, F, true, 1, 8>(&work, panel, token);
                         8
                     }
                     6 if L::TOKENS >= 6 => tile!(6),
@@ -133,15 +135,15 @@ pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
 
 /// The same for `M` tokens, panel after panel: what comes from memory is one stream.
 #[inline(always)]
-unsafe fn stream<L: Lanes, F: Format, const AHEAD: usize, const M: usize>(work: &Work) {
+unsafe fn stream<L: Lanes, F: Format, const ASKED: bool, const M: usize>(work: &Work) {
     for panel in 0..work.n_panels {
         // SAFETY: the panel exists, and the caller's promise.
-        unsafe { tile::<L, F, AHEAD, 1, M>(work, panel, 0) }
+        unsafe { tile::<L, F, ASKED, 1, M>(work, panel, 0) }
     }
 }
 
 #[inline(always)]
-unsafe fn tile<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M: usize>(
+unsafe fn tile<L: Lanes, F: Format, const ASKED: bool, const P: usize, const M: usize>(
     work: &Work,
     panel: usize,
     token: usize,
@@ -158,11 +160,11 @@ unsafe fn tile<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M:
         for _ in 0..work.groups {
             for group in groups {
                 for line in 0..F::CODES / LINE {
-                    prefetch::<L, AHEAD>(group.add(line * LINE));
+                    prefetch::<L, ASKED>(work, group.add(line * LINE));
                 }
             }
             for block in 0..F::BLOCKS {
-                let dots = dots::<L, F, AHEAD, P, M>(work, groups, block, x);
+                let dots = dots::<L, F, ASKED, P, M>(work, groups, block, x);
                 for p in 0..P {
                     let scale = F::scale::<L>(groups[p], block);
                     let minimum = F::minimum::<L>(groups[p], block);
@@ -191,7 +193,7 @@ unsafe fn tile<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M:
 
 /// The exact products of one block of 32 columns.
 #[inline(always)]
-unsafe fn dots<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M: usize>(
+unsafe fn dots<L: Lanes, F: Format, const ASKED: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -200,9 +202,9 @@ unsafe fn dots<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M:
     // SAFETY: the caller's promise.
     unsafe {
         match F::KIND {
-            Codes::Bytes => dots_of_bytes::<L, F, AHEAD, P, M>(work, groups, block, x),
-            Codes::Nibbles => dots_of_nibbles::<L, F, AHEAD, P, M>(work, groups, block, x),
-            Codes::Indices => dots_of_indices::<L, F, AHEAD, P, M>(work, groups, block, x),
+            Codes::Bytes => dots_of_bytes::<L, F, ASKED, P, M>(work, groups, block, x),
+            Codes::Nibbles => dots_of_nibbles::<L, F, ASKED, P, M>(work, groups, block, x),
+            Codes::Indices => dots_of_indices::<L, F, ASKED, P, M>(work, groups, block, x),
         }
     }
 }
@@ -225,7 +227,7 @@ unsafe fn begin<L: Lanes, F: Format, const P: usize, const M: usize>(
 }
 
 #[inline(always)]
-unsafe fn dots_of_bytes<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M: usize>(
+unsafe fn dots_of_bytes<L: Lanes, F: Format, const ASKED: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -238,7 +240,7 @@ unsafe fn dots_of_bytes<L: Lanes, F: Format, const AHEAD: usize, const P: usize,
             let mut codes = [L::zero_codes(); P];
             for p in 0..P {
                 let at = groups[p].add(F::CODES + (block * 8 + line) * LINE);
-                prefetch::<L, AHEAD>(at);
+                prefetch::<L, ASKED>(work, at);
                 codes[p] = L::load(at);
             }
             for m in 0..M {
@@ -254,7 +256,8 @@ unsafe fn dots_of_bytes<L: Lanes, F: Format, const AHEAD: usize, const P: usize,
 
 /// Line `line` of 4 of a block: 4 columns, and the 4 after these.
 #[inline(always)]
-unsafe fn nibbles<L: Lanes, F: Format, const AHEAD: usize, const P: usize>(
+unsafe fn nibbles<L: Lanes, F: Format, const ASKED: bool, const P: usize>(
+    work: &Work,
     groups: [*const u8; P],
     block: usize,
     line: usize,
@@ -265,7 +268,7 @@ unsafe fn nibbles<L: Lanes, F: Format, const AHEAD: usize, const P: usize>(
         let mut high = low;
         for p in 0..P {
             let at = groups[p].add(F::CODES + (block * 4 + line) * LINE);
-            prefetch::<L, AHEAD>(at);
+            prefetch::<L, ASKED>(work, at);
             let both = L::load(at);
             (low[p], high[p]) = (L::low(both), L::high(both));
         }
@@ -274,7 +277,7 @@ unsafe fn nibbles<L: Lanes, F: Format, const AHEAD: usize, const P: usize>(
 }
 
 #[inline(always)]
-unsafe fn dots_of_nibbles<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M: usize>(
+unsafe fn dots_of_nibbles<L: Lanes, F: Format, const ASKED: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -288,7 +291,7 @@ unsafe fn dots_of_nibbles<L: Lanes, F: Format, const AHEAD: usize, const P: usiz
             nibble_sums.iter_mut().for_each(|row| row[m] = begin);
         }
         for line in 0..4 {
-            let [low, high] = nibbles::<L, F, AHEAD, P>(groups, block, line);
+            let [low, high] = nibbles::<L, F, ASKED, P>(work, groups, block, line);
             for m in 0..M {
                 let q = (*x.add(m * work.x_stride)).q.as_ptr().add(line * 8);
                 for (sums, low) in nibble_sums.iter_mut().zip(low) {
@@ -310,7 +313,7 @@ unsafe fn dots_of_nibbles<L: Lanes, F: Format, const AHEAD: usize, const P: usiz
 }
 
 #[inline(always)]
-unsafe fn dots_of_indices<L: Lanes, F: Format, const AHEAD: usize, const P: usize, const M: usize>(
+unsafe fn dots_of_indices<L: Lanes, F: Format, const ASKED: bool, const P: usize, const M: usize>(
     work: &Work,
     groups: [*const u8; P],
     block: usize,
@@ -321,7 +324,7 @@ unsafe fn dots_of_indices<L: Lanes, F: Format, const AHEAD: usize, const P: usiz
         let table = L::table(&F::TABLE);
         let mut ints = begin::<L, F, P, M>(work, x);
         for line in 0..4 {
-            let halves = nibbles::<L, F, AHEAD, P>(groups, block, line);
+            let halves = nibbles::<L, F, ASKED, P>(work, groups, block, line);
             for (i, half) in halves.into_iter().enumerate() {
                 let half = half.map(|codes| L::look_up(table, codes));
                 for m in 0..M {
