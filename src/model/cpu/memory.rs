@@ -79,6 +79,7 @@ impl Buffer {
         }
         self.memory.as_mut().map_or(&mut [], |memory| memory.numbers_mut(len))
     }
+
     /// The first `len` of them as they were left.
     ///
     /// # Panics

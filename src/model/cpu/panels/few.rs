@@ -12,11 +12,11 @@ use crate::model::cpu::feed::{Feed, STREAM_AHEAD};
 #[inline(always)]
 pub(super) unsafe fn multiply<L: Lanes16, S: Stored<L>>(product: Product<'_, S>, stride: usize) {
     // SAFETY: the caller's promise; there are so many tokens.
-    match product.tokens {
-        1 if product.feed == Feed::Stream => return unsafe { stream::<L, S, false, 1>(&product, stride) },
-        2 if product.feed == Feed::Stream => return unsafe { stream::<L, S, false, 2>(&product, stride) },
-        1 if product.feed == Feed::FarAhead => return unsafe { stream::<L, S, true, 1>(&product, stride) },
-        2 if product.feed == Feed::FarAhead => return unsafe { stream::<L, S, true, 2>(&product, stride) },
+    match (product.feed, product.tokens) {
+        (Feed::Stream, 1) => return unsafe { stream::<L, S, false, 1>(&product, stride) },
+        (Feed::Stream, 2) => return unsafe { stream::<L, S, false, 2>(&product, stride) },
+        (Feed::FarAhead, 1) => return unsafe { stream::<L, S, true, 1>(&product, stride) },
+        (Feed::FarAhead, 2) => return unsafe { stream::<L, S, true, 2>(&product, stride) },
         _ => {}
     }
     let mut first = 0;

@@ -50,7 +50,7 @@ impl Work {
     }
 }
 
-/// Asks for what comes some way after `at`, if panels are `ASKED` for.
+/// Asks for what comes `work.ahead` bytes after `at`, if panels are `ASKED` for.
 #[inline(always)]
 unsafe fn prefetch<L: Lanes, const ASKED: bool>(work: &Work, at: *const u8) {
     if ASKED {
@@ -85,11 +85,11 @@ pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
         ..work
     };
     // SAFETY: the caller's promise; there are so many tokens.
-    match work.tokens {
-        1 if work.feed == Feed::Stream => return unsafe { stream::<L, F, false, 1>(&work) },
-        2 if work.feed == Feed::Stream => return unsafe { stream::<L, F, false, 2>(&work) },
-        1 if work.feed == Feed::FarAhead => return unsafe { stream::<L, F, true, 1>(&far) },
-        2 if work.feed == Feed::FarAhead => return unsafe { stream::<L, F, true, 2>(&far) },
+    match (work.feed, work.tokens) {
+        (Feed::Stream, 1) => return unsafe { stream::<L, F, false, 1>(&work) },
+        (Feed::Stream, 2) => return unsafe { stream::<L, F, false, 2>(&work) },
+        (Feed::FarAhead, 1) => return unsafe { stream::<L, F, true, 1>(&far) },
+        (Feed::FarAhead, 2) => return unsafe { stream::<L, F, true, 2>(&far) },
         _ => {}
     }
     let mut panel = 0;
