@@ -131,7 +131,27 @@ macro_rules! entries {
         $(#[$feature])?
         pub(in crate::model::cpu) unsafe fn multiply<S: super::Stored<$lanes>>(product: super::Product<'_, S>, stride: usize) {
             // SAFETY: the caller's promise, here and below.
+            unsafe {
+                if product.is_streamed() {
+                    stream(product, stride);
+                } else {
+                    tiles(product, stride);
+                }
+            }
+        }
+
+        /// # Safety
+        /// The CPU has the instructions of this file, and as [`super::few::multiply`].
+        $(#[$feature])?
+        unsafe fn tiles<S: super::Stored<$lanes>>(product: super::Product<'_, S>, stride: usize) {
             unsafe { super::few::multiply::<$lanes, S>(product, stride) }
+        }
+
+        /// # Safety
+        /// The CPU has the instructions of this file, and as [`super::few::stream`].
+        $(#[$feature])?
+        unsafe fn stream<S: super::Stored<$lanes>>(product: super::Product<'_, S>, stride: usize) {
+            unsafe { super::few::stream::<$lanes, S>(product, stride) }
         }
 
         /// # Safety

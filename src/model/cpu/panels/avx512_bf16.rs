@@ -99,7 +99,27 @@ unsafe fn pairs(words: __m512) -> __m512bh {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(in crate::model::cpu) unsafe fn multiply<S: Stored<Avx512Pairs>>(product: Product<'_, S>, stride: usize) {
     // SAFETY: the caller's promise, here and below.
+    unsafe {
+        if product.is_streamed() {
+            stream(product, stride);
+        } else {
+            tiles(product, stride);
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has the instructions of this file, and as [`super::few::multiply`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn tiles<S: Stored<Avx512Pairs>>(product: Product<'_, S>, stride: usize) {
     unsafe { super::few::multiply::<Avx512Pairs, S>(product, stride) }
+}
+
+/// # Safety
+/// The CPU has the instructions of this file, and as [`super::few::stream`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn stream<S: Stored<Avx512Pairs>>(product: Product<'_, S>, stride: usize) {
+    unsafe { super::few::stream::<Avx512Pairs, S>(product, stride) }
 }
 
 /// # Safety

@@ -5,20 +5,12 @@
 use super::{Factors, LANES, Lanes16, PANEL_GROUP, PREFETCH_BYTES, Product, Stored};
 use crate::model::cpu::feed::{Feed, STREAM_AHEAD};
 
-/// The product in tiles that leave the sums in registers, of x in rows.
+/// The product in tiles that leave the sums in registers, of x in rows, where it is not a [stream].
 ///
 /// # Safety
 /// The CPU has the instructions of `L`; panels have `16 · depth` numbers, `x` and `out` what `tokens` and strides say.
 #[inline(always)]
 pub(super) unsafe fn multiply<L: Lanes16, S: Stored<L>>(product: Product<'_, S>, stride: usize) {
-    // SAFETY: the caller's promise; there are so many tokens.
-    match (product.feed, product.tokens) {
-        (Feed::Stream, 1) => return unsafe { stream::<L, S, false, 1>(&product, stride) },
-        (Feed::Stream, 2) => return unsafe { stream::<L, S, false, 2>(&product, stride) },
-        (Feed::FarAhead, 1) => return unsafe { stream::<L, S, true, 1>(&product, stride) },
-        (Feed::FarAhead, 2) => return unsafe { stream::<L, S, true, 2>(&product, stride) },
-        _ => {}
-    }
     let mut first = 0;
     while first < product.tokens {
         let tokens = row_group(product.tokens - first, most_tokens::<L>(&product).min(L::SUMS));
@@ -89,9 +81,37 @@ unsafe fn by_panels<L: Lanes16, S: Stored<L>, const M: usize>(product: Product<'
     }
 }
 
-/// The same, panel after panel, or after two that lie together: what comes from memory is one stream.
+impl<S> Product<'_, S> {
+    /// Whether it is a [stream].
+    pub(super) fn is_streamed(&self) -> bool {
+        self.feed != Feed::Panels && matches!(self.tokens, 1 | 2)
+    }
+}
+
+/// The same of one or two tokens that take panels as a stream. It is apart because each tile has memory of its own on the
+/// stack where nothing is optimised, and all of them together are more than a thread may have.
+///
+/// # Safety
+/// As [`multiply`], and that the product [is streamed](Product::is_streamed).
 #[inline(always)]
-unsafe fn stream<L: Lanes16, S: Stored<L>, const ASKED: bool, const M: usize>(product: &Product<'_, S>, stride: usize) {
+pub(super) unsafe fn stream<L: Lanes16, S: Stored<L>>(product: Product<'_, S>, stride: usize) {
+    // SAFETY: the caller's promise; there are so many tokens.
+    unsafe {
+        match (product.feed, product.tokens) {
+            (Feed::FarAhead, 1) => one_stream::<L, S, true, 1>(&product, stride),
+            (Feed::FarAhead, _) => one_stream::<L, S, true, 2>(&product, stride),
+            (_, 1) => one_stream::<L, S, false, 1>(&product, stride),
+            (_, _) => one_stream::<L, S, false, 2>(&product, stride),
+        }
+    }
+}
+
+/// Panel after panel, or after two that lie together: what comes from memory is one stream.
+#[inline(always)]
+unsafe fn one_stream<L: Lanes16, S: Stored<L>, const ASKED: bool, const M: usize>(
+    product: &Product<'_, S>,
+    stride: usize,
+) {
     let together = if ASKED { S::ASKED_STREAM } else { S::STREAM };
     let mut done = 0;
     while done < product.panels.len() {
