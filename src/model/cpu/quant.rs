@@ -24,9 +24,6 @@ pub(crate) use tokens::{QuantBlock, blocks_per_token, round};
 use super::{Engine, feed::Feed, tiles::Start};
 use crate::model::quant::WeightFormat;
 
-/// How far ahead weights are asked for by default, in bytes of one panel.
-const LITTLE_AHEAD: usize = 2048;
-
 /// An instruction set that there are integer kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
@@ -232,7 +229,7 @@ impl QuantKernels {
             out: out.as_mut_ptr(),
             n_panels: n,
             feed: self.feed,
-            ahead: self.feed.ahead(LITTLE_AHEAD),
+            ahead: self.feed.ahead(kernel::AHEAD),
         };
         // SAFETY: the lengths were checked above.
         unsafe {

@@ -218,7 +218,7 @@ fn products_are_those_of_16_bits_whatever_the_shape() {
             ([40, 2310], 0..3),
         ] {
             let weights = Weights::new(shape, 7, mixed(any_number));
-            // More than two take panels in the same way in any case.
+            // More than two take panels in one way; how far ahead these are asked for is nothing that is computed.
             let all = [1, 2, 3, 5, 8, 11, 12, 26, 39];
             for tokens in all
                 .into_iter()

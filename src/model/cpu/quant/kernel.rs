@@ -11,6 +11,9 @@ use super::{
 };
 use crate::model::cpu::feed::{Feed, STREAM_AHEAD};
 
+/// How far ahead weights are asked for by default, in bytes of one panel.
+pub(super) const AHEAD: usize = 2048;
+
 /// Bytes of 4 columns of a panel with 8 bit each, and of 8 columns with 4 bit.
 const LINE: usize = 64;
 
@@ -80,16 +83,12 @@ fn tile_tokens(left: usize, most: usize, alone: bool) -> usize {
 /// The CPU has the instructions of `L`; `work` describes panels in format `F`, and tokens and outputs that exist.
 #[inline(always)]
 pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
-    let far = Work {
-        ahead: STREAM_AHEAD,
-        ..work
-    };
     // SAFETY: the caller's promise; there are so many tokens.
     match (work.feed, work.tokens) {
         (Feed::Stream, 1) => return unsafe { stream::<L, F, false, 1>(&work) },
         (Feed::Stream, 2) => return unsafe { stream::<L, F, false, 2>(&work) },
-        (Feed::FarAhead, 1) => return unsafe { stream::<L, F, true, 1>(&far) },
-        (Feed::FarAhead, 2) => return unsafe { stream::<L, F, true, 2>(&far) },
+        (Feed::FarAhead, 1) => return unsafe { stream::<L, F, true, 1>(&work) },
+        (Feed::FarAhead, 2) => return unsafe { stream::<L, F, true, 2>(&work) },
         _ => {}
     }
     let mut panel = 0;
@@ -136,6 +135,10 @@ pub(super) unsafe fn multiply<L: Lanes, F: Format>(work: Work) {
 /// The same for `M` tokens, panel after panel: what comes from memory is one stream.
 #[inline(always)]
 unsafe fn stream<L: Lanes, F: Format, const ASKED: bool, const M: usize>(work: &Work) {
+    let work = &Work {
+        ahead: STREAM_AHEAD,
+        ..*work
+    };
     for panel in 0..work.n_panels {
         // SAFETY: the panel exists, and the caller's promise.
         unsafe { tile::<L, F, ASKED, 1, M>(work, panel, 0) }
