@@ -80,6 +80,7 @@ pub use generation::GenerationConfig;
 pub use gguf::GgufError;
 #[cfg(test)]
 pub(crate) use gguf::testing::{demo_gguf, sentence_piece_json};
+pub(crate) use grad::Breath;
 use grad::Through;
 pub use hub::{Download, HubError, HubFault, HubOptions, Progress, Transfer, free_space};
 pub use known::{KnownModel, known_models};
@@ -365,6 +366,20 @@ impl Blocks {
         x_in: &Hidden,
         grad_out: &Hidden,
     ) -> Result<Hidden, ComputeError> {
+        self.backward_with(block, adapter, [x_in, grad_out], &mut || Ok(()))
+    }
+
+    /// [`Blocks::backward`] of `[x_in, grad_out]` with a breath after every piece, in which others may be computed for.
+    ///
+    /// # Errors
+    /// As [`Blocks::step`], and those of `breath`.
+    pub(crate) fn backward_with(
+        &self,
+        block: u32,
+        adapter: Option<AdapterId>,
+        [x_in, grad_out]: [&Hidden; 2],
+        breath: &mut Breath<'_>,
+    ) -> Result<Hidden, ComputeError> {
         let held = self.held_block(block)?;
         self.check(x_in)?;
         grad_out.check_size()?;
@@ -381,8 +396,9 @@ impl Blocks {
         let engine = &self.shared.heads.engine;
         held.with_host(engine, |block, adapters| {
             let adapter = adapter.and_then(|AdapterId(idx)| adapters.get(idx));
-            grad::backward(block, Through { engine, adapter }, &self.config, x_in, grad_out)
-        })
+            let through = Through { engine, adapter };
+            grad::backward(block, through, &self.config, [x_in, grad_out], breath)
+        })?
     }
 
     fn held(&self, block: u32) -> Option<&Arc<Held>> {

@@ -249,6 +249,9 @@ pub enum ComputeError {
         /// How many numbers there are.
         found: usize,
     },
+    /// Nobody waits for the rest of a pass.
+    #[error("the pass was stopped before it was done")]
+    Stopped,
     /// The activations are not as wide as the model.
     #[error("activations are {found} wide, but the model's hidden size is {expected}")]
     Width {

@@ -2,7 +2,8 @@
 //! order in which the block runs them, backwards. Nothing is cached, and a matrix is f32 only while it is multiplied by.
 //!
 //! Products go through the same kernels as everything else; of attention only a few queries' scores exist at a time.
-//! So a pass needs memory for some activations of all its tokens, whatever their number.
+//! So a pass needs memory for some activations of all its tokens, whatever their number. It takes a breath after every
+//! piece, in which others may compute: what a block is for them is not changed by it.
 
 mod attention;
 mod feed_forward;
@@ -10,18 +11,21 @@ mod norm;
 mod through;
 
 use attention::Attention;
-pub(crate) use through::Through;
+pub(crate) use through::{Breath, Through};
 
-use super::{Hidden, ModelConfig, block::Block, lora::Target, norm::Norm};
+use super::{ComputeError, Hidden, ModelConfig, block::Block, lora::Target, norm::Norm};
 
-/// The gradient of `Σ block(x) · grad_out` by `x`; all are `[batch, tokens, hidden]`, positions from 0.
+/// The gradient of `Σ block(x) · grad_out` by `x`, `[x, grad_out]`; all are `[batch, tokens, hidden]`, positions from 0.
+///
+/// # Errors
+/// Those of `breath`.
 pub(crate) fn backward(
     block: &Block,
     through: Through<'_>,
     config: &ModelConfig,
-    x: &Hidden,
-    grad_out: &Hidden,
-) -> Hidden {
+    [x, grad_out]: [&Hidden; 2],
+    breath: &mut Breath<'_>,
+) -> Result<Hidden, ComputeError> {
     let pass = Pass {
         block,
         through,
@@ -30,16 +34,16 @@ pub(crate) fn backward(
         tokens: x.tokens,
     };
     let data = if block.residual.is_parallel() {
-        pass.parallel(&x.data, &grad_out.data)
+        pass.parallel(&x.data, &grad_out.data, breath)?
     } else {
-        pass.sequential(&x.data, &grad_out.data)
+        pass.sequential(&x.data, &grad_out.data, breath)?
     };
-    Hidden {
+    Ok(Hidden {
         data,
         batch: x.batch,
         tokens: x.tokens,
         width: x.width,
-    }
+    })
 }
 
 /// One block's way back.
@@ -54,45 +58,59 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// `x1 = x + post(attention(norm(x)))`, `out = x1 + post(feed_forward(norm(x1)))`
-    fn sequential(&self, x: &[f32], by_out: &[f32]) -> Vec<f32> {
-        let block = self.block;
+    fn sequential(&self, x: &[f32], by_out: &[f32], breath: &mut Breath<'_>) -> Result<Vec<f32>, ComputeError> {
+        let (block, through) = (self.block, self.through);
         let normed = block.attention_norm.apply(x);
-        let attention = Attention::new(self, &normed);
-        let attended = self.through.apply(Target::Output, &block.output, &attention.output());
+        let attention = Attention::new(self, &normed, breath)?;
+        drop(normed);
+        let attended = attention.output(breath)?;
+        let attended = through.apply(Target::Output, &block.output, &attended, breath)?;
         let mut x1 = normed_by(block.attention_post_norm.as_ref(), &attended);
         add(&mut x1, x);
 
         let mut gradient = by_out.to_vec();
         let mlp_normed = normed_by(block.mlp_norm.as_ref(), &x1);
-        let by_fed = match &block.mlp_post_norm {
-            None => by_out.to_vec(),
-            Some(norm) => norm.back(&block.feed_forward.forward(self.through, &mlp_normed), by_out),
+        breath()?;
+        let by_normed = match &block.mlp_post_norm {
+            None => block.feed_forward.back(through, &mlp_normed, by_out, breath)?,
+            Some(norm) => {
+                let fed = block.feed_forward.forward(through, &mlp_normed, breath)?;
+                let by_fed = norm.back(&fed, by_out);
+                block.feed_forward.back(through, &mlp_normed, &by_fed, breath)?
+            }
         };
-        let by_normed = block.feed_forward.back(self.through, &mlp_normed, &by_fed);
+        drop(mlp_normed);
         add(&mut gradient, &back_by(block.mlp_norm.as_ref(), &x1, by_normed));
+        drop(x1);
+        breath()?;
 
         let by_attended = back_by(block.attention_post_norm.as_ref(), &attended, gradient.clone());
-        let by_normed = attention.back(&self.through.back(Target::Output, &block.output, &by_attended));
+        drop(attended);
+        let by_attention = through.back(Target::Output, &block.output, &by_attended, breath)?;
+        let by_normed = attention.back(&by_attention, breath)?;
         add(&mut gradient, &block.attention_norm.back(x, &by_normed));
-        gradient
+        Ok(gradient)
     }
 
     /// `out = x + attention(norm(x)) + feed_forward(norm(x))`, with one norm or two.
-    fn parallel(&self, x: &[f32], by_out: &[f32]) -> Vec<f32> {
-        let block = self.block;
+    fn parallel(&self, x: &[f32], by_out: &[f32], breath: &mut Breath<'_>) -> Result<Vec<f32>, ComputeError> {
+        let (block, through) = (self.block, self.through);
         let normed = block.attention_norm.apply(x);
         let mut gradient = by_out.to_vec();
-        let mut by_normed =
-            Attention::new(self, &normed).back(&self.through.back(Target::Output, &block.output, by_out));
+        let by_attention = through.back(Target::Output, &block.output, by_out, breath)?;
+        let mut by_normed = Attention::new(self, &normed, breath)?.back(&by_attention, breath)?;
         match &block.mlp_norm {
-            None => add(&mut by_normed, &block.feed_forward.back(self.through, &normed, by_out)),
+            None => add(
+                &mut by_normed,
+                &block.feed_forward.back(through, &normed, by_out, breath)?,
+            ),
             Some(norm) => {
-                let by_fed = block.feed_forward.back(self.through, &norm.apply(x), by_out);
+                let by_fed = block.feed_forward.back(through, &norm.apply(x), by_out, breath)?;
                 add(&mut gradient, &norm.back(x, &by_fed));
             }
         }
         add(&mut gradient, &block.attention_norm.back(x, &by_normed));
-        gradient
+        Ok(gradient)
     }
 }
 

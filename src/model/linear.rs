@@ -217,27 +217,20 @@ impl Matrix {
         Self::pack(WeightDType::F32, [rows, cols], &source, engine).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// `[cols, rows]` in f32.
+    /// Some columns as rows, `[columns, rows]`, in f32. The first is one with which a group of the format begins.
     ///
     /// # Panics
-    /// If there is no memory for it.
-    pub(crate) fn transposed(&self, engine: &Engine) -> Self {
-        let rows = match &self.packed {
-            Packed::Dense(_) | Packed::Coded(_) => Vec::new(),
-            Packed::Quantised(matrix) => matrix.to_f32(),
-        };
-        let source = |columns: Range<usize>, out: &mut [f32]| {
-            for (column, out) in columns.zip(out.chunks_exact_mut(self.rows)) {
-                match &self.packed {
-                    Packed::Dense(_) | Packed::Coded(_) => self.widen_column(column, out),
-                    Packed::Quantised(_) => {
-                        let column = rows.iter().skip(column).step_by(self.cols);
-                        out.iter_mut().zip(column).for_each(|(out, weight)| *out = *weight);
-                    }
-                }
+    /// If there is no memory for it, or a group begins elsewhere.
+    pub(crate) fn transposed(&self, columns: Range<usize>, engine: &Engine) -> Self {
+        let shape = [columns.len(), self.rows];
+        if let Packed::Quantised(matrix) = &self.packed {
+            return Self::of_f32(shape, &matrix.widen_columns(columns, engine), engine);
+        }
+        let source = |rows: Range<usize>, out: &mut [f32]| {
+            for (row, out) in rows.zip(out.chunks_exact_mut(self.rows)) {
+                self.widen_column(columns.start + row, out);
             }
         };
-        let shape = [self.cols, self.rows];
         Self::pack(WeightDType::F32, shape, &source, engine).unwrap_or_else(|error| panic!("{error}"))
     }
 

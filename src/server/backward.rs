@@ -1,5 +1,6 @@
 //! A backward pass on the compute thread, one block at a time: forward to learn what went into each block, then back
-//! from the last block to the first. How one block is differentiated is the model's business.
+//! from the last block to the first. How one block is differentiated is the model's business. Nobody waits for the whole of
+//! a block: the way there is cut as that of a forward pass, on the way back others get in at every breath.
 //!
 //! As in Petals (`server/block_functions.py`, `run_rpc_backward`), the output of the last block is never computed.
 
@@ -7,8 +8,8 @@ use std::sync::Arc;
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-use super::{error::RequestError, request::Prompts};
-use crate::model::{AdapterId, Blocks, Hidden};
+use super::{error::RequestError, forward::Forward, guests::Origin, worker::Work};
+use crate::model::{AdapterId, Blocks, Breath, Hidden, Scratch};
 
 /// What a pass over a chain ends with.
 #[derive(Debug)]
@@ -59,11 +60,16 @@ impl BackwardTurns {
     }
 }
 
-/// A backward pass on its way: what it has to remember beside the gradient itself.
+/// A backward pass on its way.
 #[derive(Debug)]
 pub(crate) struct Backward {
-    prompts: Option<Prompts>,
+    /// The chain, and for whom. Its activations are the gradient by the chain's output, and become that by its input.
+    work: Work,
     adapter: Option<AdapterId>,
+    /// Number of the next stage, each of which runs one block.
+    next: usize,
+    /// The block that is under way, on the way there.
+    there: Option<Box<Forward>>,
     /// What went into the first blocks of the chain, prompts included: more and more of them on the way there, fewer
     /// and fewer on the way back.
     inputs: Vec<Hidden>,
@@ -74,74 +80,114 @@ pub(crate) struct Backward {
 }
 
 impl Backward {
-    /// The pass over a chain whose input is `x`, every block with `adapter`.
-    pub(crate) fn new(
-        mut x: Hidden,
-        prompts: Option<Prompts>,
-        adapter: Option<AdapterId>,
-        turn: OwnedSemaphorePermit,
-    ) -> Self {
-        if let Some(prompts) = &prompts {
+    /// The pass over the chain of `work` whose input is `x`, every block with `adapter`; the activations of `work` are the
+    /// gradient by the chain's output.
+    pub(crate) fn new(mut x: Hidden, work: Work, adapter: Option<AdapterId>, turn: OwnedSemaphorePermit) -> Self {
+        if let Some(prompts) = &work.prompts {
             prompts.add_to(0, &mut x);
         }
         Self {
-            prompts,
+            work,
             adapter,
+            next: 0,
+            there: None,
             inputs: vec![x],
             prompt_gradients: Vec::new(),
             _turn: turn,
         }
     }
 
-    /// How many stages a pass over so many blocks has. Each runs one block.
-    pub(crate) fn stages(n_blocks: usize) -> usize {
-        2 * n_blocks - 1
+    /// Whose it is.
+    pub(crate) fn origin(&self) -> Origin {
+        self.work.origin
     }
 
-    /// Which block of the chain a stage runs.
-    pub(crate) fn index(stage: usize, n_blocks: usize) -> usize {
-        stage.min(Self::stages(n_blocks) - 1 - stage)
+    pub(crate) fn chain_len(&self) -> usize {
+        self.work.chain.len()
     }
 
-    /// Runs stage number `stage`; they come in order, each once. `gradient` is that by the output of the chain, and
-    /// becomes that by its input.
+    /// Whether the first block was passed on the way back.
+    pub(crate) fn is_done(&self) -> bool {
+        self.next == stages(self.chain_len())
+    }
+
+    /// Whether it is on the way there.
+    pub(crate) fn goes_there(&self) -> bool {
+        self.next + 1 < self.chain_len()
+    }
+
+    /// Takes up to `tokens` tokens through the next block on the way there, one of each sequence at least; returns how many
+    /// it took.
     ///
     /// # Errors
     /// Those of the blocks.
     pub(crate) fn advance(
         &mut self,
         blocks: &Blocks,
-        chain: &[u32],
-        stage: usize,
-        gradient: &mut Hidden,
-    ) -> Result<(), RequestError> {
-        let index = Self::index(stage, chain.len());
-        if stage + 1 < chain.len() {
-            let mut x = self.inputs[index].clone();
-            blocks.forward_with(chain[index], self.adapter, &mut x)?;
-            if let Some(prompts) = &self.prompts {
-                prompts.add_to(index + 1, &mut x);
+        tokens: usize,
+        scratch: &mut Scratch,
+    ) -> Result<usize, RequestError> {
+        let forward = self.there.get_or_insert_with(|| {
+            let work = Work {
+                chain: [self.work.chain[self.next]].into(),
+                x: self.inputs[self.next].clone(),
+                prompts: None,
+                origin: self.work.origin,
+            };
+            Box::new(Forward::new(blocks, work, self.adapter))
+        });
+        let taken = forward.advance(blocks, tokens, scratch)?;
+        if forward.is_done()
+            && let Some(forward) = self.there.take()
+        {
+            self.next += 1;
+            let mut x = forward.finish();
+            if let Some(prompts) = &self.work.prompts {
+                prompts.add_to(self.next, &mut x);
             }
             self.inputs.push(x);
-        } else if let Some(x) = self.inputs.pop() {
-            *gradient = blocks.backward(chain[index], self.adapter, &x, gradient)?;
-            if let Some(prompts) = &self.prompts {
+        }
+        Ok(taken)
+    }
+
+    /// Takes the gradient back through the next block.
+    ///
+    /// # Errors
+    /// Those of the blocks and of `breath`.
+    pub(crate) fn go_back(&mut self, blocks: &Blocks, breath: &mut Breath<'_>) -> Result<(), RequestError> {
+        let block = self.work.chain[index(self.next, self.chain_len())];
+        if let Some(x) = self.inputs.pop() {
+            let gradient = &mut self.work.x;
+            *gradient = blocks.backward_with(block, self.adapter, [&x, gradient], breath)?;
+            if let Some(prompts) = &self.work.prompts {
                 self.prompt_gradients.push(prompts.gradient(gradient));
             }
         }
+        self.next += 1;
         Ok(())
     }
 
     /// The result, after the last stage.
-    pub(crate) fn finish(self, gradient: Hidden) -> PassOutput {
+    pub(crate) fn finish(self) -> PassOutput {
+        let gradient = self.work.x;
         let (batch, width) = (gradient.batch, gradient.width);
         let n_blocks = self.prompt_gradients.len();
-        let prompts = self.prompts.map(|prompts| PromptGradients {
+        let prompts = self.work.prompts.map(|prompts| PromptGradients {
             data: self.prompt_gradients.into_iter().rev().flatten().collect(),
             shape: [n_blocks, batch, prompts.prefix(), width],
         });
         PassOutput { x: gradient, prompts }
     }
+}
+
+/// How many stages a pass over so many blocks has.
+fn stages(n_blocks: usize) -> usize {
+    2 * n_blocks - 1
+}
+
+/// Which block of the chain a stage runs.
+fn index(stage: usize, n_blocks: usize) -> usize {
+    stage.min(stages(n_blocks) - 1 - stage)
 }
 
 #[cfg(test)]
@@ -153,8 +199,7 @@ mod tests {
     #[test]
     fn a_pass_goes_there_without_the_last_block_and_all_the_way_back() {
         for (n_blocks, expected) in [(1, vec![0]), (3, vec![0, 1, 2, 1, 0])] {
-            let stages = 0..Backward::stages(n_blocks);
-            let indices: Vec<_> = stages.map(|stage| Backward::index(stage, n_blocks)).collect();
+            let indices: Vec<_> = (0..stages(n_blocks)).map(|stage| index(stage, n_blocks)).collect();
             assert_eq!(indices, expected);
         }
     }

@@ -230,11 +230,10 @@ async fn compute(
     let work = Work {
         chain,
         x: gradient,
-        prompts: None,
+        prompts,
         origin,
     };
-    let pass = Backward::new(x, prompts, adapter, turn);
-    serving.worker.backward(work, pass).await
+    serving.worker.backward(Backward::new(x, work, adapter, turn)).await
 }
 
 fn encode(

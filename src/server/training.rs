@@ -1,8 +1,6 @@
 //! Jobs of the class that comes last, whatever they compute: each runs in pieces, so that steps of sessions get in
 //! between, and is answered at the end.
 
-use std::sync::Arc;
-
 use tokio::sync::oneshot;
 
 use super::{
@@ -13,7 +11,7 @@ use super::{
     schedule::Pace,
     waiting::Ticket,
 };
-use crate::model::{Blocks, Hidden, Scratch};
+use crate::model::{Blocks, Breath, ComputeError, Hidden, Scratch};
 
 /// A job, for whom it is, and its place in the counts.
 #[derive(Debug)]
@@ -32,20 +30,36 @@ pub(crate) enum Training {
         reply: oneshot::Sender<Result<Hidden, RequestError>>,
     },
     Backward {
-        chain: Arc<[u32]>,
-        /// By the chain's output, and in the end by its input.
-        gradient: Hidden,
-        /// What goes with the gradient.
         pass: Box<Backward>,
-        /// Number of the next stage.
-        next: usize,
         reply: oneshot::Sender<Result<PassOutput, RequestError>>,
     },
 }
 
 impl Training {
-    /// Runs the next piece: as much as [`Pace`] allows while there is a crowd, or a whole block where it cannot be cut.
-    /// Returns the tokens that went through a block as those of steps do.
+    /// Whether the next piece is a block backwards: then [`Training::go_back`] runs it, else [`Training::advance`].
+    pub(crate) fn goes_back(&self) -> bool {
+        match self {
+            Self::Forward { .. } => false,
+            Self::Backward { pass, .. } => !pass.goes_there(),
+        }
+    }
+
+    /// Takes a block backwards. `breath` is taken after every piece of it, unless the caller left: then the pass ends.
+    ///
+    /// # Errors
+    /// Then the job is over.
+    pub(crate) fn go_back(&mut self, blocks: &Blocks, breath: &mut Breath<'_>) -> Result<(), RequestError> {
+        let Self::Backward { pass, reply } = self else {
+            return Ok(());
+        };
+        pass.go_back(blocks, &mut || match reply.is_closed() {
+            true => Err(ComputeError::Stopped),
+            false => breath(),
+        })
+    }
+
+    /// Runs the next piece: as much as [`Pace`] allows while there is a crowd. Returns the tokens that went through a block
+    /// as those of steps do.
     ///
     /// # Errors
     /// Then the job is over.
@@ -60,16 +74,9 @@ impl Training {
                 let tokens = pace.chunk((pass.chain_len(), 1), crowded);
                 pass.advance(blocks, tokens, scratch)
             }
-            Self::Backward {
-                chain,
-                gradient,
-                pass,
-                next,
-                ..
-            } => {
-                pass.advance(blocks, chain, *next, gradient)?;
-                *next += 1;
-                Ok(0)
+            Self::Backward { pass, .. } => {
+                let tokens = pace.chunk((pass.chain_len(), 1), crowded);
+                pass.advance(blocks, tokens, scratch)
             }
         }
     }
@@ -78,7 +85,7 @@ impl Training {
     pub(crate) fn is_done(&self) -> bool {
         match self {
             Self::Forward { pass, .. } => pass.is_done(),
-            Self::Backward { chain, next, .. } => *next == Backward::stages(chain.len()),
+            Self::Backward { pass, .. } => pass.is_done(),
         }
     }
 
@@ -93,9 +100,7 @@ impl Training {
     pub(crate) fn finish(self) {
         match self {
             Self::Forward { pass, reply } => drop(reply.send(Ok(pass.finish()))),
-            Self::Backward {
-                gradient, pass, reply, ..
-            } => drop(reply.send(Ok(pass.finish(gradient)))),
+            Self::Backward { pass, reply } => drop(reply.send(Ok(pass.finish()))),
         }
     }
 

@@ -117,7 +117,6 @@ enum Kind {
         reply: Reply<Hidden>,
     },
     Backward {
-        work: Work,
         pass: Box<Backward>,
         reply: Reply<PassOutput>,
     },
@@ -157,6 +156,8 @@ impl Worker {
             duty,
             order: Vec::new(),
             last_short: None,
+            began: Instant::now(),
+            breathing: 0,
             scratch: Scratch::default(),
             parts: Vec::new(),
             lost: lost_sender,
@@ -192,14 +193,18 @@ impl Worker {
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
-    /// Differentiates a chain: `work.x` is the gradient by its output.
+    /// Differentiates a chain.
     ///
     /// # Cancel safety
     /// Dropping the future drops the job before its next block.
-    pub(crate) async fn backward(&self, work: Work, pass: Backward) -> Result<PassOutput, RequestError> {
+    pub(crate) async fn backward(&self, pass: Backward) -> Result<PassOutput, RequestError> {
         let (reply, answer) = oneshot::channel();
-        let (pass, origin) = (Box::new(pass), work.origin);
-        self.submit(Kind::Backward { work, pass, reply }, (Class::Training, origin))?;
+        let origin = pass.origin();
+        let kind = Kind::Backward {
+            pass: Box::new(pass),
+            reply,
+        };
+        self.submit(kind, (Class::Training, origin))?;
         answer.await.unwrap_or(Err(RequestError::NotServing))
     }
 
@@ -259,6 +264,10 @@ struct Compute {
     order: Vec<usize>,
     /// When a short step was last done.
     last_short: Option<Instant>,
+    /// Since when what is computed is accounted for.
+    began: Instant,
+    /// Jobs that others are computed for in the middle of, which are in no list.
+    breathing: usize,
     scratch: Scratch,
     /// Always empty between two block runs.
     parts: Vec<Part<'static>>,
@@ -274,22 +283,37 @@ impl Compute {
                 break;
             }
             self.admit();
-            let Some(turn) = self.turns.classes.next(self.waits()) else {
-                continue;
-            };
-            let start = Instant::now();
-            self.duty.begin(start);
-            match Class::ALL[turn] {
-                Class::Own => self.run_steps(true),
-                Class::Inference => self.run_steps(false),
-                Class::Training => self.run_training(),
+            if let Some(turn) = self.turns.classes.next(self.waits()) {
+                self.run_class(turn);
             }
-            let end = Instant::now();
-            self.duty.end(end);
-            self.turns.classes.ran(turn, end - start, self.waits());
         }
         // What is left is dropped, which its callers notice.
         debug!("compute thread ends");
+    }
+
+    fn run_class(&mut self, turn: usize) {
+        self.begin();
+        match Class::ALL[turn] {
+            Class::Own => self.run_steps(true),
+            Class::Inference => self.run_steps(false),
+            Class::Training => self.run_training(),
+        }
+        self.end(turn);
+    }
+
+    /// What is computed from now on is accounted for by [`Compute::end`].
+    fn begin(&mut self) {
+        self.began = Instant::now();
+        self.duty.begin(self.began);
+    }
+
+    /// Accounts to a class for what was computed. Returns how long that took.
+    fn end(&mut self, turn: usize) -> Duration {
+        let end = Instant::now();
+        self.duty.end(end);
+        let took = end - self.began;
+        self.turns.classes.ran(turn, took, self.waits());
+        took
     }
 
     /// Rests as long as that is owed. Returns whether the queue is still open.
@@ -305,14 +329,14 @@ impl Compute {
     }
 
     fn held(&self) -> usize {
-        self.steps.len() + self.training.len()
+        self.steps.len() + self.training.len() + self.breathing
     }
 
     /// Which classes wait.
     fn waits(&self) -> [bool; 3] {
         let own = self.steps.iter().any(|step| step.origin().own);
         let others = self.steps.iter().any(|step| !step.origin().own);
-        [own, others, !self.training.is_empty()]
+        [own, others, self.breathing > 0 || !self.training.is_empty()]
     }
 
     /// Makes what arrived ready, and drops what nobody waits for any more. What needs no computing is answered at once.
@@ -349,15 +373,9 @@ impl Compute {
                     let pass = Box::new(Forward::new(&self.blocks, work, adapter));
                     train(Training::Forward { pass, reply }, origin, ticket);
                 }
-                Kind::Backward { work, pass, reply } => {
-                    let job = Training::Backward {
-                        chain: work.chain,
-                        gradient: work.x,
-                        pass,
-                        next: 0,
-                        reply,
-                    };
-                    train(job, work.origin, ticket);
+                Kind::Backward { pass, reply } => {
+                    let origin = pass.origin();
+                    train(Training::Backward { pass, reply }, origin, ticket);
                 }
             }
         }

@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
-use super::{Pass, add, through};
+use super::{Breath, Pass, add, through};
 use crate::model::{
+    ComputeError,
     attention::Scoring,
     cpu::{Disjoint, exp},
     lora::Target,
@@ -13,6 +14,9 @@ use crate::model::{
 
 /// Queries of one head whose scores exist at a time.
 const QUERIES_AT_A_TIME: usize = 64;
+
+/// Multiply-adds of a thread without a breath, roughly.
+const PIECE: usize = 1 << 26;
 
 /// What the way back needs of the way there. Numbers are by head: `[batch, heads, tokens, head_dim]`.
 pub(super) struct Attention<'a> {
@@ -45,12 +49,18 @@ struct Shares {
 
 impl<'a> Attention<'a> {
     /// Queries, keys and values of `normed`, `[batch · tokens, hidden]`.
-    pub(super) fn new(pass: &'a Pass<'a>, normed: &[f32]) -> Self {
+    ///
+    /// # Errors
+    /// Those of `breath`.
+    pub(super) fn new(pass: &'a Pass<'a>, normed: &[f32], breath: &mut Breath<'_>) -> Result<Self, ComputeError> {
         let block = pass.block;
-        let project = |target, linear| pass.by_head(&pass.through.apply(target, linear, normed));
-        let mut queries = project(Target::Query, &block.query);
-        let mut keys = project(Target::Key, &block.key);
-        let values = project(Target::Value, &block.value);
+        let mut project = |target, linear| {
+            let projected = pass.through.apply(target, linear, normed, breath)?;
+            Ok(pass.by_head(&projected))
+        };
+        let mut queries = project(Target::Query, &block.query)?;
+        let mut keys = project(Target::Key, &block.key)?;
+        let values = project(Target::Value, &block.value)?;
         let unnormed = block.qk_norm.as_ref().map(|[query_norm, key_norm]| {
             let (normed_queries, normed_keys) = (query_norm.apply(&queries), key_norm.apply(&keys));
             [
@@ -64,31 +74,41 @@ impl<'a> Attention<'a> {
                 pass.each_token(heads, |token, head| angles.rotate(token, head));
             }
         }
-        Self {
+        breath()?;
+        Ok(Self {
             pass,
             unnormed,
             queries,
             keys,
             values,
             angles,
-        }
+        })
     }
 
     /// What the output projection gets, `[batch · tokens, heads · head_dim]`.
-    pub(super) fn output(&self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Those of `breath`.
+    pub(super) fn output(&self, breath: &mut Breath<'_>) -> Result<Vec<f32>, ComputeError> {
         let mut out = vec![0.0; self.queries.len()];
         let scoring = &self.pass.block.scoring;
-        let mut taken = Vec::new();
-        let n_units = out.len() / self.group_len();
-        let parts = Disjoint::new(&mut out, self.group_len(), &mut taken);
-        self.pass.through.engine.pool.run(n_units, &|unit_idx| {
-            self.unit(unit_idx).forward(scoring, parts.take(unit_idx));
-        });
-        self.pass.by_token(&out)
+        let (mut taken, len) = (Vec::new(), self.group_len());
+        for (units, pieces) in self.rounds() {
+            let parts = Disjoint::new(&mut out[units.start * len..units.end * len], len, &mut taken);
+            self.pass.through.engine.pool.run(units.len(), &|i| {
+                let unit = self.unit(units.start + i);
+                unit.forward(scoring, pieces.clone(), parts.take(i));
+            });
+            breath()?;
+        }
+        Ok(self.pass.by_token(&out))
     }
 
     /// The gradient by the normed activations, from that by [`Attention::output`].
-    pub(super) fn back(&self, by_output: &[f32]) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Those of `breath`.
+    pub(super) fn back(&self, by_output: &[f32], breath: &mut Breath<'_>) -> Result<Vec<f32>, ComputeError> {
         let (pass, block) = (self.pass, self.pass.block);
         let by_output = pass.by_head(by_output);
         let (mut by_queries, mut by_keys, mut by_values) = (
@@ -96,18 +116,24 @@ impl<'a> Attention<'a> {
             vec![0.0; self.keys.len()],
             vec![0.0; self.values.len()],
         );
-        let len = pass.tokens * pass.config.head_dim;
+        let (len, group_len) = (pass.tokens * pass.config.head_dim, self.group_len());
         let mut taken = [const { Vec::new() }; 3];
-        let [a, b, c] = taken.each_mut();
-        let query_parts = Disjoint::new(&mut by_queries, self.group_len(), a);
-        let key_parts = Disjoint::new(&mut by_keys, len, b);
-        let value_parts = Disjoint::new(&mut by_values, len, c);
-        let n_units = by_output.len() / self.group_len();
-        pass.through.engine.pool.run(n_units, &|unit_idx| {
-            let by_output = &by_output[unit_idx * self.group_len()..][..self.group_len()];
-            let gradients = [&query_parts, &key_parts, &value_parts].map(|parts| parts.take(unit_idx));
-            self.unit(unit_idx).back(&block.scoring, by_output, gradients);
-        });
+        for (units, pieces) in self.rounds() {
+            let [a, b, c] = taken.each_mut();
+            let of = |len: usize| units.start * len..units.end * len;
+            let query_parts = Disjoint::new(&mut by_queries[of(group_len)], group_len, a);
+            let key_parts = Disjoint::new(&mut by_keys[of(len)], len, b);
+            let value_parts = Disjoint::new(&mut by_values[of(len)], len, c);
+            pass.through.engine.pool.run(units.len(), &|i| {
+                let unit_idx = units.start + i;
+                let by_output = &by_output[unit_idx * group_len..][..group_len];
+                let gradients = [&query_parts, &key_parts, &value_parts].map(|parts| parts.take(i));
+                let unit = self.unit(unit_idx);
+                unit.back(&block.scoring, pieces.clone(), by_output, gradients);
+            });
+            breath()?;
+        }
+        drop(by_output);
         if let Some(angles) = &self.angles {
             for heads in [&mut by_queries, &mut by_keys] {
                 pass.each_token(heads, |token, head| rotate_back(angles, token, head));
@@ -117,11 +143,31 @@ impl<'a> Attention<'a> {
             by_queries = query_norm.back(queries, &by_queries);
             by_keys = key_norm.back(keys, &by_keys);
         }
-        let back = |target, linear, by: &[f32]| pass.through.back(target, linear, &pass.by_token(by));
-        let mut by_normed = back(Target::Query, &block.query, &by_queries);
-        add(&mut by_normed, &back(Target::Key, &block.key, &by_keys));
-        add(&mut by_normed, &back(Target::Value, &block.value, &by_values));
-        by_normed
+        let mut back = |target, linear, by: Vec<f32>| {
+            let by = pass.by_token(&by);
+            pass.through.back(target, linear, &by, breath)
+        };
+        let mut by_normed = back(Target::Query, &block.query, by_queries)?;
+        add(&mut by_normed, &back(Target::Key, &block.key, by_keys)?);
+        add(&mut by_normed, &back(Target::Value, &block.value, by_values)?);
+        Ok(by_normed)
+    }
+
+    /// Units and pieces of them, of which those of a unit come in order: what goes without a breath.
+    fn rounds(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        let (config, tokens) = (self.pass.config, self.pass.tokens);
+        let n_units = self.queries.len() / self.group_len();
+        let n_pieces = config.group_size() * tokens.div_ceil(QUERIES_AT_A_TIME);
+        let piece = QUERIES_AT_A_TIME.min(tokens) * tokens * config.head_dim;
+        let pieces_at_a_time = (PIECE / piece.max(1)).clamp(1, n_pieces.max(1));
+        let n_threads = self.pass.through.engine.pool.threads();
+        let units_at_a_time = (PIECE / (piece * pieces_at_a_time).max(1)).max(1) * n_threads;
+        let starts = (0..n_units).step_by(units_at_a_time);
+        starts.flat_map(move |first_unit| {
+            let units = first_unit..n_units.min(first_unit + units_at_a_time);
+            let starts = (0..n_pieces).step_by(pieces_at_a_time);
+            starts.map(move |first| (units.clone(), first..n_pieces.min(first + pieces_at_a_time)))
+        })
     }
 
     /// Numbers of the query heads that share a key head, of one sequence.
@@ -145,23 +191,29 @@ impl<'a> Attention<'a> {
 }
 
 impl Unit<'_> {
-    /// Adds the output of every query to `out`, which is like `queries`.
-    fn forward(&self, scoring: &Scoring, out: &mut [f32]) {
+    /// Adds the output of every query of some pieces to `out`, which is like `queries`.
+    fn forward(&self, scoring: &Scoring, pieces: Range<usize>, out: &mut [f32]) {
         let keys = transposed(self.keys, self.head_dim);
-        for (head, range) in self.parts() {
+        for (head, range) in pieces.map(|piece| self.piece(piece)) {
             let shares = self.shares(scoring, &keys, head, &range);
             let out = &mut out[self.range(head, &range)];
             add_product(out, &shares.data, self.values, [shares.n_keys, self.head_dim]);
         }
     }
 
-    /// Adds the gradients by queries, keys and values.
-    fn back(&self, scoring: &Scoring, by_output: &[f32], [by_queries, by_keys, by_values]: [&mut [f32]; 3]) {
+    /// Adds the gradients by queries, keys and values that come from some pieces.
+    fn back(
+        &self,
+        scoring: &Scoring,
+        pieces: Range<usize>,
+        by_output: &[f32],
+        [by_queries, by_keys, by_values]: [&mut [f32]; 3],
+    ) {
         let (keys, values) = (
             transposed(self.keys, self.head_dim),
             transposed(self.values, self.head_dim),
         );
-        for (head, range) in self.parts() {
+        for (head, range) in pieces.map(|piece| self.piece(piece)) {
             let at = self.range(head, &range);
             let Shares { data, slopes, n_keys } = self.shares(scoring, &keys, head, &range);
             let by_output = &by_output[at.clone()];
@@ -185,14 +237,11 @@ impl Unit<'_> {
         }
     }
 
-    /// Heads, counted in the group, and some of their queries each.
-    fn parts(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let (tokens, group) = (self.tokens, self.queries.len() / (self.tokens * self.head_dim));
-        let ranges = move |head| {
-            let starts = (0..tokens).step_by(QUERIES_AT_A_TIME);
-            starts.map(move |start| (head, start..(start + QUERIES_AT_A_TIME).min(tokens)))
-        };
-        (0..group).flat_map(ranges)
+    /// A head, counted in the group, and some of its queries.
+    fn piece(&self, piece: usize) -> (usize, Range<usize>) {
+        let of_a_head = self.tokens.div_ceil(QUERIES_AT_A_TIME);
+        let (head, start) = (piece / of_a_head, piece % of_a_head * QUERIES_AT_A_TIME);
+        (head, start..self.tokens.min(start + QUERIES_AT_A_TIME))
     }
 
     fn range(&self, head: usize, queries: &Range<usize>) -> Range<usize> {

@@ -1,8 +1,9 @@
 //! Feed-forward parts backwards: one, or a mixture of experts with the router that weighs them. Which experts a token
 //! goes through is taken as given, as autograd does.
 
-use super::{Through, add};
+use super::{Breath, Through, add};
 use crate::model::{
+    ComputeError,
     config::parts::{Activation, Routing},
     cpu::exp,
     feed_forward::{Choice, Choices, Experts, FeedForward, Mlp},
@@ -12,74 +13,134 @@ use crate::model::{
 /// Tokens whose inner activations exist at a time.
 const TOKENS_AT_A_TIME: usize = 1024;
 
+/// Inner activations that are differentiated without a breath.
+const NUMBERS_AT_A_TIME: usize = 1 << 20;
+
 impl FeedForward {
     /// `x` is `[tokens, hidden]`; returns the same shape.
-    pub(super) fn forward(&self, through: Through<'_>, x: &[f32]) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Those of `breath`.
+    pub(super) fn forward(
+        &self,
+        through: Through<'_>,
+        x: &[f32],
+        breath: &mut Breath<'_>,
+    ) -> Result<Vec<f32>, ComputeError> {
         match self {
-            Self::Dense(mlp) => mlp.forward(through, x),
-            Self::Experts(experts) => experts.run(through.engine, x),
+            Self::Dense(mlp) => mlp.forward(through, x, breath),
+            Self::Experts(experts) => Ok(experts.run(through.engine, x)),
         }
     }
 
     /// The gradient by `x`, from that by the output; all are `[tokens, hidden]`.
-    pub(super) fn back(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// Those of `breath`.
+    pub(super) fn back(
+        &self,
+        through: Through<'_>,
+        x: &[f32],
+        by_out: &[f32],
+        breath: &mut Breath<'_>,
+    ) -> Result<Vec<f32>, ComputeError> {
         match self {
-            Self::Dense(mlp) => mlp.back(through, x, by_out),
-            Self::Experts(experts) => experts.back(through, x, by_out),
+            Self::Dense(mlp) => mlp.back(through, x, by_out, breath),
+            Self::Experts(experts) => experts.back(through, x, by_out, breath),
         }
     }
 }
 
 impl Mlp {
-    fn forward(&self, through: Through<'_>, x: &[f32]) -> Vec<f32> {
-        let mut inner = through.apply(Target::Up, &self.up, x);
-        match &self.gate {
-            None => self.activation.apply(&mut inner),
-            Some(gate) => {
-                let mut gated = through.apply(Target::Gate, gate, x);
-                self.activation.apply_gated(&mut gated, &inner);
-                inner = gated;
-            }
-        }
-        through.apply(Target::Down, &self.down, &inner)
-    }
-
-    fn back(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
+    fn forward(&self, through: Through<'_>, x: &[f32], breath: &mut Breath<'_>) -> Result<Vec<f32>, ComputeError> {
         let len = TOKENS_AT_A_TIME * self.up.weight.cols();
-        let parts = x.chunks(len).zip(by_out.chunks(len));
-        parts
-            .flat_map(|(x, by_out)| self.back_some(through, x, by_out))
-            .collect()
+        let mut out = Vec::with_capacity(x.len());
+        for x in x.chunks(len) {
+            let mut inner = through.apply(Target::Up, &self.up, x, breath)?;
+            match &self.gate {
+                None => self.activation.apply(&mut inner),
+                Some(gate) => {
+                    let mut gated = through.apply(Target::Gate, gate, x, breath)?;
+                    self.activation.apply_gated(&mut gated, &inner);
+                    inner = gated;
+                }
+            }
+            out.append(&mut through.apply(Target::Down, &self.down, &inner, breath)?);
+        }
+        Ok(out)
     }
 
-    fn back_some(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
-        let mut up = through.apply(Target::Up, &self.up, x);
-        let mut by_inner = through.back(Target::Down, &self.down, by_out);
+    fn back(
+        &self,
+        through: Through<'_>,
+        x: &[f32],
+        by_out: &[f32],
+        breath: &mut Breath<'_>,
+    ) -> Result<Vec<f32>, ComputeError> {
+        let len = TOKENS_AT_A_TIME * self.up.weight.cols();
+        let mut by_x = Vec::with_capacity(x.len());
+        for (x, by_out) in x.chunks(len).zip(by_out.chunks(len)) {
+            by_x.append(&mut self.back_some(through, x, by_out, breath)?);
+        }
+        Ok(by_x)
+    }
+
+    fn back_some(
+        &self,
+        through: Through<'_>,
+        x: &[f32],
+        by_out: &[f32],
+        breath: &mut Breath<'_>,
+    ) -> Result<Vec<f32>, ComputeError> {
+        let mut up = through.apply(Target::Up, &self.up, x, breath)?;
+        let mut by_inner = through.back(Target::Down, &self.down, by_out, breath)?;
         let Some(gate) = &self.gate else {
-            for (by_inner, up) in by_inner.iter_mut().zip(&up) {
-                *by_inner *= self.activation.slope(*up);
+            let parts = by_inner.chunks_mut(NUMBERS_AT_A_TIME).zip(up.chunks(NUMBERS_AT_A_TIME));
+            for (by_inner, up) in parts {
+                for (by_inner, up) in by_inner.iter_mut().zip(up) {
+                    *by_inner *= self.activation.slope(*up);
+                }
+                breath()?;
             }
-            return through.back(Target::Up, &self.up, &by_inner);
+            return through.back(Target::Up, &self.up, &by_inner, breath);
         };
         // In place: `by_inner` becomes the gradient by the gate, `up` that by itself.
-        let gate_out = through.apply(Target::Gate, gate, x);
-        let mut activated = gate_out.clone();
+        let gate_out = through.apply(Target::Gate, gate, x, breath)?;
+        let parts = by_inner
+            .chunks_mut(NUMBERS_AT_A_TIME)
+            .zip(up.chunks_mut(NUMBERS_AT_A_TIME));
+        for ((by_inner, up), gate) in parts.zip(gate_out.chunks(NUMBERS_AT_A_TIME)) {
+            self.back_gated(by_inner, up, gate);
+            breath()?;
+        }
+        drop(gate_out);
+        let mut by_x = through.back(Target::Gate, gate, &by_inner, breath)?;
+        add(&mut by_x, &through.back(Target::Up, &self.up, &up, breath)?);
+        Ok(by_x)
+    }
+
+    /// From the gradient by their product to that by the gate, and from what the gate lets through to the gradient by that.
+    fn back_gated(&self, by_inner: &mut [f32], up: &mut [f32], gate: &[f32]) {
+        let mut activated = gate.to_vec();
         self.activation.apply(&mut activated);
-        let parts = gate_out.iter().zip(&activated);
-        for ((by_inner, up), (gate, activated)) in by_inner.iter_mut().zip(&mut up).zip(parts) {
+        let parts = gate.iter().zip(&activated);
+        for ((by_inner, up), (gate, activated)) in by_inner.iter_mut().zip(up).zip(parts) {
             let (factor, slope) = self.activation.factor(*up);
             let by_up = *by_inner * activated * slope;
             *by_inner *= self.activation.slope(*gate) * factor;
             *up = by_up;
         }
-        let mut by_x = through.back(Target::Gate, gate, &by_inner);
-        add(&mut by_x, &through.back(Target::Up, &self.up, &up));
-        by_x
     }
 }
 
 impl Experts {
-    fn back(&self, through: Through<'_>, x: &[f32], by_out: &[f32]) -> Vec<f32> {
+    fn back(
+        &self,
+        through: Through<'_>,
+        x: &[f32],
+        by_out: &[f32],
+        breath: &mut Breath<'_>,
+    ) -> Result<Vec<f32>, ComputeError> {
         let width = self.router.weight.cols();
         let scores = self.router.applied(through.engine, x);
         let mut by_x = vec![0.0; x.len()];
@@ -97,21 +158,21 @@ impl Experts {
                 choices.iter().flat_map(row).collect()
             };
             let (inputs, mut by_fed) = (taken(x), taken(by_out));
-            let fed = mlp.forward(through, &inputs);
+            let fed = mlp.forward(through, &inputs, breath)?;
             let rows = by_fed.chunks_exact_mut(width).zip(fed.chunks_exact(width));
             for (choice, (by_fed, fed)) in choices.iter().zip(rows) {
                 let product: f32 = by_fed.iter().zip(fed).map(|(by_fed, fed)| by_fed * fed).sum();
                 by_weight[choice.token * self.experts.len() + expert] = Some((choice.weight, product));
                 by_fed.iter_mut().for_each(|by_fed| *by_fed *= choice.weight);
             }
-            let by_inputs = mlp.back(through, &inputs, &by_fed);
+            let by_inputs = mlp.back(through, &inputs, &by_fed, breath)?;
             for (choice, by_input) in choices.iter().zip(by_inputs.chunks_exact(width)) {
                 add(&mut by_x[choice.token * width..][..width], by_input);
             }
         }
         let by_scores = self.back_weights(&scores, &by_weight);
-        add(&mut by_x, &through.back_frozen(&self.router, &by_scores));
-        by_x
+        add(&mut by_x, &through.back_frozen(&self.router, &by_scores, breath)?);
+        Ok(by_x)
     }
 
     /// The gradient by the router's scores, from weights and the gradients by them. A weight is a share of a softmax, so

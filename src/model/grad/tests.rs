@@ -13,7 +13,7 @@ use crate::model::{
     feed_forward::{Experts, FeedForward, Mlp},
     linear::Linear,
     lora::f32_linear,
-    testing::{assert_close, engine, random, random_blocks, random_hidden, rng},
+    testing::{assert_close, assert_same_bits, engine, random, random_blocks, random_hidden, rng},
 };
 
 /// A part of some family, put into a block of Llama.
@@ -133,8 +133,12 @@ fn pass<'a>(blocks: &'a Blocks, x: &Hidden) -> Pass<'a> {
 fn forward(pass: &Pass<'_>, x: &[f32]) -> Vec<f32> {
     let block = pass.block;
     let normed = block.attention_norm.apply(x);
-    let attended = Attention::new(pass, &normed).output();
-    let attended = pass.through.apply(Target::Output, &block.output, &attended);
+    let breath: &mut Breath<'_> = &mut || Ok(());
+    let attended = Attention::new(pass, &normed, breath).unwrap().output(breath).unwrap();
+    let attended = pass
+        .through
+        .apply(Target::Output, &block.output, &attended, breath)
+        .unwrap();
     let mut out = normed_by(block.attention_post_norm.as_ref(), &attended);
     add(&mut out, x);
     let fed = match (&block.mlp_norm, block.residual.is_parallel()) {
@@ -142,7 +146,7 @@ fn forward(pass: &Pass<'_>, x: &[f32]) -> Vec<f32> {
         (Some(norm), true) => norm.apply(x),
         (Some(norm), false) => norm.apply(&out),
     };
-    let fed = block.feed_forward.forward(pass.through, &fed);
+    let fed = block.feed_forward.forward(pass.through, &fed, breath).unwrap();
     add(&mut out, &normed_by(block.mlp_post_norm.as_ref(), &fed));
     out
 }
@@ -227,6 +231,31 @@ fn long_sequences_are_differentiated_in_parts_with_the_same_result() {
     let start = blocks.backward(1, None, &cut(&x), &cut(&by_out)).unwrap();
     assert_close(&whole.data[..70 * WIDTH], &start.data, 1e-5);
     assert!(whole.data[70 * WIDTH..].iter().all(|number| *number == 0.0));
+}
+
+#[test]
+fn a_block_is_differentiated_in_many_pieces_and_ends_where_nobody_wants_it_any_more() {
+    let blocks = blocks_with(|_| {}, json!({}), 26);
+    let x = random_hidden(&mut rng(27), 3, 200, WIDTH);
+    let expected = blocks.backward(1, None, &x, &x).unwrap();
+    let run = |most: usize| {
+        let mut n_breaths = 0;
+        let gradient = blocks.backward_with(1, None, [&x, &x], &mut || {
+            n_breaths += 1;
+            if n_breaths > most {
+                Err(ComputeError::Stopped)
+            } else {
+                Ok(())
+            }
+        });
+        (gradient, n_breaths)
+    };
+    let (gradient, n_breaths) = run(usize::MAX);
+    assert_same_bits(&gradient.unwrap().data, &expected.data);
+    assert!(n_breaths > 15, "{n_breaths} breaths only");
+    let (stopped, n_breaths) = run(7);
+    assert!(matches!(stopped, Err(ComputeError::Stopped)));
+    assert_eq!(n_breaths, 8);
 }
 
 #[test]

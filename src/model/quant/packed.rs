@@ -127,6 +127,30 @@ impl QuantMatrix {
         out
     }
 
+    /// Some columns, `[columns, rows]`, as the kernels multiply by them. The first is one with which a group begins.
+    ///
+    /// # Panics
+    /// If a group begins elsewhere.
+    pub(crate) fn widen_columns(&self, columns: Range<usize>, engine: &Engine) -> Vec<f32> {
+        let (group, group_bytes) = (self.format.group(), self.format.group_bytes());
+        assert!(columns.start.is_multiple_of(group), "a column inside of a group");
+        let mut out = vec![0.0; columns.len() * self.rows];
+        let parts: Vec<Mutex<&mut [f32]>> = out.chunks_mut((group * self.rows).max(1)).map(Mutex::new).collect();
+        engine.pool.run(parts.len(), &|i| {
+            let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
+            let (mut decoded, at) = ([[0.0; PANEL]; MAX_GROUP], (columns.start / group + i) * group_bytes);
+            for panel in 0..self.rows.div_ceil(PANEL) {
+                let codes = &self.panels(panel..panel + 1).bytes[at..at + group_bytes];
+                decode(self.format, codes, &mut decoded[..group]);
+                let rows = panel * PANEL..self.rows.min((panel + 1) * PANEL);
+                for (out, column) in part.chunks_exact_mut(self.rows).zip(&decoded) {
+                    out[rows.clone()].copy_from_slice(&column[..rows.len()]);
+                }
+            }
+        });
+        out
+    }
+
     /// For the kernels: the panels of `panels`.
     ///
     /// # Panics

@@ -3,19 +3,20 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
     super::{
+        error::RequestError,
         fair::Fair,
         guests::Origin,
-        schedule::{CROWD, MIN_CHUNK, Shares},
+        schedule::{CROWD, Class, MIN_CHUNK, Shares},
         training::Queued,
     },
     Compute, guarded, note_loss,
 };
-use crate::p2p::PeerId;
+use crate::{model::ComputeError, p2p::PeerId};
 
 /// Whose turn it is.
 #[derive(Debug, Default)]
@@ -113,13 +114,13 @@ impl Compute {
         let Some(mut queued) = next.map(|(i, _)| i).and_then(|i| self.training.remove(i)) else {
             return;
         };
-        let (crowded, start) = (!self.steps.is_empty() || self.had_short_step(), Instant::now());
-        let (blocks, scratch, pace) = (&*self.blocks, &mut self.scratch, &self.pace);
-        let outcome = guarded(|| queued.job.advance(blocks, (pace, crowded), scratch));
-        let took = start.elapsed();
+        let (tokens, took) = match queued.job.goes_back() {
+            true => self.go_back(&mut queued),
+            false => self.advance(&mut queued),
+        };
         let microseconds = usize::try_from(took.as_micros()).unwrap_or(usize::MAX);
         self.turns.jobs.ran(queued.origin.peer, microseconds);
-        match outcome {
+        match tokens {
             Err(error) => {
                 note_loss(&self.lost, &error);
                 self.queue.release();
@@ -136,5 +137,53 @@ impl Compute {
             }
         }
         self.turns.training.ran(group, took, waits(&self.training));
+    }
+
+    /// Runs a piece of a job through a block as steps go. Returns how many tokens that were, and how long it took.
+    fn advance(&mut self, queued: &mut Queued) -> (Result<usize, RequestError>, Duration) {
+        let (crowded, start) = (!self.steps.is_empty() || self.had_short_step(), Instant::now());
+        let (blocks, scratch, pace) = (&*self.blocks, &mut self.scratch, &self.pace);
+        let outcome = guarded(|| queued.job.advance(blocks, (pace, crowded), scratch));
+        (outcome, start.elapsed())
+    }
+
+    /// Takes a job back through a block, and lets steps whose turn it is get in between. Returns how long the block took.
+    fn go_back(&mut self, queued: &mut Queued) -> (Result<usize, RequestError>, Duration) {
+        let (blocks, mut before) = (self.blocks.clone(), Duration::ZERO);
+        let outcome = guarded(|| {
+            queued.job.go_back(&blocks, &mut || {
+                before += self.breathe()?;
+                Ok(())
+            })
+        });
+        let outcome = match outcome {
+            Err(RequestError::Compute(ComputeError::Stopped)) => Err(RequestError::NotServing),
+            outcome => outcome.map(|()| 0),
+        };
+        (outcome, before + self.began.elapsed())
+    }
+
+    /// In the middle of a job over whole sequences: runs steps for as long as it is their turn. Returns how long was computed
+    /// since the last time.
+    ///
+    /// # Errors
+    /// [`ComputeError::Stopped`] at the end of the queue.
+    fn breathe(&mut self) -> Result<Duration, ComputeError> {
+        self.breathing += 1;
+        let training = Class::Training.index();
+        let took = self.end(training);
+        let mut is_open = true;
+        while is_open {
+            let held = self.held();
+            is_open = self.rest() && self.queue.collect(&mut self.arrived, held);
+            self.admit();
+            match self.turns.classes.next(self.waits()) {
+                Some(turn) if is_open && turn != training => self.run_class(turn),
+                _ => break,
+            }
+        }
+        self.breathing -= 1;
+        self.begin();
+        if is_open { Ok(took) } else { Err(ComputeError::Stopped) }
     }
 }
