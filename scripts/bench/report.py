@@ -73,7 +73,7 @@ def section_text(section: Section) -> str:
     parts += [table.text() for table in section.tables]
     if section.output:
         parts.append(f"```text\n{section.output.rstrip()}\n```")
-    parts.append(f"`scripts/bench.sh {section.name}`, {section.seconds:.0f} s, {now()}, {revision()}.")
+    parts.append(f"`scripts/bench.sh {section.name}`, {section.seconds:.0f} s, {now()}, {revision()}, on {processor()}.")
     return "\n\n".join(parts)
 
 
@@ -142,17 +142,25 @@ def said(*command: str) -> str:
         return ""
 
 
+def processor() -> str:
+    """By name and, where the name says little, by family and model."""
+    cpu = pathlib.Path("/proc/cpuinfo").read_text()
+    found = [re.search(rf"^{key}\s*: (.*)$", cpu, re.M) for key in ("model name", "cpu family", "model")]
+    if not all(found):
+        return platform.machine()
+    name, family, model = (match[1] for match in found)
+    return f"{name} (family {family}, model {model})"
+
+
 def machine(threads: int, pythons: dict[str, str]) -> str:
     """What it was measured on and with, as a list."""
-    cpu = pathlib.Path("/proc/cpuinfo").read_text()
-    model = re.search(r"model name\s*: (.*)", cpu)
     memory = int(re.search(r"MemTotal:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())[1]) / 2**20
     cache = pathlib.Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
     third = f", L3 {int(cache.read_text().strip().rstrip('K')) / 1024:.0f} MiB" if cache.exists() else ""
     names = ["petals", "hivemind", "torch", "transformers", "llama_cpp_python"]
     peers = [said(python, "-c", VERSIONS % names) for python in pythons.values() if python]
     lines = [
-        f"{model[1] if model else platform.machine()}, {os.cpu_count()} CPUs{third}, {memory:.0f} GiB of memory, "
+        f"{processor()}, {os.cpu_count()} CPUs{third}, {memory:.0f} GiB of memory, "
         f"{platform.system()} {platform.release()}; {threads} threads for every engine",
         f"sepal {revision()}, {said('rustc', '--version')}; " + ", ".join(filter(None, peers)),
     ]
