@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes release archives, sepal-VERSION-TARGET.tar.gz, and SHA256SUMS over them. The programs are static (musl), so that they
-# run on any Linux of their processor; what a static program cannot do is to load NVIDIA's driver: build on the machine with
-# the cards instead.
+# Makes release archives, sepal-VERSION-TARGET.tar.gz, and SHA256SUMS over them. Those for gnu need a glibc of 2014 or newer and
+# serve machines with and without NVIDIA's cards, whose driver they load when they start. Those for musl are static, so that they
+# run on any Linux of their processor, and can load nothing: there the processor computes.
 #
 # Usage: scripts/release.sh [--out FOLDER] [--binary FILE] [TARGET…]
-#   TARGET         x86_64-unknown-linux-musl, aarch64-unknown-linux-musl; default: both
+#   TARGET         ARCH-unknown-linux-gnu or ARCH-unknown-linux-musl, ARCH being x86_64 or aarch64; default: all four
 #   --out FOLDER   default: target/release-archives
 #   --binary FILE  pack this program for the one TARGET instead of building it
 # Needs rustup, and for the C parts CPython 3.11 with pip: zig, which compiles and links for all targets, comes from PyPI.
@@ -24,7 +24,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#targets[@]} -gt 0 ] || targets=(x86_64-unknown-linux-musl aarch64-unknown-linux-musl)
+[ ${#targets[@]} -gt 0 ] || targets=({x86_64,aarch64}-unknown-linux-{gnu,musl})
 [ -z "$binary" ] || [ ${#targets[@]} = 1 ] || { echo 'release: --binary goes with one TARGET' >&2 && exit 2; }
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"$/\1/p' Cargo.toml)
 mkdir -p "$out"
@@ -32,12 +32,16 @@ out=$(cd "$out" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+# The oldest glibc that Rust's standard library runs on.
+glibc=2.17
+
 build() {
-    local venv
+    local venv oldest=''
+    case $1 in *-gnu) oldest=.$glibc ;; esac
     source scripts/venv.sh
     make_venv release packaging/requirements-release.txt
     rustup target add "$1"
-    PATH="$venv/bin:$PATH" cargo zigbuild --profile dist --locked --bin sepal --target "$1"
+    PATH="$venv/bin:$PATH" cargo zigbuild --profile dist --locked --bin sepal --target "$1$oldest"
     binary=${CARGO_TARGET_DIR:-target}/$1/dist/sepal
 }
 
