@@ -24,6 +24,7 @@ mod handler;
 mod holding;
 mod ledger;
 mod lifecycle;
+mod loading;
 mod membership;
 mod memory;
 mod meter;
@@ -42,6 +43,7 @@ mod serving;
 mod session;
 mod sessions;
 mod stats;
+mod staying;
 mod throughput;
 mod traced;
 mod training;
@@ -67,6 +69,7 @@ pub use self::{
     politeness::{Network, Politeness, Quotas, Who},
     serving::Limits,
     stats::{Quantiles, Refusals, Stats},
+    staying::stay,
     throughput::{ComputeRates, Load, Rates, Throughput, combine, explain, measure},
     voice::{Announced, Voice},
     waiting::Waits,
@@ -346,7 +349,7 @@ impl Server {
     /// stays where it is after the second one.
     ///
     /// # Errors
-    /// When the new blocks could not be loaded: the server serves nothing any more.
+    /// When a move failed in a way that left no way back: the server serves nothing any more.
     pub async fn moved(&self) -> Result<Range<u32>, StartError> {
         match self.moves.lock().await.recv().await {
             Some(outcome) => outcome,
@@ -362,6 +365,18 @@ impl Server {
         serving.is_some_and(|serving| serving.memory.is_free() && serving.worker.waits().total() == 0)
     }
 
+    /// Goes to these blocks as if the swarm needed them most. Returns whether it is there.
+    #[cfg(test)]
+    pub(crate) async fn try_move(&self, to: Range<u32>) -> Result<bool, StartError> {
+        self.lifecycle.try_move(&to).await
+    }
+
+    /// From now on the weights of all models of the node may take so many bytes together.
+    #[cfg(test)]
+    pub(crate) fn set_budget(&self, bytes: u64) {
+        self.lifecycle.current().set_budget(bytes);
+    }
+
     /// Spans that are in memory.
     #[cfg(test)]
     pub(crate) fn n_spans(&self) -> usize {
@@ -372,6 +387,11 @@ impl Server {
     pub fn stats(&self) -> Stats {
         let current = self.lifecycle.current();
         current.counters.read(current.waits(), current.cache_counts())
+    }
+
+    /// The model by its name in the DHT.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.lifecycle.config.prefix
     }
 
     /// Announces OFFLINE, waits until that is stored, then ends all sessions and the compute thread. Nothing is served

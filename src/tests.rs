@@ -16,6 +16,7 @@ mod limits;
 mod losing;
 mod malformed;
 mod moving;
+mod narrow;
 mod passes;
 mod pipelining;
 mod polite;

@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::Args as ClapArgs;
-use futures::future::{join_all, try_join_all};
+use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::values::parse_seconds;
@@ -262,7 +262,7 @@ impl Hosted {
     }
 }
 
-/// Joins, loads, announces, and then only returns if a server ends by itself, with the reason.
+/// Joins, loads, announces, and then only returns if no server is left, with the reason of the last one.
 async fn start_and_stay(
     (node, swarms): (&node::Node, &Arc<Swarms>),
     mut standing: Standing,
@@ -288,8 +288,7 @@ async fn start_and_stay(
         return dry_run(hosted).await;
     }
     args.also.join(swarms)?;
-    let pairs = || hosted.models.iter().zip(&hosted.servers);
-    for (model, server) in pairs() {
+    for (model, server) in hosted.models.iter().zip(&hosted.servers) {
         let span = server.bring_up().await?;
         output::line(format_args!("online {} {}:{}", model.prefix, span.start, span.end));
         if let Some(addr) = node.p2p.addrs().first() {
@@ -299,13 +298,10 @@ async fn start_and_stay(
             ));
         }
     }
-    let moves = pairs().map(|(model, server)| async move {
-        loop {
-            let span = server.moved().await?;
-            output::line(format_args!("online {} {}:{}", model.prefix, span.start, span.end));
-        }
-    });
-    try_join_all(moves).await.map(|_: Vec<()>| ())
+    let online = |prefix: &str, span: &Range<u32>| {
+        output::line(format_args!("online {prefix} {}:{}", span.start, span.end));
+    };
+    Err(server::stay(&hosted.servers, online).await.into())
 }
 
 /// Measures and says what was measured.

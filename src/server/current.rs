@@ -4,6 +4,8 @@
 //! A model that moves has two spans for a while: the one that is announced, and the one before it, which clients that
 //! have not heard of the move still ask for and on which sessions are still open.
 
+#[cfg(test)]
+use std::{collections::BTreeSet, sync::OnceLock};
 use std::{
     ops::{Add, Range},
     sync::{
@@ -19,6 +21,7 @@ use tracing::debug;
 use super::{
     error::RequestError,
     guests::{Guests, Origin},
+    holding::room,
     ledger::Ledger,
     membership::Membership,
     pauses::{Pause, Pauses},
@@ -27,7 +30,10 @@ use super::{
     stats::Counters,
     waiting::Waits,
 };
-use crate::{model::CacheCounts, p2p::PeerId};
+use crate::{
+    model::{CacheCounts, Machine},
+    p2p::PeerId,
+};
 
 /// All models of this node, for those who ask from one of its swarms. What is said here of the models holds in all of them.
 #[derive(Debug)]
@@ -42,6 +48,9 @@ pub(crate) struct Current {
     pauses: Arc<Mutex<Pauses>>,
     pub(super) guests: Arc<Guests>,
     pub(super) counters: Arc<Counters>,
+    /// What the weights of all models may take, in bytes.
+    #[cfg(test)]
+    budget: Arc<OnceLock<u64>>,
 }
 
 /// One model: its spans, and what is said of it.
@@ -94,6 +103,8 @@ impl Current {
             pauses: Arc::default(),
             guests: Arc::new(guests),
             counters: Arc::default(),
+            #[cfg(test)]
+            budget: Arc::default(),
         }
     }
 
@@ -107,6 +118,8 @@ impl Current {
             pauses: self.pauses.clone(),
             guests: self.guests.clone(),
             counters: self.counters.clone(),
+            #[cfg(test)]
+            budget: self.budget.clone(),
         }
     }
 
@@ -132,6 +145,28 @@ impl Current {
     /// How many models share this node.
     pub(super) fn n_models(&self) -> usize {
         read(&self.models).len()
+    }
+
+    /// Bytes that may be planned with now, in each place that blocks can be in.
+    #[cfg(not(test))]
+    pub(super) fn free(&self, machine: &Machine) -> Vec<u64> {
+        room(machine)
+    }
+
+    /// The same, or what is left of the budget.
+    #[cfg(test)]
+    pub(super) fn free(&self, machine: &Machine) -> Vec<u64> {
+        let Some(budget) = self.budget.get() else {
+            return room(machine);
+        };
+        let models = read(&self.models);
+        let taken: u64 = models.iter().map(|model| model.weight_bytes()).sum();
+        vec![budget.saturating_sub(taken)]
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_budget(&self, bytes: u64) {
+        self.budget.set(bytes).unwrap();
     }
 
     /// Most bytes of one request to any of the models.
@@ -312,6 +347,15 @@ impl Hosted {
             .cloned()
             .chain(finishing)
             .collect()
+    }
+
+    /// Of every block that is in memory.
+    #[cfg(test)]
+    fn weight_bytes(&self) -> u64 {
+        let all = self.all();
+        let blocks: BTreeSet<u32> = all.iter().flat_map(|serving| serving.span.clone()).collect();
+        let of_each = all.iter().map(|serving| serving.blocks.block_bytes()).max();
+        blocks.len() as u64 * of_each.unwrap_or(0)
     }
 
     /// Steps and requests that wait or are computed, on all spans.

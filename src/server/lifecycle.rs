@@ -25,11 +25,11 @@ use super::{
     capacity::{DoesNotFit, Want},
     current::{Current, Hosted},
     duty::Duty,
-    holding::{Holding, room},
+    holding::Holding,
     memory::Memory,
     push::Pushes,
     serving::{Limits, Serving},
-    throughput::{self, Key, Load, Rates, Throughput, Turn},
+    throughput::Rates,
     worker::Worker,
 };
 use crate::{
@@ -44,7 +44,6 @@ use crate::{
         directory::Directory,
         monitor::{NotReachable, confirm},
         placement,
-        speed::{self, Line},
         standing::Access,
     },
     task::Tasks,
@@ -121,6 +120,8 @@ pub(super) struct Lifecycle {
     pub(super) report: mpsc::Sender<Result<Range<u32>, StartError>>,
     /// How many blocks to hold, once that is planned.
     count: OnceLock<u32>,
+    /// What was measured at the start. It holds wherever the blocks are: all spans are of as many.
+    pub(super) rates: OnceLock<Rates>,
 }
 
 impl Lifecycle {
@@ -150,6 +151,7 @@ impl Lifecycle {
             announcers: Mutex::default(),
             report,
             count: OnceLock::new(),
+            rates: OnceLock::new(),
         }
     }
 
@@ -200,7 +202,7 @@ impl Lifecycle {
     }
 
     /// Memory for as many tokens as sessions can reserve, as [`Serving::session_bytes`] counts them.
-    fn cache_options(&self, n_blocks: usize) -> CacheOptions {
+    pub(super) fn cache_options(&self, n_blocks: usize) -> CacheOptions {
         let (config, dtype) = (self.source.config(), self.dtype());
         let bytes = capacity::cache_bytes(config, dtype, self.holding().cache_tokens(), n_blocks);
         CacheOptions {
@@ -219,7 +221,7 @@ impl Lifecycle {
     }
 
     /// Whether matrices that the checkpoint has in blocks stay so.
-    fn keeps_own_formats(&self) -> bool {
+    pub(super) fn keeps_own_formats(&self) -> bool {
         self.config.quant.is_none() && self.source.own_format().is_some()
     }
 
@@ -272,7 +274,7 @@ impl Lifecycle {
             quant_kernels = self.config.machine.quant_kernels(),
             "loading these blocks"
         );
-        self.hosted.set_record(self.record(None));
+        self.hosted.set_record(self.record(self.rates.get().copied()));
         self.hosted.tell_joining(span.clone());
         let announcer = self.spawn_announcer(&span);
         let join = async {
@@ -340,7 +342,7 @@ impl Lifecycle {
     }
 
     /// How many blocks to hold: as planned together with the other models of the node, else what fits now.
-    fn fitting(&self) -> Result<u32, StartError> {
+    pub(super) fn fitting(&self) -> Result<u32, StartError> {
         if let Some(count) = self.count.get() {
             return Ok(*count);
         }
@@ -352,94 +354,7 @@ impl Lifecycle {
 
     /// Bytes that may be planned with, in each place that blocks can be in.
     pub(super) fn free(&self) -> Vec<u64> {
-        room(&self.config.machine)
-    }
-
-    async fn load(&self, span: &Range<u32>) -> Result<(Serving, Rates), StartError> {
-        let blocks = self
-            .load_blocks(span.clone(), Some(self.cache_options(span.len())))
-            .await?;
-        let rates = self.rates(&blocks, span.len()).await?;
-        Ok((self.serving(blocks, None)?, rates))
-    }
-
-    /// Blocks with their adapters; `cache` is what is kept for sessions on them, if there will be any.
-    pub(super) async fn load_blocks(
-        &self,
-        span: Range<u32>,
-        cache: Option<CacheOptions>,
-    ) -> Result<Arc<Blocks>, StartError> {
-        let (source, precision) = (self.source.clone(), self.precision());
-        let max_chunk_bytes = self.config.limits.max_chunk_size_bytes;
-        let adapters = self.config.adapters.clone();
-        let (machine, own_formats) = (self.config.machine.clone(), self.keeps_own_formats());
-        let loading = tokio::task::spawn_blocking(move || {
-            let (start, end) = (span.start, span.end);
-            let files = source
-                .files_for_span(span.clone())
-                .map_err(|source| StartError::Fetch { start, end, source })?;
-            let files = if own_formats { files.with_own_formats() } else { files };
-            let loaded = Blocks::load(&files, span, precision, &machine).and_then(|blocks| match cache {
-                Some(options) => blocks.with_cache(options),
-                None => Ok(blocks),
-            });
-            let loaded = loaded.map_err(|source| StartError::Load { start, end, source })?;
-            let loaded = loaded.with_max_chunk_bytes(max_chunk_bytes).with_adapters(&adapters);
-            loaded.map(Arc::new).map_err(StartError::Adapter)
-        });
-        loading.await.map_err(|_| StartError::Interrupted)?
-    }
-
-    /// What a server of `n_blocks` blocks can do, measured on one of `blocks`. Servers of this machine measure one after
-    /// the other.
-    async fn rates(&self, blocks: &Arc<Blocks>, n_blocks: usize) -> Result<Rates, StartError> {
-        let choice = self.config.throughput;
-        if let Throughput::Fixed(throughput) = choice {
-            return Ok(throughput::fixed(throughput));
-        }
-        let (cache, key, measured) = (
-            self.config.throughput_cache.clone(),
-            self.throughput_key().to_string(),
-            blocks.clone(),
-        );
-        let computing = tokio::task::spawn_blocking(move || {
-            let turn = cache.as_deref().map(Turn::take);
-            let cache = cache.as_deref().map(|file| (file, key.as_str()));
-            let compute = throughput::compute_rates(choice, &measured, cache).map_err(StartError::Measure)?;
-            Ok((turn, compute))
-        });
-        let (turn, compute) = computing.await.map_err(|_| StartError::Interrupted)??;
-        let line = self.measure_line().await;
-        drop(turn);
-        let load = Load {
-            n_blocks,
-            n_models: self.current.n_models(),
-            hidden_size: blocks.config().hidden_size,
-            cpu_share: self.duty().share(),
-            max_bits: self.p2p.bandwidth().bits_per_second(),
-        };
-        Ok(throughput::combine(compute, line, load))
-    }
-
-    async fn measure_line(&self) -> Option<Line> {
-        let snapshot = self.directory.refresh().await;
-        let (me, connected) = (self.p2p.peer_id(), self.p2p.connected_peers());
-        let candidates = speed::candidates(&snapshot, &connected, me, &mut rand::rng());
-        speed::measure(&self.p2p, &candidates).await
-    }
-
-    /// Measures without serving anything.
-    ///
-    /// # Errors
-    /// When a block cannot be loaded or fails.
-    pub(super) async fn measure(&self) -> Result<Rates, StartError> {
-        let (first, n_blocks) = match &self.config.blocks {
-            BlockChoice::Fixed(span) => (span.start, span.len()),
-            BlockChoice::Count(count) => (0, *count as usize),
-            BlockChoice::AsManyAsFit => (0, self.fitting()? as usize),
-        };
-        let blocks = self.load_blocks(first..first + 1, Some(self.cache_options(1))).await?;
-        self.rates(&blocks, n_blocks).await
+        self.current.free(&self.config.machine)
     }
 
     /// What answers requests for `blocks`. Beside `old`, a span of as many blocks, it shares its budget, its sessions and
@@ -481,7 +396,7 @@ impl Lifecycle {
     }
 
     /// How much of the time is computed in. What cards compute takes next to nothing of the processors.
-    fn duty(&self) -> Duty {
+    pub(super) fn duty(&self) -> Duty {
         match self.config.machine.has_cards() {
             true => Duty::unlimited(),
             false => self.current.guests.duty().clone(),
@@ -502,18 +417,6 @@ impl Lifecycle {
         });
     }
 
-    fn throughput_key(&self) -> Key {
-        Key {
-            model: self.source.name().to_owned(),
-            dtype: self.dtype().as_torch_str(),
-            quantisation: self.precision().weights.as_str(),
-            kv_dtype: self.kv_dtype(),
-            threads: self.config.machine.engine().threads(),
-            kernels: self.config.machine.kernels(),
-            quant_kernels: self.config.machine.quant_kernels(),
-        }
-    }
-
     /// Ends everything, in this order: moving, announcing, answering, computing.
     pub(super) async fn shut_down(&self) {
         self.moving.shutdown().await;
@@ -521,13 +424,15 @@ impl Lifecycle {
         self.tasks.shutdown().await;
     }
 
-    /// OFFLINE, then no more answers, then no more computing.
-    pub(super) async fn take_down(&self) {
+    /// OFFLINE, then no more answers, then no more computing. Returns what was served, which others may hold for a moment.
+    pub(super) async fn take_down(&self) -> Vec<Arc<Serving>> {
         self.go_offline().await;
-        for serving in self.hosted.clear() {
+        let spans = self.hosted.clear();
+        for serving in &spans {
             serving.tasks.shutdown().await;
             serving.worker.stop();
         }
+        spans
     }
 }
 

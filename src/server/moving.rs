@@ -8,8 +8,16 @@
 //! ```
 //!
 //! Blocks that both spans have are shared. Open sessions go on where they are; clients that have not heard of the move are
-//! served for a while. Where both spans together do not fit into memory, the server stops, forgets the old blocks and
-//! loads the new ones, as Petals always does.
+//! served for a while.
+//!
+//! Where both spans together do not fit into memory, there is an outage, as Petals always has it, but one that is no longer
+//! than loading takes, and after which something is served in any case:
+//!
+//! ```text
+//! look, and look again ─▶ download ─▶ look a last time ─▶ OFFLINE ─▶ sessions end, old blocks are freed ─▶ JOINING, load, ONLINE
+//!                           └─ that fails, or others were quicker: stay                                    └─ that fails: load the
+//!                                                                                                             old blocks again
+//! ```
 
 use std::{
     ops::Range,
@@ -19,7 +27,7 @@ use std::{
 
 use rand::Rng;
 use sepal_protocol::record::ServerState;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::{
@@ -33,6 +41,12 @@ use crate::swarm::placement::{self, Habit, Place};
 /// (`client/config.py`, update_period), ours more often.
 pub(super) const LINGER: Duration = Duration::from_secs(90);
 
+/// How long it may take until nobody holds blocks any more that are not served: requests are answered, and the compute
+/// thread ends after the block that it is at.
+const RELEASE: Duration = Duration::from_secs(30);
+/// Pause between two looks whether that is so.
+const RELEASE_PAUSE: Duration = Duration::from_millis(5);
+
 /// Share of the mean time between two looks that a server waits before its second one, so that of several that saw the
 /// same gap one is first and the others see it go; and because one look is a guess at what others will do, which is
 /// sometimes a lucky one.
@@ -41,8 +55,10 @@ const JITTER: f64 = 0.5;
 /// What became of a move.
 enum Outcome {
     Moved,
-    /// Others were quicker; nothing has changed.
+    /// Others were quicker, or something was not to be had; nothing has changed.
     GivenUp,
+    /// The new blocks could not be loaded, and the old ones had to be loaded again.
+    Back,
 }
 
 impl Lifecycle {
@@ -72,6 +88,10 @@ impl Lifecycle {
                     Ok(Outcome::Moved) => habit.moved(from, now(), period),
                     Ok(Outcome::GivenUp) => {
                         habit.abandoned(now(), period);
+                        continue;
+                    }
+                    Ok(Outcome::Back) => {
+                        habit.failed(place.blocks, now(), period);
                         continue;
                     }
                     Err(error) => error!(error = error as &dyn std::error::Error, "the move failed"),
@@ -118,10 +138,39 @@ impl Lifecycle {
             free_bytes = free,
             "moving to blocks that the swarm needs more; both spans do not fit into memory, so open sessions end"
         );
+        let from = old.span.clone();
         drop(old);
-        self.take_down().await;
-        self.bring_up_at(to.clone()).await?;
-        Ok(Outcome::Moved)
+        self.go_instead(&from, to).await
+    }
+
+    /// Serves `to` instead of `from`, with nothing in between.
+    async fn go_instead(&self, from: &Range<u32>, to: &Range<u32>) -> Result<Outcome, StartError> {
+        let files = match self.fetch(to.clone()).await {
+            Ok(files) => files,
+            Err(error) => {
+                error!(error = &error as &dyn std::error::Error, blocks = ?from, "staying at these blocks");
+                return Ok(Outcome::GivenUp);
+            }
+        };
+        if !self.is_still_better(from, to).await {
+            info!(blocks = ?from, "others were quicker: staying at these blocks");
+            return Ok(Outcome::GivenUp);
+        }
+        release(self.take_down().await).await;
+        let outcome = self.bring_up_at(to.clone()).await;
+        drop(files);
+        let Err(error) = outcome else {
+            return Ok(Outcome::Moved);
+        };
+        error!(error = &error as &dyn std::error::Error, blocks = ?from, "going back to these blocks");
+        self.bring_up_at(from.clone()).await?;
+        Ok(Outcome::Back)
+    }
+
+    /// Whether it moved.
+    #[cfg(test)]
+    pub(super) async fn try_move(&self, to: &Range<u32>) -> Result<bool, StartError> {
+        Ok(matches!(self.go(to).await?, Outcome::Moved))
     }
 
     /// Loads what is missing, and changes over. Whatever goes wrong before the switch, the old span stays.
@@ -180,6 +229,24 @@ fn added(from: &Range<u32>, to: &Range<u32>) -> Range<u32> {
     } else {
         to.start..to.end.min(from.start)
     }
+}
+
+/// Waits until nobody else has anything of `spans`, and frees their memory.
+async fn release(spans: Vec<Arc<Serving>>) {
+    let is_held = |serving: &Arc<Serving>| Arc::strong_count(serving) > 1 || Arc::strong_count(&serving.blocks) > 1;
+    let released = async {
+        while spans.iter().any(is_held) {
+            sleep(RELEASE_PAUSE).await;
+        }
+    };
+    if timeout(RELEASE, released).await.is_err() {
+        warn!(
+            waited_s = RELEASE.as_secs(),
+            "a request still holds the old blocks: the new ones are loaded beside them"
+        );
+    }
+    // Much memory is not freed in a moment. It fails when the process ends.
+    let _ = tokio::task::spawn_blocking(move || drop(spans)).await;
 }
 
 /// Between nothing and `most` seconds.

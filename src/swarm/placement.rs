@@ -169,6 +169,8 @@ pub struct Habit {
     rest_until: f64,
     /// Blocks that were left, and until when they are not gone back to.
     left: Option<(Range<u32>, f64)>,
+    /// Blocks that could not be loaded, and until when they are not tried again, however urgent.
+    failed: Option<(Range<u32>, f64)>,
 }
 
 /// Rest after a move, in mean times between two looks.
@@ -181,8 +183,11 @@ const NO_RETURN_PERIODS: f64 = 30.0;
 impl Habit {
     /// Whether a move to `place` is one to make at `now`.
     pub fn allows(&self, place: &Place, now: f64) -> bool {
-        let returns = |(left, until): &(Range<u32>, f64)| now < *until && left.start == place.blocks.start;
-        place.urgent || (now >= self.rest_until && !self.left.as_ref().is_some_and(returns))
+        let is = |noted: &Option<(Range<u32>, f64)>| {
+            let noted = noted.as_ref();
+            noted.is_some_and(|(blocks, until)| now < *until && blocks.start == place.blocks.start)
+        };
+        !is(&self.failed) && (place.urgent || (now >= self.rest_until && !is(&self.left)))
     }
 
     /// Notes a move away from `from`, by a server that looks every `period` seconds on average.
@@ -191,9 +196,15 @@ impl Habit {
         self.left = Some((from, now + NO_RETURN_PERIODS * period));
     }
 
-    /// Notes a move that was given up because others were quicker.
+    /// Notes a move that was given up before it changed anything.
     pub fn abandoned(&mut self, now: f64, period: f64) {
         self.rest_until = now + ABANDONED_PERIODS * period;
+    }
+
+    /// Notes a move to `blocks` that ended where it began, after an outage.
+    pub fn failed(&mut self, blocks: Range<u32>, now: f64, period: f64) {
+        self.rest_until = now + REST_PERIODS * period;
+        self.failed = Some((blocks, now + NO_RETURN_PERIODS * period));
     }
 }
 

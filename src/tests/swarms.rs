@@ -46,7 +46,7 @@ impl Both {
 }
 
 /// What is read of the blocks of `peer` in a swarm.
-async fn recorded(reader: &Node, peer: PeerId) -> Vec<Option<ServerState>> {
+pub(super) async fn recorded(reader: &Node, peer: PeerId) -> Vec<Option<ServerState>> {
     let snapshot = Directory::new(reader.dht.clone(), PREFIX, 4).refresh().await;
     let blocks = snapshot.blocks.iter();
     blocks
@@ -55,7 +55,7 @@ async fn recorded(reader: &Node, peer: PeerId) -> Vec<Option<ServerState>> {
 }
 
 /// Waits until exactly `blocks` are there in this state; the others may be offline.
-async fn announced(reader: &Node, peer: PeerId, blocks: Range<usize>, state: ServerState) {
+pub(super) async fn announced(reader: &Node, peer: PeerId, blocks: Range<usize>, state: ServerState) {
     let right = |recorded: Vec<Option<ServerState>>| {
         recorded.into_iter().enumerate().all(|(block, found)| match found {
             found if blocks.contains(&block) => found == Some(state),

@@ -151,6 +151,10 @@ fn a_server_that_moved_rests_and_does_not_return_unless_blocks_are_missing() {
     let mut habit = Habit::default();
     habit.abandoned(0.0, 60.0);
     assert!(!habit.allows(&calm(4..8), 119.0) && habit.allows(&calm(4..8), 120.0));
+    let mut habit = Habit::default();
+    habit.failed(0..4, 0.0, 60.0);
+    assert!(!habit.allows(&calm(4..8), 299.0) && habit.allows(&calm(4..8), 300.0));
+    assert!(!habit.allows(&urgent, 1799.0) && habit.allows(&urgent, 1800.0));
 }
 
 /// Mean seconds between two looks, seconds to load blocks, and seconds until a record is seen by everyone.
