@@ -371,10 +371,10 @@ impl Server {
         self.lifecycle.try_move(&to).await
     }
 
-    /// From now on the weights of all models of the node may take so many bytes together.
+    /// From now on there is memory for so many blocks of all models of the node together.
     #[cfg(test)]
-    pub(crate) fn set_budget(&self, bytes: u64) {
-        self.lifecycle.current().set_budget(bytes);
+    pub(crate) fn set_budget(&self, n_blocks: usize) {
+        self.lifecycle.current().set_budget(n_blocks);
     }
 
     /// Spans that are in memory.

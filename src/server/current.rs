@@ -9,13 +9,13 @@ use std::{collections::BTreeSet, sync::OnceLock};
 use std::{
     ops::{Add, Range},
     sync::{
-        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use sepal_protocol::record::{BlockUid, ServerInfo, ServerState};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tracing::debug;
 
 use super::{
@@ -45,12 +45,14 @@ pub(crate) struct Current {
     models: Arc<RwLock<Vec<Arc<Hosted>>>>,
     /// Whether nothing new is begun.
     paused: Arc<AtomicBool>,
-    pauses: Arc<Mutex<Pauses>>,
+    pauses: Arc<std::sync::Mutex<Pauses>>,
     pub(super) guests: Arc<Guests>,
     pub(super) counters: Arc<Counters>,
-    /// What the weights of all models may take, in bytes.
+    /// Had by the model that looks what memory is free and takes of it.
+    turn: Arc<Mutex<()>>,
+    /// How many blocks of all models there is memory for.
     #[cfg(test)]
-    budget: Arc<OnceLock<u64>>,
+    budget: Arc<OnceLock<usize>>,
 }
 
 /// One model: its spans, and what is said of it.
@@ -66,6 +68,8 @@ pub(crate) struct Hosted {
     pub(super) ledger: Arc<Ledger>,
     /// That of the node.
     paused: Arc<AtomicBool>,
+    /// Whether it came up, or could not. Until then it is counted on memory that is still free.
+    settled: AtomicBool,
 }
 
 /// What there is to be said of a model: these blocks, in this state. OFFLINE is nothing to be said.
@@ -103,6 +107,7 @@ impl Current {
             pauses: Arc::default(),
             guests: Arc::new(guests),
             counters: Arc::default(),
+            turn: Arc::default(),
             #[cfg(test)]
             budget: Arc::default(),
         }
@@ -118,6 +123,7 @@ impl Current {
             pauses: self.pauses.clone(),
             guests: self.guests.clone(),
             counters: self.counters.clone(),
+            turn: self.turn.clone(),
             #[cfg(test)]
             budget: self.budget.clone(),
         }
@@ -137,6 +143,7 @@ impl Current {
             said: watch::Sender::new(None),
             ledger: Arc::new(Ledger::new()),
             paused: self.paused.clone(),
+            settled: AtomicBool::default(),
         });
         write(&self.models).push(hosted.clone());
         hosted
@@ -160,13 +167,32 @@ impl Current {
             return room(machine);
         };
         let models = read(&self.models);
-        let taken: u64 = models.iter().map(|model| model.weight_bytes()).sum();
-        vec![budget.saturating_sub(taken)]
+        let spans: Vec<_> = models.iter().map(|model| model.all()).collect();
+        let blocks_of = |spans: &Vec<Arc<Serving>>| -> BTreeSet<u32> {
+            spans.iter().flat_map(|serving| serving.span.clone()).collect()
+        };
+        let taken: usize = spans.iter().map(|spans| blocks_of(spans).len()).sum();
+        let bytes_of_each = spans.iter().flatten().map(|serving| serving.blocks.block_bytes());
+        let bytes = bytes_of_each.max().unwrap_or(0) * budget.saturating_sub(taken) as u64;
+        vec![bytes]
     }
 
     #[cfg(test)]
-    pub(super) fn set_budget(&self, bytes: u64) {
-        self.budget.set(bytes).unwrap();
+    pub(super) fn set_budget(&self, n_blocks: usize) {
+        self.budget.set(n_blocks).unwrap();
+    }
+
+    /// Waits until no other model of the node looks what memory is free, or takes of it, and keeps them from it as long as what
+    /// this returns is held.
+    pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Whether every model of the node came up, or could not.
+    pub(super) fn is_settled(&self) -> bool {
+        read(&self.models)
+            .iter()
+            .all(|model| model.settled.load(Ordering::SeqCst))
     }
 
     /// Most bytes of one request to any of the models.
@@ -349,13 +375,9 @@ impl Hosted {
             .collect()
     }
 
-    /// Of every block that is in memory.
-    #[cfg(test)]
-    fn weight_bytes(&self) -> u64 {
-        let all = self.all();
-        let blocks: BTreeSet<u32> = all.iter().flat_map(|serving| serving.span.clone()).collect();
-        let of_each = all.iter().map(|serving| serving.blocks.block_bytes()).max();
-        blocks.len() as u64 * of_each.unwrap_or(0)
+    /// Notes that it came up, or could not.
+    pub(super) fn settle(&self) {
+        self.settled.store(true, Ordering::SeqCst);
     }
 
     /// Steps and requests that wait or are computed, on all spans.

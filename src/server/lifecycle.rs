@@ -251,8 +251,13 @@ impl Lifecycle {
 
     /// Chooses, announces, loads, announces. If that fails, OFFLINE is announced and nothing is served.
     pub(super) async fn bring_up(&self) -> Result<Range<u32>, StartError> {
-        let span = self.choose().await?;
-        self.bring_up_at(span).await
+        let _turn = self.current.turn().await;
+        let outcome = match self.choose().await {
+            Ok(span) => self.bring_up_at(span).await,
+            Err(error) => Err(error),
+        };
+        self.hosted.settle();
+        outcome
     }
 
     /// The same without a choice.

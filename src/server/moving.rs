@@ -80,10 +80,14 @@ impl Lifecycle {
                 };
                 // What is urgent is so for everybody: then the wait is what lets one be first, too.
                 random_wait(JITTER * period).await;
-                if this.where_to(&habit, now()).await != Some((from.clone(), place.clone())) {
-                    continue;
-                }
-                let outcome = this.go(&place.blocks).await;
+                let outcome = {
+                    // Two models must not count on the same free memory. Until it is this one's turn, much may have changed.
+                    let _turn = this.current().turn().await;
+                    if this.where_to(&habit, now()).await != Some((from.clone(), place.clone())) {
+                        continue;
+                    }
+                    this.go(&place.blocks).await
+                };
                 match &outcome {
                     Ok(Outcome::Moved) => habit.moved(from, now(), period),
                     Ok(Outcome::GivenUp) => {
@@ -107,8 +111,8 @@ impl Lifecycle {
 
     /// Where we are, and a better place if there is one that we may go to.
     async fn where_to(&self, habit: &Habit, now: f64) -> Option<(Range<u32>, Place)> {
-        // Whoever paused it wants it to do nothing.
-        if self.current().is_paused() {
+        // Whoever paused it wants it to do nothing; and a model that is still to come up was promised what is free.
+        if self.current().is_paused() || !self.current().is_settled() {
             return None;
         }
         let from = self.hosted.now()?.span.clone();

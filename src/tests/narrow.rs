@@ -1,5 +1,5 @@
-//! Servers that move where the memory has no room for both spans: there is an outage, but a short one, and after it something
-//! is served.
+//! Servers that move where the memory has no room for both spans, or not for those of all models: there is an outage, but a
+//! short one, and after it something is served.
 
 use std::{fs, ops::Range, path::Path, sync::Arc, time::Duration};
 
@@ -20,6 +20,8 @@ use crate::{
     server::{BlockChoice, Config, Server, StartError, stay},
 };
 
+/// Another model, which has the same weights.
+const OTHER: &str = "another-model";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// What sessions are told when their blocks go.
@@ -192,7 +194,7 @@ async fn a_model_without_a_way_back_leaves_the_others_of_its_node_alone() {
     let network = (node.p2p.clone(), node.dht.clone());
     let first = Arc::new(Server::new(restless(), source(&folders[0]), network, &node.tasks));
     let other = Config {
-        prefix: "another-model".to_owned(),
+        prefix: OTHER.to_owned(),
         ..config(0..2)
     };
     let second = Arc::new(first.beside(other, source(&folders[1])));
@@ -208,7 +210,7 @@ async fn a_model_without_a_way_back_leaves_the_others_of_its_node_alone() {
 
     let mut session = Session::open(&caller, me).await;
     let other = |range: Range<usize>| Step {
-        uid: BlockUid::format_chain("another-model", 0..2),
+        uid: BlockUid::format_chain(OTHER, 0..2),
         ..step(range)
     };
     session.step(&other(0..4)).await.output();
@@ -223,4 +225,59 @@ async fn a_model_without_a_way_back_leaves_the_others_of_its_node_alone() {
     }
     session.step(&other(4..9)).await.output();
     assert!((&mut staying).now_or_never().is_none());
+}
+
+/// Two models of one node that go where they are needed.
+async fn both(swarm: &Swarm, folders: &[TempDir; 2]) -> (Node, [Server; 2]) {
+    let node = swarm.node().await;
+    let network = (node.p2p.clone(), node.dht.clone());
+    let first = Server::new(restless(), source(&folders[0]), network, &node.tasks);
+    let other = Config {
+        prefix: OTHER.to_owned(),
+        ..restless()
+    };
+    let second = first.beside(other, source(&folders[1]));
+    node.join(first.handlers()).await;
+    (node, [first, second])
+}
+
+#[tokio::test]
+async fn models_of_one_node_do_not_move_into_the_same_memory() {
+    let (swarm, folders) = (Swarm::start().await, [folder(), folder()]);
+    let mut fixed = swarm.serve_all(&[0..2, 2..4]).await;
+    for blocks in [0..2, 2..4] {
+        let other = Config {
+            prefix: OTHER.to_owned(),
+            ..config(blocks)
+        };
+        fixed.push(swarm.serve_with(other).await);
+    }
+    let (_node, [first, second]) = both(&swarm, &folders).await;
+    for server in [&first, &second] {
+        assert_eq!(soon("online", server.bring_up()).await.unwrap(), 0..2);
+    }
+    // Four are there.
+    first.set_budget(6);
+    fixed[1].server.shutdown().await;
+    fixed[3].server.shutdown().await;
+    let moves = soon("the moves", futures::future::join(first.moved(), second.moved())).await;
+    assert_eq!((moves.0.unwrap(), moves.1.unwrap()), (2..4, 2..4));
+    // The one that was first has its old blocks for a while.
+    assert_eq!(first.n_spans() + second.n_spans(), 3);
+}
+
+#[tokio::test]
+async fn a_model_stays_until_the_others_of_its_node_are_up() {
+    let (swarm, folders) = (Swarm::start().await, [folder(), folder()]);
+    let fixed = swarm.serve_all(&[0..2, 2..4]).await;
+    let (node, [first, second]) = both(&swarm, &folders).await;
+    assert_eq!(soon("online", first.bring_up()).await.unwrap(), 0..2);
+    fixed[1].server.shutdown().await;
+    let caller = swarm.caller().await;
+    for _ in 0..30 {
+        let states = recorded(&caller, node.peer()).await;
+        assert_eq!((states[0], states[2]), (Some(ServerState::Online), None));
+    }
+    soon("online", second.bring_up()).await.unwrap();
+    assert_eq!(soon("the move", first.moved()).await.unwrap(), 2..4);
 }
