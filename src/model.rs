@@ -75,7 +75,7 @@ pub use ends::Ends;
 pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::{Family, Support};
 pub use files::{ModelFiles, ShardIndex};
-pub(crate) use free::{ByteSize, free_memory, memory_limit, plannable_on_card};
+pub(crate) use free::{ByteSize, free_memory, memory_limit};
 pub use generation::GenerationConfig;
 pub use gguf::GgufError;
 #[cfg(test)]
@@ -91,7 +91,8 @@ pub use linear::measure_gemm;
 use load::TensorReader;
 pub use lora::{Adapter, AdapterError, AdapterId};
 pub use machine::{Cards, Machine, ProofError};
-use places::{Held, spread};
+use places::{Held, in_order, spread};
+pub(crate) use places::{Need, room_on_cards};
 pub use quant::{Precision, WeightFormat};
 pub use sample::{Choice, Logprobs, MAX_LOGPROBS, SampleError, Sampler, SamplingParams, Seen};
 pub use sharing::CacheOptions;
@@ -146,6 +147,21 @@ impl Blocks {
         machine: impl Into<Machine>,
     ) -> Result<Self, LoadError> {
         let (precision, machine) = (precision.into(), machine.into());
+        let block_bytes = files.config().block_bytes(precision.weights);
+        let shares = spread(&machine, block_bytes, span.len()).map_err(LoadError::Card)?;
+        Self::load_at(files, span, precision, (&machine, &shares))
+    }
+
+    /// The same on those cards, as many blocks on each as `shares` says.
+    ///
+    /// # Errors
+    /// As [`Blocks::load`].
+    pub(crate) fn load_at(
+        files: &ModelFiles,
+        span: Range<u32>,
+        precision: Precision,
+        (machine, shares): (&Machine, &[usize]),
+    ) -> Result<Self, LoadError> {
         let config = files.shared_config();
         if span.is_empty() || span.end > config.n_blocks {
             return Err(LoadError::Span {
@@ -158,17 +174,16 @@ impl Blocks {
         if !machine.has_cards() {
             reader = reader.narrow().rounding();
         }
-        let places = spread(&machine, span.len()).map_err(LoadError::Card)?;
         let blocks: Result<Vec<_>, LoadError> = span
             .clone()
-            .zip(places)
+            .zip(in_order(machine, shares))
             .map(|(block_idx, place)| {
                 let block = Block::load(&mut reader, &config, block_idx)?;
-                Held::new((block, reader.take_packed()), files.lease(), (&machine, place))
+                Held::new((block, reader.take_packed()), files.lease(), (machine, place))
             })
             .collect();
         let heads = Heads {
-            engine: machine.engine,
+            engine: machine.engine.clone(),
             kv: KvShape::new(&config, precision.dtype.into()),
             group: config.group_size(),
         };
@@ -180,7 +195,7 @@ impl Blocks {
             config,
             span,
             precision,
-            cards: machine.cards,
+            cards: machine.cards.clone(),
             shared,
             blocks: blocks?,
             adapters: Vec::new(),

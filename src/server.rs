@@ -245,7 +245,7 @@ pub struct Server {
     tasks: Tasks,
 }
 
-/// Plans how many blocks each of `servers`, all of one node, will hold, in the memory that is free now.
+/// Plans how many blocks each of `servers`, all of one node, will hold, and on which cards, in the memory that is free now.
 ///
 /// # Errors
 /// When one does not fit beside those before it; says what would.
@@ -256,8 +256,8 @@ pub fn plan(servers: &[Arc<Server>]) -> Result<(), DoesNotFit> {
         .first()
         .map(|server| server.lifecycle.free())
         .unwrap_or_default();
-    for (server, count) in servers.iter().zip(capacity::plan(&free, &wants)?) {
-        server.lifecycle.plan_count(count);
+    for (server, shares) in servers.iter().zip(capacity::plan(&free, &wants)?) {
+        server.lifecycle.keep_plan(shares);
     }
     Ok(())
 }

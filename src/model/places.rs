@@ -1,12 +1,13 @@
 //! Where blocks are: in the memory of the host, or on one of the cards. The rest of this layer asks here.
 
-use std::sync::Arc;
+use std::{cmp::Reverse, iter, sync::Arc};
 
 use super::{
     AdapterError, ComputeError, LoadError, Machine,
     block::Block,
     cpu::Engine,
     cuda::{CardBlock, CudaError},
+    free::plannable_on_card,
     hub::Lease,
     load::Amount,
     lora::BlockAdapter,
@@ -119,42 +120,151 @@ impl Held {
     }
 }
 
-/// Cards for `n_blocks` consecutive blocks: equal parts of the memory that each has free, one card after the other.
+/// What blocks of one model take in the places that they are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Need {
+    /// Bytes of each.
+    pub(crate) block: u64,
+    /// Bytes that are needed once in a place that has any.
+    pub(crate) once: u64,
+}
+
+impl Need {
+    /// How many blocks fit into places that have so many bytes `free`. Each is in one of them.
+    pub(crate) fn fit(self, free: &[u64]) -> u64 {
+        let fitting = free
+            .iter()
+            .map(|free| free.saturating_sub(self.once) / self.block.max(1));
+        fitting.fold(0, u64::saturating_add)
+    }
+
+    /// How many of `n_blocks` to put into each of these places: in proportion to how many fit there. So they fit if they fit in
+    /// any way; those that do not are spread all the same.
+    pub(crate) fn spread(self, free: &[u64], n_blocks: usize) -> Vec<usize> {
+        match self.fit(free) >= n_blocks as u64 {
+            true => {
+                let fitting: Vec<u64> = free.iter().map(|free| self.fit(&[*free])).collect();
+                proportion(&fitting, n_blocks)
+            }
+            false => proportion(free, n_blocks),
+        }
+    }
+
+    /// Bytes of so many blocks in one place.
+    pub(crate) fn bytes(self, n_blocks: usize) -> u64 {
+        match n_blocks {
+            0 => 0,
+            _ => self.block.saturating_mul(n_blocks as u64).saturating_add(self.once),
+        }
+    }
+
+    /// Whether as many blocks as `shares` says fit into each of the places.
+    pub(crate) fn holds(self, free: &[u64], shares: &[usize]) -> bool {
+        let fits = |(free, n_blocks): (&u64, &usize)| self.bytes(*n_blocks) <= *free;
+        free.len() == shares.len() && free.iter().zip(shares).all(fits)
+    }
+}
+
+/// `n` divided in proportion to `parts`, what is left by rounding to those that lost most by it. Nobody gets more than its
+/// part where these are enough.
+fn proportion(parts: &[u64], n: usize) -> Vec<usize> {
+    let total = parts.iter().copied().map(u128::from).sum::<u128>().max(1);
+    let exact = |part: u64| (n as u128).saturating_mul(u128::from(part));
+    let mut shares: Vec<usize> = parts.iter().map(|part| (exact(*part) / total) as usize).collect();
+    let mut order: Vec<usize> = (0..parts.len()).collect();
+    order.sort_by_key(|place| Reverse(exact(parts[*place]) % total));
+    let left = n.saturating_sub(shares.iter().sum());
+    order
+        .into_iter()
+        .cycle()
+        .take(left)
+        .for_each(|place| shares[place] += 1);
+    shares
+}
+
+/// Bytes that may be planned with on each card; `None` where blocks are on the host.
 ///
 /// # Errors
 /// When a card does not say what is free.
-pub(super) fn spread(machine: &Machine, n_blocks: usize) -> Result<Vec<Option<usize>>, CudaError> {
-    if machine.cards.is_empty() {
-        return Ok(vec![None; n_blocks]);
-    }
-    let free: Result<Vec<usize>, CudaError> = machine.cards.iter().map(|card| Ok(card.memory()?.0)).collect();
-    let shares = shares(&free?, n_blocks).into_iter().enumerate();
-    Ok(shares.flat_map(|(place, n)| vec![Some(place); n]).collect())
+pub(crate) fn room_on_cards(machine: &Machine) -> Result<Option<Vec<u64>>, CudaError> {
+    let free = machine.free_on_cards()?;
+    Ok(free.map(|cards| cards.into_iter().map(plannable_on_card).collect()))
 }
 
-/// `n` divided in proportion to `free`, what is left by rounding to those that lost most by it.
-fn shares(free: &[usize], n: usize) -> Vec<usize> {
-    let total = free.iter().sum::<usize>().max(1) as f64;
-    let exact: Vec<f64> = free.iter().map(|free| n as f64 * *free as f64 / total).collect();
-    let mut shares: Vec<usize> = exact.iter().map(|share| *share as usize).collect();
-    let mut order: Vec<usize> = (0..free.len()).collect();
-    order.sort_by(|a, b| exact[*b].fract().total_cmp(&exact[*a].fract()));
-    let left = n.saturating_sub(shares.iter().sum());
-    order.into_iter().cycle().take(left).for_each(|card| shares[card] += 1);
-    shares
+/// How many of `n_blocks` blocks of which only the size is known to put on each card.
+///
+/// # Errors
+/// When a card does not say what is free.
+pub(super) fn spread(machine: &Machine, block: u64, n_blocks: usize) -> Result<Vec<usize>, CudaError> {
+    let room = room_on_cards(machine)?.unwrap_or_default();
+    Ok(Need { block, once: 0 }.spread(&room, n_blocks))
+}
+
+/// The cards of consecutive blocks, of which each has as many as `shares` says, one card after the other, and the last one
+/// those that are not counted there; `None` where they are on the host.
+pub(super) fn in_order(machine: &Machine, shares: &[usize]) -> impl Iterator<Item = Option<usize>> {
+    let last = machine.cards.len().checked_sub(1);
+    let shares = match last {
+        Some(_) => shares,
+        None => &[],
+    };
+    let counted = shares.iter().enumerate();
+    let counted = counted.flat_map(|(place, n_blocks)| iter::repeat_n(Some(place), *n_blocks));
+    counted.chain(iter::repeat(last))
 }
 
 #[cfg(test)]
 mod tests {
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
     use super::*;
 
+    fn spread_of(block: u64, free: &[u64], n_blocks: usize) -> Vec<usize> {
+        Need { block, once: 0 }.spread(free, n_blocks)
+    }
+
     #[test]
-    fn cards_have_parts_of_a_span_in_proportion_to_what_is_free() {
-        assert_eq!(shares(&[24, 24], 8), [4, 4]);
-        assert_eq!(shares(&[20, 10], 4), [3, 1]);
-        assert_eq!(shares(&[11, 19], 4), [1, 3]);
-        assert_eq!(shares(&[80], 7), [7]);
-        assert_eq!(shares(&[1, 1, 1], 2).iter().sum::<usize>(), 2);
-        assert_eq!(shares(&[0, 0], 3).iter().sum::<usize>(), 3);
+    fn cards_have_parts_of_a_span_in_proportion_to_what_fits() {
+        assert_eq!(spread_of(3, &[24, 24], 8), [4, 4]);
+        assert_eq!(spread_of(5, &[20, 10], 4), [3, 1]);
+        assert_eq!(spread_of(4, &[7, 20], 6), [1, 5]);
+        assert_eq!(spread_of(10, &[80], 7), [7]);
+        assert_eq!(spread_of(1, &[1, 1, 1], 2), [1, 1, 0]);
+        // A little more that is free on one of them does not decide where all are.
+        assert_eq!(spread_of(1, &[1_000_000, 1_000_100], 4), [2, 2]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_spread_as_well() {
+        assert_eq!(spread_of(4, &[0, 0], 3), [2, 1]);
+        assert_eq!(spread_of(4, &[], 3), [0; 0]);
+    }
+
+    #[test]
+    fn a_block_is_whole_in_one_place() {
+        let need = Need { block: 4, once: 1 };
+        assert_eq!(need.fit(&[4, 4]), 0);
+        assert_eq!(need.fit(&[5, 8, 9]), 4);
+        assert!(need.holds(&[5, 8, 9], &[1, 1, 2]) && need.holds(&[0, 9], &[0, 2]));
+        assert!(!need.holds(&[5, 8, 9], &[0, 2, 2]) && !need.holds(&[9], &[1, 1]));
+    }
+
+    #[test]
+    fn as_many_blocks_as_fit_are_spread_so_that_they_do() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for _ in 0..1000 {
+            let free: Vec<u64> = (0..rng.random_range(1..6)).map(|_| rng.random_range(0..100)).collect();
+            let need = Need {
+                block: rng.random_range(1..30),
+                once: rng.random_range(0..30),
+            };
+            let most = need.fit(&free) as usize;
+            for n_blocks in 0..=most {
+                let shares = need.spread(&free, n_blocks);
+                assert_eq!(shares.iter().sum::<usize>(), n_blocks);
+                assert!(need.holds(&free, &shares), "{need:?} {free:?} {shares:?}");
+            }
+            assert!(!need.holds(&free, &need.spread(&free, most + 1)));
+        }
     }
 }

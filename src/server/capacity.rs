@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use crate::model::{ByteSize, ModelConfig, WeightDType, WeightFormat};
+use crate::model::{ByteSize, ModelConfig, Need, WeightDType, WeightFormat};
 
 /// Defaults of Petals that depend on whether keys and values are shared among heads (`server/server.py`).
 const CACHE_TOKENS_GROUPED: usize = 16384;
@@ -92,8 +92,12 @@ impl Want {
         self.cache_tokens * self.cache_token_bytes
     }
 
-    fn bytes(&self, n_blocks: u32) -> u64 {
-        u64::from(n_blocks) * self.block() + self.scratch
+    /// What blocks take with their caches.
+    pub(crate) fn need(&self) -> Need {
+        Need {
+            block: self.block(),
+            once: self.scratch,
+        }
     }
 }
 
@@ -117,63 +121,52 @@ pub struct DoesNotFit {
     pub remedy: String,
 }
 
-/// How many blocks of each model to hold in `free` bytes, of which each place has some (a block is in one of them): those that were asked for, and of the others equal shares of
-/// what is left, at least one and at most all.
+/// How many blocks of each model to hold in each place of those that have so many bytes `free`: as many as were asked for, and
+/// of the other models equal shares of what is left, at least one block and at most all.
 ///
 /// # Errors
 /// The first model that does not fit beside those before it.
-pub(crate) fn plan(free: &[u64], wants: &[Want]) -> Result<Vec<u32>, DoesNotFit> {
+pub(crate) fn plan(free: &[u64], wants: &[Want]) -> Result<Vec<Vec<usize>>, DoesNotFit> {
     let mut left = free.to_vec();
-    for want in wants {
+    let mut plan = vec![Vec::new(); wants.len()];
+    for (want, shares) in wants.iter().zip(&mut plan) {
         if let Some(n_blocks) = want.wanted {
-            take(&mut left, want, n_blocks)?;
+            *shares = take(&mut left, want, n_blocks)?;
         }
     }
     let mut open = wants.iter().filter(|want| want.wanted.is_none()).count() as u64;
-    let mut plan = Vec::new();
-    for want in wants {
-        let n_blocks = match want.wanted {
-            Some(n_blocks) => n_blocks,
-            None => {
-                let share: Vec<u64> = left.iter().map(|left| left / open).collect();
-                open -= 1;
-                let n_blocks = fit(&share, want).min(want.n_blocks).max(1);
-                take(&mut left, want, n_blocks)?;
-                n_blocks
-            }
-        };
-        plan.push(n_blocks);
+    for (want, shares) in wants.iter().zip(&mut plan) {
+        if want.wanted.is_none() {
+            let part: Vec<u64> = left.iter().map(|left| left / open).collect();
+            open -= 1;
+            let n_blocks = fit(&part, want).min(want.n_blocks).max(1);
+            *shares = take(&mut left, want, n_blocks)?;
+        }
     }
     Ok(plan)
 }
 
-fn take(left: &mut [u64], want: &Want, n_blocks: u32) -> Result<(), DoesNotFit> {
+fn take(left: &mut [u64], want: &Want, n_blocks: u32) -> Result<Vec<usize>, DoesNotFit> {
+    let need = want.need();
     if fit(left, want) < n_blocks {
         return Err(DoesNotFit {
             model: want.model.clone(),
             n_blocks,
-            needed: want.bytes(n_blocks),
+            needed: need.bytes(n_blocks as usize),
             free: left.iter().fold(0, |sum: u64, left| sum.saturating_add(*left)),
             remedy: remedy(left, want, n_blocks),
         });
     }
-    let mut counts = vec![0; left.len()];
-    for _ in 0..n_blocks {
-        let most = (0..left.len()).max_by_key(|place| left[*place] - counts[*place] * want.block());
-        counts[most.unwrap_or(0)] += 1;
+    let shares = need.spread(left, n_blocks as usize);
+    for (left, n_blocks) in left.iter_mut().zip(&shares) {
+        *left = left.saturating_sub(need.bytes(*n_blocks));
     }
-    for (left, count) in left.iter_mut().zip(counts).filter(|(_, count)| *count > 0) {
-        *left = left.saturating_sub(count * want.block() + want.scratch);
-    }
-    Ok(())
+    Ok(shares)
 }
 
 /// How many blocks fit into `places`.
 pub(crate) fn fit(places: &[u64], want: &Want) -> u32 {
-    let fitting = places
-        .iter()
-        .map(|free| free.saturating_sub(want.scratch) / want.block().max(1));
-    u32::try_from(fitting.fold(0, u64::saturating_add)).unwrap_or(u32::MAX)
+    u32::try_from(want.need().fit(places)).unwrap_or(u32::MAX)
 }
 
 /// What would fit into `places` instead: fewer blocks, smaller weights, a smaller cache.
@@ -206,6 +199,8 @@ fn remedy(places: &[u64], want: &Want, n_blocks: u32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
     use super::*;
 
     const GIB: u64 = 1 << 30;
@@ -229,8 +224,8 @@ mod tests {
 
     #[test]
     fn as_many_blocks_as_fit_are_served_and_at_most_all() {
-        assert_eq!(plan(&[8 * GIB], &[want(None)]), Ok(vec![10]));
-        assert_eq!(plan(&[800 * GIB], &[want(None)]), Ok(vec![32]));
+        assert_eq!(plan(&[8 * GIB], &[want(None)]), Ok(vec![vec![10]]));
+        assert_eq!(plan(&[800 * GIB], &[want(None)]), Ok(vec![vec![32]]));
     }
 
     #[test]
@@ -257,14 +252,14 @@ mod tests {
             error.to_string(),
             "1 block of org/model needs 1.2 GiB, 512.0 MiB are free"
         );
-        assert_eq!(plan(&[13 * GIB], &[want(Some(16))]), Ok(vec![16]));
+        assert_eq!(plan(&[13 * GIB], &[want(Some(16))]), Ok(vec![vec![16]]));
     }
 
     #[test]
     fn a_block_is_on_one_card() {
         // Two and a half blocks would fit on each.
         let cards = [GIB / 2 + 15 * GIB / 8; 2];
-        assert_eq!(plan(&cards, &[want(None)]), Ok(vec![4]));
+        assert_eq!(plan(&cards, &[want(None)]), Ok(vec![vec![2, 2]]));
         let error = plan(&cards, &[want(Some(5))]).unwrap_err();
         assert!(error.remedy.starts_with(": --num-blocks 4 fits"), "{error}");
         assert_eq!(
@@ -277,10 +272,43 @@ mod tests {
     fn several_models_share_what_those_leave_that_were_asked_for() {
         let wants = [want(None), want(Some(4)), want(None)];
         // 3.5 GiB are taken, the other two have 8 GiB each.
-        assert_eq!(plan(&[39 * GIB / 2], &wants), Ok(vec![10, 4, 10]));
+        assert_eq!(plan(&[39 * GIB / 2], &wants), Ok(vec![vec![10], vec![4], vec![10]]));
         let error = plan(&[4 * GIB], &wants).unwrap_err();
         assert_eq!((error.n_blocks, error.free), (1, GIB / 2));
         let both = [want(Some(4)), want(Some(4))];
         assert_eq!(plan(&[6 * GIB], &both).unwrap_err().free, 5 * GIB / 2);
+    }
+
+    #[test]
+    fn what_is_planned_can_be_placed_in_any_order_on_cards_that_are_not_equal() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut planned = 0;
+        for _ in 0..1000 {
+            let free: Vec<u64> = (0..rng.random_range(1..5))
+                .map(|_| rng.random_range(0..40) * GIB / 4)
+                .collect();
+            let wants: Vec<Want> = (0..rng.random_range(1..4))
+                .map(|_| Want {
+                    weights: vec![(WeightFormat::Bf16, rng.random_range(1..12) * GIB / 4)],
+                    scratch: rng.random_range(0..4) * GIB / 4,
+                    ..want(rng.random_bool(0.5).then(|| rng.random_range(1..5)))
+                })
+                .collect();
+            let Ok(plan) = plan(&free, &wants) else { continue };
+            planned += 1;
+            let mut taken = vec![0; free.len()];
+            for (want, shares) in wants.iter().zip(&plan) {
+                let n_blocks: usize = shares.iter().sum();
+                assert!(want.wanted.is_none_or(|wanted| wanted as usize == n_blocks) && n_blocks > 0);
+                for (taken, n_blocks) in taken.iter_mut().zip(shares) {
+                    *taken += want.need().bytes(*n_blocks);
+                }
+            }
+            assert!(
+                taken.iter().zip(&free).all(|(taken, free)| taken <= free),
+                "{free:?} {plan:?}"
+            );
+        }
+        assert!(planned > 100);
     }
 }

@@ -7,7 +7,7 @@ use super::{
     LimitChoice,
     capacity::{self, Want},
 };
-use crate::model::{KvDType, Machine, ModelConfig, Precision, WeightFormat, free_memory, plannable_on_card};
+use crate::model::{KvDType, Machine, ModelConfig, Precision, WeightFormat, free_memory, room_on_cards};
 
 /// A model as a server with these flags would hold it.
 #[derive(Clone, Copy, Debug)]
@@ -73,9 +73,9 @@ impl Holding<'_> {
 /// Bytes that may be planned with, in each place of a machine that blocks can be in. Where nobody says what is free, there is
 /// no reason to expect the worst; of a card that does not answer there is.
 pub fn room(machine: &Machine) -> Vec<u64> {
-    match machine.free_on_cards() {
+    match room_on_cards(machine) {
         Ok(None) => vec![free_memory().unwrap_or(u64::MAX)],
-        Ok(Some(cards)) => cards.into_iter().map(plannable_on_card).collect(),
+        Ok(Some(cards)) => cards,
         Err(error) => {
             error!(
                 error = &error as &dyn std::error::Error,
@@ -126,7 +126,7 @@ mod tests {
                 limits: &limits,
             };
             let planned = capacity::plan(&room, &[holding.want("Llama-3.1-8B")]).unwrap();
-            assert_eq!(planned, [found.n_blocks]);
+            assert_eq!(planned, [[found.n_blocks as usize]]);
             let needed = |n: u64| n * (found.block_bytes + found.cache_bytes) + found.scratch_bytes;
             assert!(needed(found.n_blocks.into()) <= room[0] && room[0] < needed(u64::from(found.n_blocks) + 1));
         }

@@ -118,8 +118,8 @@ pub(super) struct Lifecycle {
     pub(super) hosted: Arc<Hosted>,
     pub(super) announcers: Mutex<Announcers>,
     pub(super) report: mpsc::Sender<Result<Range<u32>, StartError>>,
-    /// How many blocks to hold, once that is planned.
-    count: OnceLock<u32>,
+    /// How many blocks to hold in each place that they can be in, once that is planned.
+    pub(super) planned: OnceLock<Vec<usize>>,
     /// What was measured at the start. It holds wherever the blocks are: all spans are of as many.
     pub(super) rates: OnceLock<Rates>,
 }
@@ -150,7 +150,7 @@ impl Lifecycle {
             hosted,
             announcers: Mutex::default(),
             report,
-            count: OnceLock::new(),
+            planned: OnceLock::new(),
             rates: OnceLock::new(),
         }
     }
@@ -182,10 +182,10 @@ impl Lifecycle {
         holding(&self.config, &self.source)
     }
 
-    /// Notes how many blocks were found to fit.
-    pub(super) fn plan_count(&self, count: u32) {
+    /// Notes how many blocks were found to fit, and where.
+    pub(super) fn keep_plan(&self, shares: Vec<usize>) {
         // Whoever planned first knew of all the models.
-        let _ = self.count.set(count);
+        let _ = self.planned.set(shares);
     }
 
     pub(super) fn current(&self) -> &Arc<Current> {
@@ -348,13 +348,12 @@ impl Lifecycle {
 
     /// How many blocks to hold: as planned together with the other models of the node, else what fits now.
     pub(super) fn fitting(&self) -> Result<u32, StartError> {
-        if let Some(count) = self.count.get() {
-            return Ok(*count);
+        if self.planned.get().is_none() {
+            let plan = capacity::plan(&self.free(), &[self.want()]).map_err(StartError::DoesNotFit)?;
+            plan.into_iter().for_each(|shares| self.keep_plan(shares));
         }
-        let plan = capacity::plan(&self.free(), &[self.want()]).map_err(StartError::DoesNotFit)?;
-        let count = plan.first().copied().unwrap_or(1);
-        self.plan_count(count);
-        Ok(count)
+        let count: usize = self.planned.get().into_iter().flatten().sum();
+        Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
     /// Bytes that may be planned with, in each place that blocks can be in.

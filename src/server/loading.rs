@@ -18,7 +18,8 @@ impl Lifecycle {
     /// Blocks to serve, and what they can do.
     pub(super) async fn load(&self, span: &Range<u32>) -> Result<(Serving, Rates), StartError> {
         let cache = self.cache_options(span.len());
-        let blocks = self.load_blocks(span.clone(), Some(cache)).await?;
+        let shares = self.shares(span.len());
+        let blocks = self.load_blocks(span.clone(), shares, Some(cache)).await?;
         let rates = match self.rates.get() {
             Some(rates) => *rates,
             None => self.rates(&blocks, span.len()).await?,
@@ -33,10 +34,21 @@ impl Lifecycle {
         fetching.await.map_err(|_| StartError::Interrupted)?
     }
 
-    /// Blocks with their adapters; `cache` is what is kept for sessions on them, if there will be any.
+    /// How many of `n_blocks` to load into each place: as was planned together with the other models of the node if that still
+    /// fits, else as is free now.
+    fn shares(&self, n_blocks: usize) -> Vec<usize> {
+        let (need, free) = (self.want().need(), self.free());
+        let planned = self.planned.get();
+        let planned = planned.filter(|shares| shares.iter().sum::<usize>() == n_blocks && need.holds(&free, shares));
+        planned.cloned().unwrap_or_else(|| need.spread(&free, n_blocks))
+    }
+
+    /// Blocks with their adapters, as many in each place as `shares` says; `cache` is what is kept for sessions on them, if
+    /// there will be any.
     pub(super) async fn load_blocks(
         &self,
         span: Range<u32>,
+        shares: Vec<usize>,
         cache: Option<CacheOptions>,
     ) -> Result<Arc<Blocks>, StartError> {
         let (source, precision) = (self.source.clone(), self.precision());
@@ -47,7 +59,7 @@ impl Lifecycle {
             let (start, end) = (span.start, span.end);
             let files = files_of(&source, span.clone())?;
             let files = if own_formats { files.with_own_formats() } else { files };
-            let loaded = Blocks::load(&files, span, precision, &machine).and_then(|blocks| match cache {
+            let loaded = Blocks::load_at(&files, span, precision, (&machine, &shares)).and_then(|blocks| match cache {
                 Some(options) => blocks.with_cache(options),
                 None => Ok(blocks),
             });
@@ -106,7 +118,8 @@ impl Lifecycle {
             BlockChoice::Count(count) => (0, *count as usize),
             BlockChoice::AsManyAsFit => (0, self.fitting()? as usize),
         };
-        let blocks = self.load_blocks(first..first + 1, Some(self.cache_options(1))).await?;
+        let cache = self.cache_options(1);
+        let blocks = self.load_blocks(first..first + 1, self.shares(1), Some(cache)).await?;
         self.rates(&blocks, n_blocks).await
     }
 

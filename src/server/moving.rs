@@ -35,7 +35,10 @@ use super::{
     lifecycle::{Lifecycle, StartError},
     serving::Serving,
 };
-use crate::swarm::placement::{self, Habit, Place};
+use crate::{
+    model::Need,
+    swarm::placement::{self, Habit, Place},
+};
 
 /// How long the old blocks are still there for new sessions. Petals' clients read the records once a minute
 /// (`client/config.py`, update_period), ours more often.
@@ -129,17 +132,21 @@ impl Lifecycle {
         let added = added(&old.span, to);
         // What blocks really take is known of those that are here.
         let block_bytes = self.block_bytes().min(old.blocks.block_bytes() + self.adapter_bytes());
-        let needed = block_bytes * added.len() as u64;
-        let free = self.free().into_iter().fold(0, u64::saturating_add);
-        if needed <= free {
+        let need = Need {
+            block: block_bytes,
+            once: 0,
+        };
+        let free = self.free();
+        if added.len() as u64 <= need.fit(&free) {
             info!(from = ?old.span, ?to, "moving to blocks that the swarm needs more; sessions go on");
-            return self.go_beside(&old, to, added).await;
+            let shares = need.spread(&free, added.len());
+            return self.go_beside(&old, to, (added, shares)).await;
         }
         warn!(
             from = ?old.span,
             ?to,
-            needed_bytes = needed,
-            free_bytes = free,
+            needed_bytes = need.bytes(added.len()),
+            free_bytes = ?free,
             "moving to blocks that the swarm needs more; both spans do not fit into memory, so open sessions end"
         );
         let from = old.span.clone();
@@ -178,7 +185,12 @@ impl Lifecycle {
     }
 
     /// Loads what is missing, and changes over. Whatever goes wrong before the switch, the old span stays.
-    async fn go_beside(&self, old: &Arc<Serving>, to: &Range<u32>, added: Range<u32>) -> Result<Outcome, StartError> {
+    async fn go_beside(
+        &self,
+        old: &Arc<Serving>,
+        to: &Range<u32>,
+        added: (Range<u32>, Vec<usize>),
+    ) -> Result<Outcome, StartError> {
         let announcer = self.spawn_announcer(to);
         let from = old.span.clone();
         let announce = async {
@@ -209,8 +221,13 @@ impl Lifecycle {
         Ok(Outcome::Moved)
     }
 
-    async fn load_beside(&self, old: &Serving, to: &Range<u32>, added: Range<u32>) -> Result<Serving, StartError> {
-        let added = self.load_blocks(added, None).await?;
+    async fn load_beside(
+        &self,
+        old: &Serving,
+        to: &Range<u32>,
+        (added, shares): (Range<u32>, Vec<usize>),
+    ) -> Result<Serving, StartError> {
+        let added = self.load_blocks(added, shares, None).await?;
         let blocks = old.blocks.moved(&added, to.clone());
         let blocks = blocks.map_err(|source| StartError::Load {
             start: to.start,
