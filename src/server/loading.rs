@@ -82,11 +82,12 @@ impl Lifecycle {
             self.throughput_key().to_string(),
             blocks.clone(),
         );
+        let is_idle = self.current().announced().is_err();
         let computing = tokio::task::spawn_blocking(move || {
             let turn = cache.as_deref().map(Turn::take);
             let cache = cache.as_deref().map(|file| (file, key.as_str()));
-            let compute = throughput::compute_rates(choice, &measured, cache).map_err(StartError::Measure)?;
-            Ok((turn, compute))
+            let compute = throughput::compute_rates(choice, &measured, cache, is_idle);
+            Ok((turn, compute.map_err(StartError::Measure)?))
         });
         let (turn, compute) = computing.await.map_err(|_| StartError::Interrupted)??;
         let line = self.measure_line().await;

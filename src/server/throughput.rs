@@ -156,7 +156,8 @@ impl Turn {
     }
 }
 
-/// The compute rates of a block of `blocks`. `cache` is the file to remember measurements in, under a key.
+/// The compute rates of a block of `blocks`. `cache` is the file to remember measurements in, under a key; what is measured while
+/// the machine has other work than this is good enough for now, and not remembered.
 ///
 /// Blocks the calling thread while it measures.
 ///
@@ -166,13 +167,16 @@ pub(crate) fn compute_rates(
     choice: Throughput,
     blocks: &Blocks,
     cache: Option<(&Path, &str)>,
+    is_idle: bool,
 ) -> Result<ComputeRates, ComputeError> {
     let remembered = cache.filter(|_| choice == Throughput::Auto);
     if let Some(known) = remembered.and_then(|(file, key)| remembered_rates(file, key)) {
         return Ok(known);
     }
     let measured = measure(blocks)?;
-    if let Some((file, key)) = cache
+    if !is_idle {
+        info!("this node serves other models meanwhile: throughput is measured again at the next start");
+    } else if let Some((file, key)) = cache
         && let Err(error) = remember(file, key, measured)
     {
         warn!(file = %file.display(), %error, "throughput is measured again at the next start");

@@ -1,19 +1,21 @@
 //! Several models on one node: one identity, one set of handlers, and each request finds its model.
 
-use std::sync::Arc;
+use std::{fs, sync::Arc};
 
 use sepal_protocol::{
     Message, msgpack, names, proto,
     record::{BlockUid, ServerState},
 };
+use serde_json::{Map, Value};
 
 use super::{
     caller::{Session, Step, call},
     setup::{N_BLOCKS, Node, PREFIX, Swarm, assert_close, config, reference, soon, tokens},
 };
 use crate::{
+    model::KvDType,
     p2p::PeerId,
-    server::{self, BlockChoice, Config, Server, StartError},
+    server::{self, BlockChoice, Config, LimitChoice, Server, StartError, Throughput},
     swarm::Directory,
 };
 
@@ -124,4 +126,33 @@ async fn more_than_fits_is_refused_before_anything_is_loaded() {
     let alone = servers[0].beside(alone, swarm.source.clone());
     let error = alone.bring_up().await.unwrap_err();
     assert!(matches!(error, StartError::DoesNotFit(_)), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_measured_while_another_model_is_served_is_not_remembered() {
+    let (swarm, folder) = (Swarm::start().await, tempfile::tempdir().unwrap());
+    let node = swarm.node().await;
+    let network = (node.p2p.clone(), node.dht.clone());
+    let file = folder.path().join("throughput.json");
+    let measuring = |config: Config, kv_dtype| Config {
+        throughput: Throughput::Auto,
+        throughput_cache: Some(file.clone()),
+        limits: LimitChoice {
+            kv_dtype: Some(kv_dtype),
+            ..config.limits
+        },
+        ..config
+    };
+    let first = measuring(config(0..1), KvDType::F32);
+    let first = Server::new(first, swarm.source.clone(), network, &node.tasks);
+    let second = first.beside(measuring(other(0..1), KvDType::Int8), swarm.source.clone());
+    node.join(first.handlers()).await;
+    for server in [&first, &second] {
+        soon("online", server.bring_up()).await.unwrap();
+        assert!(server.overview().throughput > 0.0);
+    }
+    let remembered: Map<String, Value> = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let keys: Vec<&String> = remembered.keys().collect();
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    assert!(keys[0].contains("cache F32"), "{keys:?}");
 }
