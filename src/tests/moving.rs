@@ -11,7 +11,7 @@ use super::{
     setup::{N_BLOCKS, PREFIX, Swarm, assert_close, config, reference, soon, tokens, until},
 };
 use crate::{
-    server::{BlockChoice, Config, Server, StartError},
+    server::{BlockChoice, Config, Server, StartError, Throughput},
     swarm::Directory,
 };
 
@@ -52,6 +52,35 @@ async fn a_server_moves_to_where_the_only_other_one_left() {
     let generation = generate(&client, &reference.prompt, 4, &mut |_| {}).await.unwrap();
     assert_eq!(generation.token_ids, reference.greedy[..4]);
     assert_eq!(generation.route[1].peer, mover.node.peer());
+}
+
+#[tokio::test]
+async fn a_server_whose_blocks_were_given_stays_at_them() {
+    let swarm = Swarm::start().await;
+    let restless = |blocks, period| Config {
+        blocks,
+        balance_quality: 2.0,
+        mean_balance_check_period: Duration::from_millis(period),
+        ..config(0..2)
+    };
+    let last = Config {
+        throughput: Throughput::Fixed(1000.0),
+        ..config(2..4)
+    };
+    let last = swarm.serve_with(last).await;
+    let mut given = Vec::new();
+    for _ in 0..3 {
+        given.push(swarm.serve_with(restless(BlockChoice::Fixed(0..2), 10)).await);
+    }
+    // It looks less often than they would.
+    let mover = swarm.serve_with(restless(BlockChoice::Count(2), 200)).await;
+    assert_eq!(mover.server.overview().blocks, Some(0..2));
+    last.server.shutdown().await;
+    assert_eq!(soon("the move", mover.server.moved()).await.unwrap(), 2..4);
+    for given in given {
+        assert!(given.server.moved().now_or_never().is_none());
+        assert_eq!(given.server.overview().blocks, Some(0..2));
+    }
 }
 
 /// A step through the first two blocks.
