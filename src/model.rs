@@ -82,7 +82,7 @@ pub use gguf::GgufError;
 pub(crate) use gguf::testing::{demo_gguf, sentence_piece_json};
 pub(crate) use grad::Breath;
 use grad::Through;
-pub use hub::{Download, HubError, HubFault, HubOptions, Progress, Transfer, free_space};
+pub use hub::{DiskSpace, Download, HubError, HubFault, HubOptions, Progress, Transfer, disk_space};
 pub use known::{KnownModel, known_models};
 use kv::{Arena, KvShape};
 pub use kv::{Cache, CacheCounts, KvDType};

@@ -39,6 +39,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("ureq", &["model", "swarm", "cli"]),
     ("libloading", &["model"]),
     ("memmap2", &["model"]),
+    ("rustix", &["model"]),
     ("blake3", &["model", "receipt"]),
     ("core_affinity", &["model"]),
     ("tokenizers", &["client"]),

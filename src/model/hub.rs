@@ -12,6 +12,7 @@
 
 mod cache;
 mod check;
+mod disk;
 mod error;
 mod fetch;
 mod http;
@@ -31,11 +32,11 @@ use http::{Fault, Http, Remote};
 
 use self::options::Tuning;
 pub use self::{
+    disk::{DiskSpace, disk_space},
     error::HubError,
     http::Fault as HubFault,
     options::HubOptions,
     progress::{Download, Progress, Transfer},
-    space::free_space,
 };
 pub(crate) use self::{
     lock::Lock,

@@ -36,13 +36,13 @@ fn judge_memory(available: u64, total: u64) -> Finding {
 
 /// Free space where models are kept, against what is still to be downloaded, in bytes.
 pub(super) fn disk(folder: &Path, download: u64) -> Finding {
-    let Some((mount, available)) = model::free_space(folder) else {
+    let Some(disk) = model::disk_space(folder) else {
         return Finding::note(
             "disk",
             format!("cannot tell how much is free under {}", folder.display()),
         );
     };
-    judge_disk(folder, &mount, available, download)
+    judge_disk(folder, &disk.mount, disk.free, download)
 }
 
 fn judge_disk(folder: &Path, mount: &Path, available: u64, download: u64) -> Finding {

@@ -200,17 +200,18 @@ fn memory() -> Memory {
 }
 
 fn disk(folder: PathBuf) -> Disk {
-    let mount = model::free_space(&folder).map(|(mount, _)| mount);
+    let space = model::disk_space(&folder);
     let disks = Disks::new_with_refreshed_list();
-    let disk = disks.iter().find(|disk| Some(disk.mount_point()) == mount.as_deref());
-    let kind = disk.map(|disk| disk.kind().to_string());
+    let holds = |disk: &&sysinfo::Disk| space.as_ref().is_some_and(|space| space.mount == disk.mount_point());
+    let listed = disks.iter().find(holds);
+    let kind = listed.map(|disk| disk.kind().to_string());
     Disk {
         folder,
         kind: kind.filter(|kind| !kind.starts_with("Unknown")),
-        file_system: disk.map(|disk| disk.file_system().to_string_lossy().into_owned()),
-        free: disk.map(sysinfo::Disk::available_space),
-        total: disk.map(sysinfo::Disk::total_space),
-        mount,
+        file_system: listed.map(|disk| disk.file_system().to_string_lossy().into_owned()),
+        free: space.as_ref().map(|space| space.free),
+        total: space.as_ref().map(|space| space.total),
+        mount: space.map(|space| space.mount),
     }
 }
 

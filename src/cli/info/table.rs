@@ -92,11 +92,13 @@ fn disk(disk: &Disk) -> String {
         (Some(mount), Some(free), Some(total)) => {
             let kind = [disk.kind.as_deref(), disk.file_system.as_deref()];
             let kind: Vec<&str> = kind.into_iter().flatten().collect();
+            // Nothing more is known of a network share.
+            let kind = match kind.is_empty() {
+                true => String::new(),
+                false => format!(" ({})", kind.join(", ")),
+            };
             let (free, total, mount) = (gib(free), gib(total), mount.display());
-            format!(
-                "{free} of {total} free on {mount} ({}), where {folder} is",
-                kind.join(", ")
-            )
+            format!("{free} of {total} free on {mount}{kind}, where {folder} is")
         }
         _ => format!("cannot tell how much is free under {folder}"),
     }

@@ -9,10 +9,12 @@ use std::{
     time::SystemTime,
 };
 
-use sysinfo::Disks;
 use tracing::info;
 
-use super::lock::{self, Lock};
+use super::{
+    disk::disk_space,
+    lock::{self, Lock},
+};
 
 /// What Petals leaves free on a disk.
 pub(crate) const RESERVE: u64 = 1 << 30;
@@ -36,15 +38,6 @@ struct Candidate {
     lock: PathBuf,
     used: SystemTime,
     bytes: u64,
-}
-
-/// The mount that holds `folder` or the nearest parent that exists, and its free bytes.
-pub fn free_space(folder: &Path) -> Option<(PathBuf, u64)> {
-    let existing = folder.ancestors().find_map(|parent| parent.canonicalize().ok())?;
-    let disks = Disks::new_with_refreshed_list();
-    let holding = disks.iter().filter(|disk| existing.starts_with(disk.mount_point()));
-    let nearest = holding.max_by_key(|disk| disk.mount_point().components().count())?;
-    Some((nearest.mount_point().to_owned(), nearest.available_space()))
 }
 
 /// The lock that keeps files from being deleted while they are read or downloaded; also Petals takes it.
@@ -73,7 +66,7 @@ pub(super) fn touch(path: &Path) {
 /// [`Shortage`] inside; the cache cannot be read.
 pub(super) fn make_room(cache: &Path, need: u64, limit: Option<u64>) -> io::Result<Result<(), Shortage>> {
     let shortage = || -> io::Result<(u64, Shortage)> {
-        let free = free_space(cache).map(|(_, free)| free.saturating_sub(RESERVE));
+        let free = disk_space(cache).map(|disk| disk.free.saturating_sub(RESERVE));
         let used = match limit {
             Some(_) => usage(cache)?,
             None => 0,

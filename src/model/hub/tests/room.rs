@@ -108,10 +108,3 @@ fn a_disk_that_is_too_small_is_named_with_what_it_has() {
         "{text}"
     );
 }
-
-#[test]
-fn the_disk_of_a_folder_that_does_not_exist_yet_is_that_of_its_parent() {
-    let folder = TempDir::new().unwrap();
-    let mount = |folder: &Path| free_space(folder).map(|(mount, _)| mount);
-    assert_eq!(mount(&folder.path().join("not/there/yet")), mount(folder.path()));
-}
