@@ -182,6 +182,7 @@ impl Blocks {
                 Held::new((block, reader.take_packed()), files.lease(), (machine, place))
             })
             .collect();
+        files.opened();
         let heads = Heads {
             engine: machine.engine.clone(),
             kv: KvShape::new(&config, precision.dtype.into()),

@@ -45,12 +45,15 @@ impl Ends {
             None => tied(reader.matrix(&layout.embeddings)?),
         };
         let mut norm = |spec: &NormSpec| Norm::load(&mut reader, config.norm, spec);
+        let embedding_norm = layout.embedding_norm.as_ref().map(&mut norm).transpose()?;
+        let final_norm = norm(&layout.final_norm)?;
+        files.opened();
         Ok(Self {
             engine: engine.clone(),
             embeddings,
             embedding_scale: config.ends.embedding_scale.map(|scale| dtype.round(scale)),
-            embedding_norm: layout.embedding_norm.as_ref().map(&mut norm).transpose()?,
-            final_norm: norm(&layout.final_norm)?,
+            embedding_norm,
+            final_norm,
             head,
             config,
             _lease: files.lease(),

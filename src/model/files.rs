@@ -6,7 +6,7 @@ use std::{
     fs,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
@@ -34,7 +34,8 @@ pub struct ModelFiles {
     own_formats: bool,
     /// Files of the cache are kept for whoever uses or opens them.
     lease: Option<Arc<Lease>>,
-    _reading: Option<Arc<Lock>>,
+    /// Until the files are open.
+    reading: Arc<Mutex<Option<Lock>>>,
 }
 
 /// Where the weights are.
@@ -87,7 +88,7 @@ impl ModelFiles {
             weights,
             own_formats: false,
             lease: None,
-            _reading: None,
+            reading: Arc::default(),
         })
     }
 
@@ -98,7 +99,7 @@ impl ModelFiles {
             weights: Weights::Files(local.files),
             own_formats: false,
             lease: Some(Arc::new(local.lease)),
-            _reading: local.reading.map(Arc::new),
+            reading: Arc::new(Mutex::new(local.reading)),
         }
     }
 
@@ -113,7 +114,7 @@ impl ModelFiles {
             weights: Weights::Gguf { path, file },
             own_formats: false,
             lease: lease.map(Arc::new),
-            _reading: None,
+            reading: Arc::default(),
         }
     }
 
@@ -136,6 +137,11 @@ impl ModelFiles {
         self.lease.clone()
     }
 
+    /// The files are open: whoever makes room in the cache, perhaps for us, need not wait for us any more.
+    pub(crate) fn opened(&self) {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
     /// A checkpoint that is part of the program. Weights are used in place where their alignment permits.
     ///
     /// # Errors
@@ -155,7 +161,7 @@ impl ModelFiles {
             weights: Weights::Memory(weights),
             own_formats: false,
             lease: None,
-            _reading: None,
+            reading: Arc::default(),
         }
     }
 

@@ -75,31 +75,46 @@ pub(super) fn make_room(cache: &Path, need: u64, limit: Option<u64>) -> io::Resu
         let room = room.unwrap_or(u64::MAX).min(free.unwrap_or(u64::MAX));
         Ok((need.saturating_sub(room), Shortage { free, used }))
     };
-    if shortage()?.0 == 0 {
+    let (short, before) = shortage()?;
+    if short == 0 {
         return Ok(Ok(()));
+    }
+    // Nobody is waited for if there is nothing to delete then.
+    if unused(cache, short)?.is_none() {
+        return Ok(Err(before));
     }
     let path = cache.join("blocks.lock");
     let _deleting = lock::wait_for(
         || Lock::try_exclusive(&path),
         || info!(lock = %path.display(), "the cache is full, and another process uses it; waiting for it"),
     )?;
-    let (mut short, shortage) = shortage()?;
-    let candidates = candidates(cache)?;
-    if candidates.iter().map(|one| one.bytes).sum::<u64>() < short {
-        return Ok(Err(shortage));
+    let (short, now) = shortage()?;
+    let Some(chosen) = unused(cache, short)? else {
+        return Ok(Err(now));
+    };
+    for (candidate, _unused) in chosen {
+        info!(file = %candidate.path.display(), bytes = candidate.bytes, "deleting to make room in the cache");
+        delete(&candidate)?;
     }
-    for candidate in candidates {
-        if short == 0 {
+    Ok(Ok(()))
+}
+
+/// What was not used for the longest time and together has `bytes`, each with its lock, which whoever serves or downloads
+/// it holds. `None` if there is less.
+fn unused(cache: &Path, bytes: u64) -> io::Result<Option<Vec<(Candidate, Lock)>>> {
+    let (mut chosen, mut sum) = (Vec::new(), 0);
+    for candidate in candidates(cache)? {
+        if sum >= bytes {
             break;
         }
-        // Whoever serves or downloads it holds its lock.
-        if let Some(_unused) = Lock::try_exclusive(&candidate.lock)? {
-            info!(file = %candidate.path.display(), bytes = candidate.bytes, "deleting to make room in the cache");
-            delete(&candidate)?;
-            short = short.saturating_sub(candidate.bytes);
+        let lock = Lock::try_exclusive(&candidate.lock)?;
+        // A download that has ended since has given its file another name.
+        if let Some(lock) = lock.filter(|_| candidate.path.exists()) {
+            sum += candidate.bytes;
+            chosen.push((candidate, lock));
         }
     }
-    Ok(if short == 0 { Ok(()) } else { Err(shortage) })
+    Ok((sum >= bytes).then_some(chosen))
 }
 
 /// Held by whoever downloads (exclusively) or uses a piece.

@@ -168,6 +168,35 @@ fn a_client_downloads_the_ends_only_and_the_second_time_nothing() {
     ));
 }
 
+/// The ends are open, and what they came from is still held, as clients do that go on to load blocks of their own.
+#[test]
+fn whoever_has_loaded_something_can_make_room_for_more() {
+    const MIB: u64 = 1 << 20;
+    let cache = TempDir::new().unwrap();
+    let hub = sharded();
+    let options = HubOptions {
+        max_disk_space: Some(2 * MIB),
+        ..hub.options(cache.path())
+    };
+    let source = ModelSource::resolve(REPO, &options).unwrap();
+    let fill = |name: &str| {
+        let blobs = cache.path().join("models--other--model/blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(blobs.join(name), vec![1; 2 * MIB as usize]).unwrap();
+        blobs.join(name)
+    };
+    let of_ends = source.files_for_ends().unwrap();
+    let ends = Ends::load(&of_ends, WeightDType::F32, &engine()).unwrap();
+    let old = fill("old");
+    let of_blocks = source.files_for_span(0..2).unwrap();
+    assert!(!old.exists());
+    let blocks = Blocks::load(&of_blocks, 0..2, WeightDType::F32, engine()).unwrap();
+    let older = fill("older");
+    assert!(source.files_for_span(2..4).is_ok());
+    assert!(!older.exists());
+    drop((of_ends, ends, of_blocks, blocks));
+}
+
 #[test]
 fn of_a_checkpoint_in_one_file_only_the_blocks_are_downloaded() {
     let cache = TempDir::new().unwrap();

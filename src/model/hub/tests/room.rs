@@ -66,9 +66,11 @@ fn files_that_are_used_stay_and_too_little_room_names_the_flag() {
         group: None,
     };
     let mut repo = HubRepo::open(REPO, &options).unwrap();
-    let mut in_use = repo.weights(&[want("first")]).unwrap();
-    // It has been opened; whoever deletes need not wait for it any more.
-    in_use.reading = None;
+    let in_use = repo.weights(&[want("first")]).unwrap();
+    assert!(
+        in_use.reading.is_some(),
+        "nothing is deleted yet, and nobody waits for that"
+    );
     let error = repo.get("second").unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, HubError::NoRoom { .. }), "{text}");
