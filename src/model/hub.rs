@@ -16,6 +16,7 @@ mod disk;
 mod error;
 mod fetch;
 mod http;
+mod jobs;
 mod lock;
 mod names;
 mod options;

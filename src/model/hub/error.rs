@@ -120,8 +120,8 @@ pub enum HubError {
         #[source]
         source: Box<Fault>,
     },
-    /// Another process has been using the cache for very long.
-    #[error("another process has been busy with {} for an hour: wait for it, or end it and try again", what.display())]
+    /// Another process uses the cache and does not get on.
+    #[error("another process is busy with {} and has got nowhere for an hour: end it, and try again", what.display())]
     Busy {
         /// What it locks.
         what: PathBuf,

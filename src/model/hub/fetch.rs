@@ -84,18 +84,17 @@ impl Assembly {
         self.head.len() as u64 + parts.sum::<u64>()
     }
 
-    fn beside(&self, suffix: &str) -> PathBuf {
-        let mut name = self.workplace.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    }
-
     pub(super) fn incomplete(&self) -> PathBuf {
-        self.beside(".incomplete")
+        beside(&self.workplace, ".incomplete")
     }
 
-    pub(super) fn journal(&self) -> PathBuf {
-        self.beside(".journal")
+    /// Where other tools let the file grow.
+    pub(super) fn of_others(&self) -> PathBuf {
+        beside(&self.target, ".incomplete")
+    }
+
+    fn journal(&self) -> PathBuf {
+        beside(&self.workplace, ".journal")
     }
 
     /// Forgets what came so far.
@@ -156,6 +155,12 @@ impl Assembly {
             validator: Mutex::default(),
         })
     }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// A line that was cut short has no full stop.
@@ -234,6 +239,11 @@ impl Begun {
         Ok(())
     }
 
+    /// Requests that are still to be made.
+    fn open(&self) -> usize {
+        self.stretches.len() - self.done.len()
+    }
+
     fn fetch(&self, idx: usize, downloads: &Downloads<'_>) -> Result<(), Fault> {
         let Some(stretch) = self.stretches.get(idx) else {
             return Ok(());
@@ -252,6 +262,7 @@ impl Begun {
                     position = stretch.source.start;
                 }
                 let before = position;
+                downloads.watch.alive();
                 let outcome = self.receive(stretch, &mut file, &mut position, downloads);
                 (outcome, self.assembly.is_ranged && position > before)
             },
@@ -312,16 +323,42 @@ fn place(parts: &[Part], position: u64, bytes: &[u8], file: &mut File) -> io::Re
     Ok(())
 }
 
+/// Is told how several downloads go, by their threads.
+pub(super) trait Watch: Sync {
+    /// They get on, or try to.
+    fn alive(&self);
+
+    /// All of one is on the disk.
+    ///
+    /// # Errors
+    /// It is of no use; then the others are given up, too.
+    fn complete(&self, idx: usize) -> Result<(), Fault>;
+}
+
 /// What all threads of a download share.
 struct Downloads<'a> {
     http: &'a Http,
     tuning: &'a Tuning,
     transfer: &'a dyn Transfer,
+    watch: &'a dyn Watch,
+    /// Of each, the requests that are not done yet.
+    open: Vec<AtomicUsize>,
     /// One has failed for good.
     stop: AtomicBool,
 }
 
-/// Downloads what is missing of all of them.
+impl Downloads<'_> {
+    /// Makes one request of the `i`th download, which may be its last.
+    fn advance(&self, begun: &[Begun], (i, stretch): (usize, usize)) -> Result<(), Fault> {
+        begun[i].fetch(stretch, self)?;
+        match self.open[i].fetch_sub(1, Ordering::AcqRel) {
+            1 => self.watch.complete(i),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Downloads what is missing of all of them; `watch` knows them by their places.
 ///
 /// # Errors
 /// The first that cannot be had, by its place in `begun`; what came of the others stays.
@@ -329,8 +366,11 @@ pub(super) fn fetch_all(
     begun: &[Begun],
     http: &Http,
     tuning: &Tuning,
-    transfer: &dyn Transfer,
+    (transfer, watch): (&dyn Transfer, &dyn Watch),
 ) -> Result<(), (usize, Fault)> {
+    for (i, _) in begun.iter().enumerate().filter(|(_, one)| one.open() == 0) {
+        watch.complete(i).map_err(|fault| (i, fault))?;
+    }
     let work: Vec<(usize, usize)> = begun
         .iter()
         .enumerate()
@@ -341,6 +381,8 @@ pub(super) fn fetch_all(
         http,
         tuning,
         transfer,
+        watch,
+        open: begun.iter().map(|one| AtomicUsize::new(one.open())).collect(),
         stop: AtomicBool::new(false),
     };
     let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
@@ -351,7 +393,7 @@ pub(super) fn fetch_all(
                     if downloads.stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    if let Err(fault) = begun[i].fetch(stretch, &downloads) {
+                    if let Err(fault) = downloads.advance(begun, (i, stretch)) {
                         // Those that stop because of it are no causes.
                         let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
                         failure.get_or_insert((i, fault));

@@ -8,7 +8,10 @@ use std::{
 
 use hf_hub::Cache;
 
-use super::progress::{Progress, Silent};
+use super::{
+    lock::Patience,
+    progress::{Progress, Silent},
+};
 
 /// The hub that is meant when `HF_ENDPOINT` is not set.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -48,6 +51,8 @@ pub(crate) struct Tuning {
     pub(crate) small_file: u64,
     /// How much of a file is asked for to see its header: that of most shards, with room.
     pub(crate) first_bytes: u64,
+    /// With others that use the cache.
+    pub(crate) patience: Patience,
 }
 
 impl Default for Tuning {
@@ -58,6 +63,7 @@ impl Default for Tuning {
             max_gap: 1 << 20,
             small_file: 32 << 20,
             first_bytes: 256 << 10,
+            patience: Patience::default(),
         }
     }
 }

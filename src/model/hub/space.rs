@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::{
     disk::disk_space,
-    lock::{self, Lock},
+    lock::{self, Lock, Patience},
 };
 
 /// What Petals leaves free on a disk.
@@ -43,11 +43,13 @@ struct Candidate {
 /// The lock that keeps files from being deleted while they are read or downloaded; also Petals takes it.
 ///
 /// # Errors
-/// The cache cannot be written, or somebody has been deleting for an hour.
-pub(super) fn reading(cache: &Path) -> io::Result<Lock> {
+/// The cache cannot be written, or whoever deletes or, as Petals does, downloads under it does not get on.
+pub(super) fn reading(cache: &Path, patience: Patience) -> io::Result<Lock> {
     let path = cache.join("blocks.lock");
     lock::wait_for(
+        patience,
         || Lock::try_shared(&path),
+        || usage(cache).ok(),
         || info!(lock = %path.display(), "another process makes room in the cache; waiting for it"),
     )
 }
@@ -64,7 +66,12 @@ pub(super) fn touch(path: &Path) {
 ///
 /// # Errors
 /// [`Shortage`] inside; the cache cannot be read.
-pub(super) fn make_room(cache: &Path, need: u64, limit: Option<u64>) -> io::Result<Result<(), Shortage>> {
+pub(super) fn make_room(
+    cache: &Path,
+    need: u64,
+    limit: Option<u64>,
+    patience: Patience,
+) -> io::Result<Result<(), Shortage>> {
     let shortage = || -> io::Result<(u64, Shortage)> {
         let free = disk_space(cache).map(|disk| disk.free.saturating_sub(RESERVE));
         let used = match limit {
@@ -85,7 +92,9 @@ pub(super) fn make_room(cache: &Path, need: u64, limit: Option<u64>) -> io::Resu
     }
     let path = cache.join("blocks.lock");
     let _deleting = lock::wait_for(
+        patience,
         || Lock::try_exclusive(&path),
+        || usage(cache).ok(),
         || info!(lock = %path.display(), "the cache is full, and another process uses it; waiting for it"),
     )?;
     let (short, now) = shortage()?;

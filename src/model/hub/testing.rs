@@ -17,7 +17,7 @@ use std::{
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
 
-use super::{HubOptions, options::Tuning};
+use super::{HubOptions, lock::Patience, options::Tuning};
 
 pub(crate) const REPO: &str = "owner/name";
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -155,6 +155,10 @@ pub(crate) fn options() -> HubOptions {
             max_gap: 500,
             small_file: 8_000,
             first_bytes: 10_000,
+            patience: Patience {
+                poll: Duration::from_millis(1),
+                polls: 60_000,
+            },
         },
         ..HubOptions::from_variables(|name| (name == "HOME").then(|| "/nowhere".to_owned()))
     }

@@ -4,19 +4,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
 };
 
 use tracing::{debug, info, warn};
 
 use super::{
-    Download, HubError, HubRepo, Tensors, Transfer, check,
-    fetch::{self, Assembly, Begun, Part},
+    HubError, HubRepo, Tensors,
+    fetch::{self, Assembly, Part},
     http::{Fault, Remote},
-    lock::{self, Lock},
+    jobs::Job,
+    lock::Lock,
     pieces::{self, Header},
-    progress::{Progress, Silent},
     space,
 };
 
@@ -24,9 +24,6 @@ use super::{
 const MOSTLY: f64 = 0.8;
 /// How often a hub may send something else than it says, or change what it says, until it is given up.
 const MAX_SURPRISES: u32 = 3;
-/// Downloads below are not worth telling of, nor looking for room.
-const WORTH_TELLING: u64 = 1 << 20;
-
 /// What is wanted of a file of the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Want {
@@ -50,26 +47,6 @@ pub(crate) struct Local {
 #[derive(Debug, Default)]
 pub(crate) struct Lease(Vec<Lock>);
 
-/// A download that nobody else is at.
-#[derive(Debug)]
-struct Job {
-    assembly: Assembly,
-    lock: PathBuf,
-    is_whole: bool,
-}
-
-impl Job {
-    /// Whether somebody else has done it.
-    fn is_done(&self) -> bool {
-        let target = &self.assembly.target;
-        if self.is_whole {
-            target.is_file()
-        } else {
-            pieces::is_whole(target)
-        }
-    }
-}
-
 impl HubRepo {
     pub(super) fn download_whole(&mut self, file: &str) -> Result<PathBuf, HubError> {
         let want = Want {
@@ -88,7 +65,7 @@ impl HubRepo {
         let mut surprises = 0;
         let mut unranged = BTreeSet::new();
         loop {
-            let reading = space::reading(&self.options.cache)
+            let reading = space::reading(&self.options.cache, self.options.tuning.patience)
                 .inspect_err(|error| debug!(%error, "reading the cache without its lock"))
                 .ok();
             let (mut local, missing) = self.look(wants);
@@ -212,24 +189,23 @@ impl HubRepo {
                 Err(fault) => return Ok(Err((file.to_owned(), fault))),
             }
         }
-        let Some(first) = jobs.first().map(|job| job.lock.clone()) else {
-            return Ok(Ok(()));
-        };
-        let mut mine = Vec::new();
+        let (mut mine, mut theirs) = (Vec::new(), Vec::new());
         for job in jobs {
             let lock = Lock::try_exclusive(&job.lock).map_err(self.not_written(&job.assembly.file))?;
-            mine.extend(lock.map(|lock| (job, lock)));
+            match lock {
+                Some(lock) if !job.is_done() => mine.push((job, lock)),
+                Some(_) => {}
+                None => theirs.push(job),
+            }
         }
-        mine.retain(|(job, _)| !job.is_done());
-        if mine.is_empty() {
-            lock::wait_for(
-                || Lock::try_exclusive(&first),
-                || info!(lock = %first.display(), "another process downloads this; waiting for it"),
-            )
-            .map_err(self.not_written(&missing[0].file))?;
-            return Ok(Ok(()));
+        if !mine.is_empty() {
+            return self.carry_out(mine);
         }
-        self.carry_out(mine)
+        for job in theirs {
+            job.wait(self.options.tuning.patience)
+                .map_err(self.not_written(&job.assembly.file))?;
+        }
+        Ok(Ok(()))
     }
 
     /// Which downloads give the wanted parts of one file.
@@ -328,69 +304,5 @@ impl HubRepo {
             }
             end = needed;
         }
-    }
-
-    fn carry_out(&self, jobs: Vec<(Job, Lock)>) -> Result<Result<(), (String, Fault)>, HubError> {
-        let (mut begun, mut wholes, mut locks) = (Vec::new(), Vec::new(), Vec::new());
-        for (job, lock) in jobs {
-            let file = job.assembly.file.clone();
-            let one = job.assembly.begin(&self.options.tuning);
-            begun.push(one.map_err(|fault| self.failed(&file, fault))?);
-            wholes.push(job.is_whole);
-            locks.push(lock);
-        }
-        let need: u64 = begun.iter().map(Begun::missing).sum();
-        let transfer = self.tell(&begun, need)?;
-        let _reading = space::reading(&self.options.cache).ok();
-        if let Err((i, fault)) = fetch::fetch_all(&begun, &self.http, &self.options.tuning, &*transfer) {
-            let assembly = begun[i].assembly();
-            if matches!(fault, Fault::Changed { .. }) {
-                assembly.discard();
-            }
-            return Ok(Err((assembly.file.clone(), fault)));
-        }
-        for (one, is_whole) in begun.iter().zip(wholes) {
-            let Assembly { file, remote, .. } = one.assembly();
-            let finished = one.finish(|path: &Path| {
-                if is_whole {
-                    check::check(path, &remote.etag)
-                } else {
-                    Ok(())
-                }
-            });
-            if let Err(fault) = finished {
-                return Ok(Err((file.clone(), fault)));
-            }
-            if is_whole {
-                self.folder
-                    .link(&remote.commit, file, &remote.etag)
-                    .map_err(self.not_written(file))?;
-            }
-        }
-        drop(locks);
-        Ok(Ok(()))
-    }
-
-    /// Makes room for a download and announces it.
-    fn tell(&self, begun: &[Begun], need: u64) -> Result<Box<dyn Transfer>, HubError> {
-        if need < WORTH_TELLING && self.options.max_disk_space.is_none() {
-            return Ok(Silent.begin(&Download::default()));
-        }
-        let cache = &self.options.cache;
-        let room = space::make_room(cache, need, self.options.max_disk_space).map_err(self.not_written("room"))?;
-        room.map_err(|shortage| HubError::NoRoom {
-            repo: self.name.clone(),
-            cache: cache.clone(),
-            need,
-            free: shortage.free,
-            limit: self.options.max_disk_space,
-            used: shortage.used,
-        })?;
-        let present = begun.iter().map(Begun::present).sum();
-        Ok(self.options.progress.begin(&Download {
-            what: self.name.clone(),
-            total: need + present,
-            present,
-        }))
     }
 }

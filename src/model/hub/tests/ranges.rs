@@ -1,12 +1,18 @@
 //! Only the bytes that are wanted, and all of them, whatever the hub does.
 
-use std::sync::{Mutex, atomic::AtomicU64, atomic::Ordering};
+use std::{
+    slice::from_ref,
+    sync::{Mutex, atomic::AtomicU64, atomic::Ordering},
+};
 
 use safetensors::SafeTensors;
 use serde_json::json;
 
 use super::{
-    super::testing::{Trouble, options},
+    super::{
+        lock::Patience,
+        testing::{Trouble, options},
+    },
     *,
 };
 use crate::model::testing::{random_tensors, safetensors_of, small_config};
@@ -316,6 +322,73 @@ fn progress_is_told_of_every_byte_of_a_large_download() {
     };
     assert_eq!(*recorded.begun.lock().unwrap(), [expected]);
     assert_eq!(recorded.bytes.load(Ordering::SeqCst), 3_000_000);
+}
+
+/// Lets nothing of the second file through until the first can be used by others.
+#[derive(Clone, Debug)]
+struct FirstThingsFirst(HubOptions);
+
+impl Progress for FirstThingsFirst {
+    fn begin(&self, _download: &Download) -> Box<dyn Transfer> {
+        Box::new(self.clone())
+    }
+}
+
+impl Transfer for FirstThingsFirst {
+    fn received(&self, file: &str, _bytes: u64) {
+        let first = whole("a.bin");
+        while file == "b.bin" && HubRepo::open(REPO, &self.0).unwrap().weights(from_ref(&first)).is_err() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn whole(file: &str) -> Want {
+    Want {
+        file: file.to_owned(),
+        group: None,
+    }
+}
+
+#[test]
+fn others_use_what_is_here_while_more_is_downloaded() {
+    let cache = TempDir::new().unwrap();
+    let (first, second) = (vec![1; 5_000], vec![2; 2 << 20]);
+    let hub = FakeHub::with_large_files(&[("a.bin", &first), ("b.bin", &second)]);
+    let other = HubOptions {
+        offline: true,
+        ..hub.options(cache.path())
+    };
+    let options = HubOptions {
+        progress: std::sync::Arc::new(FirstThingsFirst(other)),
+        ..hub.options(cache.path())
+    };
+    let mut repo = HubRepo::open(REPO, &options).unwrap();
+    let local = repo.weights(&[whole("a.bin"), whole("b.bin")]).unwrap();
+    let found: Vec<_> = local.files.iter().map(|path| fs::read(path).unwrap()).collect();
+    assert_eq!(found, [first, second]);
+}
+
+#[test]
+fn a_download_of_somebody_who_does_not_get_on_is_named() {
+    let cache = TempDir::new().unwrap();
+    let hub = FakeHub::with_large_files(&[("a.bin", &[1; 5_000])]);
+    let options = HubOptions {
+        tuning: Tuning {
+            patience: Patience {
+                poll: std::time::Duration::ZERO,
+                polls: 3,
+            },
+            ..options().tuning
+        },
+        ..hub.options(cache.path())
+    };
+    let mut repo = HubRepo::open(REPO, &options).unwrap();
+    let remote = repo.describe("a.bin").unwrap();
+    let stuck = Lock::try_exclusive(&repo.folder.blob_lock(&remote.etag)).unwrap();
+    assert!(matches!(repo.get("a.bin"), Err(HubError::Busy { .. })));
+    drop(stuck);
+    assert!(repo.get("a.bin").is_ok());
 }
 
 #[test]
