@@ -70,28 +70,33 @@ impl Default for Tuning {
 
 impl HubOptions {
     /// Reads `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_TOKEN_PATH` and
-    /// `HF_ENDPOINT` through `variable`, with the precedence of `huggingface_hub` (`constants.py`). A token may also lie
-    /// in the file that logging in with the hub's own tool writes.
+    /// `HF_ENDPOINT` through `variable`, and the names that some of them had before: `HUGGINGFACE_HUB_CACHE`,
+    /// `TRANSFORMERS_OFFLINE` and `HUGGING_FACE_HUB_TOKEN`; with the precedence of `huggingface_hub` (`constants.py`,
+    /// `utils/_auth.py`). A token may also lie in the file that logging in with the hub's own tool writes.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let user_home = set("HOME")
             .or_else(|| set("USERPROFILE"))
             .map(PathBuf::from)
             .unwrap_or_default();
-        let path = |name: &str| set(name).map(|value| expand_user(&value, &user_home));
+        let path = |name: &str| set(name).map(|value| expand(&value, &user_home, &variable));
         let home = path("HF_HOME").unwrap_or_else(|| {
             path("XDG_CACHE_HOME")
                 .unwrap_or_else(|| user_home.join(".cache"))
                 .join("huggingface")
         });
         let usual = Cache::new(home.join("hub"));
-        let cache = path("HF_HUB_CACHE").unwrap_or_else(|| usual.path().clone());
+        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+        let cache = cache.unwrap_or_else(|| usual.path().clone());
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| usual.token_path());
         Self {
             // A relative cache is relative to the working directory, which a long-running program may change.
             cache: std::path::absolute(&cache).unwrap_or(cache),
-            offline: set("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            offline: set("HF_HUB_OFFLINE")
+                .or_else(|| set("TRANSFORMERS_OFFLINE"))
+                .is_some_and(|value| is_true(&value)),
             token: set("HF_TOKEN")
+                .or_else(|| set("HUGGING_FACE_HUB_TOKEN"))
                 .or_else(|| read_token(&token_file))
                 .map(|token| token.trim().to_owned()),
             endpoint: set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
@@ -103,12 +108,32 @@ impl HubOptions {
     }
 }
 
-/// A leading `~/` is the user's home, as in `huggingface_hub`: a variable set by something else than a shell has it still.
-fn expand_user(value: &str, user_home: &Path) -> PathBuf {
-    match value.strip_prefix("~/") {
-        Some(inside) => user_home.join(inside),
-        None => PathBuf::from(value),
+/// A leading `~/` is the user's home, and `$NAME` and `${NAME}` are variables, as in `huggingface_hub`: what was set by
+/// something else than a shell has them still. Variables that are not set stay as they are.
+fn expand(value: &str, user_home: &Path, variable: &impl Fn(&str) -> Option<String>) -> PathBuf {
+    let value = match value.strip_prefix("~/") {
+        Some(inside) => user_home.join(inside).to_string_lossy().into_owned(),
+        None => value.to_owned(),
+    };
+    let (mut expanded, mut rest) = (String::new(), value.as_str());
+    while let Some((before, after)) = rest.split_once('$') {
+        expanded.push_str(before);
+        let (name, behind) = match after.strip_prefix('{').and_then(|inside| inside.split_once('}')) {
+            Some(braced) => braced,
+            None => after.split_at(after.find(|c: char| !is_of_name(c)).unwrap_or(after.len())),
+        };
+        match variable(name).filter(|_| !name.is_empty()) {
+            Some(meant) => expanded.push_str(&meant),
+            None => expanded.push_str(&rest[before.len()..rest.len() - behind.len()]),
+        }
+        rest = behind;
     }
+    expanded.push_str(rest);
+    PathBuf::from(expanded)
+}
+
+fn is_of_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
 }
 
 fn is_true(value: &str) -> bool {

@@ -56,6 +56,28 @@ fn the_cache_is_where_other_tools_have_it() {
     assert_eq!(cache(&[home, ("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/cache")]), "/cache");
     assert_eq!(cache(&[home, ("HF_HOME", "")]), "/home/ann/.cache/huggingface/hub");
     assert_eq!(cache(&[home, ("HF_HOME", "~/hf")]), "/home/ann/hf/hub");
+    let old = ("HUGGINGFACE_HUB_CACHE", "~/old");
+    assert_eq!(cache(&[home, ("HF_HOME", "/hf"), old]), "/home/ann/old");
+    assert_eq!(cache(&[home, ("HF_HUB_CACHE", "/cache"), old]), "/cache");
+}
+
+#[test]
+fn variables_inside_paths_are_what_they_stand_for() {
+    for (written, meant) in [
+        ("$DISK/hub", "/disk/hub"),
+        ("/a/${DISK}b/$USER-1", "/a//diskb/ann-1"),
+        ("~/$USER", "/home/ann/ann"),
+        ("/$NOBODY/${NOBODY}/$/${/$", "/$NOBODY/${NOBODY}/$/${/$"),
+        ("$", "$"),
+    ] {
+        let set = [
+            ("HOME", "/home/ann"),
+            ("DISK", "/disk"),
+            ("USER", "ann"),
+            ("HF_HUB_CACHE", written),
+        ];
+        assert_eq!(variables(&set).cache, std::path::absolute(meant).unwrap(), "{written}");
+    }
 }
 
 #[test]
@@ -65,6 +87,9 @@ fn the_token_comes_from_its_variable_or_from_the_file_of_a_login() {
     let home = ("HF_HOME", folder.path().to_str().unwrap());
     assert_eq!(variables(&[home]).token.as_deref(), Some("from file"));
     assert_eq!(variables(&[home, ("HF_TOKEN", "mine")]).token.as_deref(), Some("mine"));
+    let old = ("HUGGING_FACE_HUB_TOKEN", "old");
+    assert_eq!(variables(&[home, old]).token.as_deref(), Some("old"));
+    assert_eq!(variables(&[old, ("HF_TOKEN", "mine")]).token.as_deref(), Some("mine"));
     assert_eq!(variables(&[("HF_HOME", "/nowhere")]).token, None);
 }
 
@@ -81,6 +106,8 @@ fn offline_is_what_other_tools_take_for_true() {
         assert_eq!(variables(&[("HF_HUB_OFFLINE", value)]).offline, expected, "{value}");
     }
     assert!(!variables(&[]).offline);
+    assert!(variables(&[("TRANSFORMERS_OFFLINE", "1")]).offline);
+    assert!(!variables(&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")]).offline);
 }
 
 #[test]
