@@ -48,6 +48,9 @@ pub(super) struct HubArgs {
     /// [default: all of the disk but one GiB].
     #[arg(long, value_name = "SIZE", value_parser = parse_size, alias = "max_disk_space")]
     max_disk_space: Option<u64>,
+    /// For commands that nobody watches: wait for a hub that cannot be reached.
+    #[arg(skip)]
+    pub(super) keep_trying: bool,
 }
 
 /// A model and where it stands in the DHT.
@@ -74,6 +77,7 @@ impl HubArgs {
         Ok(HubOptions {
             cache: cache_dir.context("--cache-dir")?.unwrap_or(from_environment.cache),
             max_disk_space: self.max_disk_space,
+            keep_trying: self.keep_trying,
             progress: Arc::new(Bars),
             ..from_environment
         })

@@ -163,7 +163,8 @@ struct AnnounceArgs {
     mean_balance_check_period: Duration,
 }
 
-pub(super) async fn run(args: Args) -> anyhow::Result<()> {
+pub(super) async fn run(mut args: Args) -> anyhow::Result<()> {
+    args.models.hub.keep_trying = true;
     let asked = CancellationToken::new();
     let stop = signals::stop_requested_or(asked.clone());
     tokio::pin!(stop);

@@ -2,9 +2,9 @@
 //! weight files only the tensors that are asked for. Every call may wait for the network: not for async tasks.
 //!
 //! ```text
-//! get, weights ──▶ cache (what is here) ──▶ http (one request) ◀── fetch (many: ranges, resumed, retried)
-//!      │                                                            │
-//!      └── pieces (which bytes some tensors are), space (room), lock (other processes), check (hashes)
+//! get, weights ──▶ cache (what is here) ──▶ http (one request) ◀── reach (again) ◀── fetch (many: ranges, resumed) ◀── jobs
+//!      │                                                                                                                │
+//!      └── pieces (which bytes some tensors are), space (room on the disk), lock (other processes), check (hashes) ─────┘
 //! ```
 //!
 //! The cache is laid out as `huggingface_hub` does and shared with it, by `hf_hub`; see `cache`. That crate downloads
@@ -22,6 +22,7 @@ mod names;
 mod options;
 mod pieces;
 mod progress;
+mod reach;
 mod space;
 mod weights;
 
@@ -30,6 +31,7 @@ use std::{io, path::PathBuf};
 use cache::RepoFolder;
 use hf_hub::{Repo, RepoType};
 use http::{Fault, Http, Remote};
+use reach::{Standing, Tries};
 
 use self::options::Tuning;
 pub use self::{
@@ -109,23 +111,50 @@ impl HubRepo {
         self.download_whole(file)
     }
 
-    /// A file that a repository need not have: `None` if it has not, or if there is no network to ask.
+    /// A file that a repository need not have: `None` if it has not, or if the hub cannot be asked. A hub of which nothing is
+    /// known is asked once, and one that was given up not at all.
     ///
     /// # Errors
     /// As [`HubRepo::get`] for everything else.
     pub(crate) fn get_optional(&mut self, file: &str) -> Result<Option<PathBuf>, HubError> {
-        if let Some(commit) = &self.commit
-            && self.folder.is_absent(commit, file)
-        {
+        let is_here = self.is_cached(file) || self.is_known_absent(file);
+        if self.commit.is_some() && !is_here && !self.options.offline {
+            match self.options.reach.standing() {
+                Standing::Answers => {}
+                Standing::Silent => return Ok(None),
+                Standing::Unknown => match self.describe(file, Tries::Once) {
+                    Err(HubError::Unreachable { .. }) => return Ok(None),
+                    // What was said is remembered, and told below.
+                    Ok(_) | Err(_) => {}
+                },
+            }
+        }
+        match self.get_decisive(file) {
+            // What is there is enough to go on with; what was asked for is optional.
+            Err(HubError::Unreachable { .. }) if self.commit.is_some() => Ok(None),
+            found => found,
+        }
+    }
+
+    /// A file that a repository need not have, but which says what else it has: `None` if it has not, or if nobody may be
+    /// asked.
+    ///
+    /// # Errors
+    /// As [`HubRepo::get`] for everything else.
+    pub(crate) fn get_decisive(&mut self, file: &str) -> Result<Option<PathBuf>, HubError> {
+        if self.is_known_absent(file) {
             return Ok(None);
         }
         match self.get(file) {
             Ok(path) => Ok(Some(path)),
             Err(HubError::NotFound { .. } | HubError::Offline { .. }) => Ok(None),
-            // What is there is enough to go on with; what was asked for is optional.
-            Err(HubError::Unreachable { .. }) if self.commit.is_some() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn is_known_absent(&self, file: &str) -> bool {
+        let commit = self.commit.as_ref();
+        commit.is_some_and(|commit| self.folder.is_absent(commit, file))
     }
 
     /// Whether [`HubRepo::get`] can do without the network.
@@ -143,11 +172,12 @@ impl HubRepo {
     }
 
     /// What the hub says of a file. The first answer decides which commit this is about.
-    fn describe(&mut self, file: &str) -> Result<Remote, HubError> {
+    fn describe(&mut self, file: &str, tries: Tries) -> Result<Remote, HubError> {
         let url = self.url(file);
-        let described = fetch::retrying(
+        let described = reach::retrying(
             &url,
-            &self.options.tuning,
+            &self.options,
+            tries,
             || false,
             || (self.http.describe(&url), false),
         );

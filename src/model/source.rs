@@ -308,7 +308,7 @@ impl ModelSource {
         let index = if is_single {
             None
         } else {
-            repo.get_optional(INDEX_FILE)?
+            repo.get_decisive(INDEX_FILE)?
         };
         let wants = match index {
             Some(path) => ShardIndex::parse(&path, &read(&path)?)?.wants(groups),

@@ -15,23 +15,17 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
 };
 
-use tracing::{debug, warn};
-
 use super::{
-    Tuning,
+    HubOptions, Tuning,
     http::{Fault, Http, Remote},
     progress::Transfer,
+    reach::{self, Tries},
 };
 
 /// Requests at a time: one rarely fills a line to a distant store, and many are impolite.
 const CONNECTIONS: usize = 4;
-/// Failures in a row, without a byte between them, until a download is given up: with waits of 1, 2, 4 … 30 s two minutes.
-const MAX_FAILURES: u32 = 8;
-/// Longest wait between two tries, unless the hub asks for a longer one.
-const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// A range of a remote file and where it goes in the local one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -253,9 +247,10 @@ impl Begun {
             .open(self.assembly.incomplete())
             .map_err(Fault::Disk)?;
         let mut position = stretch.source.start;
-        retrying(
+        reach::retrying(
             &self.assembly.url,
-            downloads.tuning,
+            downloads.options,
+            Tries::of(downloads.options),
             || downloads.stop.load(Ordering::Relaxed),
             || {
                 if !self.assembly.is_ranged {
@@ -338,7 +333,7 @@ pub(super) trait Watch: Sync {
 /// What all threads of a download share.
 struct Downloads<'a> {
     http: &'a Http,
-    tuning: &'a Tuning,
+    options: &'a HubOptions,
     transfer: &'a dyn Transfer,
     watch: &'a dyn Watch,
     /// Of each, the requests that are not done yet.
@@ -365,7 +360,7 @@ impl Downloads<'_> {
 pub(super) fn fetch_all(
     begun: &[Begun],
     http: &Http,
-    tuning: &Tuning,
+    options: &HubOptions,
     (transfer, watch): (&dyn Transfer, &dyn Watch),
 ) -> Result<(), (usize, Fault)> {
     for (i, _) in begun.iter().enumerate().filter(|(_, one)| one.open() == 0) {
@@ -379,7 +374,7 @@ pub(super) fn fetch_all(
         .collect();
     let downloads = Downloads {
         http,
-        tuning,
+        options,
         transfer,
         watch,
         open: begun.iter().map(|one| AtomicUsize::new(one.open())).collect(),
@@ -406,56 +401,5 @@ pub(super) fn fetch_all(
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(failure) => Err(failure),
         None => Ok(()),
-    }
-}
-
-/// Does something with `url` until it succeeds, waiting longer after each failure in a row. `attempt` also says whether it got
-/// anywhere: then failures are counted anew.
-///
-/// # Errors
-/// A failure that trying again does not mend, or one too many.
-pub(super) fn retrying<T>(
-    url: &str,
-    tuning: &Tuning,
-    stopped: impl Fn() -> bool,
-    mut attempt: impl FnMut() -> (Result<T, Fault>, bool),
-) -> Result<T, Fault> {
-    let mut failures = 0;
-    loop {
-        let fault = match attempt() {
-            (Ok(done), _) => return Ok(done),
-            (Err(fault), advanced) => {
-                failures = if advanced { 1 } else { failures + 1 };
-                fault
-            }
-        };
-        if !fault.is_passing() || failures >= MAX_FAILURES || stopped() {
-            return Err(fault);
-        }
-        let wait = tuning.first_wait.saturating_mul(1 << (failures - 1)).min(MAX_WAIT);
-        let wait = fault.retry_after().map_or(wait, |asked| asked.max(wait));
-        if let Some(silence) = fault.silence() {
-            // Already the first was a long time without a word.
-            warn!(
-                url,
-                wait_s = wait.as_secs_f32(),
-                "nothing came for {} s; asking again",
-                silence.as_secs()
-            );
-        } else if failures > 1 {
-            warn!(
-                url,
-                error = &fault as &dyn std::error::Error,
-                wait_s = wait.as_secs_f32(),
-                "trying again to download"
-            );
-        } else {
-            debug!(
-                url,
-                error = &fault as &dyn std::error::Error,
-                "trying again to download"
-            );
-        }
-        thread::sleep(wait);
     }
 }

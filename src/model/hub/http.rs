@@ -92,6 +92,16 @@ impl Fault {
         }
     }
 
+    /// Whether it is the hub or the line that fails, so that there is nothing to do but wait. What a store refuses, or a
+    /// ring of redirects, may be so for ever.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => self.is_passing() && *status != 403,
+            Self::Transport(error) => self.is_passing() && !matches!(**error, ureq::Error::TooManyRedirects),
+            _ => self.is_passing(),
+        }
+    }
+
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,

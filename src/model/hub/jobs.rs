@@ -140,7 +140,7 @@ impl HubRepo {
             begun: &begun,
             jobs: locked,
         };
-        let fetched = fetch::fetch_all(&begun, &self.http, &self.options.tuning, (&*transfer, &running));
+        let fetched = fetch::fetch_all(&begun, &self.http, &self.options, (&*transfer, &running));
         Ok(fetched.map_err(|(i, fault)| {
             let assembly = begun[i].assembly();
             if matches!(fault, Fault::Changed { .. }) {

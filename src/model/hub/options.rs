@@ -11,6 +11,7 @@ use hf_hub::Cache;
 use super::{
     lock::Patience,
     progress::{Progress, Silent},
+    reach::Reach,
 };
 
 /// The hub that is meant when `HF_ENDPOINT` is not set.
@@ -32,9 +33,12 @@ pub struct HubOptions {
     /// Bytes the cache may take; the files that were not used for the longest time are deleted before more are
     /// downloaded. Without it only a full disk is a reason to.
     pub max_disk_space: Option<u64>,
+    /// Wait for a hub that cannot be reached until it can, instead of two minutes: for servers, which nobody watches.
+    pub keep_trying: bool,
     /// Is told how far downloads are.
     pub progress: Arc<dyn Progress>,
     pub(crate) tuning: Tuning,
+    pub(crate) reach: Arc<Reach>,
 }
 
 /// Sizes and times of downloads, which tests make small.
@@ -42,6 +46,8 @@ pub struct HubOptions {
 pub(crate) struct Tuning {
     /// The wait after the first of several failures; each further one doubles it.
     pub(crate) first_wait: Duration,
+    /// The longest, unless the hub asks for a longer one.
+    pub(crate) last_wait: Duration,
     /// Most bytes of one request. What a killed process has of an unfinished one is lost, so not too many.
     pub(crate) stretch: u64,
     /// Bytes between two tensors that are cheaper to download and drop than to ask twice: what a fast line carries in
@@ -59,6 +65,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             first_wait: Duration::from_secs(1),
+            last_wait: Duration::from_secs(30),
             stretch: 64 << 20,
             max_gap: 1 << 20,
             small_file: 32 << 20,
@@ -102,8 +109,10 @@ impl HubOptions {
             endpoint: set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
             revision: None,
             max_disk_space: None,
+            keep_trying: false,
             progress: Arc::new(Silent),
             tuning: Tuning::default(),
+            reach: Arc::default(),
         }
     }
 }
@@ -156,6 +165,7 @@ impl std::fmt::Debug for HubOptions {
             .field("endpoint", &self.endpoint)
             .field("revision", &self.revision)
             .field("max_disk_space", &self.max_disk_space)
+            .field("keep_trying", &self.keep_trying)
             .finish_non_exhaustive()
     }
 }

@@ -32,6 +32,10 @@ pub(crate) struct Content {
     pub(crate) error_code: Option<&'static str>,
     /// The repository's old name, which redirects to the new one.
     pub(crate) old_name: Option<&'static str>,
+    /// So many requests come to nothing: the connection ends without an answer.
+    pub(crate) outage: usize,
+    /// Requests that came so far, those included.
+    pub(crate) requests: usize,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -121,6 +125,16 @@ impl FakeHub {
         change(self.content.lock().unwrap().files.get_mut(file).unwrap());
     }
 
+    /// The next so many requests get no answer.
+    pub(crate) fn fall_silent(&self, requests: usize) {
+        self.content.lock().unwrap().outage = requests;
+    }
+
+    /// How often it was asked for anything.
+    pub(crate) fn requests(&self) -> usize {
+        self.content.lock().unwrap().requests
+    }
+
     pub(crate) fn options(&self, cache: &Path) -> HubOptions {
         HubOptions {
             cache: cache.to_owned(),
@@ -151,6 +165,7 @@ pub(crate) fn options() -> HubOptions {
     HubOptions {
         tuning: Tuning {
             first_wait: Duration::from_millis(1),
+            last_wait: Duration::from_millis(8),
             stretch: 20_000,
             max_gap: 500,
             small_file: 8_000,
@@ -191,6 +206,11 @@ fn answer(mut stream: TcpStream, content: &Mutex<Content>, log: &Mutex<Vec<(Stri
     let mut words = first.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let mut content = content.lock().unwrap();
+    content.requests += 1;
+    if content.outage > 0 {
+        content.outage -= 1;
+        return;
+    }
     let is_head = method == "HEAD";
     let mut headers = headers;
     headers.insert(

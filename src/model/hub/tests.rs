@@ -133,6 +133,33 @@ fn a_cached_file_needs_no_network() {
 }
 
 #[test]
+fn a_hub_that_does_not_answer_is_asked_once_for_what_one_can_do_without() {
+    let cache = TempDir::new().unwrap();
+    put_in_cache(cache.path(), COMMIT, "config.json", b"{}");
+    let hub = FakeHub::with_files(&[("first.json", b"1"), ("second.json", b"2")]);
+    let options = hub.options(cache.path());
+    hub.fall_silent(usize::MAX);
+    for file in ["first.json", "second.json", "third.json"] {
+        let mut repo = HubRepo::open(REPO, &options).unwrap();
+        assert!(repo.get("config.json").is_ok());
+        assert!(matches!(repo.get_optional(file), Ok(None)));
+    }
+    assert_eq!(hub.requests(), 1);
+    let mut repo = HubRepo::open(REPO, &options).unwrap();
+    assert!(matches!(
+        repo.get_decisive("third.json"),
+        Err(HubError::Unreachable { .. })
+    ));
+    hub.fall_silent(0);
+    assert!(repo.get("first.json").is_ok());
+    assert!(matches!(repo.get_optional("second.json"), Ok(Some(_))));
+    let before = hub.requests();
+    assert!(matches!(repo.get_decisive("third.json"), Ok(None)));
+    assert!(matches!(repo.get_optional("third.json"), Ok(None)));
+    assert_eq!(hub.requests(), before + 1);
+}
+
+#[test]
 fn silence_is_told_from_other_failures() {
     let timeout = ureq::Error::Timeout;
     let silent = |fault: Fault| fault.silence().map(|silence| silence.as_secs());

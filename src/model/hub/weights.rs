@@ -12,11 +12,12 @@ use tracing::{debug, info, warn};
 
 use super::{
     HubError, HubRepo, Tensors,
-    fetch::{self, Assembly, Part},
+    fetch::{Assembly, Part},
     http::{Fault, Remote},
     jobs::Job,
     lock::Lock,
     pieces::{self, Header},
+    reach::{self, Tries},
     space,
 };
 
@@ -215,7 +216,7 @@ impl HubRepo {
         wants: &[&Want],
         (here, is_unranged): (&Local, bool),
     ) -> Result<Result<Vec<Job>, Fault>, HubError> {
-        let remote = self.describe(file)?;
+        let remote = self.describe(file, Tries::of(&self.options))?;
         if self.folder.blob(&remote.etag).is_file() {
             self.folder
                 .link(&remote.commit, file, &remote.etag)
@@ -228,9 +229,10 @@ impl HubRepo {
             return Ok(Ok(whole(!is_unranged)));
         };
         let url = self.url(file);
-        let header = match fetch::retrying(
+        let header = match reach::retrying(
             &url,
-            &self.options.tuning,
+            &self.options,
+            Tries::of(&self.options),
             || false,
             || (self.header(&url, &remote), false),
         ) {

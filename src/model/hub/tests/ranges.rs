@@ -324,6 +324,41 @@ fn progress_is_told_of_every_byte_of_a_large_download() {
     assert_eq!(recorded.bytes.load(Ordering::SeqCst), 3_000_000);
 }
 
+#[test]
+fn a_server_waits_for_a_hub_that_is_away_and_nobody_else_does() {
+    let (cache, file) = (TempDir::new().unwrap(), weights_file());
+    let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+    let patient = HubOptions {
+        keep_trying: true,
+        ..hub.options(cache.path())
+    };
+    hub.fall_silent(30);
+    let hasty = HubRepo::open(REPO, &hub.options(cache.path())).unwrap().get(FILE);
+    assert!(matches!(hasty, Err(HubError::Unreachable { .. })));
+    hub.change(FILE, |stored| {
+        stored.troubles = [Trouble::Cut(usize::MAX), Trouble::Cut(3000)].into();
+        stored.troubles.extend([Trouble::Status(503); 60]);
+    });
+    let mut repo = HubRepo::open(REPO, &patient).unwrap();
+    assert_has(&repo.weights(&[block(2)]).unwrap(), &file, &[2]);
+}
+
+#[test]
+fn what_waiting_does_not_mend_is_told_at_once_also_by_a_server() {
+    let (cache, file) = (TempDir::new().unwrap(), weights_file());
+    let hub = FakeHub::with_large_files(&[(FILE, &file)]);
+    let patient = HubOptions {
+        keep_trying: true,
+        ..hub.options(cache.path())
+    };
+    let mut repo = HubRepo::open(REPO, &patient).unwrap();
+    assert!(matches!(repo.get("other"), Err(HubError::NotFound { .. })));
+    assert_eq!(hub.requests(), 1);
+    // The store refuses every link that the hub hands out.
+    hub.change(FILE, |stored| stored.troubles = [Trouble::Status(403); 1000].into());
+    assert!(matches!(repo.get(FILE), Err(HubError::Unreachable { .. })));
+}
+
 /// Lets nothing of the second file through until the first can be used by others.
 #[derive(Clone, Debug)]
 struct FirstThingsFirst(HubOptions);
@@ -384,7 +419,7 @@ fn a_download_of_somebody_who_does_not_get_on_is_named() {
         ..hub.options(cache.path())
     };
     let mut repo = HubRepo::open(REPO, &options).unwrap();
-    let remote = repo.describe("a.bin").unwrap();
+    let remote = repo.describe("a.bin", Tries::Several).unwrap();
     let stuck = Lock::try_exclusive(&repo.folder.blob_lock(&remote.etag)).unwrap();
     assert!(matches!(repo.get("a.bin"), Err(HubError::Busy { .. })));
     drop(stuck);
