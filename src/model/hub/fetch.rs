@@ -1,11 +1,11 @@
 //! Puts files together from ranges of the hub's: several at a time, resumed where they broke off, also after the end of
 //! the process. It does not know what is in them.
 //!
-//! A file grows elsewhere as `NAME.incomplete`, with a journal of the stretches that are on the disk for good, and
-//! is renamed when all of it is there: whatever has its final name is whole.
+//! A file grows elsewhere as `NAME.incomplete`, with a journal of what is on the disk for good of each stretch, and is
+//! renamed when all of it is there: whatever has its final name is whole.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom, Write},
     ops::Range,
@@ -60,12 +60,31 @@ struct Stretch {
     parts: Vec<Part>,
 }
 
+impl Stretch {
+    fn len(&self) -> u64 {
+        self.source.end - self.source.start
+    }
+}
+
+/// A stretch that is being downloaded.
+#[derive(Debug)]
+struct Arriving<'a> {
+    idx: usize,
+    stretch: &'a Stretch,
+    file: File,
+    /// The next byte to come, of the remote file.
+    position: u64,
+    /// Where the journal says that it is.
+    noted: u64,
+}
+
 /// An assembly that has begun: its file is open, and what an earlier process left of it is known.
 #[derive(Debug)]
 pub(super) struct Begun {
     assembly: Assembly,
     stretches: Vec<Stretch>,
-    done: HashSet<usize>,
+    /// How many bytes of each were here at the beginning.
+    kept: Vec<u64>,
     /// Held while writing a line.
     journal: Mutex<File>,
     /// What the store calls the content, once it has said so.
@@ -120,31 +139,28 @@ impl Assembly {
                 fs::create_dir_all(folder)?;
             }
             let written = fs::read_to_string(self.journal()).unwrap_or_default();
-            let done = match written.strip_prefix(&title) {
-                Some(lines) if fs::metadata(self.incomplete()).is_ok_and(|file| file.len() == self.bytes()) => {
-                    completed(lines, stretches.len())
-                }
-                _ => HashSet::new(),
-            };
+            let is_same = fs::metadata(self.incomplete()).is_ok_and(|file| file.len() == self.bytes());
+            let lines = written.strip_prefix(&title).filter(|_| is_same);
+            let kept = kept(lines.unwrap_or_default(), &stretches, self.is_ranged);
             let mut file = OpenOptions::new()
                 .create(true)
-                .truncate(done.is_empty())
+                .truncate(kept.iter().all(|bytes| *bytes == 0))
                 .write(true)
                 .open(self.incomplete())?;
             file.set_len(self.bytes())?;
             file.write_all(&self.head)?;
             let mut journal = File::create(self.journal())?;
             journal.write_all(title.as_bytes())?;
-            for stretch in &done {
-                writeln!(journal, "{stretch}.")?;
+            for (idx, bytes) in kept.iter().enumerate().filter(|(_, bytes)| **bytes > 0) {
+                writeln!(journal, "{idx}+{bytes}.")?;
             }
-            Ok((done, journal))
+            Ok((kept, journal))
         };
-        let (done, journal) = begun().map_err(Fault::Disk)?;
+        let (kept, journal) = begun().map_err(Fault::Disk)?;
         Ok(Begun {
             assembly: self,
             stretches,
-            done,
+            kept,
             journal: Mutex::new(journal),
             validator: Mutex::default(),
         })
@@ -157,10 +173,20 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// A line that was cut short has no full stop.
-fn completed(lines: &str, stretches: usize) -> HashSet<usize> {
-    let numbers = lines.lines().filter_map(|line| line.strip_suffix('.')?.parse().ok());
-    numbers.filter(|number| *number < stretches).collect()
+/// How many bytes of each stretch are here by the lines of a journal, `STRETCH+BYTES.`; a line that was cut short has no full
+/// stop. Of a file that comes from its start at every try only all is of use.
+fn kept(lines: &str, stretches: &[Stretch], is_ranged: bool) -> Vec<u64> {
+    let noted = lines.lines().filter_map(|line| {
+        let (idx, bytes) = line.strip_suffix('.')?.split_once('+')?;
+        Some((idx.parse().ok()?, bytes.parse().ok()?))
+    });
+    // The last line of a stretch counts.
+    let noted: HashMap<usize, u64> = noted.collect();
+    let of_each = stretches.iter().enumerate().map(|(idx, stretch)| {
+        let bytes = noted.get(&idx).copied().unwrap_or(0).min(stretch.len());
+        if is_ranged || bytes == stretch.len() { bytes } else { 0 }
+    });
+    of_each.collect()
 }
 
 /// Few requests for many parts: those close to each other become one, long ones several.
@@ -202,18 +228,12 @@ impl Begun {
 
     /// Bytes that are to come.
     pub(super) fn missing(&self) -> u64 {
-        let open = self
-            .stretches
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| !self.done.contains(i));
-        open.map(|(_, stretch)| stretch.source.end - stretch.source.start).sum()
+        self.stretches.iter().map(Stretch::len).sum::<u64>() - self.present()
     }
 
     /// Bytes that are here.
     pub(super) fn present(&self) -> u64 {
-        let done = self.done.iter().filter_map(|i| self.stretches.get(*i));
-        done.map(|stretch| stretch.source.end - stretch.source.start).sum()
+        self.kept.iter().sum()
     }
 
     /// Makes the file what its name says; `check` may look at it once more, and if it is another content, nothing of it
@@ -233,20 +253,25 @@ impl Begun {
         Ok(())
     }
 
-    /// Requests that are still to be made.
-    fn open(&self) -> usize {
-        self.stretches.len() - self.done.len()
+    /// The stretches of which something is missing.
+    fn open(&self) -> impl Iterator<Item = usize> {
+        let with_kept = self.stretches.iter().zip(&self.kept).enumerate();
+        with_kept
+            .filter(|(_, (stretch, kept))| **kept < stretch.len())
+            .map(|(idx, _)| idx)
     }
 
     fn fetch(&self, idx: usize, downloads: &Downloads<'_>) -> Result<(), Fault> {
-        let Some(stretch) = self.stretches.get(idx) else {
-            return Ok(());
+        let (stretch, kept) = (&self.stretches[idx], self.kept[idx]);
+        let file = OpenOptions::new().write(true).open(self.assembly.incomplete());
+        let start = stretch.source.start;
+        let mut arriving = Arriving {
+            idx,
+            stretch,
+            file: file.map_err(Fault::Disk)?,
+            position: start + kept,
+            noted: start + kept,
         };
-        let mut file = OpenOptions::new()
-            .write(true)
-            .open(self.assembly.incomplete())
-            .map_err(Fault::Disk)?;
-        let mut position = stretch.source.start;
         reach::retrying(
             &self.assembly.url,
             downloads.options,
@@ -254,39 +279,30 @@ impl Begun {
             || downloads.stop.load(Ordering::Relaxed),
             || {
                 if !self.assembly.is_ranged {
-                    position = stretch.source.start;
+                    (arriving.position, arriving.noted) = (start, start);
                 }
-                let before = position;
+                let before = arriving.position;
                 downloads.watch.alive();
-                let outcome = self.receive(stretch, &mut file, &mut position, downloads);
-                (outcome, self.assembly.is_ranged && position > before)
+                let outcome = self.receive(&mut arriving, downloads);
+                let noted = self.note(&mut arriving).map_err(Fault::Disk);
+                let advanced = self.assembly.is_ranged && arriving.position > before;
+                (noted.and(outcome), advanced)
             },
-        )?;
-        let record = || {
-            // First what it says, then the journal.
-            file.sync_data()?;
-            writeln!(self.journal.lock().unwrap_or_else(PoisonError::into_inner), "{idx}.")
-        };
-        record().map_err(Fault::Disk)
+        )
     }
 
-    /// Takes what one answer brings; `position` is the next byte to come, of the remote file.
-    fn receive(
-        &self,
-        stretch: &Stretch,
-        file: &mut File,
-        position: &mut u64,
-        downloads: &Downloads<'_>,
-    ) -> Result<(), Fault> {
+    /// Takes what one answer brings.
+    fn receive(&self, arriving: &mut Arriving<'_>, downloads: &Downloads<'_>) -> Result<(), Fault> {
         let Assembly {
             url,
             remote,
             file: name,
             ..
         } = &self.assembly;
-        while *position < stretch.source.end {
+        let end = arriving.stretch.source.end;
+        while arriving.position < end {
             let known = self.validator.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let range = *position..stretch.source.end;
+            let range = arriving.position..end;
             let piece = downloads.http.bytes(url, &range, remote.size, known.as_deref())?;
             if known.is_none() {
                 *self.validator.lock().unwrap_or_else(PoisonError::into_inner) = piece.validator.clone();
@@ -295,12 +311,30 @@ impl Begun {
                 if downloads.stop.load(Ordering::Relaxed) {
                     return Err(Fault::Cut(io::ErrorKind::Interrupted.into()));
                 }
-                place(&stretch.parts, *position, bytes, file).map_err(Fault::Disk)?;
-                *position += bytes.len() as u64;
+                place(&arriving.stretch.parts, arriving.position, bytes, &mut arriving.file).map_err(Fault::Disk)?;
+                arriving.position += bytes.len() as u64;
+                if arriving.position - arriving.noted >= downloads.options.tuning.note_every {
+                    self.note(arriving).map_err(Fault::Disk)?;
+                    downloads.watch.alive();
+                }
                 downloads.transfer.received(name, bytes.len() as u64);
                 Ok(())
             })?;
         }
+        Ok(())
+    }
+
+    /// Sees to it that what has come is found again, by another process too.
+    fn note(&self, arriving: &mut Arriving<'_>) -> io::Result<()> {
+        if arriving.position == arriving.noted {
+            return Ok(());
+        }
+        let bytes = arriving.position - arriving.stretch.source.start;
+        // First what it says, then the journal.
+        arriving.file.sync_data()?;
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        writeln!(journal, "{}+{bytes}.", arriving.idx)?;
+        arriving.noted = arriving.position;
         Ok(())
     }
 }
@@ -363,21 +397,20 @@ pub(super) fn fetch_all(
     options: &HubOptions,
     (transfer, watch): (&dyn Transfer, &dyn Watch),
 ) -> Result<(), (usize, Fault)> {
-    for (i, _) in begun.iter().enumerate().filter(|(_, one)| one.open() == 0) {
+    for (i, _) in begun.iter().enumerate().filter(|(_, one)| one.open().next().is_none()) {
         watch.complete(i).map_err(|fault| (i, fault))?;
     }
     let work: Vec<(usize, usize)> = begun
         .iter()
         .enumerate()
-        .flat_map(|(i, one)| (0..one.stretches.len()).map(move |stretch| (i, stretch)))
-        .filter(|(i, stretch)| !begun[*i].done.contains(stretch))
+        .flat_map(|(i, one)| one.open().map(move |stretch| (i, stretch)))
         .collect();
     let downloads = Downloads {
         http,
         options,
         transfer,
         watch,
-        open: begun.iter().map(|one| AtomicUsize::new(one.open())).collect(),
+        open: begun.iter().map(|one| AtomicUsize::new(one.open().count())).collect(),
         stop: AtomicBool::new(false),
     };
     let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));

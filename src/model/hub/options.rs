@@ -48,8 +48,10 @@ pub(crate) struct Tuning {
     pub(crate) first_wait: Duration,
     /// The longest, unless the hub asks for a longer one.
     pub(crate) last_wait: Duration,
-    /// Most bytes of one request. What a killed process has of an unfinished one is lost, so not too many.
+    /// Most bytes of one request.
     pub(crate) stretch: u64,
+    /// How many bytes of a request may be lost when the process ends.
+    pub(crate) note_every: u64,
     /// Bytes between two tensors that are cheaper to download and drop than to ask twice: what a fast line carries in
     /// the time of a request.
     pub(crate) max_gap: u64,
@@ -67,6 +69,7 @@ impl Default for Tuning {
             first_wait: Duration::from_secs(1),
             last_wait: Duration::from_secs(30),
             stretch: 64 << 20,
+            note_every: 8 << 20,
             max_gap: 1 << 20,
             small_file: 32 << 20,
             first_bytes: 256 << 10,

@@ -167,6 +167,7 @@ pub(crate) fn options() -> HubOptions {
             first_wait: Duration::from_millis(1),
             last_wait: Duration::from_millis(8),
             stretch: 20_000,
+            note_every: 5_000,
             max_gap: 500,
             small_file: 8_000,
             first_bytes: 10_000,

@@ -179,6 +179,68 @@ fn what_came_before_the_end_of_a_process_is_kept() {
 }
 
 #[test]
+fn what_came_of_a_request_before_the_end_of_a_process_is_kept() {
+    let (cache, content) = (TempDir::new().unwrap(), vec![9; 15_000]);
+    let hub = FakeHub::with_large_files(&[("a.bin", &content)]);
+    hub.change("a.bin", |stored| {
+        stored.troubles = [Trouble::Cut(1_234)].into();
+        stored.troubles.extend([Trouble::Status(500); 100]);
+    });
+    let get = || HubRepo::open(REPO, &hub.options(cache.path())).unwrap().get("a.bin");
+    assert!(matches!(get(), Err(HubError::Unreachable { .. })));
+    hub.change("a.bin", |stored| stored.troubles.clear());
+    assert_eq!(fs::read(get().unwrap()).unwrap(), content);
+    assert_eq!(hub.sent("a.bin"), 15_000, "no byte came twice");
+}
+
+/// Reads with every byte that comes what a process killed just then would leave.
+#[derive(Clone, Debug)]
+struct Killed {
+    folder: std::path::PathBuf,
+    most: std::sync::Arc<AtomicU64>,
+}
+
+impl Progress for Killed {
+    fn begin(&self, _download: &Download) -> Box<dyn Transfer> {
+        Box::new(self.clone())
+    }
+}
+
+impl Transfer for Killed {
+    fn received(&self, _file: &str, _bytes: u64) {
+        let mut left = fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().path());
+        let journal = left.find(|path| path.extension().is_some_and(|extension| extension == "journal"));
+        let noted = fs::read_to_string(journal.unwrap()).unwrap();
+        let bytes = noted
+            .lines()
+            .filter_map(|line| line.strip_prefix("0+")?.strip_suffix('.')?.parse().ok());
+        self.most.fetch_max(bytes.max().unwrap_or(0), Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn what_has_come_of_a_long_request_is_noted_before_its_end() {
+    let (cache, content) = (TempDir::new().unwrap(), vec![9; 3 << 20]);
+    let hub = FakeHub::with_large_files(&[("a.bin", &content)]);
+    let killed = Killed {
+        folder: cache.path().join("models--owner--name/sepal/whole"),
+        most: std::sync::Arc::default(),
+    };
+    let options = HubOptions {
+        progress: std::sync::Arc::new(killed.clone()),
+        tuning: Tuning {
+            stretch: 4 << 20,
+            ..options().tuning
+        },
+        ..hub.options(cache.path())
+    };
+    let mut repo = HubRepo::open(REPO, &options).unwrap();
+    assert_eq!(fs::read(repo.get("a.bin").unwrap()).unwrap(), content);
+    assert!(killed.most.load(Ordering::SeqCst) >= 2 << 20);
+    assert_eq!(hub.sent("a.bin"), 3 << 20);
+}
+
+#[test]
 fn a_server_that_ignores_ranges_is_asked_for_the_whole_file() {
     let (cache, file) = (TempDir::new().unwrap(), weights_file());
     let hub = FakeHub::with_large_files(&[(FILE, &file)]);
