@@ -349,6 +349,7 @@ int cuCtxSetCurrent(void *context) {
 
 int cuStreamCreate(void **stream, unsigned) {
     NEEDS_CONTEXT;
+    if (current->lost != SUCCESS) return current->lost;
     current->streams.push_back(std::make_unique<Stream>());
     current->streams.back()->card = current;
     *stream = current->streams.back().get();

@@ -20,8 +20,8 @@ pub(super) struct ComputeArgs {
 /// Where blocks are.
 #[derive(Clone, Debug, Args)]
 pub(super) struct DeviceArgs {
-    /// What blocks are computed with. auto takes all NVIDIA cards if they can be used, otherwise the processor; cuda:0,2 takes
-    /// these. Where cards cannot be used, it says why, and the processor does it.
+    /// What blocks are computed with. auto and cuda take all NVIDIA cards that can be used; cuda:0,2 takes
+    /// these or none. Where no cards can be used, it says why, and the processor does it.
     #[arg(long, value_name = "auto|cpu|cuda[:N,…]", default_value = "auto", value_parser = parse_device)]
     device: Device,
 }
@@ -53,7 +53,7 @@ impl ComputeArgs {
 
 impl DeviceArgs {
     /// The machine with its cards, if they are wanted and compute what the processor does in all of these formats; without
-    /// them otherwise, and it is said why.
+    /// them otherwise, and it is said why. Where all cards are wanted, those that can be used are enough.
     ///
     /// # Errors
     /// A card that there is not.
@@ -72,12 +72,9 @@ impl DeviceArgs {
             }
             Err(error) => return Ok(self.without_cards(engine, &error)),
         };
-        for (precision, kv_dtype) in formats {
-            if let Err(error) = machine.prove(*precision, *kv_dtype) {
-                return Ok(self.without_cards(engine, &error));
-            }
-        }
-        Ok(machine)
+        Ok(machine
+            .proven(wanted, formats)
+            .unwrap_or_else(|error| self.without_cards(engine, &error)))
     }
 
     /// Says why the processor computes: loudly to whoever asked for cards.

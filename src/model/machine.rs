@@ -1,7 +1,7 @@
 //! What blocks are computed with: the processor or, where there are any and they proved themselves, cards. Everything around
 //! the blocks (embeddings, heads, gradients) is the processor's in any case.
 
-use std::sync::Arc;
+use std::{error::Error, sync::Arc};
 
 use thiserror::Error;
 use tracing::{info, warn};
@@ -29,10 +29,36 @@ pub struct Machine {
 /// Which cards to compute with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cards {
-    /// All that the driver knows.
+    /// All that the driver knows and that can be used.
     All,
-    /// These, by their numbers.
+    /// These, by their numbers, every one of them.
     These(Vec<usize>),
+}
+
+impl Cards {
+    /// Those of `tried`, by their numbers, that are to be used. Where all are wanted, those that cannot be are left out with
+    /// a warning.
+    ///
+    /// # Errors
+    /// The first of a card that is wanted by its number, or of all of them.
+    fn usable<T, E: Error + 'static>(&self, tried: impl Iterator<Item = (usize, Result<T, E>)>) -> Result<Vec<T>, E> {
+        let (mut usable, mut others) = (Vec::new(), Vec::new());
+        for (card, outcome) in tried {
+            match outcome {
+                Ok(item) => usable.push(item),
+                Err(error) if matches!(self, Self::These(_)) => return Err(error),
+                Err(error) => others.push((card, error)),
+            }
+        }
+        if usable.is_empty() && !others.is_empty() {
+            return Err(others.swap_remove(0).1);
+        }
+        for (card, error) in &others {
+            let error: &(dyn Error + 'static) = error;
+            warn!(card, error, "a card is left out: it cannot be used");
+        }
+        Ok(usable)
+    }
 }
 
 /// A card that must not be used.
@@ -80,10 +106,18 @@ impl From<&Self> for Machine {
 }
 
 impl Machine {
+    /// How many cards the driver knows.
+    ///
+    /// # Errors
+    /// No driver, or one that finds no card.
+    pub(crate) fn count_cards() -> Result<usize, CudaError> {
+        Device::count()
+    }
+
     /// A machine whose cards have all blocks.
     ///
     /// # Errors
-    /// No driver, no such card, or none that can be used.
+    /// No driver, no such card, one of those that are named cannot be used, or none of all.
     pub fn with_cards(engine: Engine, wanted: &Cards, toolkit: &Toolkit) -> Result<Self, CudaError> {
         let ordinals = match wanted {
             Cards::These(ordinals) => ordinals.clone(),
@@ -94,8 +128,10 @@ impl Machine {
                 reason: "it knows none".into(),
             });
         }
-        let cards = ordinals.into_iter().map(|ordinal| Device::open(ordinal, toolkit));
-        let cards: Vec<Arc<Device>> = cards.collect::<Result<_, _>>()?;
+        let tried = ordinals
+            .into_iter()
+            .map(|ordinal| (ordinal, Device::open(ordinal, toolkit)));
+        let cards: Vec<Arc<Device>> = wanted.usable(tried)?;
         for card in &cards {
             let (card, name, cublas) = (card.ordinal(), card.name(), card.has_blas());
             info!(card, name, cublas, "a card to compute with");
@@ -147,39 +183,48 @@ impl Machine {
         free.collect::<Result<_, _>>().map(Some)
     }
 
-    /// Lets every card compute a block of the built-in model in the formats that are wanted, and compares with the
-    /// processor.
+    /// The machine with those of its cards, which were `wanted`, that compute a block of the built-in model as the processor
+    /// does in all of `formats`.
     ///
     /// # Errors
-    /// A card that computes something else, or nothing.
-    pub fn prove(&self, precision: Precision, kv_dtype: KvDType) -> Result<(), ProofError> {
+    /// One of the cards that are named computes something else, or nothing; or all of them do.
+    pub fn proven(mut self, wanted: &Cards, formats: &[(Precision, KvDType)]) -> Result<Self, ProofError> {
         if self.cards.is_empty() {
-            return Ok(());
+            return Ok(self);
         }
-        let expected = proof(&self.engine.clone().into(), precision, kv_dtype)?;
-        for card in &self.cards {
-            let alone = Self {
-                engine: self.engine.clone(),
-                cards: vec![card.clone()],
-            };
-            let found = proof(&alone, precision, kv_dtype)?;
-            let off = difference(&found, &expected);
-            // Not a number is no agreement.
-            if off.is_nan() || off > TOLERANCE {
-                return Err(ProofError::Disagrees {
-                    card: card.ordinal(),
-                    name: card.name().to_owned(),
-                    format: precision.weights.as_str(),
-                    off,
-                });
-            }
+        let processor = Self::from(&self.engine);
+        let expected = formats.iter().map(|format| proof(&processor, *format));
+        let expected: Vec<Vec<f32>> = expected.collect::<Result<_, _>>()?;
+        let tried = self.cards.iter().map(|card| {
+            let mut pairs = formats.iter().zip(&expected);
+            let outcome = pairs.try_for_each(|(format, expected)| self.prove(card, *format, expected));
+            (card.ordinal(), outcome.map(|()| card.clone()))
+        });
+        self.cards = wanted.usable(tried)?;
+        Ok(self)
+    }
+
+    fn prove(&self, card: &Arc<Device>, format: (Precision, KvDType), expected: &[f32]) -> Result<(), ProofError> {
+        let alone = Self {
+            engine: self.engine.clone(),
+            cards: vec![card.clone()],
+        };
+        let off = difference(&proof(&alone, format)?, expected);
+        // Not a number is no agreement.
+        if off.is_nan() || off > TOLERANCE {
+            return Err(ProofError::Disagrees {
+                card: card.ordinal(),
+                name: card.name().to_owned(),
+                format: format.0.weights.as_str(),
+                off,
+            });
         }
         Ok(())
     }
 }
 
 /// What a block of the built-in model gives for many tokens and for one after them.
-fn proof(machine: &Machine, precision: Precision, kv_dtype: KvDType) -> Result<Vec<f32>, ProofError> {
+fn proof(machine: &Machine, (precision, kv_dtype): (Precision, KvDType)) -> Result<Vec<f32>, ProofError> {
     let files = ModelFiles::from_bytes(builtin::CONFIG, builtin::weights())?;
     let blocks = Blocks::load(&files, 0..1, precision, machine)?.with_cache(CacheOptions {
         dtype: Some(kv_dtype),
@@ -225,6 +270,26 @@ fn difference(found: &[f32], expected: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cards_that_cannot_be_used_are_left_out_unless_they_are_named() {
+        let lost = |card| CudaError::Driver {
+            card,
+            doing: "opening the card",
+            name: "CUDA_ERROR_UNKNOWN".into(),
+            code: 999,
+        };
+        let tried = |bad: &[usize]| {
+            let outcomes = (0..3).map(|card| (card, if bad.contains(&card) { Err(lost(card)) } else { Ok(card) }));
+            outcomes.collect::<Vec<_>>().into_iter()
+        };
+        assert_eq!(Cards::All.usable(tried(&[])), Ok(vec![0, 1, 2]));
+        assert_eq!(Cards::All.usable(tried(&[0, 1])), Ok(vec![2]));
+        assert_eq!(Cards::All.usable(tried(&[0, 1, 2])), Err(lost(0)));
+        let named = Cards::These(vec![0, 1, 2]);
+        assert_eq!(named.usable(tried(&[])), Ok(vec![0, 1, 2]));
+        assert_eq!(named.usable(tried(&[1, 2])), Err(lost(1)));
+    }
 
     #[test]
     fn whatever_is_no_number_is_no_agreement() {

@@ -59,6 +59,19 @@ fn largest(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |largest, x| largest.max(x.abs()))
 }
 
+/// Makes a card fail for good, as far as this process can tell: a kernel writes where there is no memory.
+fn lose(card: &Device) {
+    let grid = launch::Grid {
+        blocks: [1, 1, 1],
+        threads: 1,
+        shared_bytes: 0,
+    };
+    let nowhere = launch::Argument::from(16_u64);
+    card.launch("elementwise/add", grid, &[nowhere, nowhere, 1_u64.into()])
+        .unwrap();
+    assert!(card.synchronize().unwrap_err().is_fatal());
+}
+
 /// Differences are at most `part` of the largest number.
 fn assert_near(found: &[f32], expected: &[f32], part: f32) {
     assert_close(found, expected, part * largest(expected));
@@ -326,11 +339,11 @@ fn a_card_without_memory_refuses_and_goes_on() {
 #[test]
 #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
 fn a_card_proves_itself_in_every_format_and_there_is_no_card_beyond_the_last() {
-    let machine = machine(1);
-    for weights in WeightFormat::ALL {
+    let formats = WeightFormat::ALL.map(|weights| {
         let dtype = weights.dtype().unwrap_or(WeightDType::Bf16);
-        machine.prove(Precision { weights, dtype }, dtype.into()).unwrap();
-    }
+        (Precision { weights, dtype }, dtype.into())
+    });
+    machine(1).proven(&Cards::These(vec![0]), &formats).unwrap();
     let n_cards = Device::count().unwrap();
     let engine = Engine::new(NonZeroUsize::new(1)).unwrap();
     let error = Machine::with_cards(engine, &Cards::These(vec![n_cards]), &Toolkit::default()).unwrap_err();
@@ -341,4 +354,28 @@ fn a_card_proves_itself_in_every_format_and_there_is_no_card_beyond_the_last() {
             n_cards
         }
     );
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn a_card_that_is_lost_is_left_out_where_all_are_wanted() {
+    let last = Device::count().unwrap() - 1;
+    let formats = [(Precision::from(WeightDType::F32), KvDType::F32)];
+    let all = Machine::with_cards(engine(), &Cards::All, &Toolkit::default()).unwrap();
+    assert_eq!(all.cards.len(), last + 1);
+    lose(&all.cards[last]);
+    let named = Cards::These((0..=last).collect());
+    assert!(all.clone().proven(&named, &formats).is_err());
+    assert!(Machine::with_cards(engine(), &named, &Toolkit::default()).is_err());
+    let others = [
+        all.clone().proven(&Cards::All, &formats).ok(),
+        Machine::with_cards(engine(), &Cards::All, &Toolkit::default()).ok(),
+    ];
+    for others in others {
+        let left: Vec<usize> = others
+            .iter()
+            .flat_map(|others| others.cards.iter().map(|card| card.ordinal()))
+            .collect();
+        assert_eq!(left, (0..last).collect::<Vec<_>>());
+    }
 }
