@@ -1,4 +1,4 @@
-//! What the machine offers: memory, disk, open files, CPU, GPU. It asks the system and changes nothing.
+//! What the machine offers: memory, disk, open files, CPU. It asks the system and changes nothing.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use rlimit::Resource;
 use sysinfo::System;
 
 use super::finding::Finding;
-use crate::{cli::gpus, model};
+use crate::model;
 
 const GIB: u64 = 1 << 30;
 
@@ -101,26 +101,6 @@ pub(super) fn cpu() -> Finding {
             "cpu",
             format!("{seen}: no vector instructions that there are faster kernels for; blocks run slowly"),
         )
-    }
-}
-
-/// The GPU and its driver. Blocks are computed on the CPU, so that nothing here is a problem.
-pub(super) fn gpu() -> Finding {
-    match gpus::nvidia() {
-        Ok(Some((driver, gpus))) if gpus.is_empty() => Finding::note("gpu", format!("driver {driver}, but no device")),
-        Ok(Some((driver, gpus))) => {
-            let names = gpus.iter().map(|gpu| format!("{} with {}", gpu.name, gib(gpu.memory)));
-            let names: Vec<String> = names.collect();
-            Finding::note(
-                "gpu",
-                format!(
-                    "{}, driver {driver}; blocks are computed on the CPU all the same",
-                    names.join(", ")
-                ),
-            )
-        }
-        Ok(None) => Finding::note("gpu", "no NVIDIA driver; blocks are computed on the CPU"),
-        Err(error) => Finding::note("gpu", format!("the NVIDIA driver does not work: {error}")),
     }
 }
 
