@@ -1,8 +1,10 @@
-//! NVIDIA's run-time compiler (NVRTC): CUDA C into the code of one kind of card. What it made is kept in a folder.
+//! NVIDIA's run-time compiler (NVRTC): CUDA C into the code of one kind of card. What it made is kept in a folder, each
+//! file behind the hash of it.
 
 use std::{
     ffi::{CString, c_char, c_int, c_void},
-    fs,
+    fs::{self, File},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     ptr,
 };
@@ -36,6 +38,9 @@ entry_points! {
         cubin: "nvrtcGetCUBIN"(*mut c_void, *mut c_char),
     }
 }
+
+/// Of the hash in front of kept code.
+const SUM_BYTES: usize = blake3::OUT_LEN;
 
 /// A compiler, for one kind of card.
 #[derive(Debug)]
@@ -109,25 +114,30 @@ impl Compiler {
         })
     }
 
-    /// The code of `text`, which ends with a 0 if it is text.
+    /// What was made of `text` before, if the file it is kept in is still what was written.
+    pub(super) fn kept(&self, program: &str, text: &str) -> Option<Vec<u8>> {
+        let kept = fs::read(self.file(program, text)?).ok()?;
+        let (sum, code) = kept.split_first_chunk::<SUM_BYTES>()?;
+        (blake3::hash(code) == *sum).then(|| code.to_vec())
+    }
+
+    /// The code of `text`, which ends with a 0 if it is text. It is kept.
     ///
     /// # Errors
     /// [`CudaError::Compile`] with the compiler's words.
     pub(super) fn compile(&self, program: &'static str, text: &str) -> Result<Vec<u8>, CudaError> {
-        let file = self
-            .kept
-            .as_deref()
-            .map(|folder| folder.join(self.file_name(program, text)));
-        if let Some(code) = file.as_deref().and_then(|file| fs::read(file).ok()) {
-            return Ok(code);
-        }
         let code = self.compile_anew(program, text)?;
-        if let Some(file) = &file
-            && let Err(error) = keep(file, &code)
+        if let Some(file) = self.file(program, text)
+            && let Err(error) = keep(&file, &code)
         {
             debug!(file = %file.display(), %error, "compiled kernels are not kept");
         }
         Ok(code)
+    }
+
+    fn file(&self, program: &str, text: &str) -> Option<PathBuf> {
+        let folder = self.kept.as_deref()?;
+        Some(folder.join(self.file_name(program, text)))
     }
 
     fn file_name(&self, program: &str, text: &str) -> String {
@@ -220,12 +230,15 @@ fn output(program: *mut c_void, size: Size, content: Content) -> Result<Vec<u8>,
     Ok(out)
 }
 
-/// Writes a file as a whole or not at all: others may read it at the same time.
-fn keep(file: &Path, code: &[u8]) -> std::io::Result<()> {
+/// Writes a file as a whole or not at all: others may read it at the same time, and the power may fail.
+fn keep(file: &Path, code: &[u8]) -> io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let part = file.with_extension(format!("{}.part", std::process::id()));
-    fs::write(&part, code)?;
+    let mut whole = File::create(&part)?;
+    whole.write_all(blake3::hash(code).as_bytes())?;
+    whole.write_all(code)?;
+    whole.sync_all()?;
     fs::rename(&part, file)
 }
 
@@ -262,7 +275,8 @@ mod tests {
         let file = folder.path().join("kernels/norm-0-sm_80.bin");
         keep(&file, b"code").unwrap();
         keep(&file, b"other").unwrap();
-        assert_eq!(fs::read(&file).unwrap(), b"other");
+        let sum = blake3::hash(b"other");
+        assert_eq!(fs::read(&file).unwrap(), [sum.as_bytes(), &b"other"[..]].concat());
         assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1);
     }
 }

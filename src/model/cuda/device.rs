@@ -39,7 +39,7 @@ pub(crate) struct Device {
     context: Handle,
     pub(super) stream: Handle,
     name: String,
-    compiler: Compiler,
+    pub(super) compiler: Compiler,
     blas: Option<Mutex<Blas>>,
     pub(super) loaded: Mutex<Loaded>,
     /// Memory that was used for a moment and waits for its next use, by its size.
@@ -163,14 +163,6 @@ impl Device {
         let Some(blas) = &self.blas else { return Ok(false) };
         self.enter()?;
         lock(blas).multiply(gemm).map(|()| true)
-    }
-
-    /// The code of a text for this card.
-    ///
-    /// # Errors
-    /// When it is not valid.
-    pub(super) fn compile(&self, program: &'static str, text: &str) -> Result<Vec<u8>, CudaError> {
-        self.compiler.compile(program, text)
     }
 
     /// Makes the card the calling thread's.

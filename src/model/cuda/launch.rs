@@ -5,6 +5,8 @@ use std::{
     ptr,
 };
 
+use tracing::warn;
+
 use super::{
     device::{Device, lock},
     driver::Handle,
@@ -164,12 +166,22 @@ impl Device {
         let Some(text) = kernels::text(program) else {
             return Ok(None);
         };
-        let mut code = self.compile(program, &text)?;
+        if let Some(code) = self.compiler.kept(program, &text) {
+            match self.load_code(code) {
+                Ok(module) => return Ok(Some(module)),
+                Err(error) => warn!(program, %error, "kept kernels do not load: they are compiled anew"),
+            }
+        }
+        let code = self.compiler.compile(program, &text)?;
+        self.load_code(code).map(Some)
+    }
+
+    fn load_code(&self, mut code: Vec<u8>) -> Result<Handle, CudaError> {
         code.push(0);
         let mut module = ptr::null_mut();
         // SAFETY: the code is an image of the compiler's, or text that ends with a 0.
         let status = unsafe { (self.driver.module_load)(&mut module, code.as_ptr().cast()) };
         self.check(status, "loading kernels")?;
-        Ok(Some(module))
+        Ok(module)
     }
 }

@@ -379,3 +379,33 @@ fn a_card_that_is_lost_is_left_out_where_all_are_wanted() {
         assert_eq!(left, (0..last).collect::<Vec<_>>());
     }
 }
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn kept_kernels_that_are_damaged_or_that_the_driver_refuses_are_compiled_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let toolkit = Toolkit {
+        folders: Vec::new(),
+        kernels: Some(folder.path().to_owned()),
+    };
+    let compute = || {
+        let card = Device::open(0, &toolkit).unwrap();
+        let mut x = Buffer::from_slice(&card, &[1.5_f32]).unwrap();
+        let y = Buffer::from_slice(&card, &[2.0_f32]).unwrap();
+        kernels::elementwise::add(&card, &mut x.all_mut(), y.all()).unwrap();
+        let mut sum = [0.0];
+        x.download(0, &mut sum).unwrap();
+        assert_eq!(sum, [3.5]);
+    };
+    compute();
+    let file = folder.path().read_dir().unwrap().next().unwrap().unwrap().path();
+    let made = std::fs::read(&file).unwrap();
+    let garbage = [b"no kernels".as_slice(); 9].concat();
+    let refused = [blake3::hash(&garbage).as_bytes().as_slice(), &garbage].concat();
+    for damaged in [&[], &made[..made.len() / 2], &garbage, &refused] {
+        std::fs::write(&file, damaged).unwrap();
+        compute();
+        assert!(std::fs::read(&file).unwrap() == made, "the file was not replaced");
+    }
+    assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+}
