@@ -21,6 +21,7 @@ mod kernels;
 mod launch;
 mod library;
 mod memory;
+mod steps;
 mod stretch;
 
 pub(crate) use block::CardBlock;

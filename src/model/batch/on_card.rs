@@ -27,7 +27,7 @@ impl Blocks {
     }
 
     /// The tokens `x` of all parts through the blocks of a stretch, which begins `offset` blocks after the first; as many at a
-    /// time as `max_chunk_bytes` allows.
+    /// time as `max_chunk_bytes` allows and no part cut because of another.
     pub(super) fn run_on_card(
         &self,
         (place, blocks): (usize, &[&CardBlock]),
@@ -46,9 +46,13 @@ impl Blocks {
                 kv: self.shared.heads.kv,
             },
         };
-        for (i, chunk) in x.chunks_mut(at_a_time * width).enumerate() {
-            let first = i * at_a_time;
-            let tokens = first..first + chunk.len() / width;
+        let (mut rest, mut first) = (x, 0);
+        while !rest.is_empty() {
+            let lengths = parts.iter().map(|part| part.x.batch * part.tokens.len());
+            let tokens = first..end_of_chunk(lengths, first, at_a_time);
+            first = tokens.end;
+            let (chunk, others) = rest.split_at_mut(tokens.len() * width);
+            rest = others;
             tables.clear();
             for i in 0..blocks.len() {
                 self.make_room(place, (i, offset + i), &tokens, (&mut *parts, &mut *tables))?;
@@ -85,7 +89,49 @@ impl Blocks {
                 }
                 first += segment.tokens;
             }
+            if i == 0 {
+                tables.end_step(part.tokens.len());
+            }
         }
         Ok(())
+    }
+}
+
+/// Behind the last of the tokens from `first` that are computed at a time, of parts with so many tokens: whole parts as far as
+/// they fit. One that is too long for any chunk begins one and is cut into as many tokens as a chunk has, whatever is beside it.
+fn end_of_chunk(lengths: impl Iterator<Item = usize>, first: usize, at_a_time: usize) -> usize {
+    let (mut end_of_part, mut end) = (0, first);
+    for length in lengths {
+        end_of_part += length;
+        if end_of_part <= first {
+            continue;
+        }
+        if end_of_part - first > at_a_time {
+            return if end == first { first + at_a_time } else { end };
+        }
+        end = end_of_part;
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(lengths: &[usize], at_a_time: usize) -> Vec<usize> {
+        let all = lengths.iter().sum();
+        let next = |first: &usize| Some(end_of_chunk(lengths.iter().copied(), *first, at_a_time));
+        let mut ends: Vec<usize> = std::iter::successors(next(&0), |end| next(end).filter(|_| *end < all)).collect();
+        ends.dedup();
+        ends
+    }
+
+    #[test]
+    fn a_part_is_cut_only_if_it_is_too_long_and_then_as_it_is_alone() {
+        assert_eq!(ends(&[3, 4], 10), [7]);
+        assert_eq!(ends(&[3, 4, 5, 0, 6], 10), [7, 12, 18]);
+        assert_eq!(ends(&[25], 10), [10, 20, 25]);
+        assert_eq!(ends(&[3, 25, 4, 2], 10), [3, 13, 23, 32, 34]);
+        assert_eq!(ends(&[1, 1, 1], 1), [1, 2, 3]);
     }
 }

@@ -19,6 +19,7 @@ use super::{
         linear::CardLinear,
         norm::CardNorm,
     },
+    steps::Steps,
 };
 use crate::model::{
     attention::Scoring,
@@ -67,7 +68,7 @@ struct BothNorm {
 pub(super) struct Run<'a> {
     pub(super) heads: CardHeads,
     /// New tokens of all sequences.
-    pub(super) tokens: usize,
+    pub(super) steps: &'a Steps,
     pub(super) sequences: &'a Sequences,
     /// Addresses of the pages of all sequences in this block.
     pub(super) pages: View<'a, u64>,
@@ -149,7 +150,7 @@ impl CardBlock {
         self.attention_norm.card.apply(x.all(), normed.all_mut())?;
         let heads = self.attend(normed.all(), run)?;
         let mut out = self.temporary(x.len())?;
-        self.output.apply(heads.all(), run.tokens, out.all_mut())?;
+        self.output.apply(heads.all(), run.steps.all(), out.all_mut())?;
         self.update(Target::Output, heads.all(), &mut out, run)?;
         let parallel = self.residual.is_parallel();
         if let (true, Some(norm)) = (parallel, &self.mlp_norm) {
@@ -165,10 +166,10 @@ impl CardBlock {
 
     /// What the output projection gets, `[tokens, n_heads, head_dim]`. Keys and values are in the pages then.
     fn attend(&self, x: View<'_, f32>, run: &Run<'_>) -> Result<Buffer<f32>, CudaError> {
-        let room = |linear: &CardLinear| self.temporary(run.tokens * linear.weight.rows());
+        let room = |linear: &CardLinear| self.temporary(run.steps.tokens() * linear.weight.rows());
         let (mut queries, mut keys, mut values) = (room(&self.query)?, room(&self.key)?, room(&self.value)?);
         let outs = [queries.all_mut(), keys.all_mut(), values.all_mut()];
-        CardLinear::apply_each([&self.query, &self.key, &self.value], x, run.tokens, outs)?;
+        CardLinear::apply_each([&self.query, &self.key, &self.value], x, run.steps.all(), outs)?;
         self.update(Target::Query, x, &mut queries, run)?;
         self.update(Target::Key, x, &mut keys, run)?;
         self.update(Target::Value, x, &mut values, run)?;
@@ -209,7 +210,7 @@ impl CardBlock {
     fn update(&self, target: Target, x: View<'_, f32>, y: &mut Buffer<f32>, run: &Run<'_>) -> Result<(), CudaError> {
         for (tokens, idx) in run.updates {
             if let Some(adapter) = self.adapters.get(*idx) {
-                adapter.add(target, tokens, x, y)?;
+                adapter.add(target, run.steps.part(tokens.clone()), x, y)?;
             }
         }
         Ok(())

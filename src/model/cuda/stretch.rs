@@ -11,6 +11,7 @@ use super::{
         cache::CardHeads,
     },
     memory::Buffer,
+    steps::Steps,
 };
 use crate::model::{cpu::Pool, kv::PageRef, rope::Angles, rope::Rope};
 
@@ -20,7 +21,10 @@ pub(crate) struct Tables {
     sequences: Vec<Sequence>,
     /// Tokens of each sequence after the whole step.
     lengths: Vec<usize>,
+    /// Of those sequences.
     tokens: usize,
+    /// Of all sequences but those of the step that is being added.
+    steps: Steps,
     /// Which tokens go through which adapter.
     updates: Vec<(Range<usize>, usize)>,
     /// Addresses of the pages of all sequences, block after block.
@@ -33,6 +37,7 @@ impl Tables {
         self.sequences.clear();
         self.lengths.clear();
         self.tokens = 0;
+        self.steps.clear();
         self.updates.clear();
         self.pages.clear();
     }
@@ -51,6 +56,11 @@ impl Tables {
             Some((last, same)) if last.end == tokens.start && *same == adapter => last.end = tokens.end,
             _ => self.updates.push((tokens, adapter)),
         }
+    }
+
+    /// The sequences since the last call are one step's, of `length` tokens each as far as it is not cut.
+    pub(crate) fn end_step(&mut self, length: usize) {
+        self.steps.push(self.tokens - self.steps.tokens(), length);
     }
 
     /// Adds the pages of the next sequence, in the first block and then in the others.
@@ -90,7 +100,7 @@ impl Stretch<'_> {
             let own = |(known, _): &&(&Rope, Buffer<f32>)| block.rope.as_ref().is_some_and(|rope| known.turns_as(rope));
             let run = Run {
                 heads: self.heads,
-                tokens: tables.tokens,
+                steps: &tables.steps,
                 sequences: &sequences,
                 pages: pages.view(i * n_pages..(i + 1) * n_pages),
                 angles: angles.iter().find(own).map(|(_, angles)| angles.all()),

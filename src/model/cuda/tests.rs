@@ -1,14 +1,16 @@
 //! Blocks on cards against the same blocks on the processor: every family, every format, many sessions, several cards. On
 //! the emulated card (`interop-tests/cuda`) or on a real one.
 
+mod together;
+
 use std::num::NonZeroUsize;
 
 use serde_json::json;
 
 use super::*;
 use crate::model::{
-    Blocks, Cache, CacheOptions, Cards, Engine, Family, Hidden, KvDType, LoadError, Machine, ModelFiles, Part,
-    Precision, Scratch, WeightDType, WeightFormat, testing::*,
+    Adapter, Blocks, Cache, CacheOptions, Cards, Engine, Family, Hidden, HubOptions, KvDType, LoadError, Machine,
+    ModelFiles, Part, Precision, Scratch, WeightDType, WeightFormat, testing::*,
 };
 
 /// The first card. Twice it is two places, as far as blocks can tell.
@@ -18,6 +20,18 @@ fn machine(n_cards: usize) -> Machine {
 
 fn load(files: &ModelFiles, precision: impl Into<Precision>, machine: impl Into<Machine>) -> Blocks {
     Blocks::load(files, 0..files.config().n_blocks, precision, machine).unwrap()
+}
+
+/// A model with the adapters "queries-and-values" and "everything".
+fn with_adapters(precision: impl Into<Precision>, machine: Machine) -> Blocks {
+    let (files, _) = fixture("tiny-llama");
+    let adapters = ["queries-and-values", "everything"].map(|name| {
+        let folder = vectors("sepal/lora").join(name);
+        let mut options = HubOptions::from_variables(|_| None);
+        options.offline = true;
+        Adapter::open(folder.to_str().unwrap(), &options).unwrap()
+    });
+    load(&files, precision, machine).with_adapters(&adapters).unwrap()
 }
 
 /// A random model on the processor and on a card.
@@ -286,17 +300,7 @@ fn long_prompts_are_computed_in_parts_and_give_the_same() {
 #[test]
 #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
 fn gradients_and_adapters_are_those_of_the_processor() {
-    let (files, _) = fixture("tiny-llama");
-    let adapters = ["queries-and-values", "everything"].map(|name| {
-        let folder = vectors("sepal/lora").join(name);
-        let mut options = crate::model::HubOptions::from_variables(|_| None);
-        options.offline = true;
-        crate::model::Adapter::open(folder.to_str().unwrap(), &options).unwrap()
-    });
-    let [host, card] = [engine().into(), machine(1)].map(|machine| {
-        let blocks = load(&files, WeightDType::F32, machine);
-        blocks.with_adapters(&adapters).unwrap()
-    });
+    let [host, card] = [engine().into(), machine(1)].map(|machine| with_adapters(WeightDType::F32, machine));
     let x = random_hidden(&mut rng(7), 2, 20, host.config().hidden_size);
     let by_out = random_hidden(&mut rng(8), 2, 20, host.config().hidden_size);
     for name in [None, Some("queries-and-values"), Some("everything")] {

@@ -1,11 +1,11 @@
 //! LoRA adapters of a block on a card: `y += B(A x)` for the tokens of the sequences that want it, with the factor of an
 //! adapter inside its B.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use crate::model::{
     cpu::Engine,
-    cuda::{Buffer, CudaError, Device, View, kernels::linear::CardLinear},
+    cuda::{Buffer, CudaError, Device, View, kernels::linear::CardLinear, steps::Rows},
     lora::{BlockAdapter, LowRank, Target, f32_linear},
 };
 
@@ -42,7 +42,7 @@ impl CardAdapter {
     pub(super) fn add(
         &self,
         target: Target,
-        tokens: &Range<usize>,
+        tokens: Rows<'_>,
         x: View<'_, f32>,
         y: &mut Buffer<f32>,
     ) -> Result<(), CudaError> {
@@ -50,11 +50,12 @@ impl CardAdapter {
             return Ok(());
         };
         let (cols, rows) = (update.a.weight.cols(), update.b.weight.rows());
-        let x = x.part(tokens.start * cols..tokens.end * cols);
+        let places = tokens.range();
+        let x = x.part(places.start * cols..places.end * cols);
         let mut inner = Buffer::temporary(y.device(), tokens.len() * update.a.weight.rows())?;
-        update.a.apply(x, tokens.len(), inner.all_mut())?;
-        let y = y.view_mut(tokens.start * rows..tokens.end * rows);
-        update.b.add(inner.all(), tokens.len(), y)
+        update.a.apply(x, tokens, inner.all_mut())?;
+        let y = y.view_mut(places.start * rows..places.end * rows);
+        update.b.add(inner.all(), tokens, y)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::model::{
             elementwise::{activate, activate_gated, gather_rows, scatter_add_rows},
             linear::CardLinear,
         },
+        steps::Steps,
     },
     feed_forward::{Choices, FeedForward, Mlp},
     linear::Linear,
@@ -86,8 +87,8 @@ impl CardBlock {
         run: &Run<'_>,
     ) -> Result<(), CudaError> {
         let width = experts.router.weight.cols();
-        let mut scores_on_card = self.temporary(run.tokens * experts.experts.len())?;
-        experts.router.apply(x, run.tokens, scores_on_card.all_mut())?;
+        let mut scores_on_card = self.temporary(run.steps.tokens() * experts.experts.len())?;
+        experts.router.apply(x, run.steps.all(), scores_on_card.all_mut())?;
         let mut scores = vec![0.0; scores_on_card.len()];
         scores_on_card.download(0, &mut scores)?;
         let mut choices = Choices::default();
@@ -102,7 +103,7 @@ impl CardBlock {
         weights_on_card.upload(0, &weights)?;
 
         out.clear()?;
-        let mut first = 0;
+        let (mut first, mut steps) = (0, Steps::default());
         for (expert, choices) in experts.experts.iter().zip(&choices.by_expert) {
             let chosen = first..first + choices.len();
             first = chosen.end;
@@ -113,8 +114,9 @@ impl CardBlock {
             let mut gathered = self.temporary(choices.len() * width)?;
             gather_rows(&self.device, (x, width), rows, &mut gathered.all_mut())?;
             let mut fed = self.temporary(choices.len() * width)?;
+            steps.choose(run.steps, choices.iter().map(|choice| choice.token));
             let alone = Run {
-                tokens: choices.len(),
+                steps: &steps,
                 updates: &[],
                 ..*run
             };
@@ -126,23 +128,23 @@ impl CardBlock {
     }
 
     fn run_mlp(&self, mlp: &CardMlp, x: View<'_, f32>, out: &mut Buffer<f32>, run: &Run<'_>) -> Result<(), CudaError> {
-        let mut inner = self.temporary(run.tokens * mlp.up.weight.rows())?;
+        let mut inner = self.temporary(run.steps.tokens() * mlp.up.weight.rows())?;
         match &mlp.gate {
             Some(gate) => {
                 let mut up = self.temporary(inner.len())?;
                 let outs = [inner.all_mut(), up.all_mut()];
-                CardLinear::apply_each([gate, &mlp.up], x, run.tokens, outs)?;
+                CardLinear::apply_each([gate, &mlp.up], x, run.steps.all(), outs)?;
                 self.update(Target::Gate, x, &mut inner, run)?;
                 self.update(Target::Up, x, &mut up, run)?;
                 activate_gated(&self.device, mlp.activation, &mut inner.all_mut(), up.all())?;
             }
             None => {
-                mlp.up.apply(x, run.tokens, inner.all_mut())?;
+                mlp.up.apply(x, run.steps.all(), inner.all_mut())?;
                 self.update(Target::Up, x, &mut inner, run)?;
                 activate(&self.device, mlp.activation, &mut inner.all_mut())?;
             }
         }
-        mlp.down.apply(inner.all(), run.tokens, out.all_mut())?;
+        mlp.down.apply(inner.all(), run.steps.all(), out.all_mut())?;
         self.update(Target::Down, inner.all(), out, run)
     }
 }

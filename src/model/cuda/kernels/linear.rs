@@ -1,9 +1,9 @@
-//! y = x · Wᵀ + b on a card. For few tokens by kernels of our own, which are bound by reading the weights: a token's y are
-//! the same bits alone and in a batch. For many by cuBLAS, or a tiled kernel where there is none, with weights and x in one
-//! type of 16 bits (f32 stays f32); sums are f32.
+//! y = x · Wᵀ + b on a card. For short steps by kernels of our own, which are bound by reading the weights: a token's y are
+//! the same bits however many tokens there are. For each long one by cuBLAS, or a tiled kernel where there is none, with
+//! weights and x in one type of 16 bits (f32 stays f32); sums are f32. So a step's y do not depend on what is beside it.
 //!
-//! Between the two lies a batch of some dozens of sessions. Quantised weights are read from the card's memory once for all of
-//! them: groups of 16 tokens run side by side and find what they have in common in the cache; what limits is arithmetic.
+//! Of the short steps of many sessions groups of 16 tokens run side by side and find the weights that they have in common in
+//! the cache; what limits is arithmetic.
 
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ use crate::model::{
         device::Device,
         launch::{Argument, Grid},
         memory::{Buffer, View, ViewMut},
+        steps::{Piece, Rows},
     },
     linear::Linear,
 };
@@ -41,14 +42,6 @@ const WIDENED_BYTES: usize = 128 << 20;
 
 /// Rows and tokens of a tile of our own product.
 const TILE: usize = 64;
-
-/// Up to so many tokens at once a token's y do not depend on how many there are.
-pub(crate) fn few_tokens(format: WeightFormat) -> usize {
-    match format.dtype() {
-        Some(_) => 16,
-        None => 64,
-    }
-}
 
 /// A matrix and perhaps a bias, on a card.
 #[derive(Debug)]
@@ -84,14 +77,14 @@ impl CardLinear {
         })
     }
 
-    /// `x` is `[tokens, cols]`; `y` becomes `[tokens, rows]`.
+    /// `x` is `[tokens, cols]`, of the steps that `tokens` are; `y` becomes `[tokens, rows]`.
     ///
     /// # Errors
     /// When the card refuses, or has no memory for what lies between.
     ///
     /// # Panics
     /// If `x` or `y` has another size.
-    pub(crate) fn apply(&self, x: View<'_, f32>, tokens: usize, y: ViewMut<'_, f32>) -> Result<(), CudaError> {
+    pub(crate) fn apply(&self, x: View<'_, f32>, tokens: Rows<'_>, y: ViewMut<'_, f32>) -> Result<(), CudaError> {
         multiply(&[self], (x, tokens), [y], false)
     }
 
@@ -102,7 +95,7 @@ impl CardLinear {
     ///
     /// # Panics
     /// As [`CardLinear::apply`].
-    pub(crate) fn add(&self, x: View<'_, f32>, tokens: usize, y: ViewMut<'_, f32>) -> Result<(), CudaError> {
+    pub(crate) fn add(&self, x: View<'_, f32>, tokens: Rows<'_>, y: ViewMut<'_, f32>) -> Result<(), CudaError> {
         multiply(&[self], (x, tokens), [y], true)
     }
 
@@ -116,7 +109,7 @@ impl CardLinear {
     pub(crate) fn apply_each<const N: usize>(
         linears: [&Self; N],
         x: View<'_, f32>,
-        tokens: usize,
+        tokens: Rows<'_>,
         ys: [ViewMut<'_, f32>; N],
     ) -> Result<(), CudaError> {
         let first = linears[0].weight.layout;
@@ -139,25 +132,32 @@ impl CardLinear {
 /// At most [`MAX_MATRICES`], of one format and width.
 fn multiply<const N: usize>(
     linears: &[&CardLinear; N],
-    (x, tokens): (View<'_, f32>, usize),
+    (x, all): (View<'_, f32>, Rows<'_>),
     mut ys: [ViewMut<'_, f32>; N],
     add: bool,
 ) -> Result<(), CudaError> {
     let layout = linears[0].weight.layout;
-    assert_eq!(x.len(), tokens * layout.cols, "activations of another size");
+    assert_eq!(x.len(), all.len() * layout.cols, "activations of another size");
     for (linear, y) in linears.iter().zip(&ys) {
-        assert_eq!(y.len(), tokens * linear.weight.rows(), "room for another product");
+        assert_eq!(y.len(), all.len() * linear.weight.rows(), "room for another product");
     }
-    if tokens == 0 {
-        return Ok(());
+    for Piece { tokens, is_few } in all.pieces(layout.format) {
+        let x = (
+            x.part(tokens.start * layout.cols..tokens.end * layout.cols),
+            tokens.len(),
+        );
+        let mut ys = ys.each_mut().map(|y| {
+            let rows = y.len() / all.len();
+            y.part(tokens.start * rows..tokens.end * rows)
+        });
+        if is_few {
+            few(linears, x, &mut ys, add)?;
+            continue;
+        }
+        let mut pairs = linears.iter().zip(&mut ys);
+        pairs.try_for_each(|(linear, y)| linear.many(x, y, add))?;
     }
-    if tokens <= few_tokens(layout.format) {
-        return few(linears, (x, tokens), &mut ys, add);
-    }
-    linears
-        .iter()
-        .zip(&mut ys)
-        .try_for_each(|(linear, y)| linear.many((x, tokens), y, add))
+    Ok(())
 }
 
 impl Tokens {

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use super::*;
 use crate::model::{
-    cuda::kernels::testing::{card, downloaded},
+    cuda::{
+        kernels::testing::{card, downloaded},
+        steps::{Steps, few_tokens},
+    },
     linear::Matrix,
     testing::{assert_same_bits, engine, random, rng},
 };
@@ -63,9 +66,20 @@ fn assert_exact(found: &[f32], expected: &[(f64, f64)], tolerance: f64) {
     }
 }
 
+/// Steps of so many tokens.
+fn steps(lengths: &[usize]) -> Steps {
+    let mut steps = Steps::default();
+    lengths.iter().for_each(|length| steps.push(*length, *length));
+    steps
+}
+
+/// `x` as one step.
 fn applied(linear: &CardLinear, x: &[f32], add_to: Option<&[f32]>) -> Vec<f32> {
-    let device = linear.weight.device();
-    let tokens = x.len() / linear.weight.cols();
+    applied_to(linear, &steps(&[x.len() / linear.weight.cols()]), x, add_to)
+}
+
+fn applied_to(linear: &CardLinear, steps: &Steps, x: &[f32], add_to: Option<&[f32]>) -> Vec<f32> {
+    let (device, tokens) = (linear.weight.device(), steps.all());
     let x = Buffer::from_slice(device, x).unwrap();
     match add_to {
         Some(y) => {
@@ -74,7 +88,7 @@ fn applied(linear: &CardLinear, x: &[f32], add_to: Option<&[f32]>) -> Vec<f32> {
             downloaded(&y)
         }
         None => {
-            let mut y = Buffer::temporary(device, tokens * linear.weight.rows()).unwrap();
+            let mut y = Buffer::temporary(device, tokens.len() * linear.weight.rows()).unwrap();
             linear.apply(x.all(), tokens, y.all_mut()).unwrap();
             downloaded(&y)
         }
@@ -124,23 +138,54 @@ fn products_with_few_tokens_are_exact_in_every_format() {
 
 #[test]
 #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
-fn a_token_alone_and_among_few_gives_the_same_bits() {
+fn a_token_alone_and_among_others_gives_the_same_bits() {
     let device = card();
     for format in WeightFormat::ALL {
         // Rows that several warps share, and some that none do.
         for shape in [[37, 70], [10, 1100], [8196, 8]] {
             let on_card = CardLinear::of(&linear(format, shape, 2), &engine(), &device).unwrap();
-            let few = few_tokens(format).min(17);
-            let x = random(&mut rng(9), few * shape[1]);
+            let x = random(&mut rng(9), 19 * shape[1]);
             let alone: Vec<f32> = x
                 .chunks_exact(shape[1])
                 .take(3)
                 .flat_map(|x| applied(&on_card, x, None))
                 .collect();
-            for tokens in [3, 8, few] {
-                let together = applied(&on_card, &x[..tokens * shape[1]], None);
+            for tokens in [3, 19] {
+                let together = applied_to(&on_card, &steps(&vec![1; tokens]), &x[..tokens * shape[1]], None);
                 let n = together.len().min(alone.len());
                 assert_same_bits(&together[..n], &alone[..n]);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn long_and_short_steps_together_are_what_each_is_alone() {
+    let device = card();
+    for format in [WeightFormat::Bf16, WeightFormat::Q4_0] {
+        let on_card = CardLinear::of(&linear(format, [37, 70], 2), &engine(), &device).unwrap();
+        let lengths = [
+            2,
+            few_tokens(format) + 1,
+            1,
+            3,
+            few_tokens(format),
+            few_tokens(format) + 7,
+        ];
+        let x = random(&mut rng(15), lengths.iter().sum::<usize>() * 70);
+        let y = random(&mut rng(16), x.len() / 70 * 37);
+        for add_to in [None, Some(&y[..])] {
+            let together = applied_to(&on_card, &steps(&lengths), &x, add_to);
+            let mut first = 0;
+            for length in lengths {
+                let tokens = first..first + length;
+                first = tokens.end;
+                let part =
+                    |numbers: &'_ [f32], width: usize| numbers[tokens.start * width..tokens.end * width].to_vec();
+                let own = add_to.map(|y| part(y, 37));
+                let alone = applied(&on_card, &part(&x, 70), own.as_deref());
+                assert_same_bits(&part(&together, 37), &alone);
             }
         }
     }
@@ -167,7 +212,13 @@ fn matrices_with_the_same_x_give_together_what_each_gives() {
         let mut ys: [Buffer<f32>; 3] =
             std::array::from_fn(|i| Buffer::zeros(&device, 3 * linears[i].weight.rows()).unwrap());
         let views = ys.each_mut().map(Buffer::all_mut);
-        CardLinear::apply_each([&linears[0], &linears[1], &linears[2]], x.all(), 3, views).unwrap();
+        CardLinear::apply_each(
+            [&linears[0], &linears[1], &linears[2]],
+            x.all(),
+            steps(&[3]).all(),
+            views,
+        )
+        .unwrap();
         for (linear, y) in linears.iter().zip(&ys) {
             assert_same_bits(&downloaded(y), &applied(linear, &numbers, None));
         }
