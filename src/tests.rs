@@ -8,6 +8,7 @@ mod cancelling;
 mod churning;
 mod controlling;
 mod conversing;
+mod cuda;
 mod drafting;
 mod faulty;
 mod generating;

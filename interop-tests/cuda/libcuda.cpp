@@ -176,6 +176,21 @@ void show_memory(const Card *card, bool all) {
     }
 }
 
+// What a card that is lost had is gone with its context.
+void forget(Card *card) {
+    for (auto it = allocations.begin(); it != allocations.end();) {
+        auto &allocation = it->second;
+        if (allocation.device != card->ordinal) {
+            ++it;
+            continue;
+        }
+        munmap(allocation.base, allocation.mapped);
+        it = allocations.erase(it);
+    }
+    card->used = 0;
+    card->streams.clear();
+}
+
 // --- streams ------------------------------------------------------------------------------------------------------------
 
 int perform(Card *card, Operation &operation) {
@@ -327,7 +342,7 @@ int cuDevicePrimaryCtxRelease_v2(int device) {
     auto *card = cards.at(device).get();
     if (card->retained == 0) return INVALID_CONTEXT;
     if (--card->retained > 0) return SUCCESS;
-    finish(card);
+    if (finish(card) != SUCCESS) forget(card);
     check_ends("at the end");
     for (auto &[address, allocation] : allocations) {
         if (allocation.device != device) continue;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What a reader of the DHT sees of the server, once it is as wanted.
-async fn seen(reader: &Node, peer: PeerId, wanted: impl Fn(&ServerInfo) -> bool) -> ServerInfo {
+pub(super) async fn seen(reader: &Node, peer: PeerId, wanted: impl Fn(&ServerInfo) -> bool) -> ServerInfo {
     let directory = Directory::new(reader.dht.clone(), PREFIX.to_owned(), N_BLOCKS);
     soon("the record says what is wanted", async {
         loop {

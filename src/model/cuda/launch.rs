@@ -135,6 +135,20 @@ impl Device {
         self.check(status, "starting a kernel")
     }
 
+    /// Makes the card fail for good, as far as this process can tell: a kernel writes where there is no memory.
+    #[cfg(test)]
+    pub(crate) fn lose(&self) {
+        let grid = Grid {
+            blocks: [1, 1, 1],
+            threads: 1,
+            shared_bytes: 0,
+        };
+        let nowhere = Argument::from(16_u64);
+        self.launch("elementwise/add", grid, &[nowhere, nowhere, 1_u64.into()])
+            .unwrap();
+        assert!(self.synchronize().unwrap_err().is_fatal());
+    }
+
     fn function(&self, kernel: &'static str) -> Result<Handle, CudaError> {
         let mut loaded = lock(&self.loaded);
         if let Some(function) = loaded.functions.get(kernel) {

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::*;
 use crate::model::{
-    Adapter, Blocks, Cache, CacheOptions, Cards, Engine, Family, Hidden, HubOptions, KvDType, LoadError, Machine,
-    ModelFiles, Part, Precision, Scratch, WeightDType, WeightFormat, testing::*,
+    Adapter, Blocks, Cache, CacheOptions, Cards, ComputeError, Engine, Family, Hidden, HubOptions, KvDType, LoadError,
+    Machine, ModelFiles, Part, Precision, Scratch, WeightDType, WeightFormat, testing::*,
 };
 
 /// The first card. Twice it is two places, as far as blocks can tell.
@@ -71,19 +71,6 @@ fn run(blocks: &Blocks, chain: &[u32], (cache, x): (&mut Cache, &mut Hidden), po
 
 fn largest(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |largest, x| largest.max(x.abs()))
-}
-
-/// Makes a card fail for good, as far as this process can tell: a kernel writes where there is no memory.
-fn lose(card: &Device) {
-    let grid = launch::Grid {
-        blocks: [1, 1, 1],
-        threads: 1,
-        shared_bytes: 0,
-    };
-    let nowhere = launch::Argument::from(16_u64);
-    card.launch("elementwise/add", grid, &[nowhere, nowhere, 1_u64.into()])
-        .unwrap();
-    assert!(card.synchronize().unwrap_err().is_fatal());
 }
 
 /// Differences are at most `part` of the largest number.
@@ -342,6 +329,55 @@ fn a_card_without_memory_refuses_and_goes_on() {
 
 #[test]
 #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn a_step_that_a_card_has_no_memory_for_fails_alone_and_can_be_done_again() {
+    let machine = machine(1);
+    let (files, _) = fixture_at("petals/tiny-llama31");
+    let blocks = load(&files, WeightDType::F32, machine.clone());
+    let chain: Vec<u32> = blocks.span().collect();
+    let x = random_hidden(&mut rng(11), 2, 40, files.config().hidden_size);
+    let expected = through(&blocks, &x, &[39, 1]);
+    let mut cache = blocks.new_cache(chain.len(), x.batch, x.tokens);
+    run(&blocks, &chain, (&mut cache, &mut tokens(&x, 0..39)), 0);
+
+    let (mut rest, mut taken) = (machine.cards[0].memory().unwrap().0, Vec::new());
+    while rest > 0 {
+        match Buffer::<u8>::zeros(&machine.cards[0], rest) {
+            Ok(buffer) => taken.push(buffer),
+            Err(_) => rest /= 2,
+        }
+    }
+    let before = tokens(&x, 39..40);
+    let mut step = before.clone();
+    let part = Part {
+        cache: &mut cache,
+        chain_idx: 0,
+        tokens: 0..1,
+        x: &mut step,
+        position: 39,
+    };
+    let error = blocks
+        .run_batch(&chain, &mut [part], &mut Scratch::default())
+        .unwrap_err();
+    let ComputeError::Card(error) = error else {
+        panic!("{error:?}")
+    };
+    assert!(
+        matches!(error, CudaError::OutOfMemory { .. }) && !error.is_fatal(),
+        "{error}"
+    );
+    assert_same_bits(&step.data, &before.data);
+
+    drop(taken);
+    run(&blocks, &chain, (&mut cache, &mut step), 39);
+    let width = x.width;
+    for row in 0..x.batch {
+        let last = (row + 1) * x.tokens * width;
+        assert_same_bits(&sequence(&step, row).data, &expected[last - width..last]);
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
 fn a_card_proves_itself_in_every_format_and_there_is_no_card_beyond_the_last() {
     let formats = WeightFormat::ALL.map(|weights| {
         let dtype = weights.dtype().unwrap_or(WeightDType::Bf16);
@@ -367,7 +403,7 @@ fn a_card_that_is_lost_is_left_out_where_all_are_wanted() {
     let formats = [(Precision::from(WeightDType::F32), KvDType::F32)];
     let all = Machine::with_cards(engine(), &Cards::All, &Toolkit::default()).unwrap();
     assert_eq!(all.cards.len(), last + 1);
-    lose(&all.cards[last]);
+    all.cards[last].lose();
     let named = Cards::These((0..=last).collect());
     assert!(all.clone().proven(&named, &formats).is_err());
     assert!(Machine::with_cards(engine(), &named, &Toolkit::default()).is_err());
