@@ -122,11 +122,12 @@ impl HubRepo {
             match self.options.reach.standing() {
                 Standing::Answers => {}
                 Standing::Silent => return Ok(None),
-                Standing::Unknown => match self.describe(file, Tries::Once) {
-                    Err(HubError::Unreachable { .. }) => return Ok(None),
-                    // What was said is remembered, and told below.
-                    Ok(_) | Err(_) => {}
-                },
+                Standing::Unknown => {
+                    // Whatever else was said is remembered, and told below.
+                    if let Err(HubError::Unreachable { .. }) = self.describe(file, Tries::Once) {
+                        return Ok(None);
+                    }
+                }
             }
         }
         match self.get_decisive(file) {
