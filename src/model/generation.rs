@@ -41,6 +41,16 @@ impl GenerationConfig {
         Ok(Self { eos_token_ids, choices })
     }
 
+    /// With further tokens that end the text.
+    pub(crate) fn ending_at(mut self, tokens: &[u32]) -> Self {
+        for token in tokens {
+            if !self.eos_token_ids.contains(token) {
+                self.eos_token_ids.push(*token);
+            }
+        }
+        self
+    }
+
     /// For a model without the file.
     pub fn of_config(config: &ModelConfig) -> Self {
         Self {

@@ -221,11 +221,7 @@ impl ModelSource {
         file: &Gguf,
         repo: Option<&HubRepo>,
     ) -> Result<Cow<'static, [u8]>, ResolveError> {
-        let beside = match repo {
-            Some(repo) => repo.clone().get_optional(TOKENIZER_FILE)?,
-            None => Some(path.with_file_name(TOKENIZER_FILE)).filter(|path| path.is_file()),
-        };
-        match beside {
+        match beside_gguf(path, repo, TOKENIZER_FILE)? {
             Some(beside) => Ok(Cow::Owned(read(&beside)?)),
             None => Ok(Cow::Owned(file.tokenizer_json().map_err(unusable_gguf(path))?)),
         }
@@ -349,7 +345,11 @@ impl ModelSource {
                 let generation = repo.get_optional(GENERATION_CONFIG_FILE)?;
                 (read(&config)?, generation.as_deref().map(read).transpose()?)
             }
-            Place::Gguf { path, file, .. } => (file.config_json().map_err(unusable_gguf(path))?, None),
+            Place::Gguf { path, file, repo, .. } => {
+                let generation = beside_gguf(path, repo.as_ref(), GENERATION_CONFIG_FILE)?;
+                let config = file.config_json().map_err(unusable_gguf(path))?;
+                (config, generation.as_deref().map(read).transpose()?)
+            }
         };
         let unusable = |file| {
             move |source| ResolveError::Config {
@@ -362,6 +362,11 @@ impl ModelSource {
         let generation = match generation_json {
             Some(json) => GenerationConfig::from_json(&json, &config).map_err(unusable(GENERATION_CONFIG_FILE))?,
             None => GenerationConfig::of_config(&config),
+        };
+        let generation = match &place {
+            // Its vocabulary tells more of them than what may lie beside it.
+            Place::Gguf { .. } => generation.ending_at(&config.eos_token_ids),
+            Place::BuiltIn | Place::Folder(_) | Place::Hub(_) => generation,
         };
         let mut source = Self {
             name: name.to_owned(),
@@ -404,6 +409,14 @@ fn gguf_at(path: &Path, mut repo: Option<HubRepo>) -> Result<Place, ResolveError
         file: Arc::new(file),
         repo,
     })
+}
+
+/// A file that need not be beside a GGUF file, or in its repository.
+fn beside_gguf(path: &Path, repo: Option<&HubRepo>, file: &str) -> Result<Option<PathBuf>, HubError> {
+    match repo {
+        Some(repo) => repo.clone().get_optional(file),
+        None => Ok(Some(path.with_file_name(file)).filter(|path| path.is_file())),
+    }
 }
 
 fn unusable_gguf(path: &Path) -> impl FnOnce(GgufError) -> LoadError {

@@ -3,13 +3,29 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{Gguf, GgufError, Header, Value};
+use super::{Gguf, GgufError, Header, Value, tokenizer::CONTROL};
 
 /// For error texts.
 pub(super) const SUPPORTED: &str = "llama, qwen2, qwen3, qwen3moe, phi3, gemma2, gemma3";
 
 /// How far a rotary factor of a file may be from the one computed: they are stored as f32.
 const FACTOR_TOLERANCE: f64 = 1e-3;
+
+/// Tokens after which nothing more is to come, by their texts: not every file names all of its own (llama.cpp's
+/// `llama-vocab.cpp`, `special_eog_ids`).
+const ENDS: [&str; 9] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "<|end_of_text|>",
+];
+/// To Gemma it is HTML, so that it is an end only where it is a control token.
+const CONTROL_END: &str = "</s>";
 
 /// The metadata of one architecture.
 struct Keys<'a> {
@@ -124,10 +140,23 @@ fn extend(config: &mut Json, keys: &Keys<'_>, (model_type, head_dim, hidden_per_
     }
 }
 
-/// Chat models end a turn with another token than a text.
+/// Chat models end a turn with another token than a text. The token that the file names comes first.
 fn ends_of_text(header: &Header) -> Vec<u64> {
-    let keys = ["eos", "eot"].map(|name| format!("tokenizer.ggml.{name}_token_id"));
-    keys.iter().filter_map(|key| header.integer(key)).collect()
+    let keys = ["eos", "eot", "eom"].map(|name| format!("tokenizer.ggml.{name}_token_id"));
+    let named = keys.iter().filter_map(|key| header.integer(key));
+    let kinds = numbers(header, "tokenizer.ggml.token_type").unwrap_or_default();
+    let tokens = texts(header, "tokenizer.ggml.tokens").unwrap_or_default();
+    let is_end = |(id, token): &(usize, &str)| {
+        ENDS.contains(token) || (*token == CONTROL_END && kinds.get(*id) == Some(&CONTROL))
+    };
+    let by_text = tokens.into_iter().enumerate().filter(is_end).map(|(id, _)| id as u64);
+    let mut ends = Vec::new();
+    for id in named.chain(by_text) {
+        if !ends.contains(&id) {
+            ends.push(id);
+        }
+    }
+    ends
 }
 
 /// What most weights were before they were quantised, as far as the file knows (`general.file_type`).

@@ -1,5 +1,7 @@
 //! Files that give the same outputs as the checkpoint they are made of, and files that give none.
 
+mod config;
+
 use std::{collections::BTreeMap, fs};
 
 use candle_core::{Device, Tensor, quantized::QTensor, quantized::gguf_file};

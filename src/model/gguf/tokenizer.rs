@@ -11,7 +11,7 @@ use super::{
 };
 
 /// `enum llama_token_type`: of special tokens, and of texts that are never taken apart.
-const CONTROL: f64 = 3.0;
+pub(super) const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
 
 /// How texts are cut before byte-level BPE (the tokenizer.json of Llama 3 and of Qwen 2).
