@@ -27,6 +27,12 @@ const ENDS: [&str; 9] = [
 /// To Gemma it is HTML, so that it is an end only where it is a control token.
 const CONTROL_END: &str = "</s>";
 
+/// What `rope_scaling` calls the lists of divisors, and the tensors that they are.
+const LONGROPE: [(&str, &str); 2] = [
+    ("short_factor", "rope_factors_short.weight"),
+    ("long_factor", "rope_factors_long.weight"),
+];
+
 /// The metadata of one architecture.
 struct Keys<'a> {
     header: &'a Header,
@@ -88,6 +94,7 @@ pub(super) fn json(gguf: &Gguf) -> Result<Json, GgufError> {
         "rms_norm_eps": keys.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-5),
         "rope_theta": keys.float("rope.freq_base").unwrap_or(10_000.0),
         "max_position_embeddings": keys.integer("context_length"),
+        "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length"),
         "tie_word_embeddings": !header.tensors.contains_key("output.weight"),
         "bos_token_id": header.integer("tokenizer.ggml.bos_token_id"),
         "eos_token_id": ends_of_text(header),
@@ -174,11 +181,11 @@ fn rope_scaling(gguf: &Gguf, keys: &Keys<'_>, head_dim: u64) -> Result<Json, Ggu
         return llama3_scaling(&factors, keys.float("rope.freq_base").unwrap_or(10_000.0), head_dim)
             .ok_or(GgufError::RopeFactors);
     }
-    if ["rope_factors_long.weight", "rope_factors_short.weight"]
+    if LONGROPE
         .iter()
-        .any(|name| gguf.header.tensors.contains_key(*name))
+        .any(|(_, tensor)| gguf.header.tensors.contains_key(*tensor))
     {
-        return Err(GgufError::RopeFactors);
+        return longrope(gguf, keys);
     }
     let kind = gguf.header.text(&format!("{}.rope.scaling.type", keys.architecture));
     let factor = keys.float("rope.scaling.factor").unwrap_or(1.0);
@@ -191,6 +198,21 @@ fn rope_scaling(gguf: &Gguf, keys: &Keys<'_>, head_dim: u64) -> Result<Json, Ggu
             "original_max_position_embeddings": original,
         }),
     })
+}
+
+/// Files of Phi-3 with a long context, and of those after it, have the two lists as tensors.
+fn longrope(gguf: &Gguf, keys: &Keys<'_>) -> Result<Json, GgufError> {
+    let mut scaling = json!({
+        "rope_type": "longrope",
+        "attention_factor": keys.float("rope.scaling.attn_factor"),
+    });
+    for (list, tensor) in LONGROPE {
+        let factors = plain_floats(gguf, tensor).ok_or_else(|| GgufError::Missing {
+            key: format!("{tensor} in float32"),
+        })?;
+        scaling[list] = factors.into();
+    }
+    Ok(scaling)
 }
 
 fn plain_floats(gguf: &Gguf, tensor: &str) -> Option<Vec<f64>> {

@@ -1,6 +1,7 @@
 //! What the metadata say that `config.json` and `generation_config.json` would.
 
 use super::*;
+use crate::model::ModelConfig;
 
 /// A vocabulary of these tokens, each with its type, of which one ends a text.
 fn vocabulary(tokens: &[(&str, i32)], eos: u32) -> Metadata {
@@ -75,4 +76,58 @@ fn what_lies_beside_a_file_says_how_text_is_generated_and_takes_no_end_away() {
             (0.25, &[1, 0, 2][..])
         );
     }
+}
+
+/// Of Phi-4 mini's shape: three quarters of a head are rotated.
+fn long_phi(attention_factor: Option<f64>) -> serde_json::Value {
+    small_config(json!({
+        "model_type": "phi3", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "partial_rotary_factor": 0.75, "vocab_size": 16, "tie_word_embeddings": true, "sliding_window": 262_144,
+        "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096, "rope_theta": 10_000.0,
+        "rope_scaling": {
+            "rope_type": "longrope", "short_factor": [1.0, 1.25, 1.5, 1.75, 2.0, 2.25],
+            "long_factor": [1.0, 1.5, 4.0, 16.0, 32.0, 48.5], "attention_factor": attention_factor,
+        },
+    }))
+}
+
+/// What the converter writes of it, but for the weights.
+fn long_phi_gguf(config: &serde_json::Value, lists: &[&str]) -> Vec<u8> {
+    let metadata = metadata_of(config)
+        .into_iter()
+        .map(|(key, value)| match key.strip_prefix("llama.") {
+            Some(key) => (format!("phi3.{key}"), value),
+            None if key == "general.architecture" => (key, text("phi3")),
+            None => (key, value),
+        });
+    let mut metadata: Metadata = metadata.collect();
+    let mut add = |key: &str, value| metadata.push((format!("phi3.{key}"), value));
+    add("attention.sliding_window", gguf_file::Value::U32(262_144));
+    add("rope.dimension_count", gguf_file::Value::U32(12));
+    add("rope.scaling.original_context_length", gguf_file::Value::U32(4096));
+    if let Some(factor) = config["rope_scaling"]["attention_factor"].as_f64() {
+        add("rope.scaling.attn_factor", gguf_file::Value::F32(factor as f32));
+    }
+    let mut tensors = Tensors::from([("model.embed_tokens.weight".to_owned(), (vec![16, 64], vec![0.0; 1024]))]);
+    for list in lists {
+        let factors = config["rope_scaling"][format!("{list}_factor")].as_array().unwrap();
+        let factors: Vec<f32> = factors.iter().map(|factor| factor.as_f64().unwrap() as f32).collect();
+        tensors.insert(format!("rope_factors_{list}.weight"), (vec![factors.len()], factors));
+    }
+    gguf_of(config, &tensors, GgmlDType::F32, &metadata)
+}
+
+#[test]
+fn longrope_of_a_file_is_that_of_the_config_it_was_made_of() {
+    for attention_factor in [Some(1.25), None] {
+        let config = long_phi(attention_factor);
+        let expected = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
+        let file = Gguf::read(vec![long_phi_gguf(&config, &["long", "short"]).into()]).unwrap();
+        let found = ModelConfig::from_json(&file.config_json().unwrap()).unwrap();
+        assert_eq!(found.attention, expected.attention);
+        assert_eq!(found.context_length(), Some(131_072));
+    }
+    let half = Gguf::read(vec![long_phi_gguf(&long_phi(None), &["long"]).into()]).unwrap();
+    let error = half.config_json().unwrap_err().to_string();
+    assert!(error.contains("rope_factors_short.weight"), "{error}");
 }
