@@ -32,6 +32,7 @@ use cache::RepoFolder;
 use hf_hub::{Repo, RepoType};
 use http::{Fault, Http, Remote};
 use reach::{Standing, Tries};
+use serde::Deserialize;
 
 use self::options::Tuning;
 pub use self::{
@@ -49,6 +50,8 @@ pub(crate) use self::{
 
 /// The branch that is meant when no revision is named.
 const DEFAULT_REVISION: &str = "main";
+/// Bytes of a list of files: that of thousands of files, with what else the hub says of the repository.
+const MAX_LISTING: u64 = 4 << 20;
 
 /// One revision of one repository. Once a file of it was found or downloaded, all others come from the same commit.
 #[derive(Clone, Debug)]
@@ -166,6 +169,28 @@ impl HubRepo {
     /// Whether the repository has the file, in the cache or on the hub; unknown counts as no. Downloads nothing.
     pub(crate) fn has(&self, file: &str) -> bool {
         self.is_cached(file) || (!self.options.offline && self.http.describe(&self.url(file)).is_ok())
+    }
+
+    /// The names of all files, as far as the hub lists them; none without a network. Downloads nothing.
+    pub(crate) fn list(&self) -> Vec<String> {
+        #[derive(Deserialize)]
+        struct Listing {
+            siblings: Vec<Sibling>,
+        }
+        #[derive(Deserialize)]
+        struct Sibling {
+            rfilename: String,
+        }
+        if self.options.offline {
+            return Vec::new();
+        }
+        let repo = model(&self.name, self.commit.as_ref().unwrap_or(&self.revision));
+        let endpoint = self.options.endpoint.trim_end_matches('/');
+        let url = format!("{endpoint}/api/models/{}/revision/{}", self.name, repo.url_revision());
+        let listing = self.http.ask(&url, MAX_LISTING).ok();
+        let listing: Option<Listing> = listing.and_then(|json| serde_json::from_slice(&json).ok());
+        let siblings = listing.map(|listing| listing.siblings).unwrap_or_default();
+        siblings.into_iter().map(|sibling| sibling.rfilename).collect()
     }
 
     fn cached(&self, file: &str) -> Option<PathBuf> {

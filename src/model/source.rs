@@ -16,17 +16,18 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::{
-    ConfigError, GenerationConfig, GgufError, LoadError, ModelConfig, ModelFiles, ShardIndex, WeightFormat, builtin,
+    ConfigError, GenerationConfig, LoadError, ModelConfig, ModelFiles, ShardIndex, WeightFormat, builtin,
     error::PICKLE_FILES,
     files::{INDEX_FILE, SINGLE_FILE, group_of_ends, groups_of_span},
-    gguf::{self, Gguf, is_gguf},
+    gguf::{Gguf, is_gguf},
     hub::{HubError, HubOptions, HubRepo, Tensors, Want},
-    load,
 };
 
 mod chat;
+mod gguf_file;
 
 pub use chat::ChatFiles;
+use gguf_file::{beside_gguf, gguf_at, gguf_models, unusable_gguf, without_file};
 
 const CONFIG_FILE: &str = "config.json";
 const GENERATION_CONFIG_FILE: &str = "generation_config.json";
@@ -77,6 +78,19 @@ pub enum ResolveError {
         folder: PathBuf,
         /// One of the files.
         example: PathBuf,
+    },
+    /// A repository without the files of a checkpoint that has, or by its name may have, GGUF files.
+    #[error("{model} has no {file}; it is one of its GGUF files that has to be named, such as {model}:{example}")]
+    OnlyGguf {
+        /// The repository, as given.
+        model: String,
+        /// What it lacks.
+        file: &'static str,
+        /// One of its GGUF files, or what stands for one.
+        example: String,
+        /// Why.
+        #[source]
+        source: HubError,
     },
     /// The repository or a file of it is not to be had.
     #[error(transparent)]
@@ -214,19 +228,6 @@ impl ModelSource {
         }
     }
 
-    /// Beside the file or in its repository, or else what the file itself has.
-    fn tokenizer_of_gguf(
-        &self,
-        path: &Path,
-        file: &Gguf,
-        repo: Option<&HubRepo>,
-    ) -> Result<Cow<'static, [u8]>, ResolveError> {
-        match beside_gguf(path, repo, TOKENIZER_FILE)? {
-            Some(beside) => Ok(Cow::Owned(read(&beside)?)),
-            None => Ok(Cow::Owned(file.tokenizer_json().map_err(unusable_gguf(path))?)),
-        }
-    }
-
     /// The weights that a server of `span` needs, downloaded if need be.
     ///
     /// # Errors
@@ -320,7 +321,7 @@ impl ModelSource {
         Ok(in_single.collect())
     }
 
-    /// Says so if a repository has pickled weights only.
+    /// Says so if a repository has weights of other kinds only.
     fn without_safetensors(&self, repo: &HubRepo, error: HubError) -> ResolveError {
         match PICKLE_FILES.into_iter().find(|file| repo.has(file)) {
             Some(file) => LoadError::PickleOnly {
@@ -328,7 +329,7 @@ impl ModelSource {
                 file,
             }
             .into(),
-            None => error.into(),
+            None => without_file(&self.name, repo, SINGLE_FILE, error),
         }
     }
 
@@ -341,7 +342,8 @@ impl ModelSource {
                 (read(&folder.join(CONFIG_FILE))?, generation)
             }
             Place::Hub(repo) => {
-                let config = repo.get(CONFIG_FILE)?;
+                let config = repo.get(CONFIG_FILE);
+                let config = config.map_err(|error| without_file(name, repo, CONFIG_FILE, error))?;
                 let generation = repo.get_optional(GENERATION_CONFIG_FILE)?;
                 (read(&config)?, generation.as_deref().map(read).transpose()?)
             }
@@ -378,51 +380,6 @@ impl ModelSource {
         };
         source.own_format = source.find_own_format();
         Ok(source)
-    }
-}
-
-/// The GGUF files of a folder that has no other model, by their names; the first of those that one model is in.
-fn gguf_models(folder: &Path) -> Vec<PathBuf> {
-    if folder.join(CONFIG_FILE).exists() {
-        return Vec::new();
-    }
-    // A folder that cannot be read has no configuration either, and that is said.
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-    files.retain(|path| is_gguf(path) && !gguf::is_later_part(path));
-    files.sort();
-    files
-}
-
-/// The model in a GGUF file, or in those of which it is the first, of this machine or of a repository.
-fn gguf_at(path: &Path, mut repo: Option<HubRepo>) -> Result<Place, ResolveError> {
-    let paths = match (path.to_str().map(gguf::parts), &mut repo) {
-        (Some(names), Some(repo)) => names.iter().map(|name| repo.get(name)).collect::<Result<Vec<_>, _>>()?,
-        (Some(names), None) => names.into_iter().map(PathBuf::from).collect(),
-        (None, _) => vec![path.to_owned()],
-    };
-    let contents = paths.iter().map(|path| load::map(path)).collect::<Result<_, _>>()?;
-    let file = Gguf::read(contents).map_err(unusable_gguf(&paths[0]))?;
-    Ok(Place::Gguf {
-        path: paths[0].clone(),
-        paths,
-        file: Arc::new(file),
-        repo,
-    })
-}
-
-/// A file that need not be beside a GGUF file, or in its repository.
-fn beside_gguf(path: &Path, repo: Option<&HubRepo>, file: &str) -> Result<Option<PathBuf>, HubError> {
-    match repo {
-        Some(repo) => repo.clone().get_optional(file),
-        None => Ok(Some(path.with_file_name(file)).filter(|path| path.is_file())),
-    }
-}
-
-fn unusable_gguf(path: &Path) -> impl FnOnce(GgufError) -> LoadError {
-    move |source| LoadError::Gguf {
-        path: path.to_owned(),
-        source: Box::new(source),
     }
 }
 

@@ -194,6 +194,23 @@ impl Http {
         request.call().map_err(|error| Fault::Transport(Box::new(error)))
     }
 
+    /// The whole answer to a question that is not about a file, if it has at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub(super) fn ask(&self, url: &str, limit: u64) -> Result<Vec<u8>, Fault> {
+        let mut request = self.agent.get(url);
+        if let Some(authorization) = &self.authorization {
+            request = request.header("authorization", authorization);
+        }
+        let response = request.call().map_err(|error| Fault::Transport(Box::new(error)))?;
+        if !response.status().is_success() {
+            return Err(refusal(&response, false));
+        }
+        let body = response.into_body().into_with_config().limit(limit).read_to_vec();
+        body.map_err(|error| Fault::Transport(Box::new(error)))
+    }
+
     /// The bytes `range` of the file at `url`, which has `size` bytes. With `validator` only of that content.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
 
@@ -251,6 +252,16 @@ fn respond(
             Some(stored) => bytes_of(file, stored, headers, log),
             None => refusal(404, content),
         };
+    }
+    if ["main", COMMIT]
+        .iter()
+        .any(|revision| path == format!("/api/models/{REPO}/revision/{revision}"))
+    {
+        let siblings = content.files.keys().map(|file| json!({"rfilename": file}));
+        let listing = json!({"siblings": siblings.collect::<Vec<_>>()}).to_string();
+        let mut response = head("200 OK", "", listing.len() as u64);
+        response.extend(listing.into_bytes());
+        return response;
     }
     let file = ["main", COMMIT]
         .iter()

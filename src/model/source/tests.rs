@@ -239,6 +239,39 @@ fn pickled_weights_are_refused_with_the_reason() {
 }
 
 #[test]
+fn a_repository_of_gguf_files_is_refused_with_the_name_of_one() {
+    let cache = TempDir::new().unwrap();
+    let files = [
+        "m-IQ2_M.gguf",
+        "m-Q4_K_M-00002-of-00002.gguf",
+        "m-Q4_K_M-00001-of-00002.gguf",
+        "README.md",
+    ];
+    let mut all: Vec<(&str, &[u8])> = files.iter().map(|file| (*file, &b"GGUF"[..])).collect();
+    let said = |files: &[(&str, &[u8])]| {
+        let hub = FakeHub::with_large_files(files);
+        let source = ModelSource::resolve(REPO, &hub.options(cache.path()));
+        let error = source.and_then(|source| source.files_for_ends().map(drop)).unwrap_err();
+        assert!(matches!(error, ResolveError::OnlyGguf { .. }), "{error:?}");
+        error.to_string()
+    };
+    let remedy = format!("such as {REPO}:m-Q4_K_M-00001-of-00002.gguf");
+    let error = said(&all);
+    assert!(error.contains("no config.json") && error.ends_with(&remedy), "{error}");
+    let config = fs::read(tiny_llama().join("config.json")).unwrap();
+    all.push(("config.json", &config));
+    let error = said(&all);
+    assert!(
+        error.contains("no model.safetensors") && error.ends_with(&remedy),
+        "{error}"
+    );
+
+    let by_name = |name: &str| ModelSource::resolve(name, &nowhere()).unwrap_err().to_string();
+    assert!(by_name("some/Model-GGUF").ends_with("such as some/Model-GGUF:FILE.gguf"));
+    assert!(!by_name("some/Model").contains("GGUF"));
+}
+
+#[test]
 fn of_several_gguf_files_in_a_folder_one_has_to_be_named() {
     let folder = TempDir::new().unwrap();
     for file in ["b.gguf", "a.gguf"] {
