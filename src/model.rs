@@ -79,7 +79,7 @@ pub(crate) use free::{ByteSize, free_memory, memory_limit};
 pub use generation::GenerationConfig;
 pub use gguf::GgufError;
 #[cfg(test)]
-pub(crate) use gguf::testing::{demo_gguf, sentence_piece_json};
+pub(crate) use gguf::testing::{byte_level_json, demo_gguf, sentence_piece_json};
 pub(crate) use grad::Breath;
 use grad::Through;
 pub use hub::{DiskSpace, Download, HubError, HubFault, HubOptions, Progress, Transfer, disk_space};

@@ -24,6 +24,9 @@ pub(crate) use header::{Header, Value};
 pub(crate) use tensor::GgufTensor;
 use thiserror::Error;
 
+/// Where the addresses in files lead, whatever mirror is used.
+const USUAL_HUB: &str = "https://huggingface.co";
+
 /// A GGUF file that cannot be used.
 #[derive(Debug, Error)]
 pub enum GgufError {
@@ -61,9 +64,7 @@ pub enum GgufError {
     #[error("its rope_freqs are not those of Llama 3")]
     RopeFactors,
     /// A tokenizer that we cannot build.
-    #[error(
-        "its tokenizer is of kind \"{kind}\", which is not supported: put the model's tokenizer.json beside the file"
-    )]
+    #[error("its tokenizer is of kind \"{kind}\", which is not supported")]
     Tokenizer {
         /// `tokenizer.ggml.model` or `tokenizer.ggml.pre`.
         kind: String,
@@ -151,6 +152,16 @@ impl Gguf {
         };
         let title: String = name.chars().map(plain).collect();
         Some(title.trim_matches('-').to_owned()).filter(|title| !title.is_empty())
+    }
+
+    /// The repository on `endpoint`, or on the usual hub, of the model that this one was made of, if the file says so.
+    pub(crate) fn base_repo(&self, endpoint: &str) -> Option<&str> {
+        let url = self.header.text("general.base_model.0.repo_url")?;
+        let hubs = [endpoint, USUAL_HUB];
+        let name = hubs
+            .iter()
+            .find_map(|hub| url.strip_prefix(hub.trim_end_matches('/')))?;
+        Some(name.trim_matches('/'))
     }
 
     /// Whether there is a tensor that transformers calls `name`.

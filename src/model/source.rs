@@ -16,7 +16,7 @@ use thiserror::Error;
 use tracing::debug;
 
 use super::{
-    ConfigError, GenerationConfig, LoadError, ModelConfig, ModelFiles, ShardIndex, WeightFormat, builtin,
+    ConfigError, GenerationConfig, GgufError, LoadError, ModelConfig, ModelFiles, ShardIndex, WeightFormat, builtin,
     error::PICKLE_FILES,
     files::{INDEX_FILE, SINGLE_FILE, group_of_ends, groups_of_span},
     gguf::{Gguf, is_gguf},
@@ -56,6 +56,8 @@ enum Place {
         paths: Vec<PathBuf>,
         file: Arc<Gguf>,
         repo: Option<HubRepo>,
+        /// That of the model it was made of.
+        base: Option<HubRepo>,
     },
 }
 
@@ -124,6 +126,20 @@ pub enum ResolveError {
         /// The model, as given.
         model: String,
     },
+    /// A GGUF file whose tokenizer we cannot build, without another.
+    #[error(
+        "nothing turns text into tokens for {model}, and {looked} no tokenizer.json: download the file, put the model's \
+         tokenizer.json beside it, and name the file by its path"
+    )]
+    NoTokenizerForGguf {
+        /// The model, as given.
+        model: String,
+        /// Where else it was looked for.
+        looked: String,
+        /// Why it is not that of the file.
+        #[source]
+        source: GgufError,
+    },
 }
 
 impl ModelSource {
@@ -139,7 +155,7 @@ impl ModelSource {
         } else if Path::new(name).is_dir() {
             match &gguf_models(Path::new(name))[..] {
                 [] => Place::Folder(PathBuf::from(name)),
-                [path] => gguf_at(path, None)?,
+                [path] => gguf_at(path, None, options)?,
                 [example, ..] => {
                     return Err(ResolveError::SeveralGguf {
                         folder: name.into(),
@@ -148,9 +164,9 @@ impl ModelSource {
                 }
             }
         } else if is_gguf(Path::new(name)) && Path::new(name).is_file() {
-            gguf_at(Path::new(name), None)?
+            gguf_at(Path::new(name), None, options)?
         } else if let Some((repo, file)) = name.split_once(':').filter(|(_, file)| is_gguf(Path::new(file))) {
-            gguf_at(Path::new(file), Some(HubRepo::open(repo, options)?))?
+            gguf_at(Path::new(file), Some(HubRepo::open(repo, options)?), options)?
         } else if name.starts_with(['.', '/', '~', '\\']) {
             return Err(ResolveError::NoFolder { path: name.into() });
         } else {
@@ -215,7 +231,7 @@ impl ModelSource {
         let path = match &self.place {
             Place::BuiltIn => return Ok(Cow::Borrowed(builtin::TOKENIZER)),
             Place::Folder(folder) => folder.join(TOKENIZER_FILE),
-            Place::Gguf { path, file, repo, .. } => return self.tokenizer_of_gguf(path, file, repo.as_ref()),
+            Place::Gguf { .. } => return self.tokenizer_of_gguf(),
             Place::Hub(repo) => match repo.clone().get(TOKENIZER_FILE) {
                 Err(HubError::NotFound { .. }) => return Err(missing()),
                 found => found?,
@@ -253,6 +269,7 @@ impl ModelSource {
                 paths,
                 file,
                 repo,
+                ..
             } => {
                 let whole = |repo: &HubRepo| repo.lease(paths);
                 let (config, file) = (self.config.clone(), (path.clone(), file.clone()));

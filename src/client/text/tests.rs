@@ -295,6 +295,34 @@ fn pieces_of_a_gguf_file_are_put_together_by_their_scores() {
 }
 
 #[test]
+fn texts_are_cut_as_the_kind_of_a_gguf_tokenizer_asks() {
+    let text = "I'LL say HelloWorld's 12345 a/b!\n/";
+    let one_digit = ["1", "2", "3", "4", "5"];
+    let three_digits = ["123", "45"];
+    let llama = ["I", "'LL", " say", " HelloWorld", "'s", " "];
+    let tekken = ["I", "'LL", " say", " Hello", "World", "'s", " "];
+    let gpt_4o = ["I'LL", " say", " Hello", "World's", " "];
+    let [apart, together] = [[" a", "/b", "!\n", "/"].as_slice(), &[" a", "/b", "!\n/"]];
+    for (pre, words) in [
+        ("llama-v3", [&llama[..], &three_digits, apart].concat()),
+        ("dbrx", [&llama[..], &three_digits, apart].concat()),
+        ("qwen2", [&llama[..], &one_digit, apart].concat()),
+        ("deepseek-r1-qwen", [&llama[..], &one_digit, apart].concat()),
+        ("tekken", [&tekken[..], &one_digit, together].concat()),
+        ("gpt-4o", [&gpt_4o[..], &three_digits, together].concat()),
+    ] {
+        let tokenizer = tokenizers::Tokenizer::from_bytes(crate::model::byte_level_json(pre)).unwrap();
+        let mut found = tokenizers::PreTokenizedString::from(text);
+        let cutter = tokenizer.get_pre_tokenizer().unwrap();
+        tokenizers::PreTokenizer::pre_tokenize(cutter, &mut found).unwrap();
+        let (original, bytes) = (tokenizers::OffsetReferential::Original, tokenizers::OffsetType::Byte);
+        let found = found.get_splits(original, bytes);
+        let found: Vec<&str> = found.iter().map(|(_, (from, to), _)| &text[*from..*to]).collect();
+        assert_eq!(found, words, "{pre}");
+    }
+}
+
+#[test]
 fn the_bytes_of_all_tokens_put_together_are_the_text() {
     let demo = TextCodec::from_json(include_bytes!("../../model/demo/tokenizer.json")).unwrap();
     let words = demo.token_bytes(520).unwrap();

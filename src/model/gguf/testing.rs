@@ -174,6 +174,26 @@ fn demo_tokenizer() -> Metadata {
     .collect()
 }
 
+/// The metadata of a tokenizer that cuts texts as `pre` says and knows two letters.
+pub(crate) fn byte_level(pre: &str) -> Metadata {
+    let array = |tokens: &[&str]| gguf_file::Value::Array(tokens.iter().map(|token| text(token)).collect());
+    [
+        ("model", text("gpt2")),
+        ("pre", text(pre)),
+        ("tokens", array(&["a", "b", "ab"])),
+        ("merges", array(&["a b"])),
+    ]
+    .into_iter()
+    .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value))
+    .collect()
+}
+
+/// The `tokenizer.json` of it.
+pub(crate) fn byte_level_json(pre: &str) -> Vec<u8> {
+    let file = gguf_of(&json!({}), &Tensors::new(), GgmlDType::F32, &byte_level(pre));
+    super::Gguf::read(vec![file.into()]).unwrap().tokenizer_json().unwrap()
+}
+
 /// The `tokenizer.json` of a file with these pieces.
 pub(crate) fn sentence_piece_json(tokens: &[&str], scores: &[f32]) -> Vec<u8> {
     let kind = |id: usize| gguf_file::Value::I32(if (1..3).contains(&id) { 3 } else { 1 });

@@ -1,6 +1,7 @@
 //! Files that give the same outputs as the checkpoint they are made of, and files that give none.
 
 mod config;
+mod tokenizer;
 
 use std::{collections::BTreeMap, fs};
 
@@ -301,10 +302,11 @@ fn what_cannot_be_used_is_named() {
         let error = resolve(&path)
             .and_then(|source| source.tokenizer_json().map(|_| ()))
             .unwrap_err();
-        let ResolveError::Load(LoadError::Gguf { source, .. }) = error else {
-            panic!("{error}")
-        };
-        source.to_string()
+        match error {
+            ResolveError::Load(LoadError::Gguf { source, .. }) => source.to_string(),
+            ResolveError::NoTokenizerForGguf { source, .. } => source.to_string(),
+            _ => panic!("{error}"),
+        }
     };
     let with = |key: &str, value: gguf_file::Value| {
         let mut metadata: BTreeMap<String, gguf_file::Value> = metadata_of(&config).into_iter().collect();

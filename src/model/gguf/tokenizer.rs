@@ -14,10 +14,12 @@ use super::{
 pub(super) const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
 
-/// How texts are cut before byte-level BPE (the tokenizer.json of Llama 3 and of Qwen 2).
+/// How texts are cut before byte-level BPE (the tokenizer.json of Llama 3, Qwen 2, Mistral Nemo and Phi-4 mini).
 const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2_WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O_WORDS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// What stands for a space in SentencePiece's pieces.
 const SPACE: &str = "\u{2581}";
@@ -50,34 +52,39 @@ fn missing(key: &str) -> GgufError {
 /// With whether texts begin with a token when the file does not say.
 fn byte_level(header: &Header, tokens: &[&str]) -> Result<(Json, bool), GgufError> {
     let merges = texts(header, "tokenizer.ggml.merges").ok_or_else(|| missing("tokenizer.ggml.merges"))?;
-    let cut = |words: &str| {
-        let split = json!({"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": false});
-        json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]})
-    };
     let pre = header.text("tokenizer.ggml.pre").unwrap_or("default");
-    let (pre_tokenizer, is_llama3) = match pre {
-        "llama-bpe" | "llama3" | "llama-v3" => (cut(LLAMA3_WORDS), true),
-        "qwen2" => (cut(QWEN2_WORDS), false),
-        "gpt-2" | "default" => (bytes(true), false),
-        "smollm" => {
-            let digits = json!({"type": "Digits", "individual_digits": true});
-            (
-                json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]}),
-                false,
-            )
-        }
-        other => {
-            return Err(GgufError::Tokenizer { kind: other.to_owned() });
-        }
-    };
+    let (pre_tokenizer, keeps_words) = cut(pre).ok_or_else(|| GgufError::Tokenizer { kind: pre.to_owned() })?;
     let model = json!({
         "type": "BPE",
         "vocab": vocabulary(tokens),
         "merges": merges,
-        "ignore_merges": is_llama3,
+        "ignore_merges": keeps_words,
     });
     let tokenizer = json!({"model": model, "pre_tokenizer": pre_tokenizer, "decoder": bytes(true)});
-    Ok((tokenizer, is_llama3))
+    Ok((tokenizer, keeps_words))
+}
+
+/// How texts are cut where the file calls it `pre` (llama.cpp's `llama-vocab.cpp`, `tokenizer_pre`), and whether words that are
+/// tokens are taken as such and texts begin with a token: the same kinds do both.
+fn cut(pre: &str) -> Option<(Json, bool)> {
+    let sequence = |first: Json, cuts_words| json!({"type": "Sequence", "pretokenizers": [first, bytes(cuts_words)]});
+    let words = |words: &str| {
+        let split = json!({"type": "Split", "pattern": {"Regex": words}, "behavior": "Isolated", "invert": false});
+        sequence(split, false)
+    };
+    Some(match pre {
+        "llama-bpe" | "llama3" | "llama-v3" => (words(LLAMA3_WORDS), true),
+        "dbrx" | "smaug-bpe" => (words(LLAMA3_WORDS), false),
+        "qwen2" | "deepseek-r1-qwen" => (words(QWEN2_WORDS), false),
+        "tekken" => (words(TEKKEN_WORDS), true),
+        "gpt-4o" => (words(GPT4O_WORDS), false),
+        "gpt-2" | "default" => (bytes(true), false),
+        "smollm" => (
+            sequence(json!({"type": "Digits", "individual_digits": true}), true),
+            false,
+        ),
+        _ => return None,
+    })
 }
 
 fn bytes(cuts_words: bool) -> Json {

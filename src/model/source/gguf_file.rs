@@ -7,11 +7,13 @@ use std::{
     sync::Arc,
 };
 
+use tracing::info;
+
 use super::{CONFIG_FILE, ModelSource, Place, ResolveError, TOKENIZER_FILE, read};
 use crate::model::{
     GgufError, LoadError,
     gguf::{self, Gguf, is_gguf},
-    hub::{HubError, HubRepo},
+    hub::{HubError, HubOptions, HubRepo},
     load,
 };
 
@@ -19,17 +21,43 @@ use crate::model::{
 const USUAL_KIND: &str = "Q4_K_M";
 
 impl ModelSource {
-    /// Beside the file or in its repository, or else what the file itself has.
-    pub(super) fn tokenizer_of_gguf(
-        &self,
-        path: &Path,
-        file: &Gguf,
-        repo: Option<&HubRepo>,
-    ) -> Result<Cow<'static, [u8]>, ResolveError> {
-        match beside_gguf(path, repo, TOKENIZER_FILE)? {
-            Some(beside) => Ok(Cow::Owned(read(&beside)?)),
-            None => Ok(Cow::Owned(file.tokenizer_json().map_err(unusable_gguf(path))?)),
+    /// Beside the file or in its repository, or else what the file itself has, or that of the model it was made of.
+    pub(super) fn tokenizer_of_gguf(&self) -> Result<Cow<'static, [u8]>, ResolveError> {
+        let Place::Gguf {
+            path, file, repo, base, ..
+        } = &self.place
+        else {
+            return Err(ResolveError::NoTokenizer {
+                model: self.name.clone(),
+            });
+        };
+        if let Some(beside) = beside_gguf(path, repo.as_ref(), TOKENIZER_FILE)? {
+            return Ok(Cow::Owned(read(&beside)?));
         }
+        let source = match file.tokenizer_json() {
+            Ok(json) => return Ok(Cow::Owned(json)),
+            Err(source) => source,
+        };
+        let mut looked = repo.as_ref().map_or("its folder", HubRepo::name).to_owned();
+        if let Some(base) = base {
+            let why = &source as &dyn std::error::Error;
+            info!(
+                error = why,
+                "taking the tokenizer.json of {} for {}",
+                base.name(),
+                self.name
+            );
+            if let Some(path) = base.clone().get_optional(TOKENIZER_FILE)? {
+                return Ok(Cow::Owned(read(&path)?));
+            }
+            looked = format!("{looked} and {}", base.name());
+        }
+        let verb = if base.is_some() { "have" } else { "has" };
+        Err(ResolveError::NoTokenizerForGguf {
+            model: self.name.clone(),
+            looked: format!("{looked} {verb}"),
+            source,
+        })
     }
 }
 
@@ -47,7 +75,7 @@ pub(super) fn gguf_models(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The model in a GGUF file, or in those of which it is the first, of this machine or of a repository.
-pub(super) fn gguf_at(path: &Path, mut repo: Option<HubRepo>) -> Result<Place, ResolveError> {
+pub(super) fn gguf_at(path: &Path, mut repo: Option<HubRepo>, options: &HubOptions) -> Result<Place, ResolveError> {
     let paths = match (path.to_str().map(gguf::parts), &mut repo) {
         (Some(names), Some(repo)) => names.iter().map(|name| repo.get(name)).collect::<Result<Vec<_>, _>>()?,
         (Some(names), None) => names.into_iter().map(PathBuf::from).collect(),
@@ -55,9 +83,16 @@ pub(super) fn gguf_at(path: &Path, mut repo: Option<HubRepo>) -> Result<Place, R
     };
     let contents = paths.iter().map(|path| load::map(path)).collect::<Result<_, _>>()?;
     let file = Gguf::read(contents).map_err(unusable_gguf(&paths[0]))?;
+    // Whichever revision is asked for, it is one of the file's own repository.
+    let of_base = HubOptions {
+        revision: None,
+        ..options.clone()
+    };
+    let base = file.base_repo(&options.endpoint);
     Ok(Place::Gguf {
         path: paths[0].clone(),
         paths,
+        base: base.and_then(|name| HubRepo::open(name, &of_base).ok()),
         file: Arc::new(file),
         repo,
     })
