@@ -5,6 +5,7 @@ mod blocks;
 mod grouped;
 mod mxfp4;
 
+use blocks::Blocks;
 pub(crate) use blocks::own_format_of;
 pub(super) use mxfp4::shapes as mxfp4_shapes;
 
@@ -256,6 +257,13 @@ impl<'a> TensorReader<'a> {
     fn numbers(&mut self, spec: &TensorSpec, dtype: Option<WeightDType>) -> Result<Frozen, LoadError> {
         match spec.packing {
             Packing::Plain => {
+                // A vector is small, and what a file has in blocks are its matrices.
+                if spec.shape.len() > 1
+                    && let Some(Blocks::Gguf { path, tensor, .. }) = self.blocks(spec)?
+                {
+                    let dtype = dtype.unwrap_or(WeightDType::F32);
+                    return blocks::widened(spec, &tensor, dtype).map_err(in_gguf(&path));
+                }
                 let stored = self.stored(&spec.name, &spec.shape)?;
                 let from = weight_dtype(stored.dtype).ok_or_else(|| stored.refused(&spec.name))?;
                 let bytes = rows_of(spec, spec.cols * from.size(), &stored.bytes);

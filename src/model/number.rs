@@ -149,6 +149,24 @@ pub(crate) enum Buffer {
 }
 
 impl Buffer {
+    /// None yet, with room for `n` of type `dtype`.
+    pub(crate) fn with_capacity(dtype: WeightDType, n: usize) -> Self {
+        match dtype {
+            WeightDType::F32 => Self::F32(Vec::with_capacity(n)),
+            WeightDType::Bf16 => Self::Bf16(Vec::with_capacity(n)),
+            WeightDType::F16 => Self::F16(Vec::with_capacity(n)),
+        }
+    }
+
+    /// Adds numbers, rounded to their type.
+    pub(crate) fn extend(&mut self, numbers: &[f32]) {
+        match self {
+            Self::F32(items) => items.extend_from_slice(numbers),
+            Self::Bf16(items) => items.extend(numbers.iter().map(|number| bf16::from_f32(*number))),
+            Self::F16(items) => items.extend(numbers.iter().map(|number| f16::from_f32(*number))),
+        }
+    }
+
     pub(crate) fn as_slice(&self) -> Slice<'_> {
         match self {
             Self::F32(items) => Slice::F32(items),

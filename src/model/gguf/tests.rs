@@ -130,6 +130,24 @@ fn every_kind_of_numbers_gives_the_outputs_of_the_same_numbers_in_safetensors() 
     );
 }
 
+#[test]
+fn embeddings_in_blocks_are_those_of_the_same_numbers_in_every_type() {
+    let (config, folder) = (config(), TempDir::new().unwrap());
+    let tensors = tensors(&config);
+    for kind in [GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q4K, GgmlDType::Q6K] {
+        let path = written(&folder, &gguf_of(&config, &tensors, kind, &metadata_of(&config)));
+        let same = write_model(&config, &rounded(&tensors, kind));
+        for dtype in [WeightDType::F32, WeightDType::Bf16, WeightDType::F16] {
+            let [found, expected] = [path.as_path(), same.path()].map(|path| {
+                let files = resolve(path).unwrap().files_for_ends().unwrap().with_own_formats();
+                let ends = Ends::load(&files, dtype, &engine()).unwrap();
+                ends.embed(&(0..16).collect::<Vec<u32>>()).unwrap().data
+            });
+            assert_eq!(found, expected, "{kind:?} {dtype:?}");
+        }
+    }
+}
+
 /// The same tensors in one file and in three, of which the later have nothing but tensors.
 fn split(config: &serde_json::Value, tensors: &Tensors) -> [(String, Vec<u8>); 3] {
     std::array::from_fn(|no| {

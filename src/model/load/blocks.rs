@@ -5,11 +5,12 @@ use std::{ops::Range, path::PathBuf, sync::OnceLock};
 
 use super::{TensorReader, gguf_tensor, grouped::Grouped, in_gguf};
 use crate::model::{
-    GgufError, LoadError, WeightFormat,
+    GgufError, LoadError, WeightDType, WeightFormat,
     files::Weights,
     gguf::{Gguf, GgufTensor},
     layout::{Packing, TensorSpec},
     linear::Matrix,
+    number::{Buffer, Frozen},
     quant::{
         PanelRow, QuantMatrix,
         ggml::{can_lay_out, lay_out, own_format},
@@ -68,6 +69,17 @@ impl Blocks {
             }
         }
     }
+}
+
+/// The numbers of a matrix as `dtype`: no more than a row is ever wider.
+pub(super) fn widened(spec: &TensorSpec, tensor: &GgufTensor, dtype: WeightDType) -> Result<Frozen, GgufError> {
+    let mut numbers = Buffer::with_capacity(dtype, spec.rows.count * spec.cols);
+    let mut wide = vec![0.0; spec.cols];
+    for row in 0..spec.rows.count {
+        tensor.widen_row(spec.rows.stored(row), &mut wide)?;
+        numbers.extend(&wide);
+    }
+    Ok(Frozen::owned(numbers))
 }
 
 impl TensorReader<'_> {
