@@ -109,7 +109,7 @@ impl Family {
     /// What the names of all tensors but the head's may start with; the usual one first.
     pub(crate) fn roots(self) -> &'static [&'static str] {
         match self {
-            Self::Gemma3 => gemma::ROOTS,
+            Self::Mistral | Self::Gemma3 => llama::ROOTS_WITH_IMAGES,
             Self::Falcon => falcon::ROOTS,
             Self::Bloom => bloom::ROOTS,
             _ => llama::ROOTS,
@@ -217,7 +217,7 @@ pub(crate) struct EndNames {
     pub(crate) embedding_norm: &'static str,
     /// `[hidden_size]`
     pub(crate) final_norm: &'static str,
-    /// `[vocab_size, hidden_size]`, absent from the checkpoint when tied. It has no root.
+    /// `[vocab_size, hidden_size]`, absent from the checkpoint when tied. Its root is that of the others without `model.`.
     pub(crate) head: &'static str,
 }
 

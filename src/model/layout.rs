@@ -242,13 +242,18 @@ impl EndsLayout {
         let has_norm = |root: &&&str| exists(&format!("{root}{}.weight", names.final_norm));
         let prefix = roots.iter().find(has_norm).copied().unwrap_or(roots[0]);
         let namer = Namer { config, prefix, exists };
-        let rootless = Namer { prefix: "", ..namer };
+        // Beside the model, not in it.
+        let beside = prefix.strip_suffix("model.").filter(|rest| rest.ends_with('.'));
+        let beside = Namer {
+            prefix: beside.unwrap_or(""),
+            ..namer
+        };
         let (vocab, hidden, ends) = (config.vocab_size, config.hidden_size, config.ends);
         Self {
             embeddings: namer.linear(names.embeddings, false, vocab, hidden).weight,
             embedding_norm: ends.embedding_norm.then(|| namer.norm(names.embedding_norm, hidden)),
             final_norm: namer.norm(names.final_norm, hidden),
-            head: (!ends.tie_word_embeddings).then(|| rootless.linear(names.head, ends.head_bias, vocab, hidden)),
+            head: (!ends.tie_word_embeddings).then(|| beside.linear(names.head, ends.head_bias, vocab, hidden)),
         }
     }
 

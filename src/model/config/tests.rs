@@ -68,7 +68,7 @@ fn an_unknown_model_type_is_named_together_with_what_is_supported() {
     let error = read(json!({"model_type": "gpt2"})).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "model_type \"gpt2\" is not supported (supported: llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, gemma2, \
+        "model_type \"gpt2\" is not supported (supported: llama, mistral, mistral3, mixtral, qwen2, qwen3, qwen3_moe, gemma2, \
          gemma3_text, gemma3, phi, phi3, falcon, bloom, gpt_oss)"
     );
 }

@@ -13,9 +13,6 @@ use crate::model::{
     },
 };
 
-/// Of checkpoints with text alone, and of those with images, whose layout has changed once.
-pub(super) const ROOTS: &[&str] = &["model.", "language_model.model.", "model.language_model."];
-
 pub(super) const BLOCK: BlockNames = BlockNames {
     attention_post_norm: "post_attention_layernorm",
     qk_norm: ["self_attn.q_norm", "self_attn.k_norm"],

@@ -14,6 +14,8 @@ use crate::model::{
 };
 
 pub(super) const ROOTS: &[&str] = &["model."];
+/// Of checkpoints with text alone, and of those with images, whose layout has changed once.
+pub(super) const ROOTS_WITH_IMAGES: &[&str] = &["model.", "language_model.model.", "model.language_model."];
 
 pub(super) const ENDS: EndNames = EndNames {
     embeddings: "embed_tokens",

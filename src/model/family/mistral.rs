@@ -7,9 +7,12 @@ use crate::model::{
     ConfigError, Family, ModelConfig,
     config::{
         parts::{ExpertsConfig, Routing},
-        read::{required, sliding_blocks, with_defaults},
+        read::{optional, required, sliding_blocks, with_defaults},
     },
 };
+
+/// `model_type` of the text part beside images that is this family; Ministral 3 and Mistral Small 4 have others.
+const TEXT_PART: &str = "mistral";
 
 pub(super) const MIXTRAL_BLOCK: BlockNames = BlockNames {
     feed_forward: FeedForwardNames::Experts {
@@ -25,9 +28,23 @@ pub(super) const MIXTRAL_BLOCK: BlockNames = BlockNames {
     ..llama::BLOCK
 };
 
-/// A configuration without the key means 4096 tokens, one with null no window (transformers `MistralConfig`).
+/// A configuration without the key means 4096 tokens, one with null no window (transformers `MistralConfig`). Mistral
+/// Small takes images as well since 3.1, and has the configuration of its text part inside.
 pub(super) fn read_mistral(raw: &Map<String, Value>) -> Result<ModelConfig, ConfigError> {
-    windowed(Family::Mistral, &with_defaults(raw, &[("sliding_window", 4096.into())]))
+    let inside: Map<String, Value> = optional(raw, "text_config")?.unwrap_or_default();
+    let kind: Option<String> = optional(&inside, "model_type")?;
+    if let Some(other) = kind.filter(|kind| kind != TEXT_PART) {
+        return Err(ConfigError::UnknownModelType {
+            model_type: format!("mistral3 with {other}"),
+            supported: format!("mistral3 with {TEXT_PART}"),
+        });
+    }
+    let mut text = raw.clone();
+    text.extend(inside);
+    windowed(
+        Family::Mistral,
+        &with_defaults(&text, &[("sliding_window", 4096.into())]),
+    )
 }
 
 pub(super) fn read_mixtral(raw: &Map<String, Value>) -> Result<ModelConfig, ConfigError> {

@@ -31,10 +31,10 @@ impl Family {
             },
             Self::Mistral => Support {
                 name: "Mistral",
-                model_types: &["mistral"],
-                models: "Mistral 7B, Nemo, Small and Large, Zephyr",
+                model_types: &["mistral", "mistral3"],
+                models: "Mistral 7B, Nemo, Small 2 to 3.2 and Large 2, Zephyr",
                 fixtures: &["families/mistral"],
-                missing: "",
+                missing: "images, Ministral 3",
             },
             Self::Mixtral => Support {
                 name: "Mixtral",

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::model::{
     Blocks, ModelFiles, WeightDType,
+    files::group_of_ends,
     layout::BlockLayout,
     testing::{
         assert_close, engine, fixture_at, generate, ids, recorded_states as states, stepwise, vectors, whole,
@@ -173,6 +174,39 @@ fn checkpoints_with_another_root_are_the_same_model() {
         let found = generate(&files, &prompt(&reference), 8, WeightDType::F32);
         assert_eq!(found, ids(&reference["greedy_continuation_8"]));
     }
+}
+
+#[test]
+fn mistral_with_images_is_its_text_part_in_both_layouts() {
+    let path = "families/mistral";
+    let text = config_of(path);
+    let config = json!({
+        "model_type": "mistral3", "architectures": ["Mistral3ForConditionalGeneration"], "text_config": text,
+        "vision_config": {"hidden_size": 1024, "model_type": "pixtral"}, "torch_dtype": "bfloat16",
+    });
+    let (all, (original, reference)) = (tensors(path), fixture_at(path));
+    let found = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
+    assert_eq!(found, *original.config());
+    let moved: [fn(&str) -> String; 2] = [
+        |name| format!("language_model.{name}"),
+        |name| name.replacen("model.", "model.language_model.", 1),
+    ];
+    for rename in moved {
+        let tensors = all.iter().map(|(name, tensor)| (rename(name), tensor.clone()));
+        let folder = write_model(&config, &tensors.collect());
+        let files = ModelFiles::from_folder(folder.path()).unwrap();
+        assert_same_blocks(path, &files);
+        let generated = generate(&files, &prompt(&reference), 8, WeightDType::F32);
+        assert_eq!(generated, ids(&reference["greedy_continuation_8"]));
+        let (_, ends) = group_of_ends(files.config());
+        let mut names = all.keys().map(|name| rename(name));
+        assert!(names.all(|name| name.contains("layers.") || ends.has(&name)));
+    }
+
+    let mut other = config;
+    other["text_config"]["model_type"] = "ministral3".into();
+    let error = ModelConfig::from_json(other.to_string().as_bytes()).unwrap_err();
+    assert!(error.to_string().contains("ministral3"), "{error}");
 }
 
 #[track_caller]
