@@ -16,7 +16,12 @@ mod names;
 mod tensor;
 mod tokenizer;
 
-use std::path::Path;
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::Range,
+    path::Path,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use candle_core::quantized::GgmlDType;
@@ -24,6 +29,10 @@ pub(crate) use header::{Header, Value};
 pub(crate) use tensor::GgufTensor;
 use thiserror::Error;
 
+use super::hub::Tensors;
+
+/// What the header of a file is called among its tensors.
+pub(crate) const HEADER: &str = "";
 /// Where the addresses in files lead, whatever mirror is used.
 const USUAL_HUB: &str = "https://huggingface.co";
 
@@ -91,10 +100,11 @@ pub enum GgufError {
 }
 
 /// A GGUF file, or several that belong together, whose headers have been read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Gguf {
-    header: Header,
-    contents: Vec<Bytes>,
+    header: Arc<Header>,
+    /// From where each tensor that is here begins; there may be more behind it.
+    tensors: HashMap<String, Bytes>,
     names: names::Names,
 }
 
@@ -104,13 +114,28 @@ impl Gguf {
     /// # Errors
     /// One is damaged, or they hold no model that we have blocks for, or not all of one.
     pub(crate) fn read(contents: Vec<Bytes>) -> Result<Self, GgufError> {
-        let mut header = Header::read(contents.first().ok_or(GgufError::NotGguf)?)?;
+        let mut file = Self::without_tensors(&contents)?;
+        let tensors = file.header.tensors.iter().filter_map(|(name, info)| {
+            let content = contents.get(info.part)?;
+            let start = content.len().min(usize::try_from(info.offset).ok()?);
+            Some((name.clone(), content.slice(start..)))
+        });
+        file.tensors = tensors.collect();
+        Ok(file)
+    }
+
+    /// The model whose files begin so.
+    ///
+    /// # Errors
+    /// As [`Gguf::read`].
+    pub(crate) fn without_tensors(beginnings: &[Bytes]) -> Result<Self, GgufError> {
+        let mut header = Header::read(beginnings.first().ok_or(GgufError::NotGguf)?)?;
         let count = header.integer("split.count").unwrap_or(1).max(1);
         let is_part = |header: &Header, part: usize| header.integer("split.no").unwrap_or(0) == part as u64;
-        if count != contents.len() as u64 || !is_part(&header, 0) {
+        if count != beginnings.len() as u64 || !is_part(&header, 0) {
             return Err(GgufError::Split { count });
         }
-        for (part, content) in contents.iter().enumerate().skip(1) {
+        for (part, content) in beginnings.iter().enumerate().skip(1) {
             let other = Header::read(content)?;
             if !is_part(&other, part) {
                 return Err(GgufError::Split { count });
@@ -119,9 +144,26 @@ impl Gguf {
         }
         Ok(Self {
             names: names::Names::new(&header)?,
-            header,
-            contents,
+            header: Arc::new(header),
+            tensors: HashMap::new(),
         })
+    }
+
+    /// The same model with these tensors, by their names in the file.
+    #[must_use]
+    pub(crate) fn with_tensors(&self, tensors: HashMap<String, Bytes>) -> Self {
+        Self {
+            tensors,
+            ..self.clone()
+        }
+    }
+
+    /// Which of the model's files have some of `tensors`, by their names in the file.
+    pub(crate) fn parts_with(&self, tensors: &Tensors) -> BTreeSet<usize> {
+        let all = self.header.tensors.iter();
+        all.filter(|(name, _)| tensors.has(name))
+            .map(|(_, info)| info.part)
+            .collect()
     }
 
     /// The text of a `config.json` that says the same.
@@ -186,8 +228,12 @@ impl Gguf {
             tensor: place.tensor.clone(),
             kind: header::kind_name(info.kind),
         })?;
-        let bytes = self.header.bytes(info, kind, &self.contents)?;
+        let bytes = self.bytes(&place.tensor, info, kind)?;
         GgufTensor::new(place, info, kind, bytes)
+    }
+
+    fn bytes(&self, tensor: &str, info: &header::Info, kind: GgmlDType) -> Result<Bytes, GgufError> {
+        Header::bytes(info, kind, self.tensors.get(tensor).unwrap_or(&Bytes::new()))
     }
 
     /// How the tensor that transformers calls `name` is written, if it is one that can be read.
@@ -195,6 +241,43 @@ impl Gguf {
         let place = self.names.place(name)?;
         header::kind(self.header.tensors.get(&place.tensor)?.kind)
     }
+}
+
+/// What a file of `size` bytes that begins with `first` is made of, in its order: its header, which has no name, and the
+/// tensors by theirs. `None` if more of it has to be seen.
+///
+/// # Errors
+/// No GGUF file of that size begins so.
+pub(crate) fn spans(first: &[u8], size: u64) -> Result<Option<Vec<(String, Range<u64>)>>, GgufError> {
+    match Header::read(first) {
+        Ok(header) => header.spans(size).map(Some),
+        // A header that is cut off looks like a damaged one.
+        Err(GgufError::Damaged(_)) if (first.len() as u64) < size => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The tensors that a server of `span` needs, block by block, by their names in the file.
+pub(crate) fn groups_of_span(span: Range<u32>) -> Vec<(String, Tensors)> {
+    let group = |block| {
+        (
+            format!("block-{block}"),
+            Tensors::Starting(vec![format!("blk.{block}.")]),
+        )
+    };
+    span.map(group).collect()
+}
+
+/// Those that a client needs.
+pub(crate) fn group_of_ends() -> (String, Tensors) {
+    let names = ["token_embd.", "output_norm.", "output."];
+    ("ends".to_owned(), Tensors::Starting(names.map(str::to_owned).to_vec()))
+}
+
+/// The header, and what else of a file its configuration is read from.
+pub(crate) fn group_of_header() -> (String, Tensors) {
+    let names = [HEADER].into_iter().chain(config::TENSORS);
+    ("header".to_owned(), Tensors::Named(names.map(str::to_owned).collect()))
 }
 
 /// Whether the name is that of a GGUF file.

@@ -407,6 +407,26 @@ pub(super) fn map(path: &Path) -> Result<Bytes, LoadError> {
     Ok(Bytes::from_owner(map))
 }
 
+/// All tensors of a file of safetensors as bytes.
+///
+/// # Errors
+/// It is damaged.
+pub(super) fn tensors_of(path: &Path, content: &Bytes) -> Result<HashMap<String, Bytes>, LoadError> {
+    let (header, metadata) = SafeTensors::read_metadata(content).map_err(|source| damaged(path, "", source))?;
+    let file = OpenFile {
+        content: content.clone(),
+        data_start: header + size_of::<u64>(),
+        metadata,
+    };
+    let tensors = file.metadata.tensors().into_iter();
+    tensors
+        .map(|(name, info)| match file.bytes_of(info) {
+            Some(bytes) => Ok((name, bytes)),
+            None => Err(damaged(path, &name, SafeTensorError::MetadataIncompleteBuffer)),
+        })
+        .collect()
+}
+
 /// The tensor of a GGUF file, which has to be of this shape.
 fn gguf_tensor(path: &Path, file: &Gguf, tensor: &str, shape: &[usize]) -> Result<GgufTensor, LoadError> {
     let (path, tensor) = (path.to_owned(), tensor.to_owned());

@@ -19,8 +19,8 @@ use super::{
     ConfigError, GenerationConfig, GgufError, LoadError, ModelConfig, ModelFiles, ShardIndex, WeightFormat, builtin,
     error::PICKLE_FILES,
     files::{INDEX_FILE, SINGLE_FILE, group_of_ends, groups_of_span},
-    gguf::{Gguf, is_gguf},
-    hub::{HubError, HubOptions, HubRepo, Tensors, Want},
+    gguf::{self, Gguf, is_gguf},
+    hub::{HubError, HubOptions, HubRepo, Lease, Tensors, Want},
 };
 
 mod chat;
@@ -50,12 +50,15 @@ enum Place {
     Folder(PathBuf),
     Hub(HubRepo),
     Gguf {
-        /// The first of several.
+        /// The first of several, or the first that is here of one.
         path: PathBuf,
-        /// All.
-        paths: Vec<PathBuf>,
+        /// Without tensors if it is in a repository.
         file: Arc<Gguf>,
         repo: Option<HubRepo>,
+        /// Of all its files.
+        names: Vec<String>,
+        /// For as long as the header is of use.
+        _lease: Option<Arc<Lease>>,
         /// That of the model it was made of.
         base: Option<HubRepo>,
     },
@@ -144,8 +147,8 @@ pub enum ResolveError {
 
 impl ModelSource {
     /// Finds the model that a user named: `demo` is the built-in one, an existing folder or GGUF file is that, everything
-    /// else a hub repository `OWNER/NAME`, or a GGUF file in one, `OWNER/NAME:FILE.gguf`, which is downloaded. A folder
-    /// called `demo` is meant by `./demo`.
+    /// else a hub repository `OWNER/NAME`, or a GGUF file in one, `OWNER/NAME:FILE.gguf`. A folder called `demo` is meant by
+    /// `./demo`.
     ///
     /// # Errors
     /// The model or its `config.json` cannot be found, downloaded or used.
@@ -249,6 +252,9 @@ impl ModelSource {
     /// # Errors
     /// They cannot be found, downloaded or used.
     pub fn files_for_span(&self, span: Range<u32>) -> Result<ModelFiles, ResolveError> {
+        if let Some(files) = self.files_of_gguf(&gguf::groups_of_span(span.clone()))? {
+            return Ok(files);
+        }
         self.files(&groups_of_span(&self.config, span))
     }
 
@@ -257,6 +263,9 @@ impl ModelSource {
     /// # Errors
     /// They cannot be found, downloaded or used.
     pub fn files_for_ends(&self) -> Result<ModelFiles, ResolveError> {
+        if let Some(files) = self.files_of_gguf(&[gguf::group_of_ends()])? {
+            return Ok(files);
+        }
         self.files(&[group_of_ends(&self.config)])
     }
 
@@ -264,16 +273,12 @@ impl ModelSource {
         let repo = match &self.place {
             Place::BuiltIn => return Ok(ModelFiles::from_bytes(builtin::CONFIG, builtin::weights())?),
             Place::Folder(folder) => return Ok(ModelFiles::from_folder(folder)?),
-            Place::Gguf {
-                path,
-                paths,
-                file,
-                repo,
-                ..
-            } => {
-                let whole = |repo: &HubRepo| repo.lease(paths);
-                let (config, file) = (self.config.clone(), (path.clone(), file.clone()));
-                return Ok(ModelFiles::from_gguf(config, file, repo.as_ref().and_then(whole)));
+            Place::Gguf { path, file, .. } => {
+                return Ok(ModelFiles::from_gguf(
+                    self.config.clone(),
+                    (path.clone(), file.clone()),
+                    None,
+                ));
             }
             Place::Hub(repo) => repo,
         };
@@ -296,7 +301,11 @@ impl ModelSource {
     /// The files cannot be found, or what is there cannot be used.
     pub fn missing_files(&self, span: Range<u32>) -> Result<Vec<String>, ResolveError> {
         match &self.place {
-            Place::BuiltIn | Place::Gguf { .. } => Ok(Vec::new()),
+            Place::BuiltIn => Ok(Vec::new()),
+            Place::Gguf { repo, .. } => {
+                let wants = self.wants_of_gguf(&gguf::groups_of_span(span));
+                Ok(repo.as_ref().map(|repo| repo.missing(&wants)).unwrap_or_default())
+            }
             Place::Folder(folder) => {
                 let index = folder.join(INDEX_FILE);
                 let mut files = if index.is_file() {

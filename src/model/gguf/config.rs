@@ -1,6 +1,7 @@
 //! The metadata of a GGUF file as the `config.json` that transformers would have, so that families read one format.
 //! Keys: `docs/gguf.md` of ggml; what it leaves out is what llama.cpp takes (`llama-model.cpp`).
 
+use candle_core::quantized::GgmlDType;
 use serde_json::{Value as Json, json};
 
 use super::{Gguf, GgufError, Header, Value, tokenizer::CONTROL};
@@ -26,6 +27,12 @@ const ENDS: [&str; 9] = [
 ];
 /// To Gemma it is HTML, so that it is an end only where it is a control token.
 const CONTROL_END: &str = "</s>";
+
+/// Llama 3's factor for each frequency.
+const FREQUENCIES: &str = "rope_freqs.weight";
+
+/// The tensors that belong to the configuration.
+pub(super) const TENSORS: [&str; 3] = [FREQUENCIES, LONGROPE[0].1, LONGROPE[1].1];
 
 /// What `rope_scaling` calls the lists of divisors, and the tensors that they are.
 const LONGROPE: [(&str, &str); 2] = [
@@ -177,7 +184,7 @@ fn dtype(header: &Header) -> &'static str {
 
 /// Llama 3.1 and later files have a factor for each frequency; configurations have the rule that they come from.
 fn rope_scaling(gguf: &Gguf, keys: &Keys<'_>, head_dim: u64) -> Result<Json, GgufError> {
-    if let Some(factors) = plain_floats(gguf, "rope_freqs.weight") {
+    if let Some(factors) = plain_floats(gguf, FREQUENCIES) {
         return llama3_scaling(&factors, keys.float("rope.freq_base").unwrap_or(10_000.0), head_dim)
             .ok_or(GgufError::RopeFactors);
     }
@@ -217,10 +224,7 @@ fn longrope(gguf: &Gguf, keys: &Keys<'_>) -> Result<Json, GgufError> {
 
 fn plain_floats(gguf: &Gguf, tensor: &str) -> Option<Vec<f64>> {
     let info = gguf.header.tensors.get(tensor).filter(|info| info.kind == 0)?;
-    let bytes = gguf
-        .header
-        .bytes(info, candle_core::quantized::GgmlDType::F32, &gguf.contents)
-        .ok()?;
+    let bytes = gguf.bytes(tensor, info, GgmlDType::F32).ok()?;
     let floats = bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>);
     Some(floats.map(f64::from).collect())
 }

@@ -1,7 +1,7 @@
 //! The header of a GGUF file: metadata, and where which tensor is. Files come from strangers: every length is held
 //! against what is left of the file before anything is read or allocated.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use bytes::Bytes;
 use candle_core::quantized::GgmlDType;
@@ -37,9 +37,9 @@ pub(super) struct Info {
     /// ggml's number for how the numbers are written.
     pub(super) kind: u32,
     /// From the beginning of its file.
-    offset: u64,
+    pub(super) offset: u64,
     /// Which of the model's files.
-    part: usize,
+    pub(super) part: usize,
 }
 
 #[derive(Debug)]
@@ -132,8 +132,8 @@ impl Header {
         }
     }
 
-    /// The bytes of a tensor whose numbers are written as `kind`, out of the files.
-    pub(super) fn bytes(&self, info: &Info, kind: GgmlDType, contents: &[Bytes]) -> Result<Bytes, GgufError> {
+    /// Those bytes of `begun`, where the tensor begins, that it is if its numbers are written as `kind`.
+    pub(super) fn bytes(info: &Info, kind: GgmlDType, begun: &Bytes) -> Result<Bytes, GgufError> {
         let row = info.shape.last().copied().unwrap_or(0);
         let numbers = info
             .shape
@@ -141,15 +141,29 @@ impl Header {
             .try_fold(1usize, |product, dim| product.checked_mul(*dim));
         let numbers = numbers.filter(|_| row.is_multiple_of(kind.block_size()));
         let len = numbers.and_then(|numbers| (numbers / kind.block_size()).checked_mul(kind.type_size()));
-        let start = usize::try_from(info.offset).ok();
-        let range = start
-            .zip(len)
-            .and_then(|(start, len)| Some(start..start.checked_add(len)?));
-        let inside = contents.get(info.part).zip(range);
-        match inside.filter(|(content, range)| range.end <= content.len()) {
-            Some((content, range)) => Ok(content.slice(range)),
-            None => Err(GgufError::Damaged("a tensor is not inside")),
-        }
+        let len = len.filter(|len| *len <= begun.len());
+        len.map(|len| begun.slice(..len))
+            .ok_or(GgufError::Damaged("a tensor is not inside"))
+    }
+
+    /// What a file of `size` bytes is made of, in its order: its header, which has no name, and the tensors, each with what
+    /// lies before the next.
+    ///
+    /// # Errors
+    /// Tensors that are not inside, or are in each other.
+    pub(super) fn spans(&self, size: u64) -> Result<Vec<(String, Range<u64>)>, GgufError> {
+        let mut starts: Vec<(u64, &str)> = self.tensors.iter().map(|(name, info)| (info.offset, &**name)).collect();
+        starts.push((0, ""));
+        starts.sort_unstable();
+        let ends = starts.iter().skip(1).map(|(start, _)| *start).chain([size]);
+        let spans = starts.iter().zip(ends).map(|((start, name), end)| {
+            // A name of none is the header's.
+            let is_sound = *start <= end && (*start == 0) == name.is_empty();
+            is_sound
+                .then(|| ((*name).to_owned(), *start..end))
+                .ok_or(GgufError::Damaged("a tensor is not inside"))
+        });
+        spans.collect()
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) struct Place {
 }
 
 /// How one file names its tensors.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Names {
     /// Llama's rows are reordered.
     heads: Option<[usize; 2]>,

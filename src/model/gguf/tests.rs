@@ -1,6 +1,7 @@
 //! Files that give the same outputs as the checkpoint they are made of, and files that give none.
 
 mod config;
+mod repository;
 mod tokenizer;
 
 use std::{collections::BTreeMap, fs};

@@ -1,18 +1,27 @@
-//! Parts of safetensors files: which bytes of a file some tensors are, and the small safetensors file of our own that
-//! keeps just these. It downloads nothing itself.
+//! Parts of safetensors and GGUF files: which bytes of a file some tensors are, and the small safetensors file of our own
+//! that keeps just these. It downloads nothing itself.
 //!
-//! A piece names in its metadata where its tensors come from, and any safetensors reader can open it.
+//! A piece names in its metadata where its tensors come from, and any safetensors reader can open it. Tensors of a GGUF
+//! file are bytes in it, under their names there.
 
-use std::{collections::HashMap, fs::File, io::Read, ops::Range, path::Path};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    ops::Range,
+    path::Path,
+};
 
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::{Value, json};
 
 use super::{
     fetch::Part,
     http::{Fault, Remote},
 };
+use crate::model::gguf;
 
-/// What the format allows (`safetensors`, MAX_HEADER_SIZE).
+/// What the format allows (`safetensors`, MAX_HEADER_SIZE). Those of GGUF files have vocabularies, of some 20 MB at most.
 const MAX_HEADER: u64 = 100_000_000;
 /// Numbers of a piece begin at a multiple of this, so that they can be used where they lie.
 const ALIGNMENT: usize = 64;
@@ -41,6 +50,8 @@ pub(super) struct Header {
     /// Where the numbers begin.
     data_start: u64,
     metadata: Metadata,
+    /// How the file begins, as far as that is part of it under a name.
+    known: Vec<u8>,
 }
 
 /// The bytes that a file's header takes, by the file's first eight.
@@ -57,16 +68,28 @@ pub(super) fn header_end(first: &[u8], size: u64) -> Result<u64, Fault> {
 
 /// Whether the file is there and as long as its own header says.
 pub(super) fn is_whole(piece: &Path) -> bool {
-    let header = || -> Option<Header> {
-        let mut file = File::open(piece).ok()?;
-        let size = file.metadata().ok()?.len();
-        let mut bytes = vec![0; 8];
-        file.read_exact(&mut bytes).ok()?;
-        bytes.resize(header_end(&bytes, size).ok()? as usize, 0);
-        file.read_exact(&mut bytes[8..]).ok()?;
-        Header::parse(&bytes, size).ok()
-    };
-    header().is_some()
+    open(piece).is_some()
+}
+
+/// A piece behind its own header, if it is whole.
+fn open(piece: &Path) -> Option<(Header, File)> {
+    let mut file = File::open(piece).ok()?;
+    let size = file.metadata().ok()?.len();
+    let mut bytes = vec![0; 8];
+    file.read_exact(&mut bytes).ok()?;
+    bytes.resize(header_end(&bytes, size).ok()? as usize, 0);
+    file.read_exact(&mut bytes[8..]).ok()?;
+    Some((Header::parse(&bytes, size).ok()?, file))
+}
+
+/// The header of a GGUF file of `size` bytes of which `piece` has it.
+pub(super) fn gguf_header(piece: &Path, size: u64) -> Option<Header> {
+    let (own, mut file) = open(piece)?;
+    let (start, end) = own.metadata.info(gguf::HEADER)?.data_offsets;
+    let mut first = vec![0; end - start];
+    file.seek(SeekFrom::Current(start as i64)).ok()?;
+    file.read_exact(&mut first).ok()?;
+    Header::of_gguf(first, size).ok()?
 }
 
 impl Header {
@@ -86,7 +109,36 @@ impl Header {
                 data_start.saturating_add(numbers)
             )));
         }
-        Ok(Self { data_start, metadata })
+        Ok(Self {
+            data_start,
+            metadata,
+            known: Vec::new(),
+        })
+    }
+
+    /// Reads the header of a GGUF file of `size` bytes that begins with `first`; `None` if more of it has to be seen.
+    ///
+    /// # Errors
+    /// [`Fault::Changed`]: it is none.
+    pub(super) fn of_gguf(first: Vec<u8>, size: u64) -> Result<Option<Self>, Fault> {
+        let Some(spans) = gguf::spans(&first, size).map_err(|error| wrong(format!("sends another file ({error})")))?
+        else {
+            if first.len() as u64 > MAX_HEADER {
+                return Err(wrong("sends a header of more than 100 MB".to_owned()));
+            }
+            return Ok(None);
+        };
+        let infos = spans.into_iter().map(|(name, range)| {
+            let info =
+                json!({"dtype": "U8", "shape": [range.end - range.start], "data_offsets": [range.start, range.end]});
+            (name, info)
+        });
+        let metadata = serde_json::from_value(Value::Object(infos.collect()));
+        Ok(Some(Self {
+            data_start: 0,
+            metadata: metadata.map_err(|error| wrong(format!("sends a broken header ({error})")))?,
+            known: first,
+        }))
     }
 
     /// The chosen tensors in the order of the file.
@@ -138,7 +190,13 @@ impl Header {
             ("sepal.commit", &remote.commit),
             ("sepal.etag", &remote.etag),
         ];
-        let head = head(&metadata, &infos);
+        let mut head = head(&metadata, &infos);
+        if let Some(first) = ranges.first_mut().filter(|first| first.start == 0) {
+            let here = first.end.min(self.known.len() as u64);
+            head.extend(&self.known[..here as usize]);
+            first.start = here;
+        }
+        ranges.retain(|range| !range.is_empty());
         let mut at = head.len() as u64;
         let parts = ranges.into_iter().map(|source| {
             let part = Part { at, source };
@@ -167,7 +225,7 @@ fn head(metadata: &[(&str, &str)], infos: &[(String, TensorInfo)]) -> Vec<u8> {
 
 fn wrong(sent: String) -> Fault {
     Fault::Changed {
-        said: "said what size the safetensors file has".to_owned(),
+        said: "said what size the file of weights has".to_owned(),
         sent,
     }
 }

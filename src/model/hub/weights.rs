@@ -20,6 +20,7 @@ use super::{
     reach::{self, Tries},
     space,
 };
+use crate::model::gguf;
 
 /// A file of which this share is wanted is downloaded whole, so that other tools have it as well.
 const MOSTLY: f64 = 0.8;
@@ -105,16 +106,6 @@ impl HubRepo {
                 fault => return Err(self.failed(&file, fault)),
             }
         }
-    }
-
-    /// Keeps files of the repository that are here; `None` if the cache cannot be written, and so nothing be deleted.
-    pub(crate) fn lease(&self, paths: &[PathBuf]) -> Option<Lease> {
-        let locks = paths.iter().map(|path| {
-            let content = fs::read_link(path).unwrap_or_else(|_| path.to_owned());
-            let lock = self.folder.blob_lock(content.file_name()?.to_str()?);
-            Lock::try_shared(&lock).ok()?
-        });
-        locks.collect::<Option<_>>().map(Lease)
     }
 
     /// The files with wants that [`HubRepo::weights`] would download, each once.
@@ -234,7 +225,7 @@ impl HubRepo {
             &self.options,
             Tries::of(&self.options),
             || false,
-            || (self.header(&url, &remote), false),
+            || (self.header(file, &url, &remote), false),
         ) {
             Ok(header) => header,
             Err(fault) => return Ok(Err(fault)),
@@ -289,8 +280,15 @@ impl HubRepo {
         }
     }
 
-    /// The header of a remote file, in one request or two.
-    fn header(&self, url: &str, remote: &Remote) -> Result<Header, Fault> {
+    /// The header of a remote file, in one request or two; that of a GGUF file, which says nowhere how long it is, in a few.
+    fn header(&self, file: &str, url: &str, remote: &Remote) -> Result<Header, Fault> {
+        let is_gguf = gguf::is_gguf(Path::new(file));
+        if is_gguf {
+            let (group, _) = gguf::group_of_header();
+            if let Some(known) = pieces::gguf_header(&self.folder.piece(&remote.etag, &group), remote.size) {
+                return Ok(known);
+            }
+        }
         let mut bytes = Vec::new();
         let mut end = self.options.tuning.first_bytes.min(remote.size);
         loop {
@@ -299,6 +297,13 @@ impl HubRepo {
                 bytes.extend_from_slice(more);
                 Ok(())
             })?;
+            if is_gguf {
+                if let Some(header) = Header::of_gguf(bytes.clone(), remote.size)? {
+                    return Ok(header);
+                }
+                end = (2 * end).min(remote.size);
+                continue;
+            }
             let needed = pieces::header_end(&bytes, remote.size)?;
             if needed <= bytes.len() as u64 {
                 bytes.truncate(needed as usize);

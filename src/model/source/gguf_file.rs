@@ -2,18 +2,21 @@
 
 use std::{
     borrow::Cow,
+    collections::HashMap,
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use bytes::Bytes;
 use tracing::info;
 
 use super::{CONFIG_FILE, ModelSource, Place, ResolveError, TOKENIZER_FILE, read};
 use crate::model::{
-    GgufError, LoadError,
+    GgufError, LoadError, ModelFiles,
     gguf::{self, Gguf, is_gguf},
-    hub::{HubError, HubOptions, HubRepo},
+    hub::{HubError, HubOptions, HubRepo, Lease, Tensors, Want},
     load,
 };
 
@@ -21,6 +24,37 @@ use crate::model::{
 const USUAL_KIND: &str = "Q4_K_M";
 
 impl ModelSource {
+    /// The tensors of `groups`, downloaded if need be; `None` if it is no GGUF file of a repository.
+    pub(super) fn files_of_gguf(&self, groups: &[(String, Tensors)]) -> Result<Option<ModelFiles>, ResolveError> {
+        let Place::Gguf {
+            file, repo: Some(repo), ..
+        } = &self.place
+        else {
+            return Ok(None);
+        };
+        let local = repo.clone().weights(&self.wants_of_gguf(groups))?;
+        let mut tensors = HashMap::new();
+        for path in &local.files {
+            tensors.extend(tensors_in(path)?);
+        }
+        let path = local.files.first().cloned().unwrap_or_default();
+        let file = Arc::new(file.with_tensors(tensors));
+        let files = ModelFiles::from_gguf(self.config.clone(), (path, file), Some(local.lease));
+        Ok(Some(files))
+    }
+
+    /// Each group in the files that have some of it.
+    pub(super) fn wants_of_gguf(&self, groups: &[(String, Tensors)]) -> Vec<Want> {
+        let Place::Gguf { file, names, .. } = &self.place else {
+            return Vec::new();
+        };
+        let wants = groups.iter().flat_map(|group| {
+            let parts = file.parts_with(&group.1).into_iter();
+            parts.filter_map(|part| Some(want(names.get(part)?, group.clone())))
+        });
+        wants.collect()
+    }
+
     /// Beside the file or in its repository, or else what the file itself has, or that of the model it was made of.
     pub(super) fn tokenizer_of_gguf(&self) -> Result<Cow<'static, [u8]>, ResolveError> {
         let Place::Gguf {
@@ -74,15 +108,28 @@ pub(super) fn gguf_models(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The model in a GGUF file, or in those of which it is the first, of this machine or of a repository.
-pub(super) fn gguf_at(path: &Path, mut repo: Option<HubRepo>, options: &HubOptions) -> Result<Place, ResolveError> {
-    let paths = match (path.to_str().map(gguf::parts), &mut repo) {
-        (Some(names), Some(repo)) => names.iter().map(|name| repo.get(name)).collect::<Result<Vec<_>, _>>()?,
-        (Some(names), None) => names.into_iter().map(PathBuf::from).collect(),
-        (None, _) => vec![path.to_owned()],
+/// The model in a GGUF file, or in those of which it is the first, of this machine or of a repository. Of one in a repository
+/// only the header is downloaded, if it is not small.
+pub(super) fn gguf_at(path: &Path, repo: Option<HubRepo>, options: &HubOptions) -> Result<Place, ResolveError> {
+    let names = path
+        .to_str()
+        .map_or_else(|| vec![path.display().to_string()], gguf::parts);
+    let (file, path, repo, lease) = match repo {
+        Some(repo) => {
+            let (file, path, repo, lease) = header_of(&names, repo)?;
+            (file, path, Some(repo), Some(Arc::new(lease)))
+        }
+        None => {
+            let paths: Vec<PathBuf> = if names.len() > 1 {
+                names.iter().map(PathBuf::from).collect()
+            } else {
+                vec![path.to_owned()]
+            };
+            let contents = paths.iter().map(|path| load::map(path)).collect::<Result<_, _>>()?;
+            let file = Gguf::read(contents).map_err(unusable_gguf(&paths[0]))?;
+            (file, paths[0].clone(), None, None)
+        }
     };
-    let contents = paths.iter().map(|path| load::map(path)).collect::<Result<_, _>>()?;
-    let file = Gguf::read(contents).map_err(unusable_gguf(&paths[0]))?;
     // Whichever revision is asked for, it is one of the file's own repository.
     let of_base = HubOptions {
         revision: None,
@@ -90,12 +137,47 @@ pub(super) fn gguf_at(path: &Path, mut repo: Option<HubRepo>, options: &HubOptio
     };
     let base = file.base_repo(&options.endpoint);
     Ok(Place::Gguf {
-        path: paths[0].clone(),
-        paths,
+        path,
         base: base.and_then(|name| HubRepo::open(name, &of_base).ok()),
         file: Arc::new(file),
         repo,
+        names,
+        _lease: lease,
     })
+}
+
+/// What files of a repository begin with, where that is now, and what keeps it there.
+fn header_of(names: &[String], mut repo: HubRepo) -> Result<(Gguf, PathBuf, HubRepo, Lease), ResolveError> {
+    let wants: Vec<Want> = names.iter().map(|name| want(name, gguf::group_of_header())).collect();
+    let local = repo.weights(&wants)?;
+    let (mut beginnings, mut tensors) = (Vec::new(), HashMap::new());
+    for path in &local.files {
+        let mut found = tensors_in(path)?;
+        beginnings.extend(found.remove(gguf::HEADER));
+        tensors.extend(found);
+    }
+    let path = local.files.first().cloned().unwrap_or_default();
+    let file = Gguf::without_tensors(&beginnings).map_err(unusable_gguf(&path))?;
+    Ok((file.with_tensors(tensors), path, repo, local.lease))
+}
+
+fn want(file: &str, group: (String, Tensors)) -> Want {
+    Want {
+        file: file.to_owned(),
+        group: Some(group),
+    }
+}
+
+/// The tensors of a file of the cache by their names in the GGUF file that it is, or that it is a piece of.
+fn tensors_in(path: &Path) -> Result<HashMap<String, Bytes>, ResolveError> {
+    let content = load::map(path)?;
+    if content.starts_with(b"GGUF") {
+        let spans = gguf::spans(&content, content.len() as u64).map_err(unusable_gguf(path))?;
+        let slice = |range: Range<u64>| content.slice(range.start as usize..range.end as usize);
+        let spans = spans.unwrap_or_default().into_iter();
+        return Ok(spans.map(|(name, range)| (name, slice(range))).collect());
+    }
+    Ok(load::tensors_of(path, &content)?)
 }
 
 /// What to say of a repository that has no `file`: whether it is one of GGUF files.
