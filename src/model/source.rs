@@ -95,7 +95,7 @@ pub enum ResolveError {
         example: String,
         /// Why.
         #[source]
-        source: HubError,
+        source: Box<HubError>,
     },
     /// The repository or a file of it is not to be had.
     #[error(transparent)]
@@ -141,7 +141,7 @@ pub enum ResolveError {
         looked: String,
         /// Why it is not that of the file.
         #[source]
-        source: GgufError,
+        source: Box<GgufError>,
     },
 }
 

@@ -90,7 +90,7 @@ impl ModelSource {
         Err(ResolveError::NoTokenizerForGguf {
             model: self.name.clone(),
             looked: format!("{looked} {verb}"),
-            source,
+            source: Box::new(source),
         })
     }
 }
@@ -194,7 +194,7 @@ pub(super) fn without_file(model: &str, repo: &HubRepo, file: &'static str, erro
             model: model.to_owned(),
             file,
             example,
-            source: error,
+            source: Box::new(error),
         },
         None => error.into(),
     }
