@@ -41,6 +41,13 @@ struct Waiter {
     granted: oneshot::Sender<Lease>,
 }
 
+/// A place in the queue; dropping it gives the place up and lets those behind it through.
+#[derive(Debug)]
+struct Place {
+    lease: oneshot::Receiver<Lease>,
+    inner: Arc<Inner>,
+}
+
 /// Reserved cache bytes; dropping it gives them back and wakes whoever waits.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -108,8 +115,9 @@ impl Memory {
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue; nothing stays reserved.
     pub(crate) async fn lease(&self, bytes: u64, timeout: Duration) -> Result<Lease, RequestError> {
-        let waiting = {
+        let mut place = {
             let mut state = self.inner.lock();
+            state.forget_those_that_left();
             let queued: u64 = state.waiting.iter().map(|waiter| waiter.bytes).sum();
             let fits = state.used.saturating_add(queued).saturating_add(bytes) <= self.inner.max_bytes;
             if fits && state.waiting.is_empty() {
@@ -124,21 +132,26 @@ impl Memory {
                     max: self.inner.max_bytes,
                 });
             }
-            let (granted, waiting) = oneshot::channel();
+            let (granted, lease) = oneshot::channel();
             state.waiting.push_back(Waiter { bytes, granted });
-            waiting
-        };
-        match tokio::time::timeout(timeout, waiting).await {
-            Ok(Ok(lease)) => Ok(lease),
-            _ => {
-                // The one that gave up may have been the first in line and the only one that did not fit.
-                self.inner.wake();
-                Err(RequestError::CacheWaitTimeout {
-                    bytes,
-                    seconds: timeout.as_secs_f64(),
-                })
+            Place {
+                lease,
+                inner: self.inner.clone(),
             }
+        };
+        match tokio::time::timeout(timeout, &mut place.lease).await {
+            Ok(Ok(lease)) => Ok(lease),
+            _ => Err(RequestError::CacheWaitTimeout {
+                bytes,
+                seconds: timeout.as_secs_f64(),
+            }),
         }
+    }
+}
+
+impl State {
+    fn forget_those_that_left(&mut self) {
+        self.waiting.retain(|waiter| !waiter.granted.is_closed());
     }
 }
 
@@ -164,7 +177,7 @@ impl Inner {
         loop {
             let refused = {
                 let mut state = self.lock();
-                state.waiting.retain(|waiter| !waiter.granted.is_closed());
+                state.forget_those_that_left();
                 let fits = state
                     .waiting
                     .front()
@@ -191,6 +204,14 @@ impl Drop for Claim {
                 claims.remove(&self.peer);
             }
         }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.lease.close();
+        // It may have been the first in line and the only one that did not fit.
+        self.inner.wake();
     }
 }
 
@@ -289,6 +310,36 @@ mod tests {
         assert!(large.await.is_err());
         small.await.unwrap();
         drop(held);
+        assert_eq!(memory.free_bytes(), 100);
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_dropped_blocks_nobody() {
+        let memory = Memory::new(100);
+        let _held = memory.lease(50, Duration::ZERO).await.unwrap();
+        let (large, small) = (memory.clone(), memory.clone());
+        let mut large = Box::pin(async move { large.lease(90, WAIT).await });
+        assert!(futures::poll!(&mut large).is_pending());
+        let mut small = Box::pin(async move { small.lease(30, WAIT).await });
+        assert!(futures::poll!(&mut small).is_pending());
+        drop(large);
+        let std::task::Poll::Ready(Ok(_small)) = futures::poll!(&mut small) else {
+            panic!("what fits waits behind a request that is gone");
+        };
+        let _new = memory.lease(20, Duration::ZERO).await.unwrap();
+        assert_eq!(memory.free_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_granted_to_a_wait_that_is_dropped_comes_back() {
+        let memory = Memory::new(100);
+        let held = memory.lease(100, Duration::ZERO).await.unwrap();
+        let waiting = memory.clone();
+        let mut waiting = Box::pin(async move { waiting.lease(60, WAIT).await });
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop(held);
+        assert_eq!(memory.free_bytes(), 40);
+        drop(waiting);
         assert_eq!(memory.free_bytes(), 100);
     }
 }
