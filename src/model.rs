@@ -84,6 +84,7 @@ pub(crate) use grad::Breath;
 use grad::Through;
 pub use hub::{DiskSpace, Download, HubError, HubFault, HubOptions, Progress, Transfer, disk_space};
 pub use known::{KnownModel, known_models};
+pub(crate) use kv::in_whole_pages;
 use kv::{Arena, KvShape};
 pub use kv::{Cache, CacheCounts, KvDType};
 use layout::BlockLayout;
@@ -190,6 +191,7 @@ impl Blocks {
         };
         let shared = Shared {
             arena: Arena::of(heads.kv, (&machine.cards, &[]), 0)?,
+            passes: Arena::of(heads.kv, (&machine.cards, &[]), 0)?,
             heads,
         };
         Ok(Self {
@@ -319,6 +321,11 @@ impl Blocks {
         Cache::new(&self.shared.arena, chain_len, batch, max_length)
     }
 
+    /// The cache of one block for `batch` whole sequences of `tokens` tokens. Its pages are no session's.
+    pub(crate) fn new_pass_cache(&self, batch: usize, tokens: usize) -> Cache {
+        Cache::new(&self.shared.passes, 1, batch, tokens)
+    }
+
     /// Replaces `x`, `[batch, tokens, hidden]`, by the output of `block` (numbered as in the model). Its tokens are at
     /// `position` and after in every sequence; their keys and values are written to entry `chain_idx` of `cache`,
     /// where anything behind them is forgotten. Without tokens nothing happens.
@@ -366,7 +373,7 @@ impl Blocks {
             // There may be any number of sequences without tokens.
             return Ok(());
         }
-        let mut cache = self.new_cache(1, x.batch, x.tokens).with_adapter(adapter);
+        let mut cache = self.new_pass_cache(x.batch, x.tokens).with_adapter(adapter);
         self.step(block, &mut cache, 0, x, 0)
     }
 

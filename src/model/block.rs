@@ -48,8 +48,10 @@ pub(crate) struct Block {
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     pub(crate) heads: Heads,
-    /// Where caches take their pages.
+    /// Where the caches of sessions take their pages.
     pub(crate) arena: Arc<Arena>,
+    /// Where passes over whole sequences take theirs: it has none of its own, so that nothing is taken from sessions.
+    pub(crate) passes: Arc<Arena>,
 }
 
 /// Consecutive new tokens of one sequence, and where its keys and values are kept.
@@ -228,12 +230,7 @@ impl Block {
             (keys, values) = (keys_left, values_left);
             let turn = |token: usize, head: &mut [f32]| turn(key_norm, first_token + token, head);
             let row = &mut *segment.row;
-            row.write(
-                &shared.arena,
-                &engine.pool,
-                segment.position,
-                (new_keys, new_values, &turn),
-            );
+            row.write(&engine.pool, segment.position, (new_keys, new_values, &turn));
             first_token += segment.tokens;
         }
         let turn = |token: usize, head: &mut [f32]| turn(query_norm, token, head);

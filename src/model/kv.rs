@@ -57,6 +57,11 @@ impl From<WeightDType> for KvDType {
     }
 }
 
+/// Tokens that a sequence of `tokens` takes memory for: it takes whole pages.
+pub(crate) fn in_whole_pages(tokens: u64) -> u64 {
+    tokens.div_ceil(PAGE_TOKENS as u64).saturating_mul(PAGE_TOKENS as u64)
+}
+
 /// What one token costs in one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KvShape {
@@ -90,7 +95,7 @@ impl KvShape {
 }
 
 /// Keys and values of one session. Memory is taken as tokens arrive and given back when the cache is dropped; it never
-/// exceeds `chain · batch · max_length · cache_bytes_per_token`, the rest of each sequence's last page apart.
+/// exceeds `chain · batch · max_length · cache_bytes_per_token`, with `max_length` [`in_whole_pages`].
 #[derive(Debug)]
 pub struct Cache {
     arena: Arc<Arena>,
@@ -110,7 +115,7 @@ impl Cache {
             arena: arena.clone(),
             batch,
             max_length,
-            chain: vec![vec![Row::new(max_length); batch]; chain_len],
+            chain: vec![vec![Row::new(arena, max_length); batch]; chain_len],
             adapter: None,
             track: None,
         }

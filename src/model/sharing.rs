@@ -31,6 +31,7 @@ impl Blocks {
         let on_card = |card| self.blocks.iter().filter(|held| held.place() == Some(card)).count();
         let shares: Vec<usize> = (0..self.cards.len()).map(on_card).collect();
         self.shared.arena = Arena::of(*kv, (&self.cards, &shares), n_pages)?;
+        self.shared.passes = Arena::of(*kv, (&self.cards, &[]), 0)?;
         self.share_prefixes = options.share_prefixes && n_pages > 0;
         Ok(self)
     }

@@ -19,7 +19,7 @@ pub(crate) struct Forward {
 impl Forward {
     /// The pass over `work`, which has tokens, every block with `adapter`.
     pub(crate) fn new(blocks: &Blocks, work: Work, adapter: Option<AdapterId>) -> Self {
-        let cache = blocks.new_cache(1, work.x.batch, work.x.tokens).with_adapter(adapter);
+        let cache = blocks.new_pass_cache(work.x.batch, work.x.tokens).with_adapter(adapter);
         let mut forward = Self {
             work,
             next: 0,

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{duty::Duty, error::RequestError, politeness::Politeness};
+use super::{duty::Duty, error::RequestError, memory::Amount, politeness::Politeness};
 use crate::p2p::PeerId;
 
 /// What tokens are counted over.
@@ -124,10 +124,14 @@ impl Guests {
         Ok(())
     }
 
-    /// Bytes of a cache of `total` bytes that a peer may have reserved; `None` if that is not limited.
-    pub(crate) fn cache_bytes(&self, origin: Origin, total: u64) -> Option<u64> {
+    /// How much of a cache of `total` a peer may have reserved; `None` if that is not limited.
+    pub(crate) fn cache(&self, origin: Origin, total: Amount) -> Option<Amount> {
         let share = self.rules.quotas.cache.filter(|_| !origin.own)?;
-        Some((total as f64 * share) as u64)
+        let part = |total: u64| (total as f64 * share) as u64;
+        Some(Amount {
+            counted: part(total.counted),
+            taken: part(total.taken),
+        })
     }
 
     /// What a peer used, with the tokens that came back since.

@@ -26,7 +26,7 @@ use super::{
     current::{Current, Hosted},
     duty::Duty,
     holding::Holding,
-    memory::Memory,
+    memory::{Amount, Memory},
     push::Pushes,
     serving::{Limits, Serving},
     throughput::Rates,
@@ -36,7 +36,7 @@ use crate::{
     dht::Dht,
     model::{
         Adapter, AdapterError, Blocks, CacheOptions, ComputeError, CudaError, KvDType, LoadError, ModelSource,
-        Precision, ResolveError, WeightDType, WeightFormat,
+        Precision, ResolveError, WeightDType, WeightFormat, in_whole_pages,
     },
     p2p::P2p,
     swarm::{
@@ -201,14 +201,25 @@ impl Lifecycle {
         self.config.formats(&self.source).1
     }
 
-    /// Memory for as many tokens as sessions can reserve, as [`Serving::session_bytes`] counts them.
+    /// Memory for as many tokens as sessions can reserve.
     pub(super) fn cache_options(&self, n_blocks: usize) -> CacheOptions {
-        let (config, dtype) = (self.source.config(), self.dtype());
-        let bytes = capacity::cache_bytes(config, dtype, self.holding().cache_tokens(), n_blocks);
+        let token = self.source.config().cache_bytes_per_token(self.dtype().into()).max(1) as u64;
         CacheOptions {
             dtype: Some(self.kv_dtype()),
-            block_tokens: bytes / config.cache_bytes_per_token(dtype.into()).max(1) as u64,
+            block_tokens: self.cache_amount(n_blocks).taken / token,
             share_prefixes: self.config.limits.share_prefixes,
+        }
+    }
+
+    /// What sessions can reserve, as [`Serving::session_amount`] counts. In every block there is a page more than the tokens
+    /// need: any one sequence that Petals would take fits, whatever is left over of its last pages.
+    fn cache_amount(&self, n_blocks: usize) -> Amount {
+        let (config, dtype, tokens) = (self.source.config(), self.dtype(), self.holding().cache_tokens());
+        let token = config.cache_bytes_per_token(dtype.into()).max(1) as u64;
+        let in_block = capacity::cache_bytes(config, dtype, tokens, 1) / token;
+        Amount {
+            counted: capacity::cache_bytes(config, dtype, tokens, n_blocks),
+            taken: in_whole_pages(in_whole_pages(in_block) + 1) * token * n_blocks as u64,
         }
     }
 
@@ -375,8 +386,7 @@ impl Lifecycle {
             session_timeout: choice.session_timeout,
             step_timeout: choice.step_timeout,
         };
-        let cache_tokens = self.holding().cache_tokens();
-        let cache_bytes = capacity::cache_bytes(config, blocks.dtype(), cache_tokens, blocks.span().len());
+        let cache = self.cache_amount(blocks.span().len());
         let (counters, duty) = (self.current.counters.clone(), self.duty());
         let worker = Worker::start(blocks.clone(), choice.max_queue, counters, duty).map_err(StartError::Thread)?;
         self.watch_cards(worker.clone());
@@ -384,7 +394,7 @@ impl Lifecycle {
             prefix: self.config.prefix.clone(),
             span: blocks.span(),
             worker,
-            memory: old.map_or_else(|| Memory::new(cache_bytes), |old| old.memory.clone()),
+            memory: old.map_or_else(|| Memory::new(cache), |old| old.memory.clone()),
             sessions: old.map(|old| old.sessions.clone()).unwrap_or_default(),
             limits,
             compression: self.config.compression,

@@ -15,6 +15,15 @@ use tokio::sync::oneshot;
 use super::error::RequestError;
 use crate::p2p::PeerId;
 
+/// An amount of memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Amount {
+    /// As Petals counts it, which is what others are told.
+    pub(crate) counted: u64,
+    /// What is really taken: sequences take whole pages.
+    pub(crate) taken: u64,
+}
+
 /// The budget of one server. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
@@ -23,21 +32,21 @@ pub(crate) struct Memory {
 
 #[derive(Debug)]
 struct Inner {
-    max_bytes: u64,
+    max: Amount,
     state: Mutex<State>,
     /// What is claimed by peers that may not have all of it.
-    claims: Mutex<HashMap<PeerId, u64>>,
+    claims: Mutex<HashMap<PeerId, Amount>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    used: u64,
+    used: Amount,
     waiting: VecDeque<Waiter>,
 }
 
 #[derive(Debug)]
 struct Waiter {
-    bytes: u64,
+    amount: Amount,
     granted: oneshot::Sender<Lease>,
 }
 
@@ -51,7 +60,7 @@ struct Place {
 /// Reserved cache bytes; dropping it gives them back and wakes whoever waits.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    bytes: u64,
+    amount: Amount,
     inner: Arc<Inner>,
 }
 
@@ -59,16 +68,47 @@ pub(crate) struct Lease {
 #[derive(Debug)]
 pub(crate) struct Claim {
     peer: PeerId,
-    bytes: u64,
+    amount: Amount,
     inner: Arc<Inner>,
 }
 
+impl From<u64> for Amount {
+    /// Of memory that is taken as it is counted.
+    fn from(bytes: u64) -> Self {
+        Self {
+            counted: bytes,
+            taken: bytes,
+        }
+    }
+}
+
+impl Amount {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            counted: self.counted.saturating_add(other.counted),
+            taken: self.taken.saturating_add(other.taken),
+        }
+    }
+
+    /// Less `other`, which was added before.
+    fn minus(self, other: Self) -> Self {
+        Self {
+            counted: self.counted - other.counted,
+            taken: self.taken - other.taken,
+        }
+    }
+
+    pub(crate) fn fits(self, max: Self) -> bool {
+        self.counted <= max.counted && self.taken <= max.taken
+    }
+}
+
 impl Memory {
-    /// A budget of `max_bytes`, all of it free.
-    pub(crate) fn new(max_bytes: u64) -> Self {
+    /// A budget of `max`, all of it free.
+    pub(crate) fn new(max: impl Into<Amount>) -> Self {
         Self {
             inner: Arc::new(Inner {
-                max_bytes,
+                max: max.into(),
                 state: Mutex::default(),
                 claims: Mutex::default(),
             }),
@@ -78,62 +118,69 @@ impl Memory {
     /// Whether nobody has reserved anything.
     #[cfg(test)]
     pub(crate) fn is_free(&self) -> bool {
-        self.inner.lock().used == 0
+        self.inner.lock().used == Amount::default()
     }
 
-    /// Bytes of the whole budget.
-    pub(crate) fn max_bytes(&self) -> u64 {
-        self.inner.max_bytes
+    /// The whole budget.
+    pub(crate) fn max(&self) -> Amount {
+        self.inner.max
     }
 
-    /// Bytes nobody has reserved.
+    /// Bytes nobody has reserved, as Petals counts.
     pub(crate) fn free_bytes(&self) -> u64 {
-        self.inner.max_bytes - self.inner.lock().used
+        self.inner.max.counted - self.inner.lock().used.counted
     }
 
-    /// Counts `bytes` for a peer that may have `max` in all.
+    /// Counts `amount` for a peer that may have `max` in all.
     ///
     /// # Errors
-    /// When it has too many.
-    pub(crate) fn claim(&self, peer: PeerId, bytes: u64, max: u64) -> Result<Claim, RequestError> {
+    /// When it has too much.
+    pub(crate) fn claim(&self, peer: PeerId, amount: Amount, max: Amount) -> Result<Claim, RequestError> {
         let mut claims = self.inner.claims();
         let claimed = claims.get(&peer).copied().unwrap_or_default();
-        let sum = claimed.checked_add(bytes).filter(|sum| *sum <= max);
-        claims.insert(peer, sum.ok_or(RequestError::CacheQuota { bytes, max })?);
+        let sum = claimed.plus(amount);
+        if !sum.fits(max) {
+            return Err(RequestError::CacheQuota {
+                bytes: amount.counted,
+                max: max.counted,
+            });
+        }
+        claims.insert(peer, sum);
         Ok(Claim {
             peer,
-            bytes,
+            amount,
             inner: self.inner.clone(),
         })
     }
 
-    /// Reserves `bytes`, waiting up to `timeout` for others to give some back. Zero does not wait.
+    /// Reserves `amount`, waiting up to `timeout` for others to give some back. Zero does not wait.
     ///
     /// # Errors
     /// The three refusals of Petals: full now, larger than the whole cache, still full after the wait.
     ///
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue; nothing stays reserved.
-    pub(crate) async fn lease(&self, bytes: u64, timeout: Duration) -> Result<Lease, RequestError> {
+    pub(crate) async fn lease(&self, amount: impl Into<Amount>, timeout: Duration) -> Result<Lease, RequestError> {
+        let (amount, max): (Amount, Amount) = (amount.into(), self.inner.max);
+        let bytes = amount.counted;
         let mut place = {
             let mut state = self.inner.lock();
             state.forget_those_that_left();
-            let queued: u64 = state.waiting.iter().map(|waiter| waiter.bytes).sum();
-            let fits = state.used.saturating_add(queued).saturating_add(bytes) <= self.inner.max_bytes;
-            if fits && state.waiting.is_empty() {
-                return Ok(self.inner.grant(&mut state, bytes));
+            if state.waiting.is_empty() && state.used.plus(amount).fits(max) {
+                return Ok(self.inner.grant(&mut state, amount));
             }
             if timeout.is_zero() {
                 return Err(RequestError::CacheFull { bytes });
             }
-            if bytes > self.inner.max_bytes {
-                return Err(RequestError::CacheTooSmall {
-                    bytes,
-                    max: self.inner.max_bytes,
-                });
+            if !amount.fits(max) {
+                let (bytes, max) = match bytes > max.counted {
+                    true => (bytes, max.counted),
+                    false => (amount.taken, max.taken),
+                };
+                return Err(RequestError::CacheTooSmall { bytes, max });
             }
             let (granted, lease) = oneshot::channel();
-            state.waiting.push_back(Waiter { bytes, granted });
+            state.waiting.push_back(Waiter { amount, granted });
             Place {
                 lease,
                 inner: self.inner.clone(),
@@ -160,14 +207,14 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn claims(&self) -> MutexGuard<'_, HashMap<PeerId, u64>> {
+    fn claims(&self) -> MutexGuard<'_, HashMap<PeerId, Amount>> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn grant(self: &Arc<Self>, state: &mut State, bytes: u64) -> Lease {
-        state.used += bytes;
+    fn grant(self: &Arc<Self>, state: &mut State, amount: Amount) -> Lease {
+        state.used = state.used.plus(amount);
         Lease {
-            bytes,
+            amount,
             inner: self.clone(),
         }
     }
@@ -181,12 +228,12 @@ impl Inner {
                 let fits = state
                     .waiting
                     .front()
-                    .is_some_and(|first| state.used + first.bytes <= self.max_bytes);
+                    .is_some_and(|first| state.used.plus(first.amount).fits(self.max));
                 if !fits {
                     return;
                 }
                 let Some(first) = state.waiting.pop_front() else { return };
-                let lease = self.grant(&mut state, first.bytes);
+                let lease = self.grant(&mut state, first.amount);
                 first.granted.send(lease)
             };
             // A waiter that left in between: its lease comes back and wakes the next one as it is dropped.
@@ -199,8 +246,8 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let mut claims = self.inner.claims();
         if let Some(claimed) = claims.get_mut(&self.peer) {
-            *claimed -= self.bytes;
-            if *claimed == 0 {
+            *claimed = claimed.minus(self.amount);
+            if *claimed == Amount::default() {
                 claims.remove(&self.peer);
             }
         }
@@ -217,7 +264,10 @@ impl Drop for Place {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.inner.lock().used -= self.bytes;
+        {
+            let mut state = self.inner.lock();
+            state.used = state.used.minus(self.amount);
+        }
         self.inner.wake();
     }
 }
@@ -244,16 +294,16 @@ mod tests {
     #[test]
     fn a_peer_may_have_its_part_and_others_theirs() {
         let (memory, [peer, other]) = (Memory::new(100), [PeerId::random(), PeerId::random()]);
-        let claim = memory.claim(peer, 30, 40).unwrap();
-        let error = memory.claim(peer, 11, 40).unwrap_err();
+        let claim = memory.claim(peer, 30.into(), 40.into()).unwrap();
+        let error = memory.claim(peer, 11.into(), 40.into()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "Could not allocate 11 bytes: quota of this peer, 40 bytes of the cache, is used up"
         );
-        assert!(memory.claim(peer, u64::MAX, 40).is_err());
-        let _others = memory.claim(other, 40, 40).unwrap();
+        assert!(memory.claim(peer, u64::MAX.into(), 40.into()).is_err());
+        let _others = memory.claim(other, 40.into(), 40.into()).unwrap();
         drop(claim);
-        drop(memory.claim(peer, 40, 40).unwrap());
+        drop(memory.claim(peer, 40.into(), 40.into()).unwrap());
         assert_eq!(memory.inner.claims().len(), 1);
     }
 
@@ -341,5 +391,28 @@ mod tests {
         assert_eq!(memory.free_bytes(), 40);
         drop(waiting);
         assert_eq!(memory.free_bytes(), 100);
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_must_fit_as_well_as_what_is_counted() {
+        let pages = |tokens| Amount {
+            counted: tokens,
+            taken: 16 * tokens,
+        };
+        let memory = Memory::new(Amount::from(100));
+        let lease = memory.lease(pages(6), Duration::ZERO).await.unwrap();
+        assert_eq!(memory.free_bytes(), 94, "others are told what Petals would tell them");
+        let error = memory.lease(pages(1), Duration::ZERO).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Could not allocate 1 bytes immediately: out of memory"
+        );
+        drop(lease);
+        let error = memory.lease(pages(7), WAIT).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Could not allocate 112 bytes, max cache size = 100 bytes"
+        );
+        assert!(memory.is_free());
     }
 }

@@ -77,7 +77,7 @@ impl Server {
         let cache = serving.as_ref().map(|serving| {
             let n_blocks = (serving.span.len() as u64).max(1);
             let token = (serving.blocks.cache_bytes_per_token() as u64).max(1) * n_blocks;
-            let (free, total) = (serving.memory.free_bytes(), serving.memory.max_bytes());
+            let (free, total) = (serving.memory.free_bytes(), serving.memory.max().counted);
             CacheUse {
                 used: serving.blocks.cache_counts().used_tokens() as u64 / n_blocks,
                 reserved: (total - free) / token,

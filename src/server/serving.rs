@@ -10,11 +10,17 @@ use sepal_protocol::{
 };
 
 use super::{
-    backward::BackwardTurns, error::RequestError, ledger::Ledger, memory::Memory, push::Pushes, sessions::Sessions,
-    stats::Counters, worker::Worker,
+    backward::BackwardTurns,
+    error::RequestError,
+    ledger::Ledger,
+    memory::{Amount, Memory},
+    push::Pushes,
+    sessions::Sessions,
+    stats::Counters,
+    worker::Worker,
 };
 use crate::{
-    model::{Blocks, Hidden, WeightDType},
+    model::{Blocks, Hidden, WeightDType, in_whole_pages},
     p2p::Identity,
     task::Tasks,
 };
@@ -66,14 +72,22 @@ impl Drop for Serving {
 }
 
 impl Serving {
-    /// Cache bytes of a session: K and V of every block of its chain for its whole length (Petals `server/backend.py`,
-    /// `get_inference_cache_descriptors`). A session without any length counts as one token, because its rows take
-    /// memory as well.
-    pub(crate) fn session_bytes(&self, n_blocks: usize, batch: usize, max_length: usize) -> u64 {
-        let tokens = (batch as u64).saturating_mul(max_length.max(1) as u64);
-        tokens
-            .saturating_mul(n_blocks as u64)
-            .saturating_mul(self.blocks.cache_bytes_per_token() as u64)
+    /// What a session takes of the cache: K and V of every block of its chain for its whole length (Petals
+    /// `server/backend.py`, `get_inference_cache_descriptors`), which each of its rows takes in whole pages. Beams that
+    /// share pages take no more: whoever writes gets a copy, of which no row has more than its length. A session without
+    /// any length counts as one token, because its rows take memory as well.
+    pub(crate) fn session_amount(&self, n_blocks: usize, batch: usize, max_length: usize) -> Amount {
+        let length = max_length.max(1) as u64;
+        let bytes = |length: u64| {
+            length
+                .saturating_mul(batch as u64)
+                .saturating_mul(n_blocks as u64)
+                .saturating_mul(self.blocks.cache_bytes_per_token() as u64)
+        };
+        Amount {
+            counted: bytes(length),
+            taken: bytes(in_whole_pages(length)),
+        }
     }
 
     /// # Errors

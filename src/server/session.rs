@@ -70,13 +70,13 @@ impl Opening {
         max_length: usize,
     ) -> Result<(Lease, Quota), RequestError> {
         let (serving, origin) = (&self.serving, self.origin);
-        let bytes = serving.session_bytes(self.chain.len(), batch, max_length);
+        let amount = serving.session_amount(self.chain.len(), batch, max_length);
         let stay = self.guests.enter(origin, Instant::now())?;
-        let most = self.guests.cache_bytes(origin, serving.memory.max_bytes());
-        let claim = most.map(|most| serving.memory.claim(origin.peer, bytes, most));
+        let most = self.guests.cache(origin, serving.memory.max());
+        let claim = most.map(|most| serving.memory.claim(origin.peer, amount, most));
         let held = (stay, claim.transpose()?);
         let patience = patience.min(serving.limits.max_alloc_timeout);
-        Ok((serving.memory.lease(bytes, patience).await?, held))
+        Ok((serving.memory.lease(amount, patience).await?, held))
     }
 
     /// What a person is told of the session.

@@ -85,6 +85,19 @@ pub(super) fn empty(dtype: DType) -> WireTensor {
     WireTensor::new(dtype, [0], Bytes::new()).unwrap()
 }
 
+/// A forward pass of `x` through the blocks of `uid`.
+pub(super) fn forward(uid: &str, x: &Hidden) -> Vec<u8> {
+    let tensors = [x.to_wire(DType::F32).unwrap(), empty(DType::F32)];
+    let tensors = tensors.map(|tensor| tensor.encode(Compression::None).unwrap()).to_vec();
+    let metadata = StepMetadata::default().encode();
+    proto::ExpertRequest {
+        uid: uid.to_owned(),
+        tensors,
+        metadata,
+    }
+    .encode_to_vec()
+}
+
 /// What a server says to a step.
 #[derive(Debug)]
 pub(super) enum Answer {

@@ -2,16 +2,10 @@
 
 use std::time::Duration;
 
-use sepal_protocol::{
-    Message,
-    compress::Compression,
-    metadata::StepMetadata,
-    names, proto,
-    tensor::{DType, WireTensor},
-};
+use sepal_protocol::{Message, names};
 
 use super::{
-    caller::{Answer, Session, Step, call, empty},
+    caller::{Answer, Session, Step, call, forward},
     setup::{PREFIX, Swarm, WIDTH, config, reference, tokens, until},
 };
 use crate::model::Hidden;
@@ -136,20 +130,6 @@ async fn requests_are_limited_in_tokens() {
         .await
         .unwrap_err();
     assert_eq!(error, format!("ValueError(\"{too_many}\")"));
-}
-
-fn forward(uid: &str, x: &Hidden) -> Vec<u8> {
-    let tensors = [x.to_wire(DType::F32).unwrap(), empty(DType::F32)];
-    let tensors = tensors
-        .map(|tensor: WireTensor| tensor.encode(Compression::None).unwrap())
-        .to_vec();
-    let metadata = StepMetadata::default().encode();
-    proto::ExpertRequest {
-        uid: uid.to_owned(),
-        tensors,
-        metadata,
-    }
-    .encode_to_vec()
 }
 
 #[tokio::test]

@@ -52,18 +52,18 @@ impl Sequence {
 
     /// Caches the tokens before `end`, in pieces.
     fn cached(&self, arena: &Arc<Arena>, end: usize, piece: usize) -> Row {
-        let mut row = Row::new(self.tokens);
+        let mut row = Row::new(arena, self.tokens);
         for start in (0..end).step_by(piece) {
-            self.extend(&mut row, arena, start..(start + piece).min(end));
+            self.extend(&mut row, start..(start + piece).min(end));
         }
         row
     }
 
-    fn extend(&self, row: &mut Row, arena: &Arc<Arena>, tokens: std::ops::Range<usize>) {
+    fn extend(&self, row: &mut Row, tokens: std::ops::Range<usize>) {
         let width = self.keys.len() / self.tokens;
         let range = tokens.start * width..tokens.end * width;
         let (keys, values) = (&self.keys[range.clone()], &self.values[range]);
-        row.write(arena, &one_thread(), tokens.start, (keys, values, &|_, _| ()));
+        row.write(&one_thread(), tokens.start, (keys, values, &|_, _| ()));
     }
 
     fn queries(&self, tokens: std::ops::Range<usize>) -> &[f32] {
@@ -242,7 +242,9 @@ fn a_query_gets_the_same_bits_however_its_sequence_is_cut_and_whatever_is_beside
                     attend(&heads, &scoring, &mut [(row, 0, &sequence.queries)])
                 });
                 let mut rng = rng(40);
-                let mut rows = sequences.each_ref().map(|sequence| (Row::new(sequence.tokens), 0));
+                let mut rows = sequences
+                    .each_ref()
+                    .map(|sequence| (Row::new(&arena, sequence.tokens), 0));
                 let mut out = [Vec::new(), Vec::new(), Vec::new()];
                 while (0..3).any(|i| rows[i].1 < sequences[i].tokens) {
                     let mut parts = Vec::new();
@@ -251,7 +253,7 @@ fn a_query_gets_the_same_bits_however_its_sequence_is_cut_and_whatever_is_beside
                         let longest = if rng.random_bool(0.5) { 100 } else { 3 };
                         let n = rng.random_range(0..longest).min(sequences[i].tokens - *done);
                         if n > 0 {
-                            sequences[i].extend(row, &arena, *done..*done + n);
+                            sequences[i].extend(row, *done..*done + n);
                             parts.push((row.clone(), *done, sequences[i].queries(*done..*done + n)));
                             who.push((i, n));
                             *done += n;
@@ -320,14 +322,9 @@ fn scores_too_large_for_an_exponential_are_no_problem() {
         },
         group: 1,
     };
-    let mut row = Row::new(2);
+    let mut row = Row::new(&Arena::empty(heads.kv), 2);
     let keys = [-1000.0, 0.0, 1000.0, 0.0];
-    row.write(
-        &Arena::empty(heads.kv),
-        &heads.engine.pool,
-        0,
-        (&keys, &[1.0, 2.0, 3.0, 4.0], &|_, _| ()),
-    );
+    row.write(&heads.engine.pool, 0, (&keys, &[1.0, 2.0, 3.0, 4.0], &|_, _| ()));
     let out = attend(&heads, &plainly(), &mut [(row, 1, &[1000.0, 0.0])]);
     assert_eq!(out, [3.0, 4.0]);
 }

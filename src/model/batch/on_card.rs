@@ -78,8 +78,7 @@ impl Blocks {
                 let (from, to) = (tokens.start.max(first), tokens.end.min(first + segment.tokens));
                 if from < to {
                     let positions = segment.position + from - first..segment.position + to - first;
-                    let arena = &self.shared.arena;
-                    let room = segment.row.prepare_on_card(arena, place, positions.clone());
+                    let room = segment.row.prepare_on_card(place, positions.clone());
                     room.map_err(ComputeError::Card)?;
                     if i == 0 {
                         let adapter = segment.adapter.map(|AdapterId(idx)| idx);

@@ -1,5 +1,6 @@
 //! The memory of all caches of a span: pages allocated once, taken by sessions as they grow, given back by `Drop`. What
-//! nobody uses may hold known prefixes meanwhile. How many pages a session may have is not decided here.
+//! nobody uses may hold known prefixes meanwhile. How many pages a session may have is not decided here; those that keep
+//! to what is there never get one from the heap.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -16,8 +17,8 @@ use crate::model::{
     cuda::{Buffer, Device, Piece, page_bytes},
 };
 
-/// Pages of one shape, in one or several places: on the heap, or on cards, a place for each. Those that do not fit come from the heap and go back to it: the last page of every sequence may
-/// hold fewer tokens than it has room for, and blocks may be run without an arena at all.
+/// Pages of one shape, in one or several places: on the heap, or on cards, a place for each. Those that
+/// do not fit come from the heap and go back to it: blocks may be run without an arena at all.
 #[derive(Debug)]
 pub(crate) struct Arena {
     shape: KvShape,
@@ -164,7 +165,12 @@ impl Arena {
 
     /// A page of one's own: a free one, one that a known prefix has to give up, or one from the heap.
     pub(crate) fn take(arena: &Arc<Self>) -> PageRef {
-        let page = arena.lock().take_free(0).unwrap_or_else(|| {
+        let free = arena.lock().take_free(0);
+        Self::free_or_from_heap(arena, free)
+    }
+
+    fn free_or_from_heap(arena: &Arc<Self>, free: Option<Arc<Page>>) -> PageRef {
+        let page = free.unwrap_or_else(|| {
             arena.overflow.fetch_add(1, Ordering::Relaxed);
             Arc::new(Page::on_heap(arena.shape, Home::Overflow(0)))
         });
@@ -177,6 +183,10 @@ impl Arena {
     /// When the card has no memory left.
     pub(crate) fn take_on_card(arena: &Arc<Self>, place: usize) -> Result<PageRef, CudaError> {
         let free = arena.lock().take_free(place);
+        Self::free_or_from_driver(arena, place, free)
+    }
+
+    fn free_or_from_driver(arena: &Arc<Self>, place: usize, free: Option<Arc<Page>>) -> Result<PageRef, CudaError> {
         let page = match free {
             Some(page) => page,
             None => {
@@ -264,12 +274,16 @@ impl PageRef {
 
     /// The page to be written to: a copy of its own if others use it too.
     pub(crate) fn own(&mut self) -> &mut Page {
-        if Arc::strong_count(&self.page) > 1 {
-            let mut fresh = Arena::take(&self.arena);
-            if let Some(copy) = Arc::get_mut(&mut fresh.page) {
-                copy.copy_from(&self.page);
+        if self.is_shared() {
+            let free = self.arena.lock().take_free(0);
+            // Before there was no free one, all that is known of prefixes was forgotten: this may be one's own by now.
+            if free.is_some() || self.is_shared() {
+                let mut fresh = Arena::free_or_from_heap(&self.arena, free);
+                if let Some(copy) = Arc::get_mut(&mut fresh.page) {
+                    copy.copy_from(&self.page);
+                }
+                *self = fresh;
             }
-            *self = fresh;
         }
         // References are only made from references, and this is the only one.
         Arc::get_mut(&mut self.page).unwrap_or_else(|| unreachable!("a page of one's own is shared"))
@@ -280,14 +294,21 @@ impl PageRef {
     /// # Errors
     /// When the card has no memory for a copy, or is lost.
     pub(crate) fn own_on_card(&mut self) -> Result<(), CudaError> {
-        if Arc::strong_count(&self.page) > 1
+        if self.is_shared()
             && let Home::Arena(place) | Home::Overflow(place) = self.page.home()
         {
-            let fresh = Arena::take_on_card(&self.arena, place)?;
-            fresh.page.copy_on_card(&self.page)?;
-            *self = fresh;
+            let free = self.arena.lock().take_free(place);
+            if free.is_some() || self.is_shared() {
+                let fresh = Arena::free_or_from_driver(&self.arena, place, free)?;
+                fresh.page.copy_on_card(&self.page)?;
+                *self = fresh;
+            }
         }
         Ok(())
+    }
+
+    fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.page) > 1
     }
 }
 

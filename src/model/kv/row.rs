@@ -22,6 +22,8 @@ thread_local! {
 /// Keys and values of one sequence in one block.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
+    /// Where its pages come from.
+    arena: Arc<Arena>,
     pages: Vec<PageRef>,
     /// How many tokens are valid.
     tokens: usize,
@@ -29,8 +31,9 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn new(max_length: usize) -> Self {
+    pub(crate) fn new(arena: &Arc<Arena>, max_length: usize) -> Self {
         Self {
+            arena: arena.clone(),
             pages: Vec::new(),
             tokens: 0,
             max_length,
@@ -52,18 +55,12 @@ impl Row {
     ///
     /// # Panics
     /// If the tokens lie beyond the maximal length; `Cache::rows_for_step` checks it.
-    pub(crate) fn write(
-        &mut self,
-        arena: &Arc<Arena>,
-        pool: &Pool,
-        position: usize,
-        (keys, values, turn): (&[f32], &[f32], Turn<'_>),
-    ) {
-        let shape = arena.shape();
+    pub(crate) fn write(&mut self, pool: &Pool, position: usize, (keys, values, turn): (&[f32], &[f32], Turn<'_>)) {
+        let shape = self.arena.shape();
         let width = shape.n_kv_heads * shape.head_dim;
         let end = position + values.len() / width;
         assert!(end <= self.max_length, "keys beyond the end of the cache");
-        self.resize(arena, end);
+        self.resize(end);
         if values.is_empty() {
             return;
         }
@@ -101,17 +98,12 @@ impl Row {
     ///
     /// # Panics
     /// As [`Row::write`].
-    pub(crate) fn prepare_on_card(
-        &mut self,
-        arena: &Arc<Arena>,
-        place: usize,
-        positions: Range<usize>,
-    ) -> Result<(), CudaError> {
+    pub(crate) fn prepare_on_card(&mut self, place: usize, positions: Range<usize>) -> Result<(), CudaError> {
         assert!(positions.end <= self.max_length, "keys beyond the end of the cache");
         let n_pages = positions.end.div_ceil(PAGE_TOKENS);
         self.shorten(n_pages);
         while self.pages.len() < n_pages {
-            self.pages.push(Arena::take_on_card(arena, place)?);
+            self.pages.push(Arena::take_on_card(&self.arena, place)?);
         }
         for page in &mut self.pages[positions.start / PAGE_TOKENS..] {
             page.own_on_card()?;
@@ -132,11 +124,11 @@ impl Row {
         self.pages[page_idx].page().head(shape, head)
     }
 
-    fn resize(&mut self, arena: &Arc<Arena>, tokens: usize) {
+    fn resize(&mut self, tokens: usize) {
         let n_pages = tokens.div_ceil(PAGE_TOKENS);
         self.shorten(n_pages);
         while self.pages.len() < n_pages {
-            self.pages.push(Arena::take(arena));
+            self.pages.push(Arena::take(&self.arena));
         }
         self.tokens = tokens;
     }

@@ -22,10 +22,10 @@ fn arena(n_pages: usize) -> Arc<Arena> {
 
 /// Caches tokens that are recognised by a number each, a small whole one.
 fn write(cache: &mut Cache, row: usize, position: usize, tokens: &[f32]) {
-    let (arena, pool) = (cache.arena.clone(), Pool::new(1).unwrap());
+    let pool = Pool::new(1).unwrap();
     for entry in &mut cache.chain {
         let numbers: Vec<f32> = tokens.iter().flat_map(|token| vec![*token; WIDTH]).collect();
-        entry[row].write(&arena, &pool, position, (&numbers, &numbers, &|_, _| ()));
+        entry[row].write(&pool, position, (&numbers, &numbers, &|_, _| ()));
     }
 }
 
@@ -262,4 +262,70 @@ fn sessions_get_every_page_that_only_known_prefixes_have() {
     assert_eq!((counts.free, counts.kept, counts.known, counts.overflow), (0, 0, 0, 0));
     drop(cache);
     assert_eq!(arena.counts().free, 24);
+}
+
+#[test]
+fn sessions_that_keep_to_the_arena_never_take_a_page_from_the_heap() {
+    // Four sessions of three rows, of one page more than two full ones, in two blocks.
+    let arena = arena(4 * 2 * 3 * 3);
+    let mut rng = rng(5);
+    let new = || {
+        let mut cache = Cache::new(&arena, 2, 3, 33);
+        cache.share_prefixes(b"", WeightDType::F32);
+        cache
+    };
+    let mut sessions = [new(), new(), new(), new()].map(|cache| (cache, 0));
+    for _ in 0..400 {
+        let (cache, done) = &mut sessions[rng.random_range(0..4)];
+        match rng.random_range(0..12) {
+            0 => (*cache, *done) = (new(), 0),
+            1..5 => {
+                let rows: Vec<usize> = (0..3).map(|_| rng.random_range(0..3)).collect();
+                cache.reorder(&rows).unwrap();
+            }
+            _ => {
+                let position = if rng.random_bool(0.3) { 0 } else { *done };
+                let tokens = rng.random_range(1..=33).min(33 - position);
+                if tokens > 0 {
+                    step_all(cache, position, &prompt(33)[position..position + tokens]);
+                    *done = position + tokens;
+                }
+            }
+        }
+        assert_eq!(arena.counts().overflow, 0);
+    }
+    drop(sessions);
+    let counts = arena.counts();
+    assert_eq!(counts.free + counts.kept, counts.total);
+}
+
+/// The same tokens in all rows of a session that shares prefixes.
+fn step_all(cache: &mut Cache, position: usize, tokens: &[f32]) {
+    let batch = cache.batch;
+    let row: Vec<f32> = tokens.iter().flat_map(|token| [*token; HIDDEN]).collect();
+    let mut x = Hidden::new(row.repeat(batch), batch, tokens.len(), HIDDEN).unwrap();
+    let known = cache.begin(&mut x, position, Some(0));
+    for row in 0..batch {
+        if known < tokens.len() {
+            write(cache, row, position + known, &tokens[known..]);
+        }
+    }
+    cache.end_step(&mut x);
+}
+
+#[test]
+fn a_page_that_only_a_known_prefix_shares_is_written_to_in_a_full_arena() {
+    let arena = arena(2);
+    let mut session = Session::new(&arena, b"");
+    session.step(0, &prompt(16), None);
+    drop(session);
+    let mut cache = Cache::new(&arena, 2, 1, 16);
+    cache.share_prefixes(b"", WeightDType::F32);
+    write(&mut cache, 0, 0, &prompt(16));
+    let rows: Vec<_> = cache.chain.iter().map(|rows| &rows[0].pages()[0]).collect();
+    arena.offer([7; 32], &rows, &[], WeightDType::F32);
+    assert_eq!((arena.counts().free, arena.counts().known), (0, 1));
+    write(&mut cache, 0, 0, &[9.0]);
+    assert_eq!((arena.counts().overflow, arena.counts().known), (0, 0));
+    assert_eq!(read(&cache.chain[0][0]), [9.0]);
 }
