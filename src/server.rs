@@ -13,6 +13,7 @@
 mod announcing;
 mod backward;
 mod capacity;
+mod checkpoints;
 mod convert;
 mod current;
 mod duty;
@@ -31,6 +32,7 @@ mod meter;
 mod moving;
 mod overview;
 mod pass;
+mod pass_memory;
 mod pauses;
 mod politeness;
 mod push;
@@ -362,7 +364,23 @@ impl Server {
     #[cfg(test)]
     pub(crate) fn is_idle(&self) -> bool {
         let serving = self.lifecycle.hosted().now();
-        serving.is_some_and(|serving| serving.memory.is_free() && serving.worker.waits().total() == 0)
+        serving.is_some_and(|serving| {
+            serving.memory.is_free() && serving.passes.is_free() && serving.worker.waits().total() == 0
+        })
+    }
+
+    /// All that is kept for passes, until what is returned is dropped.
+    #[cfg(test)]
+    pub(crate) async fn take_pass_memory(&self) -> impl Sized + use<> {
+        let serving = self.lifecycle.hosted().now().expect("a span is served");
+        serving.passes.take_all().await
+    }
+
+    /// Passes that wait for memory.
+    #[cfg(test)]
+    pub(crate) fn n_waiting_passes(&self) -> usize {
+        let serving = self.lifecycle.hosted().now();
+        serving.map_or(0, |serving| serving.passes.n_waiting())
     }
 
     /// Goes to these blocks as if the swarm needed them most. Returns whether it is there.

@@ -167,7 +167,8 @@ impl ModelConfig {
     }
 
     /// Bytes of activations while up to `max_tokens` tokens are computed: a handful of vectors of each width per token, and
-    /// no more than `max_chunk_bytes` of them; and the tokens themselves.
+    /// no more than `max_chunk_bytes` of them; and the tokens themselves. What passes over whole sequences hold comes on top
+    /// of that.
     pub fn scratch_bytes(&self, max_tokens: usize, max_chunk_bytes: usize) -> u64 {
         let per_token = (6 * self.hidden_size + 2 * self.intermediate_size) * size_of::<f32>();
         let activations = max_tokens.saturating_mul(per_token).min(max_chunk_bytes);

@@ -1,6 +1,7 @@
 //! A backward pass on the compute thread, one block at a time: forward to learn what went into each block, then back
-//! from the last block to the first. How one block is differentiated is the model's business. Nobody waits for the whole of
-//! a block: the way there is cut as that of a forward pass, on the way back others get in at every breath.
+//! from the last block to the first. In which order that is done is said in `checkpoints.rs`; how one block is
+//! differentiated is the model's business. Nobody waits for the whole of a block: the way there is cut as that of a forward
+//! pass, on the way back others get in at every breath.
 //!
 //! As in Petals (`server/block_functions.py`, `run_rpc_backward`), the output of the last block is never computed.
 
@@ -8,7 +9,14 @@ use std::sync::Arc;
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-use super::{error::RequestError, forward::Forward, guests::Origin, worker::Work};
+use super::{
+    checkpoints::{Stage, stages},
+    error::RequestError,
+    forward::Forward,
+    guests::Origin,
+    memory::Lease,
+    worker::Work,
+};
 use crate::model::{AdapterId, Blocks, Breath, Hidden, Scratch};
 
 /// What a pass over a chain ends with.
@@ -66,34 +74,40 @@ pub(crate) struct Backward {
     /// The chain, and for whom. Its activations are the gradient by the chain's output, and become that by its input.
     work: Work,
     adapter: Option<AdapterId>,
-    /// Number of the next stage, each of which runs one block.
+    stages: Vec<Stage>,
+    /// Number of the next one.
     next: usize,
     /// The block that is under way, on the way there.
     there: Option<Box<Forward>>,
-    /// What went into the first blocks of the chain, prompts included: more and more of them on the way there, fewer
-    /// and fewer on the way back.
+    /// What went into those blocks of the chain that it is kept of, prompts included: more and more of them on the way
+    /// there, fewer and fewer on the way back.
     inputs: Vec<Hidden>,
     /// By the prompts of each block that was passed on the way back.
     prompt_gradients: Vec<Vec<f32>>,
     /// Held for its `Drop`.
-    _turn: OwnedSemaphorePermit,
+    _held: Held,
 }
+
+/// What a backward pass has for as long as it is under way: its turn, and what pays for its memory.
+pub(crate) type Held = (OwnedSemaphorePermit, Arc<Lease>);
 
 impl Backward {
     /// The pass over the chain of `work` whose input is `x`, every block with `adapter`; the activations of `work` are the
-    /// gradient by the chain's output.
-    pub(crate) fn new(mut x: Hidden, work: Work, adapter: Option<AdapterId>, turn: OwnedSemaphorePermit) -> Self {
+    /// gradient by the chain's output. Of each `stretch` of blocks only the first one's input is kept until they are passed
+    /// on the way back.
+    pub(crate) fn new(mut x: Hidden, work: Work, adapter: Option<AdapterId>, stretch: usize, held: Held) -> Self {
         if let Some(prompts) = &work.prompts {
             prompts.add_to(0, &mut x);
         }
         Self {
+            stages: stages(work.chain.len(), stretch),
             work,
             adapter,
             next: 0,
             there: None,
             inputs: vec![x],
             prompt_gradients: Vec::new(),
-            _turn: turn,
+            _held: held,
         }
     }
 
@@ -108,12 +122,12 @@ impl Backward {
 
     /// Whether the first block was passed on the way back.
     pub(crate) fn is_done(&self) -> bool {
-        self.next == stages(self.chain_len())
+        self.next == self.stages.len()
     }
 
     /// Whether it is on the way there.
     pub(crate) fn goes_there(&self) -> bool {
-        self.next + 1 < self.chain_len()
+        matches!(self.stages.get(self.next), Some(Stage::There { .. }))
     }
 
     /// Takes up to `tokens` tokens through the next block on the way there, one of each sequence at least; returns how many
@@ -127,25 +141,38 @@ impl Backward {
         tokens: usize,
         scratch: &mut Scratch,
     ) -> Result<usize, RequestError> {
-        let forward = self.there.get_or_insert_with(|| {
-            let work = Work {
-                chain: [self.work.chain[self.next]].into(),
-                x: self.inputs[self.next].clone(),
-                prompts: None,
-                origin: self.work.origin,
-            };
-            Box::new(Forward::new(blocks, work, self.adapter))
-        });
+        let Some(Stage::There { index, keeps }) = self.stages.get(self.next).copied() else {
+            return Ok(0);
+        };
+        let mut forward = match self.there.take() {
+            Some(forward) => forward,
+            None => {
+                let last = if keeps {
+                    self.inputs.last().cloned()
+                } else {
+                    self.inputs.pop()
+                };
+                let Some(x) = last else { return Ok(0) };
+                let work = Work {
+                    chain: [self.work.chain[index]].into(),
+                    x,
+                    prompts: None,
+                    origin: self.work.origin,
+                    _lease: None,
+                };
+                Box::new(Forward::new(blocks, work, self.adapter))
+            }
+        };
         let taken = forward.advance(blocks, tokens, scratch)?;
-        if forward.is_done()
-            && let Some(forward) = self.there.take()
-        {
+        if forward.is_done() {
             self.next += 1;
             let mut x = forward.finish();
             if let Some(prompts) = &self.work.prompts {
-                prompts.add_to(self.next, &mut x);
+                prompts.add_to(index + 1, &mut x);
             }
             self.inputs.push(x);
+        } else {
+            self.there = Some(forward);
         }
         Ok(taken)
     }
@@ -155,9 +182,10 @@ impl Backward {
     /// # Errors
     /// Those of the blocks and of `breath`.
     pub(crate) fn go_back(&mut self, blocks: &Blocks, breath: &mut Breath<'_>) -> Result<(), RequestError> {
-        let block = self.work.chain[index(self.next, self.chain_len())];
-        if let Some(x) = self.inputs.pop() {
-            let gradient = &mut self.work.x;
+        if let Some(Stage::Back { index }) = self.stages.get(self.next).copied()
+            && let Some(x) = self.inputs.pop()
+        {
+            let (block, gradient) = (self.work.chain[index], &mut self.work.x);
             *gradient = blocks.backward_with(block, self.adapter, [&x, gradient], breath)?;
             if let Some(prompts) = &self.work.prompts {
                 self.prompt_gradients.push(prompts.gradient(gradient));
@@ -180,29 +208,24 @@ impl Backward {
     }
 }
 
-/// How many stages a pass over so many blocks has.
-fn stages(n_blocks: usize) -> usize {
-    2 * n_blocks - 1
-}
-
-/// Which block of the chain a stage runs.
-fn index(stage: usize, n_blocks: usize) -> usize {
-    stage.min(stages(n_blocks) - 1 - stage)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::{sync::Mutex, time::Duration};
+
+    use sepal_protocol::{
+        compress::Compression,
+        tensor::{DType, WireTensor},
+    };
 
     use super::*;
-
-    #[test]
-    fn a_pass_goes_there_without_the_last_block_and_all_the_way_back() {
-        for (n_blocks, expected) in [(1, vec![0]), (3, vec![0, 1, 2, 1, 0])] {
-            let indices: Vec<_> = (0..stages(n_blocks)).map(|stage| index(stage, n_blocks)).collect();
-            assert_eq!(indices, expected);
-        }
-    }
+    use crate::{
+        model::{
+            ModelFiles, WeightDType,
+            testing::{assert_same_bits, engine},
+        },
+        p2p::PeerId,
+        server::{memory::Memory, request},
+    };
 
     #[tokio::test]
     async fn own_passes_go_before_strangers_that_came_first_and_do_not_keep_out_the_next_one() {
@@ -222,5 +245,53 @@ mod tests {
         );
         let order = order.into_inner().unwrap();
         assert_eq!(order, ["first", "own", "own, too", "second", "third"]);
+    }
+
+    /// Numbers around zero that are no pattern of the model's.
+    fn numbers(len: usize, factor: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * factor % 101) as f32 - 50.0) / 50.0).collect()
+    }
+
+    #[tokio::test]
+    async fn inputs_that_are_computed_again_change_no_bit_of_any_gradient() {
+        const WIDTH: usize = 64;
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/petals/tiny-llama");
+        let files = ModelFiles::from_folder(folder.as_ref()).unwrap();
+        let blocks = Blocks::load(&files, 0..4, WeightDType::F32, engine()).unwrap();
+        let (turns, memory) = (BackwardTurns::default(), Memory::new(1));
+        let chain = [0, 1, 2, 3, 1, 0, 2];
+        let prompts = WireTensor::from_f32(&numbers(7 * 2 * WIDTH, 29), [7, 1, 2, WIDTH], DType::F32).unwrap();
+        let prompts = prompts.encode(Compression::None).unwrap();
+        let mut plain = None;
+        for stretch in 1..=8 {
+            let x = Hidden::new(numbers(2 * 5 * WIDTH, 37), 2, 5, WIDTH).unwrap();
+            let gradient = Hidden::new(numbers(2 * 5 * WIDTH, 17), 2, 5, WIDTH).unwrap();
+            let lease = memory.lease(1, Duration::ZERO).await.unwrap();
+            let held = (turns.take(false).await.unwrap(), Arc::new(lease));
+            let prompts = request::prompts(&prompts, chain.len(), &x).unwrap();
+            let work = Work {
+                chain: chain.into(),
+                x: gradient,
+                prompts,
+                origin: Origin {
+                    peer: PeerId::random(),
+                    own: false,
+                },
+                _lease: None,
+            };
+            let mut pass = Backward::new(x, work, None, stretch, held);
+            while !pass.is_done() {
+                if pass.goes_there() {
+                    pass.advance(&blocks, 3, &mut Scratch::default()).unwrap();
+                } else {
+                    pass.go_back(&blocks, &mut || Ok(())).unwrap();
+                }
+            }
+            let output = pass.finish();
+            let found = (output.x.data, output.prompts.unwrap().data);
+            let (by_input, by_prompts) = plain.get_or_insert_with(|| found.clone());
+            assert_same_bits(&found.0, by_input);
+            assert_same_bits(&found.1, by_prompts);
+        }
     }
 }

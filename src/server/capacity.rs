@@ -79,9 +79,27 @@ pub(crate) struct Want {
     pub(crate) cache_token_bytes: u64,
     /// Needed once, whatever the number of blocks.
     pub(crate) scratch: u64,
+    /// What passes over whole sequences get if there is plenty; see [`pass_bytes`].
+    pub(crate) passes: u64,
+}
+
+/// Bytes for passes over whole sequences through one of `n_models` models: as many as are wished for, but at most an
+/// eighth of what is free, so that a machine with little memory has some left for blocks.
+pub(crate) fn pass_bytes(wish: u64, free: u64, n_models: usize) -> u64 {
+    wish.min(free / 8 / n_models.max(1) as u64)
 }
 
 impl Want {
+    /// What it comes to as one of `n_models` in `free` bytes: what passes get is needed once as well.
+    pub(crate) fn settled(self, free: &[u64], n_models: usize) -> Self {
+        let passes = pass_bytes(self.passes, sum(free), n_models);
+        Self {
+            scratch: self.scratch + passes,
+            passes: 0,
+            ..self
+        }
+    }
+
     fn block(&self) -> u64 {
         let chosen = self.weights.iter().find(|(format, _)| *format == self.format);
         chosen.map_or(0, |(_, bytes)| *bytes) + self.cache()
@@ -128,6 +146,8 @@ pub struct DoesNotFit {
 /// The first model that does not fit beside those before it.
 pub(crate) fn plan(free: &[u64], wants: &[Want]) -> Result<Vec<Vec<usize>>, DoesNotFit> {
     let mut left = free.to_vec();
+    let wants = wants.iter().map(|want| want.clone().settled(free, wants.len()));
+    let wants: Vec<Want> = wants.collect();
     let mut plan = vec![Vec::new(); wants.len()];
     for (want, shares) in wants.iter().zip(&mut plan) {
         if let Some(n_blocks) = want.wanted {
@@ -153,7 +173,7 @@ fn take(left: &mut [u64], want: &Want, n_blocks: u32) -> Result<Vec<usize>, Does
             model: want.model.clone(),
             n_blocks,
             needed: need.bytes(n_blocks as usize),
-            free: left.iter().fold(0, |sum: u64, left| sum.saturating_add(*left)),
+            free: sum(left),
             remedy: remedy(left, want, n_blocks),
         });
     }
@@ -162,6 +182,10 @@ fn take(left: &mut [u64], want: &Want, n_blocks: u32) -> Result<Vec<usize>, Does
         *left = left.saturating_sub(need.bytes(*n_blocks));
     }
     Ok(shares)
+}
+
+fn sum(bytes: &[u64]) -> u64 {
+    bytes.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes))
 }
 
 /// How many blocks fit into `places`.
@@ -219,7 +243,29 @@ mod tests {
             cache_tokens: 16384,
             cache_token_bytes: GIB / 4 / 16384,
             scratch: GIB / 2,
+            passes: 0,
         }
+    }
+
+    #[test]
+    fn passes_get_what_they_wish_for_or_an_eighth() {
+        let wants = Want {
+            passes: 4 * GIB,
+            ..want(None)
+        };
+        let planned = |free| plan(&[free], std::slice::from_ref(&wants)).unwrap();
+        assert_eq!([8 * GIB, 20 * GIB, GIB * 3 / 2].map(planned), [[[8]], [[22]], [[1]]]);
+        let error = plan(
+            &[20 * GIB],
+            &[Want {
+                wanted: Some(23),
+                ..wants.clone()
+            }],
+        )
+        .unwrap_err();
+        assert!(error.remedy.starts_with(": --num-blocks 22 fits"), "{error}");
+        assert_eq!(pass_bytes(4 * GIB, 800 * GIB, 1), 4 * GIB);
+        assert_eq!(plan(&[16 * GIB], &[wants.clone(), wants]), Ok(vec![vec![8], vec![9]]));
     }
 
     #[test]

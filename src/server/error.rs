@@ -7,7 +7,10 @@
 use sepal_protocol::WireError;
 use thiserror::Error;
 
-use crate::{model::ComputeError, p2p::HandlerError};
+use crate::{
+    model::{ByteSize, ComputeError},
+    p2p::HandlerError,
+};
 
 /// A request that this server does not answer, and why.
 #[derive(Debug, Error)]
@@ -106,6 +109,22 @@ pub enum RequestError {
     TooManyTokens {
         /// `--max-batch-size`, in tokens.
         max: usize,
+    },
+    /// A pass that needs more memory than there is for all of them.
+    #[error(
+        "a pass of {tokens} tokens through {n_blocks} blocks needs {}, more than the {} that this server keeps for passes; \
+         send fewer tokens or blocks at a time",
+        ByteSize(*bytes), ByteSize(*max)
+    )]
+    PassTooLarge {
+        /// Rows × tokens.
+        tokens: usize,
+        /// Blocks of the chain.
+        n_blocks: usize,
+        /// What it would hold, in bytes.
+        bytes: u64,
+        /// What all passes together may hold, in bytes.
+        max: u64,
     },
     /// Beam indices of another type.
     #[error("hypo ids must be int64, got torch.{dtype}")]
@@ -254,7 +273,8 @@ impl RequestError {
             Self::CacheFull { .. }
             | Self::CacheTooSmall { .. }
             | Self::CacheWaitTimeout { .. }
-            | Self::CacheQuota { .. } => "AllocationFailed",
+            | Self::CacheQuota { .. }
+            | Self::PassTooLarge { .. } => "AllocationFailed",
             Self::Denied => "PermissionError",
             Self::SessionTimeout | Self::RequestTimeout { .. } => "TimeoutError",
             Self::UnknownBlock { .. }

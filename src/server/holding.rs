@@ -6,6 +6,7 @@ use tracing::error;
 use super::{
     LimitChoice,
     capacity::{self, Want},
+    pass_memory::Costs,
 };
 use crate::model::{KvDType, Machine, ModelConfig, Precision, WeightFormat, free_memory, room_on_cards};
 
@@ -25,7 +26,7 @@ pub struct Fit {
     pub block_bytes: u64,
     /// Bytes of its attention cache.
     pub cache_bytes: u64,
-    /// Bytes that are needed once, for activations.
+    /// Bytes that are needed once: for activations, and for passes over whole sequences.
     pub scratch_bytes: u64,
     /// Blocks that fit, at most all.
     pub n_blocks: u32,
@@ -46,6 +47,7 @@ impl Holding<'_> {
             cache_tokens: self.cache_tokens() as u64,
             cache_token_bytes: self.cache_token_bytes(),
             scratch: config.scratch_bytes(self.max_batch_size(), self.limits.max_chunk_size_bytes),
+            passes: self.pass_wish(),
         }
     }
 
@@ -59,6 +61,17 @@ impl Holding<'_> {
     pub(crate) fn max_batch_size(&self) -> usize {
         let chosen = self.limits.max_batch_size;
         chosen.unwrap_or_else(|| capacity::default_max_tokens(self.config))
+    }
+
+    /// What a pass costs.
+    pub(crate) fn pass_costs(&self) -> Costs {
+        Costs::new(self.config, self.kv_dtype)
+    }
+
+    /// Bytes for passes over whole sequences, if there is plenty: as long and through as many blocks as they may be.
+    pub(crate) fn pass_wish(&self) -> u64 {
+        self.pass_costs()
+            .wish(self.max_batch_size(), self.config.n_blocks as usize)
     }
 
     /// Bytes that a token of `--attn-cache-tokens` takes in one block: counted as Petals does, kept as we do.
@@ -94,7 +107,7 @@ pub fn fit(config: &ModelConfig, (precision, kv_dtype): (Precision, KvDType), ro
         kv_dtype,
         limits: &LimitChoice::default(),
     };
-    let want = holding.want("");
+    let want = holding.want("").settled(room, 1);
     Fit {
         block_bytes: config.block_bytes(precision.weights),
         cache_bytes: want.cache(),

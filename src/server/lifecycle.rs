@@ -27,6 +27,7 @@ use super::{
     duty::Duty,
     holding::Holding,
     memory::{Amount, Memory},
+    pass_memory::PassMemory,
     push::Pushes,
     serving::{Limits, Serving},
     throughput::Rates,
@@ -36,7 +37,7 @@ use crate::{
     dht::Dht,
     model::{
         Adapter, AdapterError, Blocks, CacheOptions, ComputeError, CudaError, KvDType, LoadError, ModelSource,
-        Precision, ResolveError, WeightDType, WeightFormat, in_whole_pages,
+        Precision, ResolveError, WeightDType, WeightFormat, free_memory, in_whole_pages,
     },
     p2p::P2p,
     swarm::{
@@ -120,6 +121,8 @@ pub(super) struct Lifecycle {
     pub(super) report: mpsc::Sender<Result<Range<u32>, StartError>>,
     /// How many blocks to hold in each place that they can be in, once that is planned.
     pub(super) planned: OnceLock<Vec<usize>>,
+    /// Bytes for passes over whole sequences, once that is decided.
+    pass_bytes: OnceLock<u64>,
     /// What was measured at the start. It holds wherever the blocks are: all spans are of as many.
     pub(super) rates: OnceLock<Rates>,
 }
@@ -151,6 +154,7 @@ impl Lifecycle {
             announcers: Mutex::default(),
             report,
             planned: OnceLock::new(),
+            pass_bytes: OnceLock::new(),
             rates: OnceLock::new(),
         }
     }
@@ -174,12 +178,26 @@ impl Lifecycle {
             wanted,
             weights: weights.to_vec(),
             scratch: want.scratch + adapters.sum::<u64>(),
+            // Beside cards they are in the host's memory, where nothing else is planned.
+            passes: if self.config.machine.has_cards() {
+                0
+            } else {
+                want.passes
+            },
             ..want
         }
     }
 
     fn holding(&self) -> Holding<'_> {
         holding(&self.config, &self.source)
+    }
+
+    /// Bytes for passes over whole sequences, as planned: decided before there are any blocks.
+    pub(super) fn pass_bytes(&self) -> u64 {
+        *self.pass_bytes.get_or_init(|| {
+            let free = free_memory().unwrap_or(u64::MAX);
+            capacity::pass_bytes(self.holding().pass_wish(), free, self.current.n_models())
+        })
     }
 
     /// Notes how many blocks were found to fit, and where.
@@ -395,6 +413,10 @@ impl Lifecycle {
             span: blocks.span(),
             worker,
             memory: old.map_or_else(|| Memory::new(cache), |old| old.memory.clone()),
+            passes: old.map_or_else(
+                || PassMemory::new(self.holding().pass_costs(), self.pass_bytes()),
+                |old| old.passes.clone(),
+            ),
             sessions: old.map(|old| old.sessions.clone()).unwrap_or_default(),
             limits,
             compression: self.config.compression,

@@ -17,6 +17,7 @@ use crate::{
 impl Lifecycle {
     /// Blocks to serve, and what they can do.
     pub(super) async fn load(&self, span: &Range<u32>) -> Result<(Serving, Rates), StartError> {
+        self.pass_bytes();
         let cache = self.cache_options(span.len());
         let shares = self.shares(span.len());
         let blocks = self.load_blocks(span.clone(), shares, Some(cache)).await?;

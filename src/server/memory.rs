@@ -1,4 +1,5 @@
-//! The attention-cache budget: who may use how many bytes, and who waits. It counts memory, it does not hold any.
+//! Budgets, that of the attention cache and that of passes: who may use how many bytes, and who waits. It counts memory,
+//! it does not hold any.
 //!
 //! The rules are those of Petals' `server/memory_cache.py`: a session reserves its whole length up front; without a
 //! timeout it is refused as soon as it, and those that wait already, do not fit; with one it queues first come, first
@@ -47,6 +48,8 @@ struct State {
 #[derive(Debug)]
 struct Waiter {
     amount: Amount,
+    /// Whether it goes before those of others.
+    own: bool,
     granted: oneshot::Sender<Lease>,
 }
 
@@ -121,6 +124,12 @@ impl Memory {
         self.inner.lock().used == Amount::default()
     }
 
+    /// How many wait.
+    #[cfg(test)]
+    pub(crate) fn n_waiting(&self) -> usize {
+        self.inner.lock().waiting.len()
+    }
+
     /// The whole budget.
     pub(crate) fn max(&self) -> Amount {
         self.inner.max
@@ -161,12 +170,28 @@ impl Memory {
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue; nothing stays reserved.
     pub(crate) async fn lease(&self, amount: impl Into<Amount>, timeout: Duration) -> Result<Lease, RequestError> {
+        self.lease_in_turn(amount, (timeout, false)).await
+    }
+
+    /// The same in two lines: whoever is not `own` waits for all that are.
+    ///
+    /// # Errors
+    /// As [`Memory::lease`].
+    ///
+    /// # Cancel safety
+    /// As [`Memory::lease`].
+    pub(crate) async fn lease_in_turn(
+        &self,
+        amount: impl Into<Amount>,
+        (timeout, own): (Duration, bool),
+    ) -> Result<Lease, RequestError> {
         let (amount, max): (Amount, Amount) = (amount.into(), self.inner.max);
         let bytes = amount.counted;
         let mut place = {
             let mut state = self.inner.lock();
             state.forget_those_that_left();
-            if state.waiting.is_empty() && state.used.plus(amount).fits(max) {
+            let place = state.place(own);
+            if place == 0 && state.used.plus(amount).fits(max) {
                 return Ok(self.inner.grant(&mut state, amount));
             }
             if timeout.is_zero() {
@@ -180,7 +205,7 @@ impl Memory {
                 return Err(RequestError::CacheTooSmall { bytes, max });
             }
             let (granted, lease) = oneshot::channel();
-            state.waiting.push_back(Waiter { amount, granted });
+            state.waiting.insert(place, Waiter { amount, own, granted });
             Place {
                 lease,
                 inner: self.inner.clone(),
@@ -197,6 +222,11 @@ impl Memory {
 }
 
 impl State {
+    /// How many go before the next one that comes.
+    fn place(&self, own: bool) -> usize {
+        self.waiting.iter().filter(|waiter| waiter.own || !own).count()
+    }
+
     fn forget_those_that_left(&mut self) {
         self.waiting.retain(|waiter| !waiter.granted.is_closed());
     }
@@ -413,6 +443,26 @@ mod tests {
             error.to_string(),
             "Could not allocate 112 bytes, max cache size = 100 bytes"
         );
+        assert!(memory.is_free());
+    }
+
+    #[tokio::test]
+    async fn own_requests_wait_only_for_own_ones() {
+        let memory = Memory::new(100);
+        let held = memory.lease(100, Duration::ZERO).await.unwrap();
+        let ask = |own| {
+            let memory = memory.clone();
+            Box::pin(async move { memory.lease_in_turn(60, (WAIT, own)).await })
+        };
+        let mut waiting = [false, true, true].map(ask);
+        for lease in &mut waiting {
+            assert!(futures::poll!(lease).is_pending());
+        }
+        drop(held);
+        let [stranger, first, second] = waiting;
+        drop(first.await.unwrap());
+        drop(second.await.unwrap());
+        drop(stranger.await.unwrap());
         assert!(memory.is_free());
     }
 }

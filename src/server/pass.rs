@@ -1,5 +1,6 @@
 //! `rpc_forward`, `rpc_backward` and their stream variants: whole sequences through a chain of blocks, there or back,
-//! without a cache. Each decodes its request, asks the compute thread, encodes the reply.
+//! without a cache. Each waits for the memory that it will take, decodes its request, asks the compute thread, encodes the
+//! reply.
 //!
 //! Names, checks and their order are those of Petals (`server/handler.py`, `server/block_functions.py`).
 
@@ -14,14 +15,16 @@ use sepal_protocol::{
     names, proto,
     tensor::{DEFAULT_PART_BYTES, Joiner, WireTensor, split},
 };
-use tokio::time::timeout;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
     backward::{Backward, PassOutput},
     convert::convert,
     current::Current,
     error::RequestError,
-    guests::Origin,
+    guests::{Guests, Origin},
+    memory::Lease,
+    pass_memory::{PassPlan, PassSize},
     request::{self, Prompts, check_points, find_adapter, ordered},
     serving::Serving,
     worker::Work,
@@ -156,6 +159,25 @@ struct Inputs {
     prompts: Option<Prompts>,
 }
 
+/// A request that is answered, and how.
+struct Pass {
+    serving: Arc<Serving>,
+    chain: Arc<[u32]>,
+    origin: Origin,
+    guests: Arc<Guests>,
+    direction: Direction,
+    metadata: StepMetadata,
+    adapter: Option<AdapterId>,
+    plan: PassPlan,
+}
+
+/// What a pass is computed with.
+struct Granted {
+    /// Of [`Direction::Backward`].
+    turn: Option<OwnedSemaphorePermit>,
+    lease: Arc<Lease>,
+}
+
 async fn run(
     current: &Current,
     (direction, peer): (Direction, PeerId),
@@ -166,31 +188,136 @@ async fn run(
     let metadata = StepMetadata::decode(&request.metadata)?;
     check_points(&metadata, direction.method())?;
     let adapter = find_adapter(&metadata, &serving.blocks)?;
-    let wish = metadata.output_compression.clone();
-    let (width, n_blocks) = (serving.blocks.config().hidden_size, chain.len());
-    let n_bytes = request.tensors.iter().map(|tensor| tensor.buffer.len()).sum();
-    let inputs = convert(n_bytes, move || {
-        let structure = metadata.args_structure.as_ref();
-        let tensors = ordered(&request.tensors, structure, direction.n_tensors())?;
-        inputs(&tensors, direction, n_blocks, width)
-    })
-    .await?;
-    serving.check_size(&inputs.x)?;
-    let tokens = inputs.x.batch * inputs.x.tokens;
-    current.guests.spend(origin, tokens, Instant::now())?;
-    let n_outputs = match direction {
-        Direction::Backward if inputs.prompts.is_some() => 2,
-        _ => 1,
-    };
-    let compressions = output_compressions(&serving, direction, wish.as_deref(), n_outputs)?;
+    let tensors = ordered(
+        &request.tensors,
+        metadata.args_structure.as_ref(),
+        direction.n_tensors(),
+    )?;
+    let size = size(&tensors, direction, chain.len(), serving.blocks.config().hidden_size);
+    serving.check_tokens(size.batch, size.tokens)?;
+    let plan = serving.passes.plan(&size)?;
     let limit = serving.limits.request_timeout;
-    let outputs = timeout(limit, compute(&serving, (chain, origin), adapter, inputs))
-        .await
-        .unwrap_or(Err(RequestError::RequestTimeout {
-            seconds: limit.as_secs_f64(),
-        }))?;
+    let pass = Pass {
+        serving,
+        chain,
+        origin,
+        guests: current.guests.clone(),
+        direction,
+        metadata,
+        adapter,
+        plan,
+    };
+    let serving = pass.serving.clone();
+    let (outputs, compressions, lease) =
+        timeout(limit, pass.run(request))
+            .await
+            .unwrap_or(Err(RequestError::RequestTimeout {
+                seconds: limit.as_secs_f64(),
+            }))?;
     let n_bytes = size_of_val(&*outputs.x.data);
-    convert(n_bytes, move || encode(&serving, &outputs, &compressions)).await
+    convert(n_bytes, move || {
+        let _lease = lease;
+        encode(&serving, &outputs, &compressions)
+    })
+    .await
+}
+
+/// What a request says of its size, of which nothing is decoded yet. Where its bytes do not bear that out, it will be
+/// refused.
+fn size(tensors: &[&proto::Tensor], direction: Direction, n_blocks: usize, width: usize) -> PassSize {
+    // However it is compressed, no number takes less than a byte.
+    let numbers = |tensor: &proto::Tensor| {
+        let dims = tensor.size.iter().map(|dim| *dim as usize);
+        dims.fold(1, usize::saturating_mul).min(tensor.buffer.len())
+    };
+    let (x, prompts) = (tensors[0], tensors[direction.n_tensors() - 1]);
+    let [batch, tokens] = match x.size[..] {
+        [batch, tokens, _] if numbers(x) == batch as usize * tokens as usize * width => {
+            [batch as usize, tokens as usize]
+        }
+        _ => [1, numbers(x).div_ceil(width)],
+    };
+    let prefix = match prompts.size[..] {
+        [_, _, prefix, _] => tokens.min(prefix as usize),
+        _ => 0,
+    };
+    PassSize {
+        batch,
+        tokens,
+        n_blocks,
+        prompt_numbers: numbers(prompts),
+        prefix,
+        is_backward: direction == Direction::Backward,
+    }
+}
+
+impl Pass {
+    /// The outputs, how they are to be encoded, and what pays for their memory.
+    async fn run(
+        self,
+        request: proto::ExpertRequest,
+    ) -> Result<(PassOutput, Vec<Compression>, Arc<Lease>), RequestError> {
+        let granted = self.wait().await?;
+        let lease = granted.lease.clone();
+        let inputs = self.decode(request, lease.clone()).await?;
+        self.serving.check_size(&inputs.x)?;
+        let tokens = inputs.x.batch * inputs.x.tokens;
+        self.guests.spend(self.origin, tokens, Instant::now())?;
+        let n_outputs = match self.direction {
+            Direction::Backward if inputs.prompts.is_some() => 2,
+            _ => 1,
+        };
+        let wish = self.metadata.output_compression.as_deref();
+        let compressions = output_compressions(&self.serving, self.direction, wish, n_outputs)?;
+        let outputs = self.compute(inputs, granted).await?;
+        Ok((outputs, compressions, lease))
+    }
+
+    /// Waits for its turn first: who waits for that keeps no memory from others.
+    async fn wait(&self) -> Result<Granted, RequestError> {
+        let (serving, own) = (&self.serving, self.origin.own);
+        let turn = match self.direction {
+            Direction::Forward => None,
+            Direction::Backward => {
+                let turn = serving.backward_turns.take(own).await;
+                Some(turn.map_err(|_| RequestError::NotServing)?)
+            }
+        };
+        let lease = Arc::new(serving.passes.lease(self.plan, own).await?);
+        Ok(Granted { turn, lease })
+    }
+
+    async fn decode(&self, request: proto::ExpertRequest, lease: Arc<Lease>) -> Result<Inputs, RequestError> {
+        let (direction, n_blocks) = (self.direction, self.chain.len());
+        let width = self.serving.blocks.config().hidden_size;
+        let structure = self.metadata.args_structure.clone();
+        let n_bytes = request.tensors.iter().map(|tensor| tensor.buffer.len()).sum();
+        convert(n_bytes, move || {
+            let _lease = lease;
+            let tensors = ordered(&request.tensors, structure.as_ref(), direction.n_tensors())?;
+            inputs(&tensors, direction, n_blocks, width)
+        })
+        .await
+    }
+
+    async fn compute(&self, inputs: Inputs, granted: Granted) -> Result<PassOutput, RequestError> {
+        let Inputs { x, gradient, prompts } = inputs;
+        let work = |x, prompts| Work {
+            chain: self.chain.clone(),
+            x,
+            prompts,
+            origin: self.origin,
+            _lease: Some(granted.lease.clone()),
+        };
+        let worker = &self.serving.worker;
+        let (Some(gradient), Some(turn)) = (gradient, granted.turn) else {
+            let x = worker.forward(work(x, prompts), self.adapter).await?;
+            return Ok(PassOutput { x, prompts: None });
+        };
+        let (stretch, held) = (self.plan.stretch, (turn, granted.lease.clone()));
+        let pass = Backward::new(x, work(gradient, prompts), self.adapter, stretch, held);
+        worker.backward(pass).await
+    }
 }
 
 fn inputs(
@@ -206,34 +333,6 @@ fn inputs(
     };
     let prompts = request::prompts(tensors[direction.n_tensors() - 1], n_blocks, &x)?;
     Ok(Inputs { x, gradient, prompts })
-}
-
-async fn compute(
-    serving: &Serving,
-    (chain, origin): (Arc<[u32]>, Origin),
-    adapter: Option<AdapterId>,
-    inputs: Inputs,
-) -> Result<PassOutput, RequestError> {
-    let Inputs { x, gradient, prompts } = inputs;
-    let Some(gradient) = gradient else {
-        let work = Work {
-            chain,
-            x,
-            prompts,
-            origin,
-        };
-        let x = serving.worker.forward(work, adapter).await?;
-        return Ok(PassOutput { x, prompts: None });
-    };
-    let turn = serving.backward_turns.take(origin.own).await;
-    let turn = turn.map_err(|_| RequestError::NotServing)?;
-    let work = Work {
-        chain,
-        x: gradient,
-        prompts,
-        origin,
-    };
-    serving.worker.backward(Backward::new(x, work, adapter, turn)).await
 }
 
 fn encode(

@@ -14,6 +14,7 @@ use super::{
     error::RequestError,
     ledger::Ledger,
     memory::{Amount, Memory},
+    pass_memory::PassMemory,
     push::Pushes,
     sessions::Sessions,
     stats::Counters,
@@ -51,7 +52,10 @@ pub(crate) struct Serving {
     /// Format of the weights, for receipts.
     pub(crate) weights: &'static str,
     pub(crate) worker: Worker,
+    /// What sessions reserve.
     pub(crate) memory: Memory,
+    /// What passes over whole sequences reserve.
+    pub(crate) passes: PassMemory,
     pub(crate) sessions: Sessions,
     pub(crate) limits: Limits,
     pub(crate) compression: Compression,
@@ -93,8 +97,14 @@ impl Serving {
     /// # Errors
     /// When the activations have more tokens than `--max-batch-size`.
     pub(crate) fn check_size(&self, x: &Hidden) -> Result<(), RequestError> {
+        self.check_tokens(x.batch, x.tokens)
+    }
+
+    /// # Errors
+    /// When so many sequences of so many tokens are more than `--max-batch-size`.
+    pub(crate) fn check_tokens(&self, batch: usize, tokens: usize) -> Result<(), RequestError> {
         let max = self.limits.max_batch_size;
-        if x.batch.saturating_mul(x.tokens) > max {
+        if batch.saturating_mul(tokens) > max {
             Err(RequestError::TooManyTokens { max })
         } else {
             Ok(())

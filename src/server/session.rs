@@ -411,6 +411,7 @@ impl Session {
             x,
             prompts,
             origin: self.origin,
+            _lease: None,
         };
         let (output, cache) = self
             .serving

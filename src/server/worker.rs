@@ -47,13 +47,16 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct SessionCache {
     pub(crate) cache: Cache,
-    /// Held for its `Drop`.
-    _lease: Lease,
+    /// Held for its `Drop`. Boxed: it is moved about with every step.
+    _lease: Box<Lease>,
 }
 
 impl SessionCache {
     pub(crate) fn new(cache: Cache, lease: Lease) -> Self {
-        Self { cache, _lease: lease }
+        Self {
+            cache,
+            _lease: Box::new(lease),
+        }
     }
 }
 
@@ -68,6 +71,8 @@ pub(crate) struct Work {
     pub(crate) prompts: Option<Prompts>,
     /// For whom.
     pub(crate) origin: Origin,
+    /// What pays for the memory of a pass; held for its `Drop`.
+    pub(crate) _lease: Option<Arc<Lease>>,
 }
 
 /// One step of a session.

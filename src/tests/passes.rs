@@ -13,7 +13,7 @@ use sepal_protocol::{
 
 use super::{
     caller::{Session, call, empty},
-    setup::{N_BLOCKS, Node, PREFIX, Swarm, TestServer, WIDTH, assert_close, reference, soon, tokens},
+    setup::{N_BLOCKS, Node, PREFIX, Swarm, TestServer, WIDTH, assert_close, reference, soon, tokens, until},
 };
 use crate::model::Hidden;
 
@@ -187,4 +187,66 @@ async fn tensors_that_come_in_parts_are_put_together_and_gradients_follow_each_o
     let shapes: Vec<_> = gradients.iter().map(|tensor| tensor.size.clone()).collect();
     assert_eq!(shapes, [vec![3, 100, 64], vec![4, 3, 1, 64]]);
     drop(scene.swarm);
+}
+
+#[tokio::test]
+async fn a_pass_that_could_never_fit_is_refused_at_once_with_the_limit() {
+    let scene = scene().await;
+    let x = Hidden::new(vec![0.0; 8192 * WIDTH], 1, 8192, WIDTH).unwrap();
+    let x = x.to_wire(DType::Bf16).unwrap();
+    let mut request = request(&[&x, &x, &empty(DType::F32)], &StepMetadata::default());
+    request.uid = vec![format!("{PREFIX}.0"); 1024].join(" ");
+    // Not even those that wait for memory delay that.
+    let _taken = scene.server.server.take_pass_memory().await;
+    let error = call(
+        &scene.node,
+        scene.server.node.peer(),
+        names::BACKWARD,
+        request.encode_to_vec(),
+    )
+    .await
+    .unwrap_err();
+    assert!(
+        error.starts_with("AllocationFailed('a pass of 8192 tokens through 1024 blocks needs "),
+        "{error}"
+    );
+    assert!(
+        error.ends_with(" that this server keeps for passes; send fewer tokens or blocks at a time')"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn passes_wait_for_memory_before_anything_of_them_is_decoded() {
+    let scene = scene().await;
+    let x = rows().to_wire(DType::F32).unwrap();
+    let no_prompts = empty(DType::F32);
+    let taken = scene.server.server.take_pass_memory().await;
+    let metadata = StepMetadata::default();
+    let tensors = [&x, &x, &no_prompts];
+    let mut given_up = Box::pin(scene.backward(&tensors, &metadata));
+    let mut patient = Box::pin(scene.backward(&tensors, &metadata));
+    // The second waits for the turn that the first has.
+    let waiting = async {
+        tokio::select! {
+            answer = &mut given_up => panic!("{answer:?}"),
+            answer = &mut patient => panic!("{answer:?}"),
+            () = until("both wait", || scene.server.server.n_waiting_passes() == 1) => (),
+        }
+    };
+    waiting.await;
+    // What makes no sense is not looked at yet.
+    let nonsense = WireTensor::new(DType::I64, [1, 1, 8], vec![0; 64].into()).unwrap();
+    let nonsense = request(&[&nonsense, &no_prompts], &metadata).encode_to_vec();
+    let forward = call(&scene.node, scene.server.node.peer(), names::FORWARD, nonsense);
+    let mut forward = Box::pin(forward);
+    tokio::select! {
+        answer = &mut forward => panic!("{answer:?}"),
+        () = until("it waits as well", || scene.server.server.n_waiting_passes() == 2) => (),
+    }
+    drop(given_up);
+    drop(taken);
+    assert!(soon("the refusal", forward).await.unwrap_err().contains("torch.int64"));
+    assert_eq!(soon("the gradient", patient).await.unwrap().len(), 1);
+    scene.server.idle().await;
 }

@@ -81,6 +81,7 @@ impl Session {
             x,
             prompts: None,
             origin: self.origin,
+            _lease: None,
         };
         Step {
             work,
@@ -149,6 +150,7 @@ async fn everybody_gets_what_they_get_alone(precision: Precision, seed: u64) {
         x: random(&mut rng, 2, 100),
         prompts: None,
         origin: somebody(false),
+        _lease: None,
     };
     let forward_x = forward.x.clone();
     let plays = scripts
@@ -221,6 +223,7 @@ async fn a_panic_ends_the_session_that_it_hit_and_no_other() {
         x: poisoned,
         prompts: None,
         origin: somebody(false),
+        _lease: None,
     };
     assert!(matches!(worker.forward(work, None).await, Err(RequestError::Crashed)));
     worker.stop();
@@ -236,6 +239,7 @@ async fn neither_a_prompt_nor_training_starves_while_others_never_pause() {
         x: random(&mut rng, 4, 64),
         prompts: None,
         origin: somebody(false),
+        _lease: None,
     };
     let mut long = Session::new(&worker, &blocks, &[0, 1, 2, 3], 1, 700).await;
     let prompt = random(&mut rng, 1, 700);
@@ -278,9 +282,14 @@ async fn sessions_get_in_between_while_a_block_is_differentiated() {
         x: gradient.clone(),
         prompts: None,
         origin: somebody(false),
+        _lease: None,
     };
-    let turns = BackwardTurns::default();
-    let pass = async || Backward::new(x.clone(), work(), None, turns.take(false).await.unwrap());
+    let (turns, memory) = (BackwardTurns::default(), Memory::new(9));
+    let pass = async || {
+        let lease = memory.lease(1, Duration::ZERO).await.unwrap();
+        let held = (turns.take(false).await.unwrap(), Arc::new(lease));
+        Backward::new(x.clone(), work(), None, 1, held)
+    };
     let mut session = Session::new(&worker, &blocks, &[0, 1, 2, 3], 1, 1).await;
     let mut n_steps = 0;
     let steps = async {
@@ -322,6 +331,7 @@ async fn own_steps_go_first_and_strangers_are_not_starved_by_them() {
         x: prompt.clone(),
         prompts: None,
         origin,
+        _lease: None,
     };
     let owners = join_all((0..4).map(|_| stream_as(&worker, &blocks, &one, owner)));
     let strangers = async {
