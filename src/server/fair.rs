@@ -8,36 +8,47 @@ use crate::p2p::PeerId;
 /// What each of the peers had that wait now. Somebody with a hundred sessions so gets what somebody with one gets.
 #[derive(Debug, Default)]
 pub(crate) struct Fair {
-    had: HashMap<PeerId, i64>,
+    had: HashMap<PeerId, Had>,
+    /// How often it was said who waits.
+    round: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Had {
+    amount: i64,
+    /// The last round in which the peer waited.
+    round: u64,
 }
 
 impl Fair {
     /// These wait now. Whoever was not there before begins just below the one of the others that had least: it goes first
     /// once, and cannot ask for what others had while it was away.
     pub(crate) fn present(&mut self, peers: impl Iterator<Item = PeerId> + Clone) {
-        if !self.had.is_empty() {
-            let mut gone: Vec<PeerId> = self.had.keys().copied().collect();
-            gone.retain(|peer| !peers.clone().any(|present| present == *peer));
-            for peer in gone {
-                self.had.remove(&peer);
+        self.round += 1;
+        let round = self.round;
+        for peer in peers.clone() {
+            if let Some(had) = self.had.get_mut(&peer) {
+                had.round = round;
             }
         }
-        let least = self.had.values().copied().min().unwrap_or_default();
+        self.had.retain(|_, had| had.round == round);
+        let least = self.had.values().map(|had| had.amount).min().unwrap_or_default();
+        let amount = least.saturating_sub(1);
         for peer in peers {
-            self.had.entry(peer).or_insert(least - 1);
+            self.had.entry(peer).or_insert(Had { amount, round });
         }
     }
 
     /// Something was done for a peer.
     pub(crate) fn ran(&mut self, peer: PeerId, amount: usize) {
         if let Some(had) = self.had.get_mut(&peer) {
-            *had = had.saturating_add(i64::try_from(amount).unwrap_or(i64::MAX));
+            had.amount = had.amount.saturating_add(i64::try_from(amount).unwrap_or(i64::MAX));
         }
     }
 
     /// The order in which peers go: the smaller, the earlier.
     pub(crate) fn rank(&self, peer: &PeerId) -> i64 {
-        self.had.get(peer).copied().unwrap_or_default()
+        self.had.get(peer).map_or(0, |had| had.amount)
     }
 
     /// How many peers wait.
@@ -48,6 +59,8 @@ impl Fair {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     fn peers<const N: usize>() -> [PeerId; N] {
@@ -97,5 +110,25 @@ mod tests {
         );
         fair.present([old].into_iter());
         assert_eq!(fair.n_peers(), 1);
+    }
+
+    #[test]
+    fn a_crowd_is_looked_at_twice_and_takes_no_memory_when_it_is_known() {
+        let (crowd, looked_at): ([PeerId; 500], _) = (peers(), Cell::new(0));
+        let waiting = || {
+            let looked_at = &looked_at;
+            crowd.iter().copied().inspect(|_| looked_at.set(looked_at.get() + 1))
+        };
+        let mut fair = Fair::default();
+        fair.present(waiting());
+        let capacity = fair.had.capacity();
+        looked_at.set(0);
+        fair.present(waiting());
+        assert_eq!(
+            (looked_at.get(), fair.had.capacity(), fair.n_peers()),
+            (1000, capacity, 500)
+        );
+        fair.present(waiting().take(100));
+        assert_eq!(fair.n_peers(), 100);
     }
 }
