@@ -36,6 +36,10 @@ pub(crate) const HEADER: &str = "";
 /// Where the addresses in files lead, whatever mirror is used.
 const USUAL_HUB: &str = "https://huggingface.co";
 
+/// What a file is made of, in its order: its header, called [`HEADER`], and the tensors by their names in it, each with what lies
+/// before the next.
+pub(crate) type Spans = Vec<(String, Range<u64>)>;
+
 /// A GGUF file that cannot be used.
 #[derive(Debug, Error)]
 pub enum GgufError {
@@ -243,12 +247,11 @@ impl Gguf {
     }
 }
 
-/// What a file of `size` bytes that begins with `first` is made of, in its order: its header, which has no name, and the
-/// tensors by theirs. `None` if more of it has to be seen.
+/// What a file of `size` bytes is made of that begins with `first`; `None` if more of it has to be seen.
 ///
 /// # Errors
 /// No GGUF file of that size begins so.
-pub(crate) fn spans(first: &[u8], size: u64) -> Result<Option<Vec<(String, Range<u64>)>>, GgufError> {
+pub(crate) fn spans(first: &[u8], size: u64) -> Result<Option<Spans>, GgufError> {
     match Header::read(first) {
         Ok(header) => header.spans(size).map(Some),
         // A header that is cut off looks like a damaged one.

@@ -60,7 +60,7 @@ enum Place {
         /// For as long as the header is of use.
         _lease: Option<Arc<Lease>>,
         /// That of the model it was made of.
-        base: Option<HubRepo>,
+        base: Option<Box<HubRepo>>,
     },
 }
 

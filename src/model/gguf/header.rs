@@ -1,12 +1,12 @@
 //! The header of a GGUF file: metadata, and where which tensor is. Files come from strangers: every length is held
 //! against what is left of the file before anything is read or allocated.
 
-use std::{collections::HashMap, ops::Range};
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use candle_core::quantized::GgmlDType;
 
-use super::GgufError;
+use super::{GgufError, HEADER, Spans};
 
 const MAGIC: &[u8] = b"GGUF";
 /// Metadata keys and tensors of the largest models are some thousands.
@@ -146,19 +146,17 @@ impl Header {
             .ok_or(GgufError::Damaged("a tensor is not inside"))
     }
 
-    /// What a file of `size` bytes is made of, in its order: its header, which has no name, and the tensors, each with what
-    /// lies before the next.
+    /// What the file is made of if it has `size` bytes.
     ///
     /// # Errors
     /// Tensors that are not inside, or are in each other.
-    pub(super) fn spans(&self, size: u64) -> Result<Vec<(String, Range<u64>)>, GgufError> {
+    pub(super) fn spans(&self, size: u64) -> Result<Spans, GgufError> {
         let mut starts: Vec<(u64, &str)> = self.tensors.iter().map(|(name, info)| (info.offset, &**name)).collect();
-        starts.push((0, ""));
+        starts.push((0, HEADER));
         starts.sort_unstable();
         let ends = starts.iter().skip(1).map(|(start, _)| *start).chain([size]);
         let spans = starts.iter().zip(ends).map(|((start, name), end)| {
-            // A name of none is the header's.
-            let is_sound = *start <= end && (*start == 0) == name.is_empty();
+            let is_sound = *start <= end && (*start == 0) == (*name == HEADER);
             is_sound
                 .then(|| ((*name).to_owned(), *start..end))
                 .ok_or(GgufError::Damaged("a tensor is not inside"))

@@ -138,7 +138,7 @@ pub(super) fn gguf_at(path: &Path, repo: Option<HubRepo>, options: &HubOptions) 
     let base = file.base_repo(&options.endpoint);
     Ok(Place::Gguf {
         path,
-        base: base.and_then(|name| HubRepo::open(name, &of_base).ok()),
+        base: base.and_then(|name| HubRepo::open(name, &of_base).ok().map(Box::new)),
         file: Arc::new(file),
         repo,
         names,
