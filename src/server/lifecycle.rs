@@ -31,7 +31,7 @@ use super::{
     push::Pushes,
     serving::{Limits, Serving},
     throughput::Rates,
-    worker::Worker,
+    worker::{Lost, Worker},
 };
 use crate::{
     dht::Dht,
@@ -99,6 +99,9 @@ pub enum StartError {
     /// A card does not compute any more.
     #[error("a card is lost; start the server again, and look into the system's log if that happens often")]
     CardLost(#[source] CudaError),
+    /// The compute thread is gone.
+    #[error("the compute thread ended by a defect of this server, see its log; start the server again")]
+    ThreadLost,
     /// The process is shutting down.
     #[error("interrupted while loading")]
     Interrupted,
@@ -407,7 +410,7 @@ impl Lifecycle {
         let cache = self.cache_amount(blocks.span().len());
         let (counters, duty) = (self.current.counters.clone(), self.duty());
         let worker = Worker::start(blocks.clone(), choice.max_queue, counters, duty).map_err(StartError::Thread)?;
-        self.watch_cards(worker.clone());
+        self.watch_worker(worker.clone());
         Ok(Serving {
             prefix: self.config.prefix.clone(),
             span: blocks.span(),
@@ -439,17 +442,17 @@ impl Lifecycle {
         }
     }
 
-    /// Reports a card that is lost: whoever waits for moves then stops the server.
-    fn watch_cards(&self, worker: Worker) {
-        if !self.config.machine.has_cards() {
-            return;
-        }
+    /// Reports that nothing can be computed any more: whoever waits for moves then stops the server.
+    fn watch_worker(&self, worker: Worker) {
         let report = self.report.clone();
-        self.tasks.spawn_until_stopped("cards", async move {
-            if let Some(cause) = worker.lost().await {
-                // It fails when nobody waits for moves any more.
-                drop(report.send(Err(StartError::CardLost(cause))).await);
-            }
+        self.tasks.spawn_until_stopped("worker", async move {
+            let error = match worker.lost().await {
+                None => return,
+                Some(Lost::Card(cause)) => StartError::CardLost(cause),
+                Some(Lost::Thread) => StartError::ThreadLost,
+            };
+            // It fails when nobody waits for moves any more.
+            drop(report.send(Err(error)).await);
         });
     }
 

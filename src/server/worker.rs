@@ -99,7 +99,16 @@ type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
 pub(crate) struct Worker {
     queue: Queue<Job>,
     waiting: Waiting,
-    lost: watch::Receiver<Option<CudaError>>,
+    lost: watch::Receiver<Option<Lost>>,
+}
+
+/// Why nothing is computed any more.
+#[derive(Clone, Debug)]
+pub(crate) enum Lost {
+    /// A card is lost.
+    Card(CudaError),
+    /// A defect outside of the blocks ended the thread.
+    Thread,
 }
 
 #[derive(Debug)]
@@ -218,11 +227,11 @@ impl Worker {
         self.queue.close();
     }
 
-    /// Waits until a card is lost and returns why; until the thread ends if none is.
+    /// Waits until a card or the thread is lost and returns why; until the thread is stopped if neither is.
     ///
     /// # Cancel safety
     /// Nothing is lost.
-    pub(crate) async fn lost(&self) -> Option<CudaError> {
+    pub(crate) async fn lost(&self) -> Option<Lost> {
         let mut lost = self.lost.clone();
         let lost = lost.wait_for(Option::is_some).await.ok()?;
         lost.clone()
@@ -276,8 +285,19 @@ struct Compute {
     scratch: Scratch,
     /// Always empty between two block runs.
     parts: Vec<Part<'static>>,
-    /// Where it is said that a card is lost.
-    lost: watch::Sender<Option<CudaError>>,
+    /// Where it is said that a card is lost, or the thread.
+    lost: watch::Sender<Option<Lost>>,
+}
+
+impl Drop for Compute {
+    /// Nobody waits for a thread that is gone, whatever ended it.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            error!("the compute thread panicked; nothing is computed any more");
+            self.lost.send_replace(Some(Lost::Thread));
+        }
+        self.queue.close();
+    }
 }
 
 impl Compute {
@@ -493,11 +513,11 @@ impl Compute {
 }
 
 /// Says so if a card is lost: nothing that is computed from now on can be right.
-fn note_loss(lost: &watch::Sender<Option<CudaError>>, error: &RequestError) {
+fn note_loss(lost: &watch::Sender<Option<Lost>>, error: &RequestError) {
     if let RequestError::Compute(ComputeError::Card(error)) = error
         && error.is_fatal()
     {
-        lost.send_replace(Some(error.clone()));
+        lost.send_replace(Some(Lost::Card(error.clone())));
     }
 }
 
