@@ -169,6 +169,7 @@ impl<'a> Bench<'a> {
                 .map(|(cache, x)| Part {
                     cache,
                     chain_idx,
+                    rows: 0..x.batch,
                     x,
                     position: self.position,
                     tokens: 0..tokens,

@@ -157,6 +157,7 @@ impl Bench {
             let part = Part {
                 cache: &mut cache,
                 chain_idx: 0,
+                rows: 0..x.batch,
                 x: &mut x,
                 position,
                 tokens: 0..tokens,

@@ -347,6 +347,7 @@ impl Blocks {
         let part = Part {
             cache,
             chain_idx,
+            rows: 0..x.batch,
             tokens: 0..x.tokens,
             x,
             position,

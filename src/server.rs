@@ -34,6 +34,7 @@ mod overview;
 mod pass;
 mod pass_memory;
 mod pauses;
+mod piece;
 mod politeness;
 mod push;
 mod queue;

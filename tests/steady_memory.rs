@@ -85,6 +85,7 @@ impl<'a, const N: usize> Run<'a, N> {
             let mut parts = self.xs.each_mut().map(|x| Part {
                 cache: caches.next().unwrap(),
                 chain_idx,
+                rows: 0..x.batch,
                 tokens: 0..x.tokens,
                 x,
                 position,

@@ -24,7 +24,9 @@ pub struct Part<'a> {
     pub x: &'a mut Hidden,
     /// Where the step's first token is in every sequence.
     pub position: usize,
-    /// Which of the step's tokens, in every sequence. Those before them went through the block already.
+    /// Which of the step's sequences.
+    pub rows: Range<usize>,
+    /// Which of the step's tokens, in each of these. Those before them went through the block already.
     pub tokens: Range<usize>,
 }
 
@@ -45,21 +47,30 @@ pub struct Scratch {
 impl Part<'_> {
     /// Whether its tokens lie one behind the other in `x`.
     fn is_contiguous(&self) -> bool {
-        self.x.batch == 1 || self.tokens == (0..self.x.tokens)
+        self.rows.len() == 1 || self.tokens == (0..self.x.tokens)
     }
 
     /// Its tokens, sequence by sequence.
     fn rows(&self) -> impl Iterator<Item = &[f32]> {
         let (row, range) = self.row_and_range();
-        self.x.data.chunks_exact(row).map(move |row| &row[range.clone()])
+        let rows = self
+            .x
+            .data
+            .chunks_exact(row)
+            .skip(self.rows.start)
+            .take(self.rows.len());
+        rows.map(move |row| &row[range.clone()])
     }
 
     fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         let (row, range) = self.row_and_range();
-        self.x
+        let rows = self
+            .x
             .data
             .chunks_exact_mut(row)
-            .map(move |row| &mut row[range.clone()])
+            .skip(self.rows.start)
+            .take(self.rows.len());
+        rows.map(move |row| &mut row[range.clone()])
     }
 
     /// Numbers in each sequence of the step, and which of them are in this part.
@@ -78,7 +89,7 @@ impl Part<'_> {
         let adapter = self.cache.adapter();
         let rows = self
             .cache
-            .rows_for_step(self.chain_idx + offset, self.x.batch, position, tokens)?;
+            .rows_for_step(self.chain_idx + offset, (self.x.batch, &self.rows), position, tokens)?;
         Ok(rows.iter_mut().map(move |row| Segment {
             row,
             position,
@@ -116,8 +127,8 @@ impl Blocks {
     /// In place.
     fn run_alone(&self, blocks: &[u32], part: &mut Part<'_>, scratch: &mut Scratch) -> Result<(), ComputeError> {
         let width = part.x.width;
-        let first = part.tokens.start * width;
-        let len = part.x.batch * part.tokens.len() * width;
+        let first = (part.rows.start * part.x.tokens + part.tokens.start) * width;
+        let len = part.rows.len() * part.tokens.len() * width;
         let mut data = std::mem::take(&mut part.x.data);
         let outcome = self.run_all(
             blocks,
@@ -192,9 +203,16 @@ impl Blocks {
                 n_tokens: part.x.tokens,
             });
         }
+        if part.rows.start > part.rows.end || part.rows.end > part.x.batch {
+            return Err(ComputeError::Rows {
+                rows: part.rows.clone(),
+                batch: part.x.batch,
+            });
+        }
         let position = part.position.saturating_add(part.tokens.start);
+        let rows = (part.x.batch, &part.rows);
         part.cache
-            .rows_for_step(part.chain_idx + offset, part.x.batch, position, part.tokens.len())?;
+            .rows_for_step(part.chain_idx + offset, rows, position, part.tokens.len())?;
         Ok(())
     }
 

@@ -317,6 +317,14 @@ pub enum ComputeError {
         /// What the cache was made for.
         max_length: usize,
     },
+    /// The step has no such sequences.
+    #[error("sequences {}:{} of a step of {batch} sequences were asked for", rows.start, rows.end)]
+    Rows {
+        /// The sequences asked for.
+        rows: Range<usize>,
+        /// How many there are.
+        batch: usize,
+    },
     /// The step has no such tokens.
     #[error("tokens {}:{} of a step of {n_tokens} tokens were asked for", tokens.start, tokens.end)]
     Tokens {

@@ -13,7 +13,7 @@ mod prefix;
 mod row;
 mod track;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 pub use arena::CacheCounts;
 pub(crate) use arena::{Arena, PageRef};
@@ -167,11 +167,12 @@ impl Cache {
         Ok(())
     }
 
-    /// The rows of chain entry `chain_idx`, if `tokens` more tokens of `batch` rows can be written at `position`.
+    /// Those of the rows of chain entry `chain_idx` that are in `among`, if `tokens` more tokens can be written to them at
+    /// `position`, and the batch has `batch` of them.
     pub(crate) fn rows_for_step(
         &mut self,
         chain_idx: usize,
-        batch: usize,
+        (batch, among): (usize, &Range<usize>),
         position: usize,
         tokens: usize,
     ) -> Result<&mut [Row], ComputeError> {
@@ -192,6 +193,7 @@ impl Cache {
                 max_length: self.max_length,
             });
         }
+        let rows = &mut rows[among.clone()];
         let cached = rows.iter().map(Row::tokens).min().unwrap_or(position);
         if position > cached {
             return Err(ComputeError::Gap { position, cached });

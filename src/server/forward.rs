@@ -1,7 +1,7 @@
 //! A forward pass over whole sequences on the compute thread, block by block and a chunk of tokens at a time: others
 //! get in between, and one block's keys and values are all that it keeps.
 
-use super::{error::RequestError, worker::Work};
+use super::{error::RequestError, piece::Piece, worker::Work};
 use crate::model::{AdapterId, Blocks, Cache, Hidden, Part, Scratch};
 
 /// A forward pass, somewhere on its way.
@@ -10,8 +10,8 @@ pub(crate) struct Forward {
     work: Work,
     /// Position in the chain of the next block.
     next: usize,
-    /// Tokens of each sequence that went through that block.
-    done: usize,
+    /// How far it is in that block.
+    piece: Piece,
     /// Keys and values of one block; each block overwrites those of the one before.
     cache: Cache,
 }
@@ -23,7 +23,7 @@ impl Forward {
         let mut forward = Self {
             work,
             next: 0,
-            done: 0,
+            piece: Piece::default(),
             cache,
         };
         forward.enter();
@@ -39,7 +39,7 @@ impl Forward {
         self.next == self.work.chain.len()
     }
 
-    /// Takes up to `tokens` tokens through the next block, one of each sequence at least; returns how many it took.
+    /// Takes up to `tokens` tokens through the next block, one at least; returns how many it took.
     ///
     /// # Errors
     /// When the block is not served, or does not fit.
@@ -50,22 +50,24 @@ impl Forward {
         scratch: &mut Scratch,
     ) -> Result<usize, RequestError> {
         let x = &mut self.work.x;
-        let (batch, end) = (x.batch, x.tokens);
-        let range = self.done..end.min(self.done + (tokens / batch.max(1)).max(1));
+        let size = [x.batch, x.tokens];
+        self.piece.take(size, tokens);
         let part = Part {
             cache: &mut self.cache,
             chain_idx: 0,
             x,
             position: 0,
-            tokens: range.clone(),
+            rows: self.piece.rows(),
+            tokens: self.piece.tokens(),
         };
         blocks.run_batch(&[self.work.chain[self.next]], &mut [part], scratch)?;
-        self.done = range.end;
-        if self.done == end {
-            (self.next, self.done) = (self.next + 1, 0);
+        let len = self.piece.len();
+        self.piece.done(size[1]);
+        if self.piece.is_last(size[0]) {
+            (self.next, self.piece) = (self.next + 1, Piece::default());
             self.enter();
         }
-        Ok(batch * range.len())
+        Ok(len)
     }
 
     /// The output, after the last block.

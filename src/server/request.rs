@@ -10,7 +10,7 @@ use sepal_protocol::{
     tensor::{DType, WireTensor},
 };
 
-use super::error::RequestError;
+use super::{error::RequestError, piece::Piece};
 use crate::model::{AdapterId, Blocks, Hidden};
 
 /// Longest chain in one request, in blocks. Chains may repeat blocks, so the span does not bound them; no model has
@@ -232,14 +232,19 @@ impl Prompts {
 
     /// Adds the prompts of the chain's block number `index` to the first positions of every row of `x`.
     pub(crate) fn add_to(&self, index: usize, x: &mut Hidden) {
-        self.add_to_tokens(index, x, 0..x.tokens);
+        let all = (0..x.batch, 0..x.tokens);
+        self.add_to_part(index, x, all);
     }
 
-    /// The same for those of the positions that are in `tokens`.
-    pub(crate) fn add_to_tokens(&self, index: usize, x: &mut Hidden, tokens: Range<usize>) {
+    /// The same for those of the rows and positions that are in `piece`.
+    pub(crate) fn add_to_piece(&self, index: usize, x: &mut Hidden, piece: &Piece) {
+        self.add_to_part(index, x, (piece.rows(), piece.tokens()));
+    }
+
+    fn add_to_part(&self, index: usize, x: &mut Hidden, (rows, tokens): (Range<usize>, Range<usize>)) {
         let row_len = self.prefix * self.width;
         let numbers = tokens.start.min(self.prefix) * self.width..tokens.end.min(self.prefix) * self.width;
-        for row in 0..x.batch {
+        for row in rows {
             let source_row = index * self.batch + if self.batch == 1 { 0 } else { row };
             let source = &self.data[source_row * row_len..][numbers.clone()];
             let target = &mut x.data[row * x.tokens * x.width..][numbers.clone()];

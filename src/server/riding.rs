@@ -1,14 +1,15 @@
 //! One step of a session on its way through its chain: where it is, which of its tokens go next, and how it ends. Who
 //! else goes with it is not decided here.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use tokio::sync::oneshot;
 
 use super::{
     error::RequestError,
     guests::Origin,
-    schedule::{MIN_CHUNK, Place},
+    piece::Piece,
+    schedule::{CROWD, MIN_CHUNK, Place},
     stats::Counters,
     waiting::Ticket,
     worker::{Step, StepOutput},
@@ -22,8 +23,8 @@ pub(crate) struct Riding {
     reply: oneshot::Sender<Result<StepOutput, RequestError>>,
     /// Position in the chain of the next block.
     next: usize,
-    /// The tokens that are between the first block and the last. Those before them are through.
-    chunk: Range<usize>,
+    /// What is between the first block and the last.
+    piece: Piece,
     overtaken: usize,
     /// Takes part in the block run that is being prepared or computed.
     aboard: bool,
@@ -57,7 +58,7 @@ impl Riding {
             step,
             reply,
             next: 0,
-            chunk: 0..0,
+            piece: Piece::default(),
             overtaken: 0,
             aboard: false,
             leads: true,
@@ -85,16 +86,12 @@ impl Riding {
     /// Takes its place beside the other steps of its peer: `first` says whether it is the first long one of these that has
     /// not begun.
     pub(crate) fn line_up(&mut self, first: impl FnOnce() -> bool) {
-        self.leads = self.is_short() || !self.chunk.is_empty() || first();
+        self.leads = self.is_short() || !self.piece.is_empty() || first();
     }
 
     /// Tokens that take part in the block run.
     pub(crate) fn tokens_aboard(&self) -> usize {
-        if self.aboard {
-            self.step.work.x.batch * self.chunk.len()
-        } else {
-            0
-        }
+        if self.aboard { self.piece.len() } else { 0 }
     }
 
     /// Tokens of the whole step.
@@ -115,7 +112,7 @@ impl Riding {
     /// Whether it goes as a whole, and with everybody.
     pub(crate) fn is_short(&self) -> bool {
         let x = &self.step.work.x;
-        x.tokens == 1 || x.batch * x.tokens <= MIN_CHUNK
+        self.size() <= if x.tokens == 1 { CROWD } else { MIN_CHUNK }
     }
 
     pub(crate) fn is_aboard(&self) -> bool {
@@ -124,44 +121,32 @@ impl Riding {
 
     /// Nothing is left to compute.
     pub(crate) fn is_over(&self) -> bool {
-        self.error.is_some() || self.chunk.start == self.step.work.x.tokens || self.step.work.chain.is_empty()
+        let x = &self.step.work.x;
+        self.error.is_some() || x.data.is_empty() || self.piece.is_last(x.batch) || self.step.work.chain.is_empty()
     }
 
     pub(crate) fn caller_left(&self) -> bool {
         self.reply.is_closed()
     }
 
-    /// Tokens that would go through the next block with this step if there is room for `room`; 0 if it would not go.
+    /// Tokens that would go through the next block with this step if there is room for `room`; 0 if it would not go. A piece
+    /// that was begun is not cut again.
     pub(crate) fn wants(&self, room: usize) -> usize {
-        let x = &self.step.work.x;
-        if !self.chunk.is_empty() {
-            let tokens = x.batch * self.chunk.len();
-            return if tokens <= room { tokens } else { 0 };
+        match self.piece.len() {
+            0 => self.piece.next_len(self.shape(), room),
+            len if len <= room => len,
+            _ => 0,
         }
-        let left = x.tokens - self.chunk.start;
-        let each = if self.is_short() {
-            left
-        } else {
-            left.min(room / x.batch)
-        };
-        // A piece that is too small is not worth a reading of the weights.
-        if each < left && each * x.batch < MIN_CHUNK {
-            return 0;
-        }
-        each * x.batch
     }
 
-    /// Gets on the next block run with up to `room` tokens, one of each sequence at least. A chunk that was begun is not
-    /// cut again. Returns how many tokens it takes along.
+    /// Gets on the next block run with up to `room` tokens, one at least. A piece that was begun is not cut again. Returns
+    /// how many tokens it takes along.
     pub(crate) fn board(&mut self, room: usize) -> usize {
-        let work = &mut self.step.work;
-        let x = &mut work.x;
-        if self.chunk.is_empty() {
-            let start = self.chunk.start;
-            let each = (room / x.batch).max(1);
-            self.chunk = start..x.tokens.min(start.saturating_add(each));
+        if self.piece.is_empty() {
+            self.piece.take(self.shape(), room);
+            let work = &mut self.step.work;
             if let Some(prompts) = &work.prompts {
-                prompts.add_to_tokens(0, x, self.chunk.clone());
+                prompts.add_to_piece(0, &mut work.x, &self.piece);
             }
         }
         self.aboard = true;
@@ -169,7 +154,11 @@ impl Riding {
             self.started = Some(Instant::now());
             self.step.traced.is_computed();
         }
-        x.batch * self.chunk.len()
+        self.piece.len()
+    }
+
+    fn shape(&self) -> [usize; 2] {
+        [self.step.work.x.batch, self.step.work.x.tokens]
     }
 
     /// What it brings to the block run.
@@ -179,7 +168,8 @@ impl Riding {
             chain_idx: self.next,
             x: &mut self.step.work.x,
             position: self.step.position,
-            tokens: self.chunk.clone(),
+            rows: self.piece.rows(),
+            tokens: self.piece.tokens(),
         }
     }
 
@@ -198,13 +188,13 @@ impl Riding {
         self.next += n_blocks;
         if self.next < work.chain.len() {
             if let Some(prompts) = &work.prompts {
-                prompts.add_to_tokens(self.next, &mut work.x, self.chunk.clone());
+                prompts.add_to_piece(self.next, &mut work.x, &self.piece);
             }
             return false;
         }
         self.next = 0;
         self.overtaken = 0;
-        self.chunk = self.chunk.end..self.chunk.end;
+        self.piece.done(self.step.work.x.tokens);
         true
     }
 

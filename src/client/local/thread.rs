@@ -171,6 +171,7 @@ impl Step {
         Part {
             cache: &mut self.cache,
             chain_idx: 0,
+            rows: 0..self.x.batch,
             tokens: 0..self.x.tokens,
             x: &mut self.x,
             position: self.position,

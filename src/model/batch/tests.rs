@@ -71,6 +71,7 @@ fn run_together(blocks: &Blocks, runs: &mut [&mut Run], rng: &mut StdRng, scratc
                 .map(|(run, (x, first))| Part {
                     cache: &mut run.cache,
                     chain_idx: block as usize,
+                    rows: 0..x.batch,
                     position: run.done,
                     tokens: if cut == 0 { 0..*first } else { *first..x.tokens },
                     x,
@@ -144,6 +145,7 @@ fn a_batch_with_a_part_that_does_not_fit_changes_nothing() {
         .map(|(cache, x)| Part {
             cache,
             chain_idx: 0,
+            rows: 0..x.batch,
             x,
             position: 0,
             tokens: 0..3,

@@ -62,6 +62,7 @@ fn run(blocks: &Blocks, chain: &[u32], (cache, x): (&mut Cache, &mut Hidden), po
     let part = Part {
         cache,
         chain_idx: 0,
+        rows: 0..x.batch,
         tokens: 0..x.tokens,
         x,
         position,
@@ -179,6 +180,7 @@ fn short_steps_of_many_sessions_are_what_they_are_alone_bit_for_bit() {
                 .map(|((cache, _), x)| Part {
                     cache,
                     chain_idx: 0,
+                    rows: 0..x.batch,
                     tokens: 0..1,
                     x,
                     position,

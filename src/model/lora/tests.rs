@@ -97,6 +97,7 @@ fn sequences_get_what_they_get_alone(blocks: &Blocks) {
         .map(|(x, cache)| Part {
             cache,
             chain_idx: 0,
+            rows: 0..x.batch,
             tokens: 0..x.tokens,
             x,
             position: 0,

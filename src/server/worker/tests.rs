@@ -577,3 +577,36 @@ async fn a_thread_that_is_stopped_is_not_lost() {
     worker.stop();
     assert!(worker.lost().await.is_none());
 }
+
+#[tokio::test]
+async fn wide_batches_go_in_pieces_and_come_out_as_if_they_went_whole() {
+    let blocks = blocks(WeightDType::F32);
+    let (chain, mut rng) = ([0, 1, 2, 3], StdRng::seed_from_u64(12));
+    let (wide, one) = (random(&mut rng, 300, 2), random(&mut rng, 300, 1));
+    let (mut alone, mut expected) = (blocks.new_cache(4, 300, 3), [wide.clone(), one.clone()]);
+    for (position, x) in [0, 2].into_iter().zip(&mut expected) {
+        for block in chain {
+            blocks.step(block, &mut alone, block as usize, x, position).unwrap();
+        }
+    }
+    let counters = Arc::<Counters>::default();
+    let duty = Duty::new(1.0, Instant::now());
+    let worker = Worker::start(blocks.clone(), 8, counters.clone(), duty).unwrap();
+    let mut session = Session::new(&worker, &blocks, &chain, 300, 3).await;
+    for (x, expected) in [&wide, &one].into_iter().zip(&expected) {
+        let out = session.step(x.clone(), None).await.unwrap();
+        assert_same_bits(&out.data, &expected.data);
+    }
+    let work = Work {
+        chain: chain.into(),
+        x: wide,
+        prompts: None,
+        origin: somebody(false),
+        _lease: None,
+    };
+    let out = worker.forward(work, None).await.unwrap();
+    assert_same_bits(&out.data, &expected[0].data);
+    // The first piece is small, whatever is measured later.
+    let stats = counters.read(Waits::default(), blocks.cache_counts());
+    assert!(stats.block_runs > 2 * 4, "{}", stats.block_runs);
+}
