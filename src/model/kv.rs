@@ -9,6 +9,7 @@
 
 mod arena;
 mod page;
+mod places;
 mod prefix;
 mod row;
 mod track;
@@ -18,6 +19,7 @@ use std::{ops::Range, sync::Arc};
 pub use arena::CacheCounts;
 pub(crate) use arena::{Arena, PageRef};
 pub(crate) use page::{HeadPage, PAGE_TOKENS};
+use places::Places;
 pub(crate) use row::Row;
 use track::Track;
 
@@ -158,11 +160,13 @@ impl Cache {
         if rows.iter().enumerate().all(|(i, row)| i == *row) {
             return Ok(());
         }
+        let (places, mut spent) = (Places::of(rows), Vec::new());
         for entry in &mut self.chain {
-            *entry = rows.iter().map(|row| entry[*row].clone()).collect();
+            places.apply(entry, |from, to: &mut Row| to.become_like(from, &mut spent));
         }
+        PageRef::end_all(spent.drain(..));
         if let Some(track) = &mut self.track {
-            track.reorder(rows);
+            track.reorder(&places);
         }
         Ok(())
     }

@@ -2,9 +2,12 @@
 //! nobody uses may hold known prefixes meanwhile. How many pages a session may have is not decided here; those that keep
 //! to what is there never get one from the heap.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    vec::Drain,
 };
 
 use super::{
@@ -225,6 +228,16 @@ impl Arena {
         }
     }
 
+    /// Ends a use of `page`, in whose place there is nothing then.
+    fn end(&self, page: &mut Arc<Page>, state: &mut State) {
+        let page = std::mem::replace(page, self.nothing.clone());
+        if page.is_overflow() && Arc::strong_count(&page) == 1 {
+            self.overflow.fetch_sub(1, Ordering::Relaxed);
+        }
+        state.give_back(page);
+        self.references.fetch_sub(1, Ordering::Relaxed);
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -265,6 +278,22 @@ pub(crate) struct PageRef {
 impl PageRef {
     pub(crate) fn page(&self) -> &Page {
         &self.page
+    }
+
+    /// Whether both are uses of one page.
+    pub(super) fn is_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.page, &other.page)
+    }
+
+    /// Ends all these uses of one arena's pages under one lock.
+    pub(super) fn end_all(uses: Drain<'_, Self>) {
+        let Some(arena) = uses.as_slice().first().map(|first| first.arena.clone()) else {
+            return;
+        };
+        let mut state = arena.lock();
+        for mut each in uses {
+            arena.end(&mut each.page, &mut state);
+        }
     }
 
     /// The page, to be kept by the index beside this use of it.
@@ -320,12 +349,9 @@ impl Clone for PageRef {
 
 impl Drop for PageRef {
     fn drop(&mut self) {
-        let mut state = self.arena.lock();
-        let page = std::mem::replace(&mut self.page, self.arena.nothing.clone());
-        if page.is_overflow() && Arc::strong_count(&page) == 1 {
-            self.arena.overflow.fetch_sub(1, Ordering::Relaxed);
+        let has_ended = Arc::ptr_eq(&self.page, &self.arena.nothing);
+        if !has_ended {
+            self.arena.end(&mut self.page, &mut self.arena.lock());
         }
-        state.give_back(page);
-        self.arena.references.fetch_sub(1, Ordering::Relaxed);
     }
 }

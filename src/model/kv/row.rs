@@ -112,9 +112,24 @@ impl Row {
         Ok(())
     }
 
-    /// Goes on from `tokens` tokens and `pages`, full ones, after them.
+    /// Becomes what `other` is, and shares its pages. Uses of pages that end by it are added to `spent`; what both have
+    /// already is left as it is, which is nearly all in beams of one prompt.
+    pub(crate) fn become_like(&mut self, other: &Self, spent: &mut Vec<PageRef>) {
+        self.reserve();
+        spent.extend(self.pages.drain(other.pages.len().min(self.pages.len())..));
+        for (own, others) in self.pages.iter_mut().zip(&other.pages) {
+            if !own.is_of(others) {
+                spent.push(std::mem::replace(own, others.clone()));
+            }
+        }
+        let n_pages = self.pages.len();
+        self.pages.extend_from_slice(&other.pages[n_pages..]);
+        self.tokens = other.tokens;
+    }
+
+    /// Goes on from `tokens` tokens with `pages`, full ones, the first of which is that of the token after them.
     pub(crate) fn share(&mut self, tokens: usize, pages: impl Iterator<Item = PageRef>) {
-        self.pages.truncate(tokens / PAGE_TOKENS);
+        self.shorten(tokens / PAGE_TOKENS);
         self.pages.extend(pages);
         self.tokens = self.pages.len() * PAGE_TOKENS;
     }
@@ -135,9 +150,19 @@ impl Row {
 
     /// To at most `n_pages` pages, with room for all that will ever be.
     fn shorten(&mut self, n_pages: usize) {
-        self.pages.truncate(n_pages);
+        PageRef::end_all(self.pages.drain(n_pages.min(self.pages.len())..));
+        self.reserve();
+    }
+
+    fn reserve(&mut self) {
         if self.pages.capacity() == 0 {
             self.pages.reserve_exact(self.max_length.div_ceil(PAGE_TOKENS));
         }
+    }
+}
+
+impl Drop for Row {
+    fn drop(&mut self) {
+        PageRef::end_all(self.pages.drain(..));
     }
 }

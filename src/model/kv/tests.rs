@@ -329,3 +329,130 @@ fn a_page_that_only_a_known_prefix_shares_is_written_to_in_a_full_arena() {
     assert_eq!((arena.counts().overflow, arena.counts().known), (0, 0));
     assert_eq!(read(&cache.chain[0][0]), [9.0]);
 }
+
+const BEAMS: usize = 3;
+const LENGTH: usize = 70;
+
+/// A session of several rows that shares prefixes, and what is to be in its rows.
+struct Beams {
+    cache: Cache,
+    rows: Vec<Vec<f32>>,
+}
+
+impl Beams {
+    fn new(arena: &Arc<Arena>) -> Self {
+        let mut cache = Cache::new(arena, 2, BEAMS, LENGTH);
+        cache.share_prefixes(b"", WeightDType::F32);
+        Self {
+            cache,
+            rows: vec![Vec::new(); BEAMS],
+        }
+    }
+
+    /// Replaces what is in the rows from `position` on by as many `tokens` of each. How many of each were known.
+    fn step(&mut self, position: usize, tokens: &[Vec<f32>]) -> usize {
+        let n = tokens[0].len();
+        let data = tokens.concat().iter().flat_map(|token| [*token; HIDDEN]).collect();
+        let mut x = Hidden::new(data, BEAMS, n, HIDDEN).unwrap();
+        let known = self.cache.begin(&mut x, position, Some(0));
+        assert_eq!(x.tokens, n - known);
+        let (mut computed, mut expected) = (Vec::new(), Vec::new());
+        for (i, (row, new)) in self.rows.iter_mut().zip(tokens).enumerate() {
+            write(&mut self.cache, i, position + known, &new[known..]);
+            row.truncate(position);
+            row.extend(new);
+            let sums = row.iter().scan(0.0, |sum, token| {
+                *sum += token;
+                Some([*sum; HIDDEN])
+            });
+            let sums: Vec<[f32; HIDDEN]> = sums.skip(position).collect();
+            expected.extend_from_slice(sums.as_flattened());
+            computed.extend_from_slice(sums[known..].as_flattened());
+        }
+        x.data = computed;
+        self.cache.end_step(&mut x);
+        assert_eq!(x.data, expected);
+        known
+    }
+
+    fn reorder(&mut self, rows: &[usize]) {
+        self.cache.reorder(rows).unwrap();
+        self.rows = rows.iter().map(|row| self.rows[*row].clone()).collect();
+    }
+}
+
+/// The next tokens of all rows: mostly as the prompt goes on, or one row has others.
+fn next_tokens(rng: &mut impl Rng, range: std::ops::Range<usize>) -> Vec<Vec<f32>> {
+    let mut tokens = vec![prompt(LENGTH)[range].to_vec(); BEAMS];
+    if rng.random_range(0..4) == 0 {
+        let n = tokens[0].len();
+        tokens[rng.random_range(0..BEAMS)][rng.random_range(0..n)] += 1.0;
+    }
+    tokens
+}
+
+#[test]
+fn any_mix_of_sessions_of_beams_that_share_gives_each_what_is_its_own() {
+    let arena = arena(200);
+    let mut rng = rng(5);
+    let mut sessions: Vec<Beams> = Vec::new();
+    let mut reused = 0;
+    for _ in 0..400 {
+        if sessions.len() < 4 {
+            sessions.push(Beams::new(&arena));
+        }
+        let idx = rng.random_range(0..sessions.len());
+        let session = &mut sessions[idx];
+        match rng.random_range(0..20) {
+            0 => drop(sessions.swap_remove(idx)),
+            1..5 => session.reorder(&[0; BEAMS].map(|_| rng.random_range(0..BEAMS))),
+            kind => {
+                let end = session.rows[0].len();
+                let position = match kind {
+                    5..8 => rng.random_range(end / 2..=end),
+                    _ => end,
+                };
+                let n = rng.random_range(1..30).min(LENGTH - position);
+                if n > 0 {
+                    reused += session.step(position, &next_tokens(&mut rng, position..position + n));
+                }
+            }
+        }
+        for session in &sessions {
+            for (row, expected) in session
+                .cache
+                .chain
+                .iter()
+                .flat_map(|rows| rows.iter().zip(&session.rows))
+            {
+                assert_eq!(&read(row), expected);
+            }
+        }
+    }
+    assert!(reused > 0);
+    sessions.clear();
+    let counts = arena.counts();
+    assert_eq!((counts.free + counts.kept, counts.overflow, counts.shared), (200, 0, 0));
+}
+
+#[test]
+fn beams_that_part_share_all_but_the_page_they_part_in() {
+    let arena = arena(60);
+    let mut beams = Beams::new(&arena);
+    beams.step(0, &[prompt(40), prompt(40), prompt(40)]);
+    beams.reorder(&[0, 0, 0]);
+    // Three pages of two blocks with three users; full ones are known as well.
+    assert_eq!(arena.counts().shared, 2 * (2 * 3 + 2));
+    for position in 40..44 {
+        beams.step(position, &[vec![1.0], vec![2.0], vec![3.0]]);
+        beams.reorder(&[2, 0, 0]);
+    }
+    for entry in &beams.cache.chain {
+        for page_idx in 0..2 {
+            let page = |row: usize| &entry[row].pages()[page_idx];
+            assert!(page(0).is_of(page(1)) && page(0).is_of(page(2)));
+        }
+        let page = |row: usize| &entry[row].pages()[2];
+        assert!(page(1).is_of(page(2)) && !page(0).is_of(page(1)));
+    }
+}

@@ -7,6 +7,7 @@ use super::{
     Cache, Row,
     arena::Arena,
     page::PAGE_TOKENS,
+    places::Places,
     prefix::{Key, Known},
 };
 use crate::model::{Hidden, WeightDType};
@@ -52,9 +53,9 @@ impl Track {
         }
     }
 
-    /// Row `i` becomes what was row `rows[i]`.
-    pub(super) fn reorder(&mut self, rows: &[usize]) {
-        self.sequences = rows.iter().map(|row| self.sequences[*row].clone()).collect();
+    /// Brings the rows into another order.
+    pub(super) fn reorder(&mut self, places: &Places) {
+        places.apply(&mut self.sequences, |from, to| to.become_like(from));
     }
 
     /// Follows `x` from `position` on, if everything before was followed.
@@ -94,6 +95,15 @@ impl Sequence {
         self.hashes.truncate(position);
         self.tail.truncate(position.saturating_sub(self.tail_start) * width);
         self.tail_start = self.tail_start.min(position);
+    }
+
+    /// Becomes what `other` is.
+    fn become_like(&mut self, other: &Self) {
+        let same = common(&self.hashes, &other.hashes);
+        self.hashes.truncate(same);
+        self.hashes.extend_from_slice(&other.hashes[same..]);
+        self.tail.clone_from(&other.tail);
+        self.tail_start = other.tail_start;
     }
 
     /// Makes all pages known that have become full, and keeps the outputs of the one that has not.
@@ -181,6 +191,19 @@ impl Cache {
             }
         }
     }
+}
+
+/// How many tokens two sequences begin with alike, by their hashes: those of one token are alike if all before them are.
+fn common(some: &[Key], others: &[Key]) -> usize {
+    let (mut alike, mut end) = (0, some.len().min(others.len()));
+    while alike < end {
+        let middle = alike.midpoint(end);
+        match some[middle] == others[middle] {
+            true => alike = middle + 1,
+            false => end = middle,
+        }
+    }
+    alike
 }
 
 fn next_key(last: &Key, mark: u64, token: &[f32]) -> Key {
