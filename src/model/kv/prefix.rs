@@ -16,7 +16,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use super::{
     KvShape,
     arena::{Arena, PageRef, State},
-    page::{Home, Page},
+    page::{Home, PAGE_TOKENS, Page},
 };
 use crate::model::WeightDType;
 
@@ -86,41 +86,39 @@ impl Index {
 }
 
 impl Arena {
-    /// The pages that belong to `sequences`, each a list of keys: for each the same number of pages from the first one
-    /// on, as many as are known of all.
-    pub(super) fn recall(arena: &Arc<Self>, sequences: &[Vec<Key>]) -> Vec<Vec<Known>> {
-        let mut state = arena.lock();
-        let known = |keys: &Vec<Key>| {
-            keys.iter()
-                .take_while(|key| state.index.entries.contains_key(*key))
-                .count()
-        };
-        let n_pages = sequences.iter().map(known).min().unwrap_or(0);
-        let mut recall = |key: &Key| {
-            state.index.touch(key);
-            let entry = state.index.entries.get(key)?;
-            let refer = |pages: &[Arc<Page>]| pages.iter().map(|page| Self::refer(arena, page.clone())).collect();
-            Some(Known {
-                pages: refer(&entry.pages),
-                outputs: refer(&entry.outputs),
-            })
+    /// What is known of `sequences`, each the hashes of its tokens from the start of a page on: for each the same number of
+    /// pages from the first one on, as many as are known of all.
+    pub(super) fn recall<'a>(arena: &Arc<Self>, sequences: impl Iterator<Item = &'a [Key]> + Clone) -> Vec<Vec<Known>> {
+        if sequences.clone().any(|hashes| hashes.len() < PAGE_TOKENS) {
+            return Vec::new();
+        }
+        let state = arena.lock();
+        let entry = |key: &Key| state.index.entries.get(key);
+        let n_known = |hashes| page_keys(hashes).map_while(entry).count();
+        let n_pages = sequences.clone().map(n_known).min().unwrap_or(0);
+        if n_pages == 0 {
+            return Vec::new();
+        }
+        let refer = |pages: &[Arc<Page>]| pages.iter().map(|page| Self::refer(arena, page.clone())).collect();
+        let known = |entry: &Entry| Known {
+            pages: refer(&entry.pages),
+            outputs: refer(&entry.outputs),
         };
         sequences
-            .iter()
-            .map(|keys| {
-                // The first page is needed by whoever needs a later one, so it is used last.
-                let mut known: Vec<Known> = keys[..n_pages].iter().rev().filter_map(&mut recall).collect();
-                known.reverse();
-                known
-            })
+            .map(|hashes| page_keys(hashes).take(n_pages).filter_map(entry).map(known).collect())
             .collect()
     }
 
     /// Makes a full page known: `pages` of all blocks of the chain, and the chain's outputs for its tokens, which are
     /// numbers of `dtype`. Older ones are forgotten for it, but nothing is taken from sessions.
-    pub(super) fn offer(&self, key: Key, pages: &[&PageRef], outputs: &[f32], dtype: WeightDType) {
+    pub(super) fn offer<'a>(
+        &self,
+        key: Key,
+        pages: impl Iterator<Item = &'a PageRef> + Clone,
+        (outputs, dtype): (&[f32], WeightDType),
+    ) {
         let mut state = self.lock();
-        let from_heap = pages.iter().any(|page| page.page().is_overflow());
+        let from_heap = pages.clone().any(|page| page.page().is_overflow());
         if from_heap || state.index.entries.contains_key(&key) {
             return;
         }
@@ -130,7 +128,7 @@ impl Arena {
         let index = &mut state.index;
         index.clock += 1;
         let entry = Entry {
-            pages: pages.iter().map(|page| page.shared()).collect(),
+            pages: pages.map(PageRef::shared).collect(),
             outputs,
             age: index.clock,
         };
@@ -138,11 +136,17 @@ impl Arena {
         index.entries.insert(key, entry);
     }
 
-    /// Notes that the prefix with these keys is in use: its first page last, because the others are reached through it.
-    pub(super) fn touch(&self, keys: impl DoubleEndedIterator<Item = Key>) {
+    /// Notes that the prefix whose tokens have these hashes is in use: its first page last, because the others are reached
+    /// through it.
+    pub(super) fn touch(&self, hashes: &[Key]) {
         let mut state = self.lock();
-        keys.rev().for_each(|key| state.index.touch(&key));
+        page_keys(hashes).rev().for_each(|key| state.index.touch(key));
     }
+}
+
+/// Keys of the pages that tokens fill, the first of which is the first of a page.
+fn page_keys(hashes: &[Key]) -> impl DoubleEndedIterator<Item = &Key> {
+    hashes.chunks_exact(PAGE_TOKENS).map(|page| &page[PAGE_TOKENS - 1])
 }
 
 impl State {

@@ -330,6 +330,39 @@ fn a_page_that_only_a_known_prefix_shares_is_written_to_in_a_full_arena() {
     assert_eq!(read(&cache.chain[0][0]), [9.0]);
 }
 
+#[test]
+fn a_step_that_begins_within_a_known_page_takes_over_the_rest_of_it() {
+    let arena = arena(60);
+    let all = prompt(70);
+    let mut first = Session::new(&arena, b"");
+    first.step(0, &all, Some(0));
+    let mut second = Session::new(&arena, b"");
+    for ends in [0, 7, 20, 21, 39, 70].windows(2) {
+        let found = second.step(ends[0], &all[ends[0]..ends[1]], Some(0));
+        assert_eq!(found, second.expected(ends[0]));
+    }
+    // Tokens 7 to 16, 21 to 32 and 39 to 64.
+    assert_eq!(second.computed, 70 - (9 + 11 + 25));
+    assert_eq!(read(&second.cache.chain[1][0]), all);
+
+    // Token by token the last of every page.
+    let mut third = Session::new(&arena, b"");
+    for (position, token) in all.iter().enumerate() {
+        assert_eq!(third.step(position, &[*token], Some(0)), third.expected(position));
+    }
+    assert_eq!(third.computed, 70 - 4);
+    assert_eq!(read(&third.cache.chain[0][0]), all);
+    // Of four pages of two blocks nobody has one of his own.
+    assert_eq!(arena.counts().shared, 2 * (4 * 3));
+
+    // Of what is taken back and comes again nothing is computed, of what comes instead all.
+    assert_eq!(third.step(20, &all[20..64], Some(0)), third.expected(20));
+    assert_eq!(third.computed, 70 - 4);
+    assert_eq!(third.step(20, &[40.0; 20], Some(0)), third.expected(20));
+    assert_eq!(third.computed, 70 - 4 + 20);
+    assert_eq!(read(&third.cache.chain[1][0]), [&all[..20], &[40.0; 20]].concat());
+}
+
 const BEAMS: usize = 3;
 const LENGTH: usize = 70;
 
@@ -396,8 +429,8 @@ fn any_mix_of_sessions_of_beams_that_share_gives_each_what_is_its_own() {
     let arena = arena(200);
     let mut rng = rng(5);
     let mut sessions: Vec<Beams> = Vec::new();
-    let mut reused = 0;
-    for _ in 0..400 {
+    let (mut known_at_starts, mut known_within) = (0, 0);
+    for round in 0..200 {
         if sessions.len() < 4 {
             sessions.push(Beams::new(&arena));
         }
@@ -414,11 +447,16 @@ fn any_mix_of_sessions_of_beams_that_share_gives_each_what_is_its_own() {
                 };
                 let n = rng.random_range(1..30).min(LENGTH - position);
                 if n > 0 {
-                    reused += session.step(position, &next_tokens(&mut rng, position..position + n));
+                    let known = session.step(position, &next_tokens(&mut rng, position..position + n));
+                    match position % PAGE_TOKENS {
+                        0 => known_at_starts += known,
+                        _ => known_within += known,
+                    }
                 }
             }
         }
-        for session in &sessions {
+        // What one spoils of another is not mended.
+        for session in sessions.iter().filter(|_| round % 4 == 0) {
             for (row, expected) in session
                 .cache
                 .chain
@@ -429,7 +467,10 @@ fn any_mix_of_sessions_of_beams_that_share_gives_each_what_is_its_own() {
             }
         }
     }
-    assert!(reused > 0);
+    assert!(
+        known_at_starts > 0 && known_within > 0,
+        "{known_at_starts} {known_within}"
+    );
     sessions.clear();
     let counts = arena.counts();
     assert_eq!((counts.free + counts.kept, counts.overflow, counts.shared), (200, 0, 0));

@@ -1,10 +1,12 @@
 //! What a session's sequences were made of: a hash per token over everything that decided its keys and values, so that
 //! full pages can be known to others. Tokens with deep prompts, and all after them, are not followed.
 
+use std::sync::Arc;
+
 use bytemuck::cast_slice;
 
 use super::{
-    Cache, Row,
+    Cache,
     arena::Arena,
     page::PAGE_TOKENS,
     places::Places,
@@ -29,9 +31,14 @@ pub(super) struct Track {
 struct Sequence {
     /// Of the inputs up to each token. Shorter than the cached sequence if a token could not be followed.
     hashes: Vec<Key>,
-    /// Outputs of the tokens from `tail_start` on, until their page is full.
-    tail: Vec<f32>,
-    tail_start: usize,
+    tail: Tail,
+}
+
+/// Outputs of the tokens from `start` on, until their page is full.
+#[derive(Clone, Debug, Default)]
+struct Tail {
+    outputs: Vec<f32>,
+    start: usize,
 }
 
 /// Between the begin and the end of a step.
@@ -58,8 +65,8 @@ impl Track {
         places.apply(&mut self.sequences, |from, to| to.become_like(from));
     }
 
-    /// Follows `x` from `position` on, if everything before was followed.
-    fn follow(&mut self, x: &Hidden, position: usize, mark: u64) -> bool {
+    /// Follows `x` from `position` on, if everything before was followed, with room for `max_length` tokens.
+    fn follow(&mut self, x: &Hidden, position: usize, mark: u64, max_length: usize) -> bool {
         for sequence in &mut self.sequences {
             sequence.rewind(position, x.width);
         }
@@ -68,6 +75,10 @@ impl Track {
         }
         let rows = x.data.chunks_exact(x.tokens * x.width);
         for (sequence, row) in self.sequences.iter_mut().zip(rows) {
+            if sequence.hashes.capacity() == 0 {
+                sequence.hashes.reserve_exact(max_length);
+                sequence.tail.outputs.reserve_exact(PAGE_TOKENS * x.width);
+            }
             let mut last = sequence.hashes.last().copied().unwrap_or(self.seed);
             for token in row.chunks_exact(x.width) {
                 last = next_key(&last, mark, token);
@@ -77,13 +88,19 @@ impl Track {
         true
     }
 
-    /// Keys of the pages that are filled from `position`, the start of one, on.
-    fn keys_from(&self, position: usize) -> Vec<Vec<Key>> {
-        let sequences = self.sequences.iter();
-        let pages = sequences.map(|sequence| sequence.hashes[position..].chunks_exact(PAGE_TOKENS));
-        pages
-            .map(|pages| pages.map(|page| page[PAGE_TOKENS - 1]).collect())
-            .collect()
+    /// What is known of the pages that have tokens from `position` on and are full: in the middle of the first one, the
+    /// head of which the session has, it is known as well by what it is to its end.
+    fn recall(&mut self, arena: &Arc<Arena>, position: usize) -> Vec<Vec<Known>> {
+        let first = position - position % PAGE_TOKENS;
+        let known = Arena::recall(arena, self.sequences.iter().map(|sequence| &sequence.hashes[first..]));
+        if let Some(n_pages) = known.first().map(Vec::len) {
+            for sequence in &mut self.sequences {
+                // The first page is needed by whoever needs a later one.
+                arena.touch(&sequence.hashes[..first + n_pages * PAGE_TOKENS]);
+                sequence.tail.outputs.clear();
+            }
+        }
+        known
     }
 }
 
@@ -93,37 +110,55 @@ impl Sequence {
             return;
         }
         self.hashes.truncate(position);
-        self.tail.truncate(position.saturating_sub(self.tail_start) * width);
-        self.tail_start = self.tail_start.min(position);
+        let Tail { outputs, start } = &mut self.tail;
+        outputs.truncate(position.saturating_sub(*start) * width);
+        *start = position.min(*start);
     }
 
     /// Becomes what `other` is.
     fn become_like(&mut self, other: &Self) {
         let same = common(&self.hashes, &other.hashes);
         self.hashes.truncate(same);
+        self.hashes.reserve_exact(other.hashes.capacity() - same);
         self.hashes.extend_from_slice(&other.hashes[same..]);
-        self.tail.clone_from(&other.tail);
-        self.tail_start = other.tail_start;
+        self.tail.outputs.clone_from(&other.tail.outputs);
+        self.tail.start = other.tail.start;
     }
+}
 
-    /// Makes all pages known that have become full, and keeps the outputs of the one that has not.
-    fn offer(&mut self, arena: &Arena, rows: &[&Row], width: usize, dtype: WeightDType) {
-        let (first, end) = (self.tail_start.div_ceil(PAGE_TOKENS), self.hashes.len() / PAGE_TOKENS);
-        if self.tail_start < end * PAGE_TOKENS {
-            for page_idx in first..end {
-                let start = (page_idx * PAGE_TOKENS - self.tail_start) * width;
-                let pages: Vec<_> = rows.iter().map(|row| &row.pages()[page_idx]).collect();
-                let outputs = &self.tail[start..start + PAGE_TOKENS * width];
-                arena.offer(self.key(page_idx), &pages, outputs, dtype);
-            }
-            arena.touch((0..end).map(|page_idx| self.key(page_idx)));
-            self.tail.drain(..(end * PAGE_TOKENS - self.tail_start) * width);
-            self.tail_start = end * PAGE_TOKENS;
+impl Tail {
+    /// Takes in the outputs of the tokens from `position` on: tells `full` of every page that has become full and whose
+    /// outputs are all there, and keeps those of the one that has not.
+    fn take_in(
+        &mut self,
+        mut outputs: &[f32],
+        (mut position, width): (usize, usize),
+        mut full: impl FnMut(usize, &[f32]),
+    ) {
+        if self.start + self.outputs.len() / width != position {
+            self.outputs.clear();
         }
-    }
-
-    fn key(&self, page_idx: usize) -> Key {
-        self.hashes[(page_idx + 1) * PAGE_TOKENS - 1]
+        if self.outputs.is_empty() {
+            self.start = position;
+        }
+        while !outputs.is_empty() {
+            let page_idx = position / PAGE_TOKENS;
+            let n = (PAGE_TOKENS - position % PAGE_TOKENS).min(outputs.len() / width);
+            let (now, rest) = outputs.split_at(n * width);
+            (position, outputs) = (position + n, rest);
+            if n == PAGE_TOKENS {
+                full(page_idx, now);
+            } else {
+                self.outputs.extend_from_slice(now);
+            }
+            if position.is_multiple_of(PAGE_TOKENS) {
+                if self.outputs.len() == PAGE_TOKENS * width {
+                    full(page_idx, &self.outputs);
+                }
+                self.outputs.clear();
+                self.start = position;
+            }
+        }
     }
 }
 
@@ -135,7 +170,8 @@ impl Cache {
         let Some(track) = &mut self.track else { return 0 };
         track.step = None;
         let fits = x.batch == self.batch && position.checked_add(x.tokens).is_some_and(|end| end <= self.max_length);
-        if !fits || x.data.is_empty() || x.check_size().is_err() {
+        let has_gap = self.chain.iter().flatten().any(|row| row.tokens() < position);
+        if !fits || has_gap || x.data.is_empty() || x.check_size().is_err() {
             return 0;
         }
         let Some(mark) = mark else {
@@ -145,18 +181,16 @@ impl Cache {
                 .for_each(|sequence| sequence.rewind(position, x.width));
             return 0;
         };
-        if !track.follow(x, position, mark) {
+        if !track.follow(x, position, mark, self.max_length) {
             return 0;
         }
-        let known = match position % PAGE_TOKENS {
-            0 => Arena::recall(&self.arena, &track.keys_from(position)),
-            _ => Vec::new(),
-        };
-        let n_tokens = known.first().map_or(0, Vec::len) * PAGE_TOKENS;
+        let known = track.recall(&self.arena, position);
+        let head = position % PAGE_TOKENS;
+        let n_tokens = known.first().map_or(0, |pages| pages.len() * PAGE_TOKENS - head);
         let (dtype, width) = (track.dtype, x.width);
         track.step = Some(Step {
             position: position + n_tokens,
-            known: known.iter().map(|pages| outputs(pages, dtype, width)).collect(),
+            known: known.iter().map(|pages| outputs(pages, head, dtype, width)).collect(),
         });
         if n_tokens > 0 {
             self.share(position, known);
@@ -170,16 +204,18 @@ impl Cache {
     pub fn end_step(&mut self, x: &mut Hidden) {
         let Some(track) = &mut self.track else { return };
         let Some(step) = track.step.take() else { return };
-        for (row_idx, sequence) in track.sequences.iter_mut().enumerate() {
-            if sequence.tail.is_empty() {
-                sequence.tail_start = step.position;
+        let len = x.tokens * x.width;
+        let fills_pages = step.position / PAGE_TOKENS < (step.position + x.tokens) / PAGE_TOKENS;
+        for (row_idx, Sequence { hashes, tail }) in track.sequences.iter_mut().enumerate() {
+            let outputs = &x.data[row_idx * len..(row_idx + 1) * len];
+            tail.take_in(outputs, (step.position, x.width), |page_idx, outputs| {
+                let key = hashes[(page_idx + 1) * PAGE_TOKENS - 1];
+                let pages = self.chain.iter().map(|rows| &rows[row_idx].pages()[page_idx]);
+                self.arena.offer(key, pages, (outputs, track.dtype));
+            });
+            if fills_pages {
+                self.arena.touch(hashes);
             }
-            let len = x.tokens * x.width;
-            sequence
-                .tail
-                .extend_from_slice(&x.data[row_idx * len..(row_idx + 1) * len]);
-            let rows: Vec<&Row> = self.chain.iter().map(|rows| &rows[row_idx]).collect();
-            sequence.offer(&self.arena, &rows, x.width, track.dtype);
         }
         put_in_front(x, &step.known);
     }
@@ -215,11 +251,13 @@ fn next_key(last: &Key, mark: u64, token: &[f32]) -> Key {
     *hasher.finalize().as_bytes()
 }
 
-fn outputs(pages: &[Known], dtype: WeightDType, width: usize) -> Vec<f32> {
+/// What came out for the tokens of `pages`, without the first `head`.
+fn outputs(pages: &[Known], head: usize, dtype: WeightDType, width: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(pages.len() * PAGE_TOKENS * width);
     for page in pages {
         page.outputs_into(dtype, PAGE_TOKENS * width, &mut out);
     }
+    out.drain(..head * width);
     out
 }
 
