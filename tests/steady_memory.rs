@@ -1,6 +1,6 @@
-//! That a warm step takes no memory: decode steps of several sessions together, of every family and weight format, and
-//! prompts that are computed again, are counted by an allocator that counts. Alone in its program, so that nobody else
-//! is counted.
+//! That a warm step takes no memory: decode steps of several sessions together, of every family and weight format, with
+//! and without prefixes that they share, and prompts that are computed again, are counted by an allocator that counts.
+//! Alone in its program, so that nobody else is counted.
 #![expect(unsafe_code, reason = "an allocator is unsafe to be, also one that only counts")]
 #![expect(clippy::unwrap_used, reason = "all of this program is a test")]
 
@@ -23,6 +23,8 @@ const N_SESSIONS: usize = 3;
 const WARM: usize = 12;
 const COUNTED: usize = 12;
 const ROUNDS: usize = 10;
+/// Tokens of a page of the cache.
+const FULL: usize = 16;
 /// Tokens of a long step.
 const PROMPT: usize = 300;
 const MAX_LENGTH: usize = PROMPT;
@@ -52,7 +54,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Sessions through all blocks of a model.
+/// Sessions through all blocks of a model, which share prefixes if the blocks do.
 struct Run<'a, const N: usize> {
     blocks: &'a Blocks,
     caches: [Cache; N],
@@ -64,9 +66,13 @@ impl<'a, const N: usize> Run<'a, N> {
     /// Each of the sessions computes `tokens` at a time, every second one through an adapter if there is one.
     fn new(blocks: &'a Blocks, tokens: usize) -> Self {
         let (chain_len, width) = (blocks.span().len(), blocks.config().hidden_size);
+        let chain: Vec<u32> = blocks.span().collect();
         let cache = |i: usize| {
             let adapter = blocks.adapter("everything").filter(|_| i.is_multiple_of(2));
-            blocks.new_cache(chain_len, 1, MAX_LENGTH).with_adapter(adapter)
+            let mut cache = blocks.new_cache(chain_len, 1, MAX_LENGTH).with_adapter(adapter);
+            // Each of a chain of its own: what one finds of another is put together in new memory.
+            blocks.share_prefixes(&mut cache, &chain, &i.to_string());
+            cache
         };
         let noise = |i: usize| ((i * 7919 % 2003) as f32) / 1001.5 - 1.0;
         let x = |_| Hidden::new((0..tokens * width).map(noise).collect(), 1, tokens, width).unwrap();
@@ -80,6 +86,9 @@ impl<'a, const N: usize> Run<'a, N> {
 
     /// All sessions together through every block.
     fn step(&mut self, position: usize) {
+        for (cache, x) in self.caches.iter_mut().zip(&mut self.xs) {
+            assert_eq!(self.blocks.begin_step(cache, x, position, false), 0);
+        }
         for (chain_idx, block) in self.blocks.span().enumerate() {
             let mut caches = self.caches.each_mut().into_iter();
             let mut parts = self.xs.each_mut().map(|x| Part {
@@ -91,6 +100,9 @@ impl<'a, const N: usize> Run<'a, N> {
                 position,
             });
             self.blocks.run_batch(&[block], &mut parts, &mut self.scratch).unwrap();
+        }
+        for (cache, x) in self.caches.iter_mut().zip(&mut self.xs) {
+            cache.end_step(x);
         }
     }
 }
@@ -108,6 +120,15 @@ fn assert_takes_none(what: &str, mut run: impl FnMut()) {
 }
 
 fn load(folder: &Path, weights: WeightFormat, kv: KvDType, engine: &Engine) -> Blocks {
+    load_to_share(folder, (weights, kv), engine, false)
+}
+
+fn load_to_share(
+    folder: &Path,
+    (weights, kv): (WeightFormat, KvDType),
+    engine: &Engine,
+    share_prefixes: bool,
+) -> Blocks {
     let files = ModelFiles::from_folder(folder).unwrap();
     let n_blocks = files.config().n_blocks;
     let precision = Precision {
@@ -118,9 +139,23 @@ fn load(folder: &Path, weights: WeightFormat, kv: KvDType, engine: &Engine) -> B
     let cache = CacheOptions {
         dtype: Some(kv),
         block_tokens: n_blocks as u64 * (N_SESSIONS * MAX_LENGTH) as u64,
-        share_prefixes: false,
+        share_prefixes,
     };
     blocks.with_cache(cache).unwrap()
+}
+
+/// As [`assert_steps_take_none`], of sessions whose prefixes are known to others. The step that fills a page takes memory:
+/// for the entry of the page in the index, and what the index puts it into. No other does, the one that begins the next
+/// page included.
+fn assert_steps_that_share_take_none(blocks: &Blocks, what: &str) {
+    let mut run = Run::<N_SESSIONS>::new(blocks, 1);
+    (0..FULL - 1).for_each(|position| run.step(position));
+    assert_eq!(blocks.cache_counts().known, 0);
+    run.step(FULL - 1);
+    assert_eq!(blocks.cache_counts().known, N_SESSIONS, "a page of each");
+    assert_takes_none(what, || (FULL..2 * FULL - 1).for_each(|position| run.step(position)));
+    run.step(2 * FULL - 1);
+    assert_eq!(blocks.cache_counts().known, 2 * N_SESSIONS, "all of it was followed");
 }
 
 fn assert_steps_take_none(blocks: &Blocks, what: &str) {
@@ -162,4 +197,8 @@ fn warm_steps_take_no_memory_whatever_the_family_the_format_and_the_adapter() {
     let blocks = blocks.with_adapters(&[adapter]).unwrap();
     assert!(blocks.adapter("everything").is_some());
     assert_steps_take_none(&blocks, "an adapter");
+    for kv in [KvDType::F32, KvDType::Int8] {
+        let blocks = load_to_share(&llama, (WeightFormat::Bf16, kv), &engine, true);
+        assert_steps_that_share_take_none(&blocks, "known prefixes");
+    }
 }
