@@ -84,7 +84,7 @@ pub(crate) use grad::Breath;
 use grad::Through;
 pub use hub::{DiskSpace, Download, HubError, HubFault, HubOptions, Progress, Transfer, disk_space};
 pub use known::{KnownModel, known_models};
-pub(crate) use kv::in_whole_pages;
+pub(crate) use kv::{PAGE_TOKENS, in_whole_pages};
 use kv::{Arena, KvShape};
 pub use kv::{Cache, CacheCounts, KvDType};
 use layout::BlockLayout;

@@ -8,7 +8,7 @@ use sepal_protocol::{
     tensor::{DType, WireTensor},
 };
 
-use crate::model::Hidden;
+use crate::model::{Hidden, PAGE_TOKENS};
 
 /// Most tokens (rows × tokens) in one message. Below every server's default `max_batch_size`, so that a long prompt or a
 /// long history never fails for its size alone.
@@ -70,8 +70,10 @@ impl History {
         [start..tail, tail..self.tokens]
             .into_iter()
             .flat_map(|part| {
-                let ranges = ranges([self.rows.len(), part.len(), self.width], usize::MAX).into_iter();
-                ranges.map(move |tokens| part.start + tokens.start..part.start + tokens.end)
+                let ranges = ranges([self.rows.len(), part.len(), self.width], part.start, usize::MAX);
+                ranges
+                    .into_iter()
+                    .map(move |tokens| part.start + tokens.start..part.start + tokens.end)
             })
             .map(|tokens| self.part(tokens))
     }
@@ -94,10 +96,10 @@ impl History {
     }
 }
 
-/// Cuts activations along the tokens into messages of bounded size, and of at most so many tokens; no tokens are one message
-/// as well.
-pub(crate) fn pieces(x: Hidden, most: usize) -> Vec<Hidden> {
-    let ranges = ranges([x.batch, x.tokens, x.width], most);
+/// Cuts activations from `position` on along the tokens into messages of bounded size, and of at most so many tokens; no
+/// tokens are one message as well.
+pub(crate) fn pieces(x: Hidden, position: usize, most: usize) -> Vec<Hidden> {
+    let ranges = ranges([x.batch, x.tokens, x.width], position, most);
     if ranges.len() <= 1 {
         return vec![x];
     }
@@ -110,17 +112,27 @@ pub(crate) fn split(x: &Hidden, first: usize) -> (Hidden, Hidden) {
     (narrow(x, 0..first), narrow(x, first..x.tokens))
 }
 
-/// Which tokens go into which message.
-fn ranges([batch, tokens, width]: [usize; 3], most: usize) -> Vec<Range<usize>> {
+/// Which tokens, the first of which is at `position`, go into which message. Messages of a page and more end with one: what
+/// servers know of inputs they know by pages, and by those whose end they are sent.
+fn ranges([batch, tokens, width]: [usize; 3], position: usize, most: usize) -> Vec<Range<usize>> {
     let bytes_per_token = size_of::<f32>() * width * batch;
     let per_message = (MESSAGE_TOKENS / batch.max(1))
         .min(MESSAGE_BYTES / bytes_per_token.max(1))
         .min(most)
         .max(1);
-    (0..tokens)
-        .step_by(per_message)
-        .map(|start| start..(start + per_message).min(tokens))
-        .collect()
+    let mut ranges = Vec::new();
+    let mut start = 0;
+    while start < tokens {
+        let mut end = start.saturating_add(per_message);
+        if end >= tokens {
+            end = tokens;
+        } else if per_message >= PAGE_TOKENS {
+            end -= (position + end) % PAGE_TOKENS;
+        }
+        ranges.push(start..end);
+        start = end;
+    }
+    ranges
 }
 
 /// The activations of some of the tokens.
@@ -178,13 +190,20 @@ mod tests {
     #[test]
     fn long_activations_are_cut_along_the_tokens_and_joined_again() {
         let x = numbered(3, 1000, 2);
-        let parts = pieces(x.clone(), usize::MAX);
-        let tokens: Vec<usize> = parts.iter().map(|part| part.tokens).collect();
-        assert_eq!(tokens, [341, 341, 318]);
-        assert_eq!(parts[1].data[0], 682.0);
+        let tokens = |parts: &[Hidden]| -> Vec<usize> { parts.iter().map(|part| part.tokens).collect() };
+        let parts = pieces(x.clone(), 0, usize::MAX);
+        assert_eq!(tokens(&parts), [336, 336, 328]);
+        assert_eq!(parts[1].data[0], 672.0);
         assert_eq!(concat(parts).data, x.data);
-        let parts = pieces(x.clone(), 300);
-        assert_eq!(parts.len(), 4);
+        let parts = pieces(x.clone(), 5, 300);
+        assert_eq!(
+            tokens(&parts),
+            [299, 288, 288, 125],
+            "so that all but the last end with a page"
+        );
+        assert_eq!(concat(parts).data, x.data);
+        let parts = pieces(x.clone(), 5, 7);
+        assert_eq!(parts.len(), 1000_usize.div_ceil(7));
         assert_eq!(concat(parts).data, x.data);
         let (first, rest) = split(&x, 10);
         assert_eq!((first.tokens, rest.tokens), (10, 990));
@@ -193,10 +212,10 @@ mod tests {
 
     #[test]
     fn a_short_step_is_one_message() {
-        assert_eq!(pieces(numbered(1, MESSAGE_TOKENS, 1), usize::MAX).len(), 1);
-        assert_eq!(pieces(numbered(1, 0, 4), usize::MAX).len(), 1);
-        assert_eq!(pieces(numbered(1, 4, MESSAGE_BYTES / 8), usize::MAX).len(), 2);
-        assert_eq!(pieces(numbered(MESSAGE_TOKENS + 5, 2, 1), usize::MAX).len(), 2);
+        assert_eq!(pieces(numbered(1, MESSAGE_TOKENS, 1), 0, usize::MAX).len(), 1);
+        assert_eq!(pieces(numbered(1, 0, 4), 0, usize::MAX).len(), 1);
+        assert_eq!(pieces(numbered(1, 4, MESSAGE_BYTES / 8), 0, usize::MAX).len(), 2);
+        assert_eq!(pieces(numbered(MESSAGE_TOKENS + 5, 2, 1), 0, usize::MAX).len(), 2);
     }
 
     #[test]

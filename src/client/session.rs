@@ -44,7 +44,7 @@ use super::{
     remote::{ALLOC_TIMEOUT, HASTY_ALLOC_TIMEOUT, Remote, Target},
 };
 use crate::{
-    model::Hidden,
+    model::{Hidden, PAGE_TOKENS},
     p2p::PeerId,
     swarm::route::{Hop, Measured},
     task::TRACE,
@@ -282,7 +282,7 @@ impl Session {
             None => x,
         };
         let (most, tokens) = (self.piece_tokens(&rest), rest.tokens);
-        let parts = pieces(rest, most);
+        let parts = pieces(rest, self.position, most);
         if parts.len() > 1 && self.works_at_once() {
             let span = self.chain_span(tokens);
             outputs.extend(self.step_at_once(parts).instrument(span).await?);
@@ -374,10 +374,16 @@ impl Session {
         self.shared.carried(state.hop.peer, state.remote.transfers());
     }
 
-    /// The tokens of a prompt that go ahead of the others, so that these can travel as the lines turn out to be.
+    /// The tokens of a prompt that go ahead of the others, so that these can travel as the lines turn out to be; to the end
+    /// of a page where that is not most of them.
     fn trial(&self, x: &Hidden) -> Option<usize> {
         let peers = self.hops.iter().map(|state| state.hop.peer);
-        (x.tokens > 1 && self.shared.needs_trial(peers, x.data.len())).then(|| x.tokens.div_ceil(TRIAL_SHARE))
+        if x.tokens <= 1 || !self.shared.needs_trial(peers, x.data.len()) {
+            return None;
+        }
+        let share = x.tokens.div_ceil(TRIAL_SHARE);
+        let page_end = (self.position + share).next_multiple_of(PAGE_TOKENS) - self.position;
+        Some(if page_end <= x.tokens / 2 { page_end } else { share })
     }
 
     /// Takes in what receipts showed while a step tried to get through: who lies, or that a server and the one before it

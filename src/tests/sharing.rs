@@ -1,11 +1,15 @@
 //! What sessions that begin alike share: the same outputs bit for bit, and less to compute. Nothing is shared where more
 //! than the inputs decides what comes out.
 
+use std::ops::Range;
+
 use sepal_protocol::tensor::{DType, WireTensor};
 
 use super::{
     caller::{Session, Step},
-    setup::{Node, Swarm, TestServer, WIDTH, assert_same_bits, config, reference, tokens},
+    generating::client_on,
+    pipelining::roomy,
+    setup::{Node, Swarm, TestServer, WIDTH, assert_same_bits, config, reference, soon, tokens},
 };
 use crate::{
     model::{Adapter, Hidden, HubOptions},
@@ -85,6 +89,8 @@ async fn a_session_that_begins_as_another_gets_the_same_bits_and_computes_less()
     assert_eq!(scene.reused(), 2 * N_SHARED);
     let pieces = scene.outputs(&steps(&x, &[7, 20, 21, 39, N_TOKENS])).await;
     assert_same_bits(&pieces, &expected);
+    // Tokens 7 to 16 and 21 to 32: a page is known at the step that fills it.
+    assert_eq!(scene.reused(), 2 * N_SHARED + 9 + 11);
 
     let mut alone = config(0..4);
     alone.limits.share_prefixes = false;
@@ -145,4 +151,59 @@ async fn sessions_share_with_those_of_the_same_adapter_only() {
     assert_eq!(scene.reused(), N_SHARED);
     assert_same_bits(&scene.outputs(&plain).await, &without);
     assert_eq!(scene.reused(), 2 * N_SHARED);
+}
+
+/// Rows of a prompt that is too long for a message, which has room for no whole number of pages of so many.
+const ROWS: usize = 3;
+const N_LONG: usize = 404;
+/// Those of its tokens that fill pages.
+const N_LONG_SHARED: u64 = 400;
+
+/// Some of the tokens of that prompt.
+fn long(range: Range<usize>) -> Hidden {
+    let numbers = |row: usize| {
+        let numbers = range.start * WIDTH..range.end * WIDTH;
+        numbers.map(move |i| ((row * 7001 + i * 7919 % 10_007) as f32 / 5003.0).sin())
+    };
+    Hidden::new((0..ROWS).flat_map(numbers).collect(), ROWS, range.len(), WIDTH).unwrap()
+}
+
+#[tokio::test]
+async fn of_a_long_prompt_that_a_client_repeats_every_server_reuses_nearly_all() {
+    let swarm = Swarm::start().await;
+    let node = swarm.caller().await;
+    let mut expected: Option<Vec<f32>> = None;
+    for ends in [&[4][..], &[1, 3, 4]] {
+        let mut servers = Vec::new();
+        let mut start = 0;
+        for end in ends {
+            servers.push(swarm.serve_with(roomy(start..*end)).await);
+            start = *end;
+        }
+        let allowed = servers.iter().map(|server| server.node.peer()).collect();
+        let client = client_on(&node, &swarm, |config| config.filter.allowed = Some(allowed)).await;
+        let mut reused = 0;
+        // Steps that end where pages do not: tokens 7 to 96 and 100 to 400 are known at the steps that fill their pages.
+        for (ends, known) in [
+            (vec![N_LONG], 0),
+            (vec![N_LONG], N_LONG_SHARED),
+            (vec![7, 100, N_LONG], 89 + 300),
+        ] {
+            let (mut session, mut start) = (client.session(N_LONG), 0);
+            let mut last = Vec::new();
+            for end in ends {
+                let output = soon("a step", session.step(long(start..end))).await.unwrap();
+                // The last token of every row.
+                let rows = output.data.chunks_exact(output.tokens * WIDTH);
+                last = rows.flat_map(|row| row[row.len() - WIDTH..].to_vec()).collect();
+                start = end;
+            }
+            session.close().await;
+            assert_same_bits(&last, expected.get_or_insert_with(|| last.clone()));
+            reused += ROWS as u64 * known;
+            for server in &servers {
+                assert_eq!(server.server.stats().reused_tokens, reused);
+            }
+        }
+    }
 }
