@@ -168,12 +168,10 @@ pub(super) async fn run(mut args: Args) -> anyhow::Result<()> {
     let asked = CancellationToken::new();
     let stop = signals::stop_requested_or(asked.clone());
     tokio::pin!(stop);
-    let models = args.models.resolve().await?;
-    args.refuse_strays()?;
-    if models.len() > 1 && !args.adapters.is_empty() {
-        bail!("--adapters go with one model, and {} are served", models.len());
-    }
-    let adapters = args.adapters().await?;
+    let (models, adapters) = tokio::select! {
+        found = args.find() => found?,
+        outcome = &mut stop => return outcome,
+    };
     let swarm = args.swarm(&models)?;
     // One machine, so the models share its threads.
     let engine = args.compute.start()?;
@@ -332,6 +330,17 @@ impl Args {
             auto_relay: !self.no_auto_relay,
             servers: hosted.servers.clone(),
         }
+    }
+
+    /// The models and their adapters; this may wait for the hub.
+    async fn find(&self) -> anyhow::Result<(Vec<Model>, Vec<Adapter>)> {
+        let models = self.models.resolve().await?;
+        self.refuse_strays()?;
+        if models.len() > 1 && !self.adapters.is_empty() {
+            bail!("--adapters go with one model, and {} are served", models.len());
+        }
+        let adapters = self.adapters().await?;
+        Ok((models, adapters))
     }
 
     /// Reads the adapters, from the hub where they are no folders.

@@ -353,6 +353,7 @@ fn a_step_that_a_card_has_no_memory_for_fails_alone_and_can_be_done_again() {
     let part = Part {
         cache: &mut cache,
         chain_idx: 0,
+        rows: 0..step.batch,
         tokens: 0..1,
         x: &mut step,
         position: 39,

@@ -323,7 +323,7 @@ fn a_page_that_only_a_known_prefix_shares_is_written_to_in_a_full_arena() {
     cache.share_prefixes(b"", WeightDType::F32);
     write(&mut cache, 0, 0, &prompt(16));
     let rows: Vec<_> = cache.chain.iter().map(|rows| &rows[0].pages()[0]).collect();
-    arena.offer([7; 32], &rows, &[], WeightDType::F32);
+    arena.offer([7; 32], rows.into_iter(), (&[], WeightDType::F32));
     assert_eq!((arena.counts().free, arena.counts().known), (0, 1));
     write(&mut cache, 0, 0, &[9.0]);
     assert_eq!((arena.counts().overflow, arena.counts().known), (0, 0));

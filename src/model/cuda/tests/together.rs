@@ -42,6 +42,7 @@ fn computed(blocks: &Blocks, sessions: &[Session]) -> Vec<Vec<f32>> {
             .map(|((cache, session), x)| Part {
                 cache,
                 chain_idx: 0,
+                rows: 0..x.batch,
                 tokens: 0..x.tokens,
                 x,
                 position: if is_last { before_last(session) } else { 0 },
