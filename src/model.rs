@@ -70,7 +70,7 @@ pub use config::{
 use cpu::Kernels;
 pub use cpu::{Engine, LargeMemory, MachineLimits, measure_limits};
 use cuda::Device;
-pub use cuda::{CudaError, Toolkit};
+pub use cuda::{CardLimits, CudaError, Toolkit, measure_cards};
 pub use ends::Ends;
 pub use error::{ComputeError, ConfigError, LoadError};
 pub use family::{Family, Support};

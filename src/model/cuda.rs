@@ -20,6 +20,7 @@ mod error;
 mod kernels;
 mod launch;
 mod library;
+mod limits;
 mod memory;
 mod steps;
 mod stretch;
@@ -29,6 +30,7 @@ pub(crate) use device::Device;
 pub use device::Toolkit;
 pub use error::CudaError;
 pub(crate) use kernels::cache::{CardHeads, page_bytes};
+pub use limits::{CardLimits, measure_cards};
 pub(crate) use memory::{Buffer, Piece, View};
 pub(crate) use stretch::{Stretch, Tables};
 

@@ -8,7 +8,7 @@ use half::bf16;
 use safetensors::{Dtype, View, serialize};
 
 use super::{
-    LoadError, ModelConfig, ModelFiles,
+    Blocks, LoadError, Machine, ModelConfig, ModelFiles, Precision,
     layout::{BlockLayout, Packing, TensorSpec},
     load,
 };
@@ -84,6 +84,33 @@ impl ModelFiles {
     }
 }
 
+impl Blocks {
+    /// So many blocks like block 0 of a model of this shape, of noise, each with memory of its own.
+    ///
+    /// # Errors
+    /// As [`Blocks::load`].
+    pub fn of_noise(
+        config: &ModelConfig,
+        n_blocks: u32,
+        precision: impl Into<Precision>,
+        machine: impl Into<Machine>,
+    ) -> Result<Self, LoadError> {
+        let (precision, machine) = (precision.into(), machine.into());
+        let config = ModelConfig {
+            n_blocks,
+            ..config.clone()
+        };
+        let files = ModelFiles::of_noise(&config)?;
+        let mut all = Self::load(&files, 0..1, precision, &machine)?;
+        for _ in 1..n_blocks {
+            all.blocks
+                .append(&mut Self::load(&files, 0..1, precision, &machine)?.blocks);
+        }
+        all.span = 0..n_blocks;
+        Ok(all)
+    }
+}
+
 fn of_bytes(shape: Vec<usize>, bytes: &[u8]) -> Noise<'_> {
     Noise {
         dtype: Dtype::U8,
@@ -100,7 +127,7 @@ fn noise(i: usize) -> bf16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Blocks, Family, Hidden, WeightDType, testing};
+    use crate::model::{Family, Hidden, WeightDType, testing};
 
     #[test]
     fn a_block_of_noise_of_every_family_can_be_computed() {
@@ -118,5 +145,21 @@ mod tests {
             blocks.forward(0, &mut x).unwrap();
             assert!(x.data.iter().all(|x| x.is_finite()), "{family:?}");
         }
+    }
+
+    #[test]
+    fn blocks_of_noise_have_the_same_weights_in_memory_of_their_own() {
+        let json = std::fs::read(testing::vectors("petals/tiny-llama/config.json")).unwrap();
+        let config = ModelConfig::from_json(&json).unwrap();
+        let blocks = Blocks::of_noise(&config, 3, WeightDType::Bf16, testing::engine()).unwrap();
+        assert_eq!(blocks.span(), 0..3);
+        assert!(!Arc::ptr_eq(&blocks.blocks[0], &blocks.blocks[2]));
+        let width = config.hidden_size;
+        let run = |block| {
+            let mut x = Hidden::new(vec![0.5; width], 1, 1, width).unwrap();
+            blocks.forward(block, &mut x).unwrap();
+            x.data
+        };
+        assert_eq!(run(0), run(2));
     }
 }

@@ -4,6 +4,7 @@
 pub(crate) mod attention;
 pub(crate) mod cache;
 pub(crate) mod elementwise;
+pub(crate) mod limits;
 pub(crate) mod linear;
 pub(crate) mod matrix;
 pub(crate) mod norm;
@@ -21,10 +22,11 @@ const WIDEN: &str = include_str!("kernels/widen.cu");
 const ATTENTION: &str = include_str!("kernels/attention.cu");
 
 /// The programs there are: name, what is defined in front of the texts, and the texts.
-const PROGRAMS: [(&str, &str, &[&str]); 16] = [
+const PROGRAMS: [(&str, &str, &[&str]); 17] = [
     ("norm", "", &[include_str!("kernels/norm.cu")]),
     ("elementwise", "", &[include_str!("kernels/elementwise.cu")]),
     ("tokens", "", &[include_str!("kernels/tokens.cu")]),
+    ("limits", "", &[include_str!("kernels/limits.cu")]),
     ("product", "", &[include_str!("kernels/product.cu")]),
     ("cache", "", &[PAGES, include_str!("kernels/cache.cu")]),
     ("linear_f32", "#define FORMAT Dense<float>\n", &[FORMATS, LINEAR]),
