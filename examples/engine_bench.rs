@@ -18,14 +18,18 @@
 //! for `scripts/bench.sh`; `block_bytes` are those that the weight matrices take in memory: of bfloat16, 12 bits a weight.
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
-use std::{io, num::NonZeroUsize, path::Path, time::Instant};
+#[path = "shared/steps.rs"]
+mod steps;
+
+use std::{io, num::NonZeroUsize, path::Path};
 
 use anyhow::Context;
 use sepal::model::{
-    Blocks, Cache, Engine, Hidden, LargeMemory, ModelConfig, ModelFiles, Part, Precision, Scratch, WeightDType,
-    WeightFormat, measure_gemm, measure_limits,
+    Blocks, Engine, LargeMemory, ModelConfig, ModelFiles, Precision, WeightDType, WeightFormat, measure_gemm,
+    measure_limits,
 };
 use serde_json::{Value, json};
+use steps::{Steps, median};
 
 const PROMPT: usize = 512;
 const STEPS: usize = 30;
@@ -78,10 +82,11 @@ fn machine(engine: &Engine, config: &ModelConfig) -> anyhow::Result<Value> {
 
 /// A measurement for each line that comes.
 fn turns(blocks: &Blocks) -> anyhow::Result<()> {
-    let (mut decode, mut prefill) = (Bench::new(blocks, 1, STEPS), Bench::new(blocks, 1, PROMPT));
+    let (mut decode, mut prefill) = (Steps::new(blocks, 1, STEPS), Steps::new(blocks, 1, PROMPT));
     for line in io::stdin().lines() {
         line?;
-        (decode.position, prefill.position) = (0, 0);
+        decode.restart();
+        prefill.restart();
         let turn = json!({
             "decode_s": median(decode.times(STEPS, 1)?),
             "prefill_s": prefill.step(PROMPT)?,
@@ -93,7 +98,7 @@ fn turns(blocks: &Blocks) -> anyhow::Result<()> {
 
 /// What blocks in that format do.
 fn format(weights: WeightFormat, blocks: &Blocks, (engine, memory): (&Engine, &LargeMemory)) -> anyhow::Result<Value> {
-    let mut decode = Bench::new(blocks, 1, STEPS);
+    let mut decode = Steps::new(blocks, 1, STEPS);
     let (mut reads, mut steps) = (Vec::new(), Vec::new());
     for _ in 0..STEPS {
         reads.push(memory.bytes_per_second(engine));
@@ -101,83 +106,14 @@ fn format(weights: WeightFormat, blocks: &Blocks, (engine, memory): (&Engine, &L
     }
     let shares = reads.iter().zip(&steps);
     let shares = shares.map(|(read, step)| blocks.block_bytes() as f64 / step / read);
+    let prompts = Steps::new(blocks, 1, PROMPT).prompts(PASSES + 1, PROMPT)?;
     Ok(json!({
         "format": weights.as_str(),
         "block_bytes": blocks.block_bytes(),
         "decode_of_read": median(shares.collect()),
         "read_gb_s": median(reads) / 1e9,
         "decode_s": median(steps),
-        "batch16_s": median(Bench::new(blocks, SEQUENCES, STEPS).times(STEPS, 1)?),
-        "prefill_s": Bench::new(blocks, 1, PROMPT).best(PROMPT)?,
+        "batch16_s": median(Steps::new(blocks, SEQUENCES, STEPS).times(STEPS, 1)?),
+        "prefill_s": prompts.into_iter().fold(f64::INFINITY, f64::min),
     }))
-}
-
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers[numbers.len() / 2]
-}
-
-/// Sequences that grow through all blocks.
-struct Bench<'a> {
-    blocks: &'a Blocks,
-    caches: Vec<Cache>,
-    scratch: Scratch,
-    position: usize,
-}
-
-impl<'a> Bench<'a> {
-    fn new(blocks: &'a Blocks, sequences: usize, max_length: usize) -> Self {
-        let n_blocks = blocks.span().len();
-        let caches = (0..sequences)
-            .map(|_| blocks.new_cache(n_blocks, 1, max_length))
-            .collect();
-        Self {
-            blocks,
-            caches,
-            scratch: Scratch::default(),
-            position: 0,
-        }
-    }
-
-    /// Seconds a block that each of the next steps takes.
-    fn times(&mut self, n: usize, tokens: usize) -> anyhow::Result<Vec<f64>> {
-        (0..n).map(|_| self.step(tokens)).collect()
-    }
-
-    fn best(mut self, tokens: usize) -> anyhow::Result<f64> {
-        let mut best = f64::INFINITY;
-        for _ in 0..=PASSES {
-            self.position = 0;
-            best = best.min(self.step(tokens)?);
-        }
-        Ok(best)
-    }
-
-    /// `tokens` more tokens of every sequence through every block.
-    fn step(&mut self, tokens: usize) -> anyhow::Result<f64> {
-        let width = self.blocks.config().hidden_size;
-        let noise: Vec<f32> = (0..tokens * width)
-            .map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0)
-            .collect();
-        let mut xs = vec![Hidden::new(noise, 1, tokens, width)?; self.caches.len()];
-        let started = Instant::now();
-        for (chain_idx, block) in self.blocks.span().enumerate() {
-            let mut parts: Vec<Part<'_>> = self
-                .caches
-                .iter_mut()
-                .zip(&mut xs)
-                .map(|(cache, x)| Part {
-                    cache,
-                    chain_idx,
-                    rows: 0..x.batch,
-                    x,
-                    position: self.position,
-                    tokens: 0..tokens,
-                })
-                .collect();
-            self.blocks.run_batch(&[block], &mut parts, &mut self.scratch)?;
-        }
-        self.position += tokens;
-        Ok(started.elapsed().as_secs_f64() / self.blocks.span().len() as f64)
-    }
 }

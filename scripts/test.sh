@@ -49,9 +49,9 @@ run_interop() {
 # Tests that need a card, by cargo arguments: of nextest and of cargo test.
 run_on_card() {
     if have_nextest; then
-        cargo nextest run --lib --run-ignored only --locked -E "$1"
+        cargo nextest run --lib --test examples --run-ignored only --locked -E "$1"
     else
-        cargo test --lib --locked -- --ignored $2
+        cargo test --lib --test examples --locked -- --ignored $2
     fi
 }
 
@@ -92,6 +92,8 @@ step_cuda() {
         interop-tests/cuda/build.sh "$libraries" || return 1
         card=$(cd "$libraries" && pwd)
     fi
+    # tests/examples.rs runs it.
+    cargo build --example card_bench --locked || return 1
     # What there is no second card for is tested on the first one twice.
     EMULATED_CARDS=2 LD_LIBRARY_PATH="$card${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
         run_on_card 'test(cuda) and not test(every_program_compiles) and not test(lost)' \

@@ -182,3 +182,25 @@ fn a_header_is_compared_line_by_line() {
         assert!(!all_fit(&header, &lines(other)), "{other}");
     }
 }
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn cuda_benchmarks_of_blocks_print_figures_for_every_format() {
+    let program = program("card_bench", &source("card_bench"));
+    let output = finish(Command::new(program).args(["--shape", "tiny", "--quick"]));
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(printed.lines().count(), 6, "{printed}");
+    for line in printed.lines() {
+        let found: serde_json::Value = serde_json::from_str(line).unwrap();
+        let tables = ["decode_s", "decode_of_read", "prefill_s", "prefill_of_peak"];
+        let tables = tables.map(|key| found[key].as_object().unwrap());
+        assert_eq!(tables.map(serde_json::Map::len), [4, 4, 2, 2], "{line}");
+        let alone = ["block_bytes", "read_gb_s", "peak_tflop_s"].map(|key| &found[key]);
+        let mut figures = alone
+            .into_iter()
+            .chain(tables.into_iter().flat_map(|table| table.values()));
+        let is_figure = |figure: &serde_json::Value| figure.as_f64().is_some_and(|n| n.is_finite() && n > 0.0);
+        assert!(figures.all(is_figure), "{line}");
+    }
+}

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 
+import card as cards
 import distance
 import report
 from report import Goal, Section, Table
@@ -87,6 +88,11 @@ class Bench:
         # Of a checkpoint in 16 bits, float32 is kept in those.
         checkpoint = self.model(shape, "float32" if name == "float32" else "bfloat16")
         return [self.programs / "examples" / "engine_bench", checkpoint, self.shapes[shape][1], self.threads, name]
+
+    def card(self, name: str) -> dict:
+        """Blocks in a format on the first card, measured now."""
+        options = ["--shape", "tiny", "--quick"] if self.quick else []
+        return objects(run(self.programs / "examples" / "card_bench", *options, name))[0]
 
     def servers(self, shape: str, dtype: str, **order: object) -> dict[str, dict]:
         """Petals and ours, by name."""
@@ -346,4 +352,8 @@ def lines(bench: Bench) -> Section:
     return distance.section(bench)
 
 
-ALL = {section.__name__: section for section in (limits, blocks, llama, petals, sessions, hops, lines, accuracy, soak)}
+def card(bench: Bench) -> Section:
+    return cards.section(bench)
+
+
+ALL = {section.__name__: section for section in (limits, blocks, llama, petals, sessions, hops, lines, accuracy, soak, card)}
