@@ -80,8 +80,8 @@ pub use generation::GenerationConfig;
 pub use gguf::GgufError;
 #[cfg(test)]
 pub(crate) use gguf::testing::{byte_level_json, demo_gguf, sentence_piece_json};
-pub(crate) use grad::Breath;
 use grad::Through;
+pub(crate) use grad::{Breath, bytes_on_the_way_back};
 pub use hub::{DiskSpace, Download, HubError, HubFault, HubOptions, Progress, Transfer, disk_space};
 pub use known::{KnownModel, known_models};
 use kv::{Arena, KvShape};

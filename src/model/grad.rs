@@ -11,7 +11,7 @@ mod norm;
 mod through;
 
 use attention::Attention;
-pub(crate) use through::{Breath, Through};
+pub(crate) use through::{Breath, Through, bytes_on_the_way_back};
 
 use super::{ComputeError, Hidden, ModelConfig, block::Block, lora::Target, norm::Norm};
 

@@ -8,7 +8,7 @@ use super::{
     error::RequestError,
     memory::{Lease, Memory},
 };
-use crate::model::{KvDType, ModelConfig, Residual, in_whole_pages};
+use crate::model::{KvDType, ModelConfig, bytes_on_the_way_back, in_whole_pages};
 
 /// Deep prompts that the largest pass may have, in tokens of a sequence.
 const PROMPT_TOKENS: usize = 64;
@@ -30,9 +30,7 @@ pub(crate) struct Costs {
     back: u64,
     /// Of what is inside of its feed-forward part then.
     inner: u64,
-    /// Whether that exists of all tokens at a time.
-    inner_of_all: bool,
-    /// Of a matrix that is multiplied by on the way back: it is f32 then.
+    /// Of the part of a matrix that is multiplied by on the way back: it is f32 then.
     matrix: u64,
 }
 
@@ -78,8 +76,7 @@ impl Costs {
             kv: config.cache_bytes_per_token(kv_dtype) as u64,
             back: 12 * hidden + 6 * (queries + keys),
             inner: 5 * inner,
-            inner_of_all: config.residual == Residual::SequentialPostNorm || config.feed_forward.experts.is_some(),
-            matrix: config.hidden_size as u64 * inner.max(queries),
+            matrix: largest_part(config),
         }
     }
 
@@ -128,14 +125,9 @@ impl Costs {
             return row.saturating_mul(4).saturating_add(pages).saturating_add(prompts);
         }
         let inputs = row.saturating_mul(most_inputs(size.n_blocks, stretch) as u64);
-        let inner_tokens = if self.inner_of_all {
-            tokens
-        } else {
-            tokens.min(INNER_TOKENS)
-        };
         let back = tokens
             .saturating_mul(self.back)
-            .saturating_add(inner_tokens.saturating_mul(self.inner))
+            .saturating_add(tokens.min(INNER_TOKENS).saturating_mul(self.inner))
             .saturating_add(self.matrix);
         // One by one, and together in the answer.
         let by_prompts = n_blocks
@@ -145,6 +137,17 @@ impl Costs {
         let parts = [row, inputs, pages.max(back), prompts, by_prompts];
         parts.into_iter().fold(0, u64::saturating_add)
     }
+}
+
+/// Of all matrices of a block.
+fn largest_part(config: &ModelConfig) -> u64 {
+    let (hidden, inner, queries) = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.n_heads * config.head_dim,
+    );
+    let shapes = [[inner, hidden], [hidden, inner], [queries, hidden], [hidden, queries]];
+    shapes.map(bytes_on_the_way_back).into_iter().fold(0, u64::max)
 }
 
 impl PassMemory {
@@ -239,12 +242,29 @@ mod tests {
     }
 
     #[test]
+    fn what_trainers_send_at_a_time_fits_on_a_machine_with_a_slice_of_a_large_model() {
+        for (name, n_blocks, tokens) in [("Llama-3.1-70B", 29, 128), ("Llama-3.1-405B", 8, 32)] {
+            let known = KnownModel::find(name).unwrap().unwrap();
+            let size = PassSize {
+                batch: 8,
+                tokens,
+                n_blocks,
+                is_backward: true,
+                ..PassSize::default()
+            };
+            // An eighth of 16 GiB.
+            let passes = PassMemory::new(Costs::new(&known.config, KvDType::Bf16), 2 * GIB);
+            assert!(passes.plan(&size).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
     fn a_pass_that_never_fits_is_told_the_limit() {
         let (costs, size) = llama();
         let error = PassMemory::new(costs, GIB).plan(&size).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "a pass of 8192 tokens through 32 blocks needs 4.4 GiB, more than the 1.0 GiB that this server keeps for passes; \
+            "a pass of 8192 tokens through 32 blocks needs 4.3 GiB, more than the 1.0 GiB that this server keeps for passes; \
              send fewer tokens or blocks at a time"
         );
         let huge = PassSize {

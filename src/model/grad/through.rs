@@ -88,7 +88,7 @@ impl Through<'_> {
         by_out: &[f32],
         breath: &mut Breath<'_>,
     ) -> Result<Vec<f32>, ComputeError> {
-        let at_a_time = (PART / linear.weight.rows()).next_multiple_of(GROUP);
+        let at_a_time = columns_at_a_time(linear.weight.rows());
         self.back_columns(linear, by_out, at_a_time, breath)
     }
 
@@ -117,6 +117,17 @@ impl Through<'_> {
         }
         Ok(by_x)
     }
+}
+
+/// Bytes that multiplying by a matrix `[rows, cols]` on the way back takes for its weights: of some columns, as they are
+/// widened and as they are laid out.
+pub(crate) fn bytes_on_the_way_back([rows, cols]: [usize; 2]) -> u64 {
+    2 * (columns_at_a_time(rows).min(cols) * rows * size_of::<f32>()) as u64
+}
+
+/// Of a matrix with so many rows.
+fn columns_at_a_time(rows: usize) -> usize {
+    (PART / rows.max(1)).next_multiple_of(GROUP)
 }
 
 /// Of a product with so many weights.
