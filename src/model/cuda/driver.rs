@@ -2,6 +2,7 @@
 
 use std::{
     ffi::{CStr, c_char, c_int, c_uint, c_void},
+    path::Path,
     ptr,
     sync::OnceLock,
 };
@@ -56,16 +57,26 @@ entry_points! {
     }
 }
 
+/// Where the kernel's part of the driver is to be seen.
+const CONTROL: &str = "/dev/nvidiactl";
+
+fn why_none() -> CudaError {
+    match cfg!(target_feature = "crt-static") && Path::new(CONTROL).exists() {
+        true => CudaError::Static,
+        false => CudaError::NoDriver,
+    }
+}
+
 impl Driver {
     /// The driver of this machine, ready.
     ///
     /// # Errors
-    /// [`CudaError::NoDriver`], or why it finds no card.
+    /// [`CudaError::NoDriver`] or [`CudaError::Static`], or why it finds no card.
     pub(super) fn get() -> Result<&'static Self, CudaError> {
         static DRIVER: OnceLock<Result<Driver, CudaError>> = OnceLock::new();
         let driver = DRIVER.get_or_init(|| {
             let names = ["libcuda.so.1", "libcuda.so"].map(str::to_owned);
-            let library = open(&names, &[]).ok_or(CudaError::NoDriver)?;
+            let library = open(&names, &[]).ok_or_else(why_none)?;
             let driver = Self::of(library).map_err(|error| CudaError::Library {
                 library: "the NVIDIA driver",
                 problem: error.to_string(),

@@ -8,6 +8,12 @@ pub enum CudaError {
     /// There is no driver.
     #[error("no NVIDIA driver was found (libcuda.so.1): install it, or compute with --device cpu")]
     NoDriver,
+    /// There are cards, and the program is one that can load nothing.
+    #[error(
+        "this program is static and cannot load the NVIDIA driver: take the release for linux-gnu or build on this machine, or \
+         compute with --device cpu"
+    )]
+    Static,
     /// The driver has no card.
     #[error("the NVIDIA driver finds no card it can use ({reason}): compute with --device cpu")]
     NoCards {
