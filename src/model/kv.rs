@@ -97,7 +97,7 @@ impl KvShape {
 }
 
 /// Keys and values of one session. Memory is taken as tokens arrive and given back when the cache is dropped; it never
-/// exceeds `chain · batch · max_length · cache_bytes_per_token`, with `max_length` [`in_whole_pages`].
+/// exceeds `chain · batch · max_length · cache_bytes_per_token`, with `max_length` in whole pages.
 #[derive(Debug)]
 pub struct Cache {
     arena: Arc<Arena>,

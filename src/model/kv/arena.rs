@@ -20,8 +20,8 @@ use crate::model::{
     cuda::{Buffer, Device, Piece, page_bytes},
 };
 
-/// Pages of one shape, in one or several places: on the heap, or on cards, a place for each. Those that
-/// do not fit come from the heap and go back to it: blocks may be run without an arena at all.
+/// Pages of one shape, in one or several places: on the heap, or on cards, a place for each. Those that do not fit come from
+/// the heap and go back to it: blocks may be run without an arena at all.
 #[derive(Debug)]
 pub(crate) struct Arena {
     shape: KvShape,
