@@ -50,6 +50,10 @@ impl Part<'_> {
         self.rows.len() == 1 || self.tokens == (0..self.x.tokens)
     }
 
+    fn n_tokens(&self) -> usize {
+        self.rows.len() * self.tokens.len()
+    }
+
     /// Its tokens, sequence by sequence.
     fn rows(&self) -> impl Iterator<Item = &[f32]> {
         let (row, range) = self.row_and_range();
@@ -128,7 +132,7 @@ impl Blocks {
     fn run_alone(&self, blocks: &[u32], part: &mut Part<'_>, scratch: &mut Scratch) -> Result<(), ComputeError> {
         let width = part.x.width;
         let first = (part.rows.start * part.x.tokens + part.tokens.start) * width;
-        let len = part.rows.len() * part.tokens.len() * width;
+        let len = part.n_tokens() * width;
         let mut data = std::mem::take(&mut part.x.data);
         let outcome = self.run_all(
             blocks,

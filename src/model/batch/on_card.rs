@@ -48,7 +48,7 @@ impl Blocks {
         };
         let (mut rest, mut first) = (x, 0);
         while !rest.is_empty() {
-            let lengths = parts.iter().map(|part| part.x.batch * part.tokens.len());
+            let lengths = parts.iter().map(Part::n_tokens);
             let tokens = first..end_of_chunk(lengths, first, at_a_time);
             first = tokens.end;
             let (chunk, others) = rest.split_at_mut(tokens.len() * width);

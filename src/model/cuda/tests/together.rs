@@ -1,5 +1,7 @@
 //! Sessions in one batch on a card: each is what it is alone, bit for bit, whatever is beside it.
 
+use std::ops::Range;
+
 use super::*;
 use crate::model::AdapterId;
 
@@ -150,4 +152,30 @@ fn short_steps_are_what_their_tokens_are_one_at_a_time() {
         let x = random_hidden(&mut rng(10), 2, 24, card.config().hidden_size);
         assert_same_bits(&through(&card, &x, &[16, 5, 3]), &through(&card, &x, &[1; 24]));
     }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn a_wide_step_is_the_same_whichever_of_its_sequences_go_at_a_time() {
+    let [_, card] = both(json!({}), 14, WeightDType::Bf16);
+    let chain: Vec<u32> = card.span().collect();
+    let x = random_hidden(&mut rng(11), 5, 3, card.config().hidden_size);
+    let in_rows = |cuts: &[Range<usize>]| {
+        let (mut cache, mut x) = (card.new_cache(chain.len(), x.batch, x.tokens), x.clone());
+        for rows in cuts {
+            let part = Part {
+                cache: &mut cache,
+                chain_idx: 0,
+                rows: rows.clone(),
+                tokens: 0..x.tokens,
+                x: &mut x,
+                position: 0,
+            };
+            card.run_batch(&chain, &mut [part], &mut Scratch::default()).unwrap();
+        }
+        x.data
+    };
+    let whole = in_rows(std::slice::from_ref(&(0..5)));
+    assert_same_bits(&in_rows(&[0..2, 2..5]), &whole);
+    assert_same_bits(&in_rows(&[0..1, 1..4, 4..5]), &whole);
 }
