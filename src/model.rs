@@ -81,7 +81,7 @@ pub use gguf::GgufError;
 #[cfg(test)]
 pub(crate) use gguf::testing::{byte_level_json, demo_gguf, sentence_piece_json};
 use grad::Through;
-pub(crate) use grad::{Breath, bytes_on_the_way_back};
+pub(crate) use grad::{Breath, INNER_TOKENS_ON_THE_WAY_BACK, bytes_on_the_way_back};
 pub use hub::{DiskSpace, Download, HubError, HubFault, HubOptions, Progress, Transfer, disk_space};
 pub use known::{KnownModel, known_models};
 use kv::{Arena, KvShape};

@@ -20,8 +20,8 @@ pub(super) struct ComputeArgs {
 /// Where blocks are.
 #[derive(Clone, Debug, Args)]
 pub(super) struct DeviceArgs {
-    /// What blocks are computed with. auto and cuda take all NVIDIA cards that can be used; cuda:0,2 takes
-    /// these or none. Where no cards can be used, it says why, and the processor does it.
+    /// What blocks are computed with. auto and cuda take all NVIDIA cards that can be used; cuda:0,2 takes these or none.
+    /// Where no cards can be used, it says why, and the processor does it.
     #[arg(long, value_name = "auto|cpu|cuda[:N,…]", default_value = "auto", value_parser = parse_device)]
     device: Device,
 }

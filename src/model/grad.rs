@@ -11,6 +11,7 @@ mod norm;
 mod through;
 
 use attention::Attention;
+pub(crate) use feed_forward::INNER_TOKENS_ON_THE_WAY_BACK;
 pub(crate) use through::{Breath, Through, bytes_on_the_way_back};
 
 use super::{ComputeError, Hidden, ModelConfig, block::Block, lora::Target, norm::Norm};

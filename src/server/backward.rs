@@ -14,7 +14,6 @@ use super::{
     error::RequestError,
     forward::Forward,
     guests::Origin,
-    memory::Lease,
     worker::Work,
 };
 use crate::model::{AdapterId, Blocks, Breath, Hidden, Scratch};
@@ -85,17 +84,20 @@ pub(crate) struct Backward {
     /// By the prompts of each block that was passed on the way back.
     prompt_gradients: Vec<Vec<f32>>,
     /// Held for its `Drop`.
-    _held: Held,
+    _turn: OwnedSemaphorePermit,
 }
-
-/// What a backward pass has for as long as it is under way: its turn, and what pays for its memory.
-pub(crate) type Held = (OwnedSemaphorePermit, Arc<Lease>);
 
 impl Backward {
     /// The pass over the chain of `work` whose input is `x`, every block with `adapter`; the activations of `work` are the
     /// gradient by the chain's output. Of each `stretch` of blocks only the first one's input is kept until they are passed
     /// on the way back.
-    pub(crate) fn new(mut x: Hidden, work: Work, adapter: Option<AdapterId>, stretch: usize, held: Held) -> Self {
+    pub(crate) fn new(
+        mut x: Hidden,
+        work: Work,
+        adapter: Option<AdapterId>,
+        stretch: usize,
+        turn: OwnedSemaphorePermit,
+    ) -> Self {
         if let Some(prompts) = &work.prompts {
             prompts.add_to(0, &mut x);
         }
@@ -107,7 +109,7 @@ impl Backward {
             there: None,
             inputs: vec![x],
             prompt_gradients: Vec::new(),
-            _held: held,
+            _turn: turn,
         }
     }
 
@@ -130,8 +132,7 @@ impl Backward {
         matches!(self.stages.get(self.next), Some(Stage::There { .. }))
     }
 
-    /// Takes up to `tokens` tokens through the next block on the way there, one of each sequence at least; returns how many
-    /// it took.
+    /// Takes up to `tokens` tokens through the next block on the way there, one at least; returns how many it took.
     ///
     /// # Errors
     /// Those of the blocks.
@@ -210,7 +211,7 @@ impl Backward {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Mutex, time::Duration};
+    use std::sync::Mutex;
 
     use sepal_protocol::{
         compress::Compression,
@@ -224,7 +225,7 @@ mod tests {
             testing::{assert_same_bits, engine},
         },
         p2p::PeerId,
-        server::{memory::Memory, request},
+        server::request,
     };
 
     #[tokio::test]
@@ -258,7 +259,7 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/petals/tiny-llama");
         let files = ModelFiles::from_folder(folder.as_ref()).unwrap();
         let blocks = Blocks::load(&files, 0..4, WeightDType::F32, engine()).unwrap();
-        let (turns, memory) = (BackwardTurns::default(), Memory::new(1));
+        let turns = BackwardTurns::default();
         let chain = [0, 1, 2, 3, 1, 0, 2];
         let prompts = WireTensor::from_f32(&numbers(7 * 2 * WIDTH, 29), [7, 1, 2, WIDTH], DType::F32).unwrap();
         let prompts = prompts.encode(Compression::None).unwrap();
@@ -266,8 +267,7 @@ mod tests {
         for stretch in 1..=8 {
             let x = Hidden::new(numbers(2 * 5 * WIDTH, 37), 2, 5, WIDTH).unwrap();
             let gradient = Hidden::new(numbers(2 * 5 * WIDTH, 17), 2, 5, WIDTH).unwrap();
-            let lease = memory.lease(1, Duration::ZERO).await.unwrap();
-            let held = (turns.take(false).await.unwrap(), Arc::new(lease));
+            let turn = turns.take(false).await.unwrap();
             let prompts = request::prompts(&prompts, chain.len(), &x).unwrap();
             let work = Work {
                 chain: chain.into(),
@@ -279,7 +279,7 @@ mod tests {
                 },
                 _lease: None,
             };
-            let mut pass = Backward::new(x, work, None, stretch, held);
+            let mut pass = Backward::new(x, work, None, stretch, turn);
             while !pass.is_done() {
                 if pass.goes_there() {
                     pass.advance(&blocks, 3, &mut Scratch::default()).unwrap();

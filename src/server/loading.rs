@@ -17,6 +17,7 @@ use crate::{
 impl Lifecycle {
     /// Blocks to serve, and what they can do.
     pub(super) async fn load(&self, span: &Range<u32>) -> Result<(Serving, Rates), StartError> {
+        // By the memory that is free now, before blocks take theirs.
         self.pass_bytes();
         let cache = self.cache_options(span.len());
         let shares = self.shares(span.len());

@@ -232,7 +232,7 @@ fn size(tensors: &[&proto::Tensor], direction: Direction, n_blocks: usize, width
     };
     let (x, prompts) = (tensors[0], tensors[direction.n_tensors() - 1]);
     let [batch, tokens] = match x.size[..] {
-        [batch, tokens, _] if numbers(x) == batch as usize * tokens as usize * width => {
+        [batch, tokens, _] if numbers(x) == (batch as usize).saturating_mul(tokens as usize).saturating_mul(width) => {
             [batch as usize, tokens as usize]
         }
         _ => [1, numbers(x).div_ceil(width)],
@@ -314,8 +314,8 @@ impl Pass {
             let x = worker.forward(work(x, prompts), self.adapter).await?;
             return Ok(PassOutput { x, prompts: None });
         };
-        let (stretch, held) = (self.plan.stretch, (turn, granted.lease.clone()));
-        let pass = Backward::new(x, work(gradient, prompts), self.adapter, stretch, held);
+        let work = work(gradient, prompts);
+        let pass = Backward::new(x, work, self.adapter, self.plan.stretch, turn);
         worker.backward(pass).await
     }
 }

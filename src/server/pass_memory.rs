@@ -8,13 +8,10 @@ use super::{
     error::RequestError,
     memory::{Lease, Memory},
 };
-use crate::model::{KvDType, ModelConfig, bytes_on_the_way_back, in_whole_pages};
+use crate::model::{INNER_TOKENS_ON_THE_WAY_BACK, KvDType, ModelConfig, bytes_on_the_way_back, in_whole_pages};
 
 /// Deep prompts that the largest pass may have, in tokens of a sequence.
 const PROMPT_TOKENS: usize = 64;
-
-/// Tokens whose inner activations exist at a time on a block's way back (`model/grad/feed_forward.rs`).
-const INNER_TOKENS: u64 = 1024;
 
 /// What a number takes, in bytes.
 const NUMBER: u64 = size_of::<f32>() as u64;
@@ -127,7 +124,11 @@ impl Costs {
         let inputs = row.saturating_mul(most_inputs(size.n_blocks, stretch) as u64);
         let back = tokens
             .saturating_mul(self.back)
-            .saturating_add(tokens.min(INNER_TOKENS).saturating_mul(self.inner))
+            .saturating_add(
+                tokens
+                    .min(INNER_TOKENS_ON_THE_WAY_BACK as u64)
+                    .saturating_mul(self.inner),
+            )
             .saturating_add(self.matrix);
         // One by one, and together in the answer.
         let by_prompts = n_blocks

@@ -157,7 +157,7 @@ impl Turn {
 }
 
 /// The compute rates of a block of `blocks`. `cache` is the file to remember measurements in, under a key; what is measured while
-/// the machine has other work than this is good enough for now, and not remembered.
+/// the machine has other work serves this start and is not remembered.
 ///
 /// Blocks the calling thread while it measures.
 ///

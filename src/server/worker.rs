@@ -171,7 +171,7 @@ impl Worker {
             order: Vec::new(),
             last_short: None,
             began: Instant::now(),
-            breathing: 0,
+            goes_back: false,
             scratch: Scratch::default(),
             parts: Vec::new(),
             lost: lost_sender,
@@ -280,8 +280,8 @@ struct Compute {
     last_short: Option<Instant>,
     /// Since when what is computed is accounted for.
     began: Instant,
-    /// Jobs that others are computed for in the middle of, which are in no list.
-    breathing: usize,
+    /// Whether a job is on its way back through a block. It is in no list then.
+    goes_back: bool,
     scratch: Scratch,
     /// Always empty between two block runs.
     parts: Vec<Part<'static>>,
@@ -354,14 +354,14 @@ impl Compute {
     }
 
     fn held(&self) -> usize {
-        self.steps.len() + self.training.len() + self.breathing
+        self.steps.len() + self.training.len() + usize::from(self.goes_back)
     }
 
     /// Which classes wait.
     fn waits(&self) -> [bool; 3] {
         let own = self.steps.iter().any(|step| step.origin().own);
         let others = self.steps.iter().any(|step| !step.origin().own);
-        [own, others, self.breathing > 0 || !self.training.is_empty()]
+        [own, others, self.goes_back || !self.training.is_empty()]
     }
 
     /// Makes what arrived ready, and drops what nobody waits for any more. What needs no computing is answered at once.

@@ -11,7 +11,7 @@ use crate::model::{
 };
 
 /// Tokens whose inner activations exist at a time.
-const TOKENS_AT_A_TIME: usize = 1024;
+pub(crate) const INNER_TOKENS_ON_THE_WAY_BACK: usize = 1024;
 
 /// Inner activations that are differentiated without a breath.
 const NUMBERS_AT_A_TIME: usize = 1 << 20;
@@ -53,7 +53,7 @@ impl FeedForward {
 
 impl Mlp {
     fn forward(&self, through: Through<'_>, x: &[f32], breath: &mut Breath<'_>) -> Result<Vec<f32>, ComputeError> {
-        let len = TOKENS_AT_A_TIME * self.up.weight.cols();
+        let len = INNER_TOKENS_ON_THE_WAY_BACK * self.up.weight.cols();
         let mut out = Vec::with_capacity(x.len());
         for x in x.chunks(len) {
             let mut inner = through.apply(Target::Up, &self.up, x, breath)?;
@@ -77,7 +77,7 @@ impl Mlp {
         by_out: &[f32],
         breath: &mut Breath<'_>,
     ) -> Result<Vec<f32>, ComputeError> {
-        let len = TOKENS_AT_A_TIME * self.up.weight.cols();
+        let len = INNER_TOKENS_ON_THE_WAY_BACK * self.up.weight.cols();
         let mut by_x = Vec::with_capacity(x.len());
         for (x, by_out) in x.chunks(len).zip(by_out.chunks(len)) {
             by_x.append(&mut self.back_some(through, x, by_out, breath)?);

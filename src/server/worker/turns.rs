@@ -150,12 +150,14 @@ impl Compute {
     /// Takes a job back through a block, and lets steps whose turn it is get in between. Returns how long the block took.
     fn go_back(&mut self, queued: &mut Queued) -> (Result<usize, RequestError>, Duration) {
         let (blocks, mut before) = (self.blocks.clone(), Duration::ZERO);
+        self.goes_back = true;
         let outcome = guarded(|| {
             queued.job.go_back(&blocks, &mut || {
                 before += self.breathe()?;
                 Ok(())
             })
         });
+        self.goes_back = false;
         let outcome = match outcome {
             Err(RequestError::Compute(ComputeError::Stopped)) => Err(RequestError::NotServing),
             outcome => outcome.map(|()| 0),
@@ -169,7 +171,6 @@ impl Compute {
     /// # Errors
     /// [`ComputeError::Stopped`] at the end of the queue.
     fn breathe(&mut self) -> Result<Duration, ComputeError> {
-        self.breathing += 1;
         let training = Class::Training.index();
         let took = self.end(training);
         let mut is_open = true;
@@ -182,7 +183,6 @@ impl Compute {
                 _ => break,
             }
         }
-        self.breathing -= 1;
         self.begin();
         if is_open { Ok(took) } else { Err(ComputeError::Stopped) }
     }

@@ -19,12 +19,8 @@ async fn sessions_get_in_between_while_a_block_is_differentiated() {
         origin: somebody(false),
         _lease: None,
     };
-    let (turns, memory) = (BackwardTurns::default(), Memory::new(9));
-    let pass = async || {
-        let lease = memory.lease(1, Duration::ZERO).await.unwrap();
-        let held = (turns.take(false).await.unwrap(), Arc::new(lease));
-        Backward::new(x.clone(), work(), None, 1, held)
-    };
+    let turns = BackwardTurns::default();
+    let pass = async || Backward::new(x.clone(), work(), None, 1, turns.take(false).await.unwrap());
     let mut session = Session::new(&worker, &blocks, &[0, 1, 2, 3], 1, 1).await;
     let mut n_steps = 0;
     let steps = async {
