@@ -89,6 +89,11 @@ pub(crate) fn pass_bytes(wish: u64, free: u64, n_models: usize) -> u64 {
     wish.min(free / 8 / n_models.max(1) as u64)
 }
 
+/// The same where blocks are on cards and `free` is the host's: little else needs that.
+pub(crate) fn pass_bytes_beside_cards(wish: u64, free: u64, n_models: usize) -> u64 {
+    wish.min(free / 2 / n_models.max(1) as u64)
+}
+
 impl Want {
     /// What it comes to as one of `n_models` in `free` bytes: what passes get is needed once as well.
     pub(crate) fn settled(self, free: &[u64], n_models: usize) -> Self {

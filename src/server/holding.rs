@@ -47,7 +47,7 @@ impl Holding<'_> {
             cache_tokens: self.cache_tokens() as u64,
             cache_token_bytes: self.cache_token_bytes(),
             scratch: config.scratch_bytes(self.max_batch_size(), self.limits.max_chunk_size_bytes),
-            passes: self.pass_wish(),
+            passes: self.pass_wish(&self.pass_costs()),
         }
     }
 
@@ -68,10 +68,10 @@ impl Holding<'_> {
         Costs::new(self.config, self.kv_dtype)
     }
 
-    /// Bytes for passes over whole sequences, if there is plenty: as long and through as many blocks as they may be.
-    pub(crate) fn pass_wish(&self) -> u64 {
-        self.pass_costs()
-            .wish(self.max_batch_size(), self.config.n_blocks as usize)
+    /// Bytes for passes over whole sequences with these costs, if there is plenty: as long and through as many blocks as they
+    /// may be.
+    pub(crate) fn pass_wish(&self, costs: &Costs) -> u64 {
+        costs.wish(self.max_batch_size(), self.config.n_blocks as usize)
     }
 
     /// Bytes that a token of `--attn-cache-tokens` takes in one block: counted as Petals does, kept as we do.

@@ -27,7 +27,7 @@ use super::{
     duty::Duty,
     holding::Holding,
     memory::{Amount, Memory},
-    pass_memory::PassMemory,
+    pass_memory::{Costs, PassMemory},
     push::Pushes,
     serving::{Limits, Serving},
     throughput::Rates,
@@ -199,8 +199,21 @@ impl Lifecycle {
     pub(super) fn pass_bytes(&self) -> u64 {
         *self.pass_bytes.get_or_init(|| {
             let free = free_memory().unwrap_or(u64::MAX);
-            capacity::pass_bytes(self.holding().pass_wish(), free, self.current.n_models())
+            let wish = self.holding().pass_wish(&self.pass_costs());
+            match self.config.machine.has_cards() {
+                true => capacity::pass_bytes_beside_cards(wish, free, self.current.n_models()),
+                false => capacity::pass_bytes(wish, free, self.current.n_models()),
+            }
         })
+    }
+
+    /// What a pass costs here.
+    fn pass_costs(&self) -> Costs {
+        let costs = self.holding().pass_costs();
+        match self.config.machine.has_cards() {
+            true => costs.with_blocks_on_cards(self.source.config()),
+            false => costs,
+        }
     }
 
     /// Notes how many blocks were found to fit, and where.
@@ -417,7 +430,7 @@ impl Lifecycle {
             worker,
             memory: old.map_or_else(|| Memory::new(cache), |old| old.memory.clone()),
             passes: old.map_or_else(
-                || PassMemory::new(self.holding().pass_costs(), self.pass_bytes()),
+                || PassMemory::new(self.pass_costs(), self.pass_bytes()),
                 |old| old.passes.clone(),
             ),
             sessions: old.map(|old| old.sessions.clone()).unwrap_or_default(),

@@ -29,6 +29,8 @@ pub(crate) struct Costs {
     inner: u64,
     /// Of the part of a matrix that is multiplied by on the way back: it is f32 then.
     matrix: u64,
+    /// Of the block that is on its way back, if it was brought from a card for that.
+    brought: u64,
 }
 
 /// A pass, by what its memory depends on.
@@ -74,6 +76,21 @@ impl Costs {
             back: 12 * hidden + 6 * (queries + keys),
             inner: 5 * inner,
             matrix: largest_part(config),
+            brought: 0,
+        }
+    }
+
+    /// The same where blocks are on cards: one is brought to the host in f32 for its way back, each matrix beside what it was
+    /// unpacked to.
+    pub(crate) fn with_blocks_on_cards(self, config: &ModelConfig) -> Self {
+        let [hidden, inner, queries] = widths(config).map(|n| n as u64 * NUMBER);
+        let largest = hidden.saturating_mul(inner.max(queries) / NUMBER);
+        Self {
+            brought: config
+                .numbers_per_block()
+                .saturating_mul(NUMBER)
+                .saturating_add(largest),
+            ..self
         }
     }
 
@@ -129,7 +146,8 @@ impl Costs {
                     .min(INNER_TOKENS_ON_THE_WAY_BACK as u64)
                     .saturating_mul(self.inner),
             )
-            .saturating_add(self.matrix);
+            .saturating_add(self.matrix)
+            .saturating_add(self.brought);
         // One by one, and together in the answer.
         let by_prompts = n_blocks
             .saturating_mul(batch)
@@ -142,13 +160,18 @@ impl Costs {
 
 /// Of all matrices of a block.
 fn largest_part(config: &ModelConfig) -> u64 {
-    let (hidden, inner, queries) = (
+    let [hidden, inner, queries] = widths(config);
+    let shapes = [[inner, hidden], [hidden, inner], [queries, hidden], [hidden, queries]];
+    shapes.map(bytes_on_the_way_back).into_iter().fold(0, u64::max)
+}
+
+/// Of a block's matrices: of activations, of the feed-forward part, of all queries.
+fn widths(config: &ModelConfig) -> [usize; 3] {
+    [
         config.hidden_size,
         config.intermediate_size,
         config.n_heads * config.head_dim,
-    );
-    let shapes = [[inner, hidden], [hidden, inner], [queries, hidden], [hidden, queries]];
-    shapes.map(bytes_on_the_way_back).into_iter().fold(0, u64::max)
+    ]
 }
 
 impl PassMemory {
@@ -257,6 +280,27 @@ mod tests {
             let passes = PassMemory::new(Costs::new(&known.config, KvDType::Bf16), 2 * GIB);
             assert!(passes.plan(&size).is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn beside_cards_a_way_back_takes_the_block_in_f32_and_the_way_there_does_not() {
+        let known = KnownModel::find("Llama-3.1-70B").unwrap().unwrap();
+        let costs = Costs::new(&known.config, KvDType::Bf16);
+        let beside_cards = costs.with_blocks_on_cards(&known.config);
+        let size = |is_backward| PassSize {
+            batch: 1,
+            tokens: 8,
+            n_blocks: 1,
+            is_backward,
+            ..PassSize::default()
+        };
+        let [there, back] = [false, true].map(|is_backward| {
+            let bytes = |costs: Costs| costs.least(&size(is_backward)).bytes;
+            bytes(beside_cards) - bytes(costs)
+        });
+        assert_eq!(there, 0);
+        // 856 million numbers, and the largest matrix once more.
+        assert_eq!(back, 4 * (855_654_400 + 8192 * 28672));
     }
 
     #[test]
