@@ -106,7 +106,7 @@ impl From<&Self> for Machine {
 }
 
 impl Machine {
-    /// How many cards the driver knows.
+    /// How many cards the driver knows, at least one.
     ///
     /// # Errors
     /// No driver, or one that finds no card.
@@ -123,11 +123,6 @@ impl Machine {
             Cards::These(ordinals) => ordinals.clone(),
             Cards::All => (0..Device::count()?).collect(),
         };
-        if ordinals.is_empty() {
-            return Err(CudaError::NoCards {
-                reason: "it knows none".into(),
-            });
-        }
         let tried = ordinals
             .into_iter()
             .map(|ordinal| (ordinal, Device::open(ordinal, toolkit)));

@@ -62,12 +62,17 @@ pub(super) struct Loaded {
 }
 
 impl Device {
-    /// How many cards there are.
+    /// How many cards there are, at least one.
     ///
     /// # Errors
-    /// When there is no driver, or none for any card.
+    /// When there is no driver, or no card that it knows.
     pub(crate) fn count() -> Result<usize, CudaError> {
-        Driver::get()?.n_cards()
+        match Driver::get()?.n_cards()? {
+            0 => Err(CudaError::NoCards {
+                reason: "it knows none".into(),
+            }),
+            n_cards => Ok(n_cards),
+        }
     }
 
     /// Card `ordinal`, counted as the driver does.
