@@ -17,7 +17,9 @@ export PATH="${CARGO_TARGET_DIR:-$PWD/target}/release:$PATH"
 
 fail() {
     echo "readme: $*" >&2
-    for log in "$work"/*; do echo "--- $log" >&2; tail -n 20 "$log" >&2; done
+    for log in "$work"/*; do
+        [ ! -f "$log" ] || { echo "--- $log" >&2; tail -n 20 "$log" >&2; }
+    done
     exit 1
 }
 # The README's line, with ADDR still in it, must be there word for word.

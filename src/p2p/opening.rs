@@ -31,6 +31,13 @@ pub(crate) enum OpeningError {
     /// We have no key.
     #[error("not a libp2p peer, or one of a private swarm: such a swarm can only be joined with its --swarm-key")]
     NoGreeting,
+    /// We have no key, and it closed the connection. One that has a key does that to what we say, and then what it said
+    /// before may be lost on the way.
+    #[error(
+        "it hung up before it said anything: it may have too many connections, or belong to a private swarm, which can only be \
+         joined with its --swarm-key"
+    )]
+    HungUp,
 }
 
 impl From<OpeningError> for io::Error {
@@ -62,12 +69,15 @@ where
 /// A peer that does not know what to do with our part of the handshake closes the connection.
 fn refused(error: PnetError) -> io::Error {
     let (PnetError::HandshakeError(source) | PnetError::IoError(source)) = error;
-    match source.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-            OpeningError::WrongKey.into()
-        }
-        _ => source,
+    match source.kind() == io::ErrorKind::UnexpectedEof || is_broken(&source) {
+        true => OpeningError::WrongKey.into(),
+        false => source,
     }
+}
+
+/// Whether the other end closed the connection.
+fn is_broken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 /// A connection whose first bytes must be the greeting.
@@ -99,20 +109,24 @@ impl<S> Greeted<S> {
         self.seen += n;
         Ok(())
     }
+
+    /// What an error means, which is more than it says before the greeting was read.
+    fn explained(&self, error: io::Error) -> io::Error {
+        match (self.seen < GREETING.len() && is_broken(&error), self.keyed) {
+            (false, _) => error,
+            (true, true) => OpeningError::WrongKey.into(),
+            (true, false) => OpeningError::HungUp.into(),
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let read = ready!(Pin::new(&mut self.inner).poll_read(cx, buf));
-        if self.seen == GREETING.len() || buf.is_empty() {
-            return Poll::Ready(read);
+        let read = ready!(Pin::new(&mut self.inner).poll_read(cx, buf)).map_err(|error| self.explained(error))?;
+        if self.seen < GREETING.len() && !buf.is_empty() {
+            self.check(&buf[..read])?;
         }
-        let read = match read {
-            Ok(n) => n,
-            Err(error) if self.keyed && error.kind() == io::ErrorKind::ConnectionReset => 0,
-            Err(error) => return Poll::Ready(Err(error)),
-        };
-        Poll::Ready(self.check(&buf[..read]).map(|()| read))
+        Poll::Ready(Ok(read))
     }
 
     fn poll_read_vectored(
@@ -132,7 +146,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Greeted<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let wrote = Pin::new(&mut self.inner).poll_write(cx, buf);
+        wrote.map_err(|error| self.explained(error))
     }
 
     fn poll_write_vectored(
@@ -140,11 +155,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let wrote = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        wrote.map_err(|error| self.explained(error))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        flushed.map_err(|error| self.explained(error))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -155,6 +172,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Greeted<S> {
 #[cfg(test)]
 mod tests {
     use futures::{AsyncReadExt, AsyncWriteExt, executor::block_on, io::Cursor};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::compat::TokioAsyncReadCompatExt;
 
     use super::*;
 
@@ -190,13 +209,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_peer_that_hangs_up_before_it_greets_may_be_one_with_another_key() {
+        for (keyed, expected) in [(false, OpeningError::HungUp), (true, OpeningError::WrongKey)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (other, _) = listener.accept().await.unwrap();
+            // The end is a reset then, as where something was said that nobody reads.
+            other.set_zero_linger().unwrap();
+            drop(other);
+            let inner = socket.compat();
+            let mut peer = Greeted { inner, seen: 0, keyed };
+            let mut all = Vec::new();
+            assert_eq!(reason(peer.read_to_end(&mut all).await.map(|_| all)), expected);
+        }
+    }
+
+    #[tokio::test]
     async fn two_ends_with_one_key_understand_each_other_and_nobody_else_reads_along() {
         let key = SwarmKey::generate();
         let (one, other) = tokio::io::duplex(1024);
-        let compat = tokio_util::compat::TokioAsyncReadCompatExt::compat;
         let (one, other) = futures::join!(
-            begin(compat(one), Some(key.clone())),
-            begin(compat(other), Some(key.clone()))
+            begin(one.compat(), Some(key.clone())),
+            begin(other.compat(), Some(key.clone()))
         );
         let (mut one, mut other) = (one.unwrap(), other.unwrap());
         one.write_all(GREETING).await.unwrap();
