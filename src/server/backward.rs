@@ -122,6 +122,11 @@ impl Backward {
         self.work.chain.len()
     }
 
+    /// Whether there are no tokens to go through the chain, of however many rows.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.work.x.data.is_empty()
+    }
+
     /// Whether the first block was passed on the way back.
     pub(crate) fn is_done(&self) -> bool {
         self.next == self.stages.len()
