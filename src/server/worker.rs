@@ -171,6 +171,7 @@ impl Worker {
             order: Vec::new(),
             last_short: None,
             began: Instant::now(),
+            computes: false,
             goes_back: false,
             scratch: Scratch::default(),
             parts: Vec::new(),
@@ -280,6 +281,8 @@ struct Compute {
     last_short: Option<Instant>,
     /// Since when what is computed is accounted for.
     began: Instant,
+    /// Whether it is, at this moment.
+    computes: bool,
     /// Whether a job is on its way back through a block. It is in no list then.
     goes_back: bool,
     scratch: Scratch,
@@ -295,6 +298,10 @@ impl Drop for Compute {
         if thread::panicking() {
             error!("the compute thread panicked; nothing is computed any more");
             self.lost.send_replace(Some(Lost::Thread));
+        }
+        if self.computes {
+            // Other models of the node would rest for ever from what is not computed any more.
+            self.duty.end(Instant::now());
         }
         self.queue.close();
     }
@@ -330,12 +337,14 @@ impl Compute {
     fn begin(&mut self) {
         self.began = Instant::now();
         self.duty.begin(self.began);
+        self.computes = true;
     }
 
     /// Accounts to a class for what was computed. Returns how long that took.
     fn end(&mut self, turn: usize) -> Duration {
         let end = Instant::now();
         self.duty.end(end);
+        self.computes = false;
         let took = end - self.began;
         self.turns.classes.ran(turn, took, self.waits());
         took

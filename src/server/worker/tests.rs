@@ -1,6 +1,7 @@
 //! The compute thread alone: who rides along changes nothing, nobody starves, and a defect ends what it hit.
 
 mod breathing;
+mod defects;
 
 use std::time::Duration;
 
@@ -499,35 +500,6 @@ async fn a_step_whose_caller_left_is_dropped_and_the_end_is_told_to_all() {
     };
     let (outcome, ()) = tokio::join!(stays.step(y, None), end);
     assert!(matches!(outcome, Err(RequestError::NotServing)));
-}
-
-#[tokio::test]
-async fn a_defect_outside_of_the_blocks_is_noticed_and_nobody_waits_for_ever() {
-    let blocks = blocks(WeightDType::F32);
-    let worker = start(&blocks);
-    let mut rng = StdRng::seed_from_u64(8);
-    let mut waiting = Session::new(&worker, &blocks, &[0, 1], 1, 8).await;
-    let mut broken = Session::new(&worker, &blocks, &[0, 1], 1, 8).await;
-    let mut step = broken.next(random(&mut rng, 1, 2), None);
-    // Prompts for one block, which no request can have for two.
-    let prompts = WireTensor::from_f32(&[0.5; WIDTH], [1, 1, 1, WIDTH], DType::F32).unwrap();
-    let prompts = prompts.encode(Compression::None).unwrap();
-    step.work.prompts = request::prompts(&prompts, 1, &step.work.x).unwrap();
-    let x = random(&mut rng, 1, 4);
-    let (first, second) = tokio::join!(worker.step(step), waiting.step(x.clone(), None));
-    assert!(matches!(first, Err(RequestError::NotServing)));
-    // It was through before that, or it is told.
-    assert!(matches!(second, Ok(_) | Err(RequestError::NotServing)));
-    assert!(matches!(worker.lost().await, Some(Lost::Thread)));
-    let mut late = Session::new(&worker, &blocks, &[0, 1], 1, 8).await;
-    assert!(matches!(late.step(x, None).await, Err(RequestError::NotServing)));
-}
-
-#[tokio::test]
-async fn a_thread_that_is_stopped_is_not_lost() {
-    let worker = start(&blocks(WeightDType::F32));
-    worker.stop();
-    assert!(worker.lost().await.is_none());
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     time::{Duration, Instant},
 };
 
@@ -151,12 +152,26 @@ impl Compute {
     fn go_back(&mut self, queued: &mut Queued) -> (Result<usize, RequestError>, Duration) {
         let (blocks, mut before) = (self.blocks.clone(), Duration::ZERO);
         self.goes_back = true;
+        let mut panic = None;
         let outcome = guarded(|| {
-            queued.job.go_back(&blocks, &mut || {
-                before += self.breathe()?;
-                Ok(())
-            })
+            // A defect in the middle of it is none of this block.
+            queued.job.go_back(
+                &blocks,
+                &mut || match catch_unwind(AssertUnwindSafe(|| self.breathe())) {
+                    Ok(took) => {
+                        before += took?;
+                        Ok(())
+                    }
+                    Err(defect) => {
+                        panic = Some(defect);
+                        Err(ComputeError::Stopped)
+                    }
+                },
+            )
         });
+        if let Some(defect) = panic {
+            resume_unwind(defect);
+        }
         self.goes_back = false;
         let outcome = match outcome {
             Err(RequestError::Compute(ComputeError::Stopped)) => Err(RequestError::NotServing),
