@@ -5,10 +5,16 @@ use std::collections::HashMap;
 
 use crate::p2p::PeerId;
 
-/// What each of the peers had that wait now. Somebody with a hundred sessions so gets what somebody with one gets.
+/// Peers that are known at most while some of them do not wait.
+const MAX_KNOWN: usize = 1024;
+
+/// What each of the peers had that wait now, or had more than those that do. Somebody with a hundred sessions so gets what
+/// somebody with one gets.
 #[derive(Debug, Default)]
 pub(crate) struct Fair {
     had: HashMap<PeerId, Had>,
+    /// The least that one of them had who waited twice.
+    floor: i64,
     /// How often it was said who waits.
     round: u64,
 }
@@ -22,7 +28,8 @@ struct Had {
 
 impl Fair {
     /// These wait now. Whoever was not there before begins just below the one of the others that had least: it goes first
-    /// once, and cannot ask for what others had while it was away.
+    /// once, and cannot ask for what others had while it was away. Whoever had more than that one does not begin anew by
+    /// being away for a moment, as every client is between two steps: it would go before those who waited all along.
     pub(crate) fn present(&mut self, peers: impl Iterator<Item = PeerId> + Clone) {
         self.round += 1;
         let round = self.round;
@@ -31,9 +38,12 @@ impl Fair {
                 had.round = round;
             }
         }
-        self.had.retain(|_, had| had.round == round);
-        let least = self.had.values().map(|had| had.amount).min().unwrap_or_default();
-        let amount = least.saturating_sub(1);
+        let here = self.had.values().filter(|had| had.round == round);
+        self.floor = here.map(|had| had.amount).min().unwrap_or(self.floor);
+        let (floor, room) = (self.floor, self.had.len() <= MAX_KNOWN);
+        self.had
+            .retain(|_, had| had.round == round || (room && had.amount > floor));
+        let amount = floor.saturating_sub(1);
         for peer in peers {
             self.had.entry(peer).or_insert(Had { amount, round });
         }
@@ -53,7 +63,7 @@ impl Fair {
 
     /// How many peers wait.
     pub(crate) fn n_peers(&self) -> usize {
-        self.had.len()
+        self.had.values().filter(|had| had.round == self.round).count()
     }
 }
 
@@ -110,6 +120,33 @@ mod tests {
         );
         fair.present([old].into_iter());
         assert_eq!(fair.n_peers(), 1);
+    }
+
+    #[test]
+    fn whoever_is_away_after_each_run_does_not_overtake_those_who_wait() {
+        let [a, b, c] = peers();
+        let (mut fair, mut runs) = (Fair::default(), HashMap::<PeerId, usize>::new());
+        let mut away = None;
+        for _ in 0..300 {
+            let waiting = [a, b, c].into_iter().filter(|peer| away != Some(*peer));
+            fair.present(waiting.clone());
+            let next = waiting.min_by_key(|peer| fair.rank(peer)).unwrap();
+            fair.ran(next, 64);
+            *runs.entry(next).or_default() += 1;
+            away = Some(next);
+        }
+        assert_eq!(runs.into_values().collect::<Vec<usize>>(), [100; 3]);
+    }
+
+    #[test]
+    fn peers_that_come_once_are_forgotten() {
+        let mut fair = Fair::default();
+        for _ in 0..10 * MAX_KNOWN {
+            let peer = PeerId::random();
+            fair.present([peer].into_iter());
+            fair.ran(peer, 1000);
+        }
+        assert!(fair.had.len() <= MAX_KNOWN + 2, "{}", fair.had.len());
     }
 
     #[test]
