@@ -3,7 +3,7 @@
 //!
 //! Names and message types are those of Petals' `TransformerConnectionHandler` (`server/handler.py`).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use sepal_protocol::{
@@ -142,12 +142,15 @@ async fn rpc_inference(
     mut requests: StreamReceiver,
     replies: StreamSender,
 ) -> Result<(), RequestError> {
-    let Ok(Ok(Some(first))) = timeout(current.limits()?.step_timeout, requests.recv()).await else {
+    let silence = current.limits()?.step_timeout;
+    // Before anything is read: who may not have a session holds no stream open.
+    let origin = current.admit(peer)?;
+    let stay = current.guests.enter(origin, Instant::now())?;
+    let Ok(Ok(Some(first))) = timeout(silence, requests.recv()).await else {
         return Ok(());
     };
     let first: proto::ExpertRequest = decode("ExpertRequest", first)?;
     let (serving, chain) = current.find_for_work(&first.uid)?;
-    let origin = current.admit(peer)?;
     let stopped = serving.tasks.token();
     let opening = Opening {
         serving,
@@ -155,6 +158,7 @@ async fn rpc_inference(
         membership: current.membership.clone(),
         origin,
         guests: current.guests.clone(),
+        stay,
         first,
     };
     let session = stopped

@@ -58,20 +58,22 @@ pub(crate) struct Opening {
     /// Who opens it.
     pub(crate) origin: Origin,
     pub(crate) guests: Arc<Guests>,
+    /// Its place among the sessions of the peer.
+    pub(crate) stay: Option<Stay>,
     pub(crate) first: proto::ExpertRequest,
 }
 
 impl Opening {
-    /// Reserves the cache, and a place among the sessions of the peer.
+    /// Reserves the cache, and takes the place among the sessions of the peer.
     async fn reserve(
-        &self,
+        &mut self,
         patience: Duration,
         batch: usize,
         max_length: usize,
     ) -> Result<(Lease, Quota), RequestError> {
+        let stay = self.stay.take();
         let (serving, origin) = (&self.serving, self.origin);
         let amount = serving.session_amount(self.chain.len(), batch, max_length);
-        let stay = self.guests.enter(origin, Instant::now())?;
         let most = self.guests.cache(origin, serving.memory.max());
         let claim = most.map(|most| serving.memory.claim(origin.peer, amount, most));
         let held = (stay, claim.transpose()?);
@@ -111,11 +113,11 @@ pub(crate) async fn run(
 }
 
 async fn converse(
-    opening: Opening,
+    mut opening: Opening,
     requests: &mut StreamReceiver,
     replies: &mut StreamSender,
 ) -> Result<(), RequestError> {
-    let mut session = Session::open(&opening).await?;
+    let mut session = Session::open(&mut opening).await?;
     let mut next = Some(Incoming {
         request: opening.first,
         pushed: false,
@@ -180,11 +182,9 @@ struct Session {
 
 impl Session {
     /// Checks the first message in Petals' order, reserves the cache and registers the session's id.
-    async fn open(opening: &Opening) -> Result<Self, RequestError> {
-        let Opening {
-            serving, chain, first, ..
-        } = opening;
-        let metadata = StepMetadata::decode(&first.metadata)?;
+    async fn open(opening: &mut Opening) -> Result<Self, RequestError> {
+        let serving = opening.serving.clone();
+        let metadata = StepMetadata::decode(&opening.first.metadata)?;
         let asked = metadata.max_length_tokens().ok_or_else(|| RequestError::NoMaxLength {
             got: PythonText(metadata.max_length.as_ref()).to_string(),
         })?;
@@ -194,7 +194,9 @@ impl Session {
             Ok(length) if length <= max => length,
             _ => return Err(RequestError::SessionTooLong { asked, max }),
         };
-        let batch = n_rows(first);
+        let batch = n_rows(&opening.first);
+        // Nobody waits for memory only to be told that.
+        let adapter = request::find_adapter(&metadata, &serving.blocks)?;
         let patience = patience(metadata.alloc_timeout);
         let (lease, held) = opening.reserve(patience, batch, max_length).await?;
         // Such a batch could never send a token, but its rows would take memory.
@@ -203,12 +205,12 @@ impl Session {
                 max: serving.limits.max_batch_size,
             });
         }
-        let adapter = request::find_adapter(&metadata, &serving.blocks)?;
         let about = opening.about(&metadata, batch, max_length);
         let pushes = match metadata.session_id.clone() {
             Some(id) => Some(serving.sessions.register(id)?),
             None => None,
         };
+        let chain = &opening.chain;
         let mut cache = serving
             .blocks
             .new_cache(chain.len(), batch, max_length)
@@ -232,7 +234,7 @@ impl Session {
             origin: opening.origin,
             guests: opening.guests.clone(),
             _held: held,
-            serving: serving.clone(),
+            serving,
         })
     }
 

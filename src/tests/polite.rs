@@ -120,6 +120,32 @@ async fn a_peer_with_its_quota_of_sessions_gets_another_one_when_one_ends() {
 }
 
 #[tokio::test]
+async fn who_may_have_no_session_is_told_before_it_says_anything() {
+    let swarm = Swarm::start().await;
+    let (stranger, other) = (swarm.caller().await, swarm.caller().await);
+    let server = swarm
+        .serve_with(with(Politeness {
+            deny: vec![Who::Peer(stranger.peer())],
+            quotas: Quotas {
+                sessions: Some(1),
+                ..Quotas::default()
+            },
+            ..Politeness::default()
+        }))
+        .await;
+    let error = open(&stranger, &server).await.answer().await.error();
+    assert_eq!(error, "server does not compute for this peer");
+    // A stream in which nothing was said takes a place as well.
+    let mut silent = [open(&other, &server).await, open(&other, &server).await];
+    let [first, second] = &mut silent;
+    let error = tokio::select! {
+        answer = first.answer() => answer.error(),
+        answer = second.answer() => answer.error(),
+    };
+    assert!(error.contains("it has 1 sessions open"), "{error}");
+}
+
+#[tokio::test]
 async fn a_peer_that_had_its_tokens_is_refused_in_sessions_and_passes_and_the_owner_is_not() {
     let swarm = Swarm::start().await;
     let (owner, stranger) = (swarm.caller().await, swarm.caller().await);
