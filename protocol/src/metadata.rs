@@ -55,6 +55,9 @@ pub struct StepMetadata {
     pub activations: Option<String>,
     /// Whether a signed receipt is wanted with the answer; Sepal's own, Python ignores it. See [`ReplyMetadata`].
     pub receipt: bool,
+    /// Whether all tensors of a push belong to its step; Sepal's own, Python ignores it. Petals' servers send the deep prompts
+    /// and rows of the session's first step with every later one.
+    pub current: bool,
     /// Keys that are not known here, for passing on.
     pub other: Vec<(Value, Value)>,
 }
@@ -70,7 +73,10 @@ const WHAT: &str = "request metadata";
 /// Asks for a receipt in a request, and carries it in a reply.
 const RECEIPT: &str = "sepal_receipt";
 
-const KEYS: [&str; 13] = [
+/// Says that a push has no tensor of an earlier step.
+const CURRENT: &str = "sepal_current";
+
+const KEYS: [&str; 14] = [
     "session_id",
     "step_id",
     "max_length",
@@ -84,6 +90,7 @@ const KEYS: [&str; 13] = [
     "output_compression",
     "activations",
     RECEIPT,
+    CURRENT,
 ];
 
 impl StepMetadata {
@@ -119,6 +126,7 @@ impl StepMetadata {
             output_compression: fields.read("output_compression", "a tuple of whole numbers", ints)?,
             activations: fields.text("activations")?,
             receipt: fields.boolean(RECEIPT)?.unwrap_or(false),
+            current: fields.boolean(CURRENT)?.unwrap_or(false),
             other: other.cloned().collect(),
         })
     }
@@ -147,6 +155,7 @@ impl StepMetadata {
             compression,
             text(&self.activations),
             Some(Value::from(true)).filter(|_| self.receipt),
+            Some(Value::from(true)).filter(|_| self.current),
         ];
         let known = KEYS.into_iter().zip(values);
         let known = known.filter_map(|(key, value)| value.map(|value| (Value::from(key), value)));

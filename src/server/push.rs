@@ -146,6 +146,10 @@ fn prepare(
     output: &proto::Tensor,
 ) -> Option<(PeerId, proto::ExpertRequest)> {
     let (next, forwarded) = metadata.for_push()?;
+    let forwarded = StepMetadata {
+        current: true,
+        ..forwarded
+    };
     let peer: PeerId = next.peer_id.parse().ok()?;
     let uid = chain_uid(prefix, next.start..next.end)?;
     let mut tensors = request.tensors.clone();

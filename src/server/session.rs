@@ -270,6 +270,10 @@ impl Session {
             return Ok(None);
         }
         let (tensors, prefix) = match self.plan(&request, &metadata, pushed).await {
+            Ok((tensors, _)) if pushed && !self.is_current(&tensors, &metadata) => {
+                debug!("a push that may have rows or prompts of an earlier step is left to the client");
+                return Ok(None);
+            }
             Ok(plan) => plan,
             Err(error) if pushed => {
                 debug!(%error, "a push is ignored");
@@ -381,6 +385,14 @@ impl Session {
         }
         self.serving.check_size(x)?;
         Ok((tensors, prefix))
+    }
+
+    /// Whether nothing of a push is of another step. Petals' servers send the prompts and rows of the session's first step with
+    /// every one (`server/handler.py`, `_push_outputs`): none, where later steps of a beam search have some. Nobody who sends
+    /// the right ones has any: such steps are not pushed.
+    fn is_current(&self, tensors: &StepTensors, metadata: &StepMetadata) -> bool {
+        let has_none = tensors.prompts.is_none() && tensors.rows.is_none();
+        has_none && (metadata.current || self.batch == 1)
     }
 
     async fn decode(

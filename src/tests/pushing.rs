@@ -173,6 +173,39 @@ async fn a_push_that_is_of_no_use_is_ignored() {
     );
 }
 
+/// As Petals' servers push: the rows of a session's first step with every one, and so none where a beam search has some.
+#[tokio::test]
+async fn beams_are_those_of_the_client_and_not_of_a_push_that_knows_none() {
+    let swarm = Swarm::start().await;
+    let server = swarm.serve(0..4).await;
+    let node = swarm.caller().await;
+    let embeddings = &reference().embeddings;
+    let twice = |a: &Hidden, b: &Hidden| Hidden::new([&*a.data, &*b.data].concat(), 2, a.tokens, a.width).unwrap();
+    let prompts = twice(&tokens(embeddings, 0..4), &tokens(embeddings, 1..5));
+    let next = twice(&tokens(embeddings, 5..6), &tokens(embeddings, 5..6));
+    let own = Step::next(&next).rows(&[1, 1]).id("second").from(4);
+    let mut undisturbed = Session::open(&node, server.node.peer()).await;
+    undisturbed.step(&Step::first(&prompts, 8)).await.output();
+    let expected = undisturbed.step(&own).await.output().to_f32_vec();
+    let mut session = Session::open(&node, server.node.peer()).await;
+    let first = |id| Step::first(&prompts, 8).session(id).id("first");
+    session.step(&first("s")).await.output();
+    let push = |id, current: bool| {
+        let mut step = Step::next(&next).session(id).id("second").from(4);
+        (step.metadata.pushed, step.metadata.current) = (true, current);
+        call(&node, server.node.peer(), names::PUSH, step.request().encode_to_vec())
+    };
+    push("s", false).await.unwrap();
+    assert_close(&session.step(&own).await.output().to_f32_vec(), &expected, 0.0);
+    assert_eq!(server.server.stats().pushes_used, 0);
+    // Who says that it knows the rows of the step is believed.
+    let mut session = Session::open(&node, server.node.peer()).await;
+    session.step(&first("t")).await.output();
+    push("t", true).await.unwrap();
+    assert_eq!(session.answer().await.output().shape[0], 2);
+    assert_eq!(server.server.stats().pushes_used, 1);
+}
+
 #[tokio::test]
 async fn next_servers_that_are_none_are_not_called() {
     let swarm = Swarm::start().await;
