@@ -10,7 +10,7 @@ mod explain;
 use std::{
     collections::BTreeMap,
     fmt,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -145,7 +145,11 @@ impl Turn {
             }
         };
         let began = Instant::now();
-        while file.try_lock().is_err() {
+        while let Err(error) = file.try_lock() {
+            if let TryLockError::Error(error) = error {
+                warn!(file = %lock.display(), %error, "cannot see whether other servers are measuring");
+                return Self { _file: None };
+            }
             if began.elapsed() > LOCK_PATIENCE {
                 warn!(file = %lock.display(), "another server is measuring for too long, not waiting for it");
                 return Self { _file: None };
@@ -269,9 +273,9 @@ pub fn measure(blocks: &Blocks) -> Result<ComputeRates, ComputeError> {
         position += 1;
         Ok(())
     })?;
-    let passes_per_second = repeat(FORWARD_STEPS, || {
-        blocks.forward(block, &mut noise(FORWARD_TOKENS, width))
-    })?;
+    // What comes out goes in again, as from block to block: making new numbers would take longer than a card.
+    let mut x = noise(FORWARD_TOKENS, width);
+    let passes_per_second = repeat(FORWARD_STEPS, || blocks.forward(block, &mut x))?;
     Ok(ComputeRates {
         inference_rps: steps_per_second,
         forward_rps: passes_per_second * FORWARD_TOKENS as f64,
