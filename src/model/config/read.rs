@@ -56,6 +56,27 @@ pub(crate) fn with_defaults(raw: &Map<String, Value>, defaults: &[(&str, Value)]
     filled
 }
 
+/// What transformers 5 keeps in `rope_parameters` alone.
+const IN_ROPE_PARAMETERS: [&str; 3] = [
+    "rope_theta",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+];
+
+/// `raw` with what is in `rope_parameters` alone where older versions have it, so that no family's defaults go before it.
+pub(crate) fn with_rope_outside(raw: &Map<String, Value>) -> Result<Map<String, Value>, ConfigError> {
+    let mut raw = raw.clone();
+    let parameters: Map<String, Value> = optional(&raw, "rope_parameters")?.unwrap_or_default();
+    for field in IN_ROPE_PARAMETERS {
+        if let Some(value) = parameters.get(field)
+            && raw.get(field).is_none_or(Value::is_null)
+        {
+            raw.insert(field.to_owned(), value.clone());
+        }
+    }
+    Ok(raw)
+}
+
 /// `raw` with a family's own names of fields (first of each pair) replaced by the usual ones.
 pub(crate) fn renamed(raw: &Map<String, Value>, names: &[(&str, &str)]) -> Map<String, Value> {
     let mut renamed = raw.clone();

@@ -104,7 +104,7 @@ pub(crate) enum LongRopeChoice {
 }
 
 /// Reads `rope_theta` and `rope_scaling`, in the spellings of all versions: `rope_type` or `type` inside, and
-/// `rope_parameters` (which holds the theta as well) since transformers 5. The first `rotary_dim` numbers of a head are
+/// `rope_parameters` since transformers 5, from which the theta was taken out. The first `rotary_dim` numbers of a head are
 /// rotated.
 pub(crate) fn read_rope(
     raw: &Map<String, Value>,
@@ -116,10 +116,7 @@ pub(crate) fn read_rope(
         Some(scaling) => scaling,
         None => optional(raw, "rope_parameters")?.unwrap_or_default(),
     };
-    let theta = match optional(raw, "rope_theta")? {
-        Some(theta) => theta,
-        None => optional(&scaling, "rope_theta")?.unwrap_or(10_000.0),
-    };
+    let theta = optional(raw, "rope_theta")?.unwrap_or(10_000.0);
     let rope_type: Option<String> = match optional(&scaling, "rope_type")? {
         Some(rope_type) => Some(rope_type),
         None => optional(&scaling, "type")?,

@@ -8,7 +8,7 @@ use crate::model::{
     ConfigError, Family, ModelConfig,
     config::{
         parts::{NormKind, Position, Residual, SlidingWindow},
-        read::{activation, optional, sliding_blocks, with_defaults},
+        read::{activation, optional, sliding_blocks, with_defaults, with_rope_outside},
         rope::{RopeConfig, RopeScaling},
     },
 };
@@ -45,9 +45,8 @@ pub(super) fn read_gemma3(raw: &Map<String, Value>) -> Result<ModelConfig, Confi
         // How transformers 5 writes both rotations.
         text.insert("rope_local_base_freq".to_owned(), local["rope_theta"].clone());
         text.insert("rope_parameters".to_owned(), global.clone());
-    } else {
-        text = with_defaults(&text, &[("rope_theta", 1e6.into())]);
     }
+    let text = with_defaults(&with_rope_outside(&text)?, &[("rope_theta", 1e6.into())]);
     let defaults = [
         ("vocab_size", 262_208.into()),
         ("hidden_size", 2304.into()),

@@ -7,7 +7,7 @@ use crate::model::{
     ConfigError, Family, ModelConfig,
     config::{
         parts::{ExpertsConfig, Routing},
-        read::{optional, required, sliding_blocks, with_defaults},
+        read::{optional, renamed, required, sliding_blocks, with_defaults},
     },
 };
 
@@ -40,7 +40,9 @@ pub(super) fn read_qwen3(raw: &Map<String, Value>) -> Result<ModelConfig, Config
     normed(Family::Qwen3, raw)
 }
 
+/// `num_experts` has another name since transformers 5.
 pub(super) fn read_qwen3_moe(raw: &Map<String, Value>) -> Result<ModelConfig, ConfigError> {
+    let raw = &renamed(raw, &[("num_local_experts", "num_experts")]);
     let sparse_step: usize = optional(raw, "decoder_sparse_step")?.unwrap_or(1);
     let dense: Vec<u32> = optional(raw, "mlp_only_layers")?.unwrap_or_default();
     if sparse_step != 1 || !dense.is_empty() {
