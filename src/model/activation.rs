@@ -6,7 +6,7 @@ use super::{
 };
 
 /// The slope inside GPT-OSS's gate.
-const CLAMPED_SLOPE: f32 = 1.702;
+pub(crate) const CLAMPED_SLOPE: f32 = 1.702;
 
 impl Activation {
     /// `x := activation(x)`

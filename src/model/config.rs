@@ -8,7 +8,7 @@ pub(crate) mod rope;
 
 use packed::PackedWeights;
 use parts::{AttentionConfig, EndsConfig, FeedForwardConfig, NormConfig, Position, Residual};
-use read::optional;
+use read::{optional, with_rope_outside};
 use rope::{RopeConfig, RopeScaling};
 use serde_json::{Map, Value};
 
@@ -111,6 +111,7 @@ impl ModelConfig {
     pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
         let raw: Map<String, Value> = serde_json::from_slice(json).map_err(ConfigError::Json)?;
         let model_type: String = optional(&raw, "model_type")?.unwrap_or_default();
+        let raw = with_rope_outside(&raw)?;
         let mut config = Family::of_model_type(&model_type)?.read_config(&raw)?;
         config.packed = packed::read(&raw)?;
         config.check()?;
@@ -222,7 +223,6 @@ impl ModelConfig {
 
     fn check(&self) -> Result<(), ConfigError> {
         let mut sizes = vec![
-            ("num_hidden_layers", self.n_blocks as usize),
             ("hidden_size", self.hidden_size),
             ("num_attention_heads", self.n_heads),
             ("num_key_value_heads", self.n_kv_heads),
@@ -233,12 +233,15 @@ impl ModelConfig {
         if let Some(sliding) = &self.attention.sliding {
             sizes.push(("sliding_window", sliding.tokens));
         }
+        let mut parts = vec![("num_hidden_layers", self.n_blocks as usize)];
         if let Some(experts) = &self.feed_forward.experts {
-            sizes.push(("num_experts", experts.n_experts));
-            sizes.push(("num_experts_per_tok", experts.experts_per_token));
+            parts.push(("num_experts", experts.n_experts));
+            parts.push(("num_experts_per_tok", experts.experts_per_token));
         }
-        for (field, size) in sizes {
-            if size == 0 || size > MAX_SIZE {
+        let sizes = sizes.into_iter().map(|(field, size)| (field, size, MAX_SIZE));
+        let parts = parts.into_iter().map(|(field, size)| (field, size, MAX_PARTS));
+        for (field, size, max) in sizes.chain(parts) {
+            if size == 0 || size > max {
                 return Err(ConfigError::Value {
                     field,
                     problem: "is out of range",
@@ -259,16 +262,26 @@ impl ModelConfig {
         if experts.is_some_and(|experts| experts.experts_per_token > experts.n_experts) {
             return value("num_experts_per_tok", "is more than there are experts");
         }
-        let ropes = [self.rope(0), self.rope(self.n_blocks - 1)];
-        ropes
+        let position = match &self.attention.position {
+            Position::Rotary(rope) => Some(rope),
+            Position::Alibi(_) => None,
+        };
+        let local = self
+            .attention
+            .sliding
+            .as_ref()
+            .and_then(|sliding| sliding.rope.as_ref());
+        position
             .into_iter()
-            .flatten()
+            .chain(local)
             .try_for_each(|rope| rope.check(self.head_dim))
     }
 }
 
 /// No published model has a dimension near this; it keeps products of two sizes far from overflow.
 const MAX_SIZE: usize = 1 << 28;
+/// Nor so many blocks, or experts in one: each of them is described before any of it is read.
+const MAX_PARTS: usize = 1 << 14;
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::{BlockNames, ExpertNames, FeedForwardNames, llama};
 use crate::model::{
     ConfigError, Family, ModelConfig,
+    activation::CLAMPED_SLOPE,
     config::{
         parts::{Activation, ExpertsConfig, Routing},
         read::{optional, required, sliding_blocks, with_defaults},
@@ -48,9 +49,21 @@ pub(super) fn read_config(raw: &Map<String, Value>) -> Result<ModelConfig, Confi
     config.attention.sinks = true;
     config.attention.qkv_bias = true;
     config.attention.output_bias = true;
-    config.feed_forward.activation = Activation::ClampedSwiglu {
-        limit: optional(&raw, "swiglu_limit")?.unwrap_or(7.0),
-    };
+    let slope: Option<f32> = optional(&raw, "swiglu_alpha")?;
+    if slope.is_some_and(|slope| slope != CLAMPED_SLOPE) {
+        return Err(ConfigError::Value {
+            field: "swiglu_alpha",
+            problem: "is not 1.702, as in all published models",
+        });
+    }
+    let limit: f32 = optional(&raw, "swiglu_limit")?.unwrap_or(7.0);
+    if limit < 0.0 {
+        return Err(ConfigError::Value {
+            field: "swiglu_limit",
+            problem: "is no limit: it must not be below 0",
+        });
+    }
+    config.feed_forward.activation = Activation::ClampedSwiglu { limit };
     config.feed_forward.bias = true;
     config.feed_forward.experts = Some(ExpertsConfig {
         n_experts: required(&raw, "num_local_experts")?,

@@ -341,7 +341,55 @@ fn what_a_family_does_not_have_is_refused_by_name() {
     refused("families/gemma2", "layer_types", json!(["sliding_attention"]));
     refused("families/gemma2", "query_pre_attn_scalar", json!(-1.0));
     refused("families/gpt-oss", "intermediate_size", json!(40));
+    refused("families/gpt-oss", "swiglu_alpha", json!(1.5));
+    refused("families/gpt-oss", "swiglu_limit", json!(-1.0));
     refused("families/mistral", "sliding_window", json!(0));
+    // Each would be described before the weights are seen not to be there.
+    refused("families/qwen3-moe", "num_experts", json!(1 << 28));
+    refused("families/phi2", "num_hidden_layers", json!(1 << 28));
+}
+
+#[test]
+fn every_rotation_is_checked_wherever_its_blocks_are() {
+    let mut config = config_of("families/gemma3");
+    config["layer_types"] = json!(["sliding_attention", "full_attention", "sliding_attention"]);
+    assert!(ModelConfig::from_json(config.to_string().as_bytes()).is_ok());
+    config["rope_theta"] = json!(0.0);
+    let error = ModelConfig::from_json(config.to_string().as_bytes()).unwrap_err();
+    assert!(error.to_string().contains("rope_theta"), "{error}");
+}
+
+/// As transformers 5 writes it: what belongs to the rotation is in `rope_parameters` alone.
+#[test]
+fn a_configuration_means_the_same_in_the_spelling_of_transformers_5() {
+    for path in ["mixtral", "qwen3-moe", "phi2", "phi3", "gpt-oss", "gemma3", "qwen2"] {
+        let mut old = config_of(&format!("families/{path}"));
+        // Not what the family's defaults are.
+        old["rope_theta"] = json!(77_000.0);
+        let mut new = old.clone();
+        let fields = new.as_object_mut().unwrap();
+        let mut parameters = match fields.remove("rope_scaling") {
+            Some(Value::Object(scaling)) => scaling,
+            _ => serde_json::Map::from_iter([("rope_type".to_owned(), json!("default"))]),
+        };
+        if let Some(kind) = parameters.remove("type") {
+            parameters.insert("rope_type".to_owned(), kind);
+        }
+        for field in [
+            "rope_theta",
+            "partial_rotary_factor",
+            "original_max_position_embeddings",
+        ] {
+            parameters.extend(fields.remove(field).map(|value| (field.to_owned(), value)));
+        }
+        fields.insert("rope_parameters".to_owned(), parameters.into());
+        if path == "qwen3-moe" {
+            let experts = fields.remove("num_experts").unwrap();
+            fields.insert("num_local_experts".to_owned(), experts);
+        }
+        let [old, new] = [old, new].map(|config| ModelConfig::from_json(config.to_string().as_bytes()).unwrap());
+        assert_eq!(old, new, "{path}");
+    }
 }
 
 #[test]
