@@ -7,7 +7,7 @@ use super::{
     LoadError, ModelConfig,
     attention::{self, Alibi, Heads, Scoring},
     config::parts::{Position, Residual},
-    cpu::{Engine, Source, add, for_parts},
+    cpu::{AT_A_TIME, Engine, Source, add, for_parts},
     feed_forward::{self, FeedForward},
     kv::{Arena, Row},
     layout::{BlockLayout, NormSpec},
@@ -17,9 +17,6 @@ use super::{
     norm::Norm,
     rope::{Angles, Rope},
 };
-
-/// Numbers that are added by one thread at a time.
-const ADDED_AT_A_TIME: usize = 4096;
 
 /// The weights of one block. Norms, biases and routers are f32, whatever the matrices are.
 #[derive(Debug)]
@@ -304,7 +301,7 @@ fn norm_rows(engine: &Engine, norm: Option<&Norm>, (x, first): (&[f32], usize), 
 /// `x += norm(y)`
 fn add_normed(engine: &Engine, norm: Option<&Norm>, y: &[f32], x: &mut [f32]) {
     // Without a norm there are no rows to mind.
-    let width = norm.map_or(ADDED_AT_A_TIME, |norm| norm.weight.len());
+    let width = norm.map_or(AT_A_TIME, |norm| norm.weight.len());
     for_parts(&engine.pool, x.len(), (x, width), &|i, x| {
         let y = &y[i * width..][..x.len()];
         engine.quant.vectorise(|| match norm {

@@ -34,7 +34,7 @@ pub(crate) use input::{Input, Source, Wanted};
 pub use limits::{LargeMemory, MachineLimits, measure_limits};
 pub(crate) use memory::{Buffer, Memory};
 pub(crate) use panels::{LANES, PANEL_GROUP, Rows, RowsMut};
-pub(crate) use parts::for_parts;
+pub(crate) use parts::{AT_A_TIME, for_parts};
 pub(crate) use pool::Pool;
 use quant::QuantKernels;
 pub(crate) use softmax::{KEY_BLOCK, Slope, Sums, View};

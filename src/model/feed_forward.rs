@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use super::{
     LoadError, ModelConfig,
     config::parts::{Activation, ExpertsConfig, Routing},
-    cpu::{Disjoint, Engine, Source, exp, for_parts},
+    cpu::{AT_A_TIME, Disjoint, Engine, Source, exp, for_parts},
     layout::{BlockLayout, MlpSpec},
     linear::{Linear, apply_each, apply_gated},
     load::TensorReader,
@@ -125,13 +125,18 @@ impl Mlp {
         let Some(gate) = &self.gate else {
             apply_each(engine, [&self.up], x.tokens(0..tokens, cols), [inner]);
             updates.add(Target::Up, engine, (x.rows(), inner), buffers);
-            return activation.apply(inner);
+            return for_parts(&engine.pool, inner.len(), (inner, AT_A_TIME), &|_, x| {
+                engine.quant.vectorise(|| activation.apply(x));
+            });
         };
         apply_each(engine, [gate, &self.up], x.tokens(0..tokens, cols), [inner, up]);
         let x = x.rows();
         updates.add(Target::Gate, engine, (x, inner), buffers);
         updates.add(Target::Up, engine, (x, up), buffers);
-        activation.apply_gated(inner, up);
+        for_parts(&engine.pool, inner.len(), (inner, AT_A_TIME), &|i, gate| {
+            let up = &up[i * AT_A_TIME..][..gate.len()];
+            engine.quant.vectorise(|| activation.apply_gated(gate, up));
+        });
     }
 
     fn inner_alone(&self, engine: &Engine, x: Source<'_>, inner: &mut Vec<f32>) {

@@ -11,7 +11,7 @@ pub use load::Adapter;
 
 use super::{
     block::Segment,
-    cpu::Engine,
+    cpu::{AT_A_TIME, Engine, for_parts},
     linear::{Linear, Matrix},
 };
 
@@ -61,9 +61,11 @@ impl LowRank {
         let Buffers { inner, update } = buffers;
         self.a.apply(engine, x, inner);
         self.b.apply(engine, inner, update);
-        for (y, update) in y.iter_mut().zip(update) {
-            *y += self.scale * *update;
-        }
+        for_parts(&engine.pool, y.len(), (y, AT_A_TIME), &|i, y| {
+            for (y, update) in y.iter_mut().zip(&update[i * AT_A_TIME..]) {
+                *y += self.scale * *update;
+            }
+        });
     }
 }
 

@@ -5,6 +5,9 @@ use super::{Pool, tiles::Start};
 /// Numbers of a pass below which other threads are not worth waking.
 pub(super) const WORTH_SHARING: usize = 1 << 14;
 
+/// Numbers that a thread takes at a time where any will do.
+pub(crate) const AT_A_TIME: usize = 4096;
+
 /// `task(i, part i)` for all parts of `len` items of `data`, of which the last may be shorter. On all threads if there
 /// are enough `numbers` to compute.
 pub(crate) fn for_parts<T: Send>(
