@@ -73,7 +73,8 @@ impl Buffer {
             } else {
                 bytes.max(LARGE)
             };
-            self.memory = None;
+            // Nothing is left of it should there be no memory for more.
+            (self.memory, self.room) = (None, 0);
             let memory = Memory::zeroed(bytes).unwrap_or_else(|error| panic!("no memory to compute in: {error}"));
             (self.memory, self.room) = (Some(memory), bytes / size_of::<f32>());
         }
@@ -86,5 +87,21 @@ impl Buffer {
     /// If there never were so many.
     pub(crate) fn as_slice(&self, len: usize) -> &[f32] {
         self.memory.as_ref().map_or(&[], |memory| memory.numbers(len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_could_not_grow_has_what_it_is_asked_for_next() {
+        let mut buffer = Buffer::default();
+        buffer.numbers(10).fill(1.0);
+        let grown = catch_unwind(AssertUnwindSafe(|| buffer.numbers(1 << 50).len()));
+        assert!(grown.is_err(), "there are machines with 4 PiB");
+        assert_eq!(buffer.numbers(10).len(), 10);
     }
 }
