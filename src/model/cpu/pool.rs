@@ -18,6 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use core_affinity::CoreId;
+
 use super::cores;
 
 /// How long a thread looks for the next region before it sleeps: longer than what lies between two regions of a step.
@@ -70,7 +72,7 @@ struct Region<'a> {
 }
 
 impl Pool {
-    /// Starts `threads - 1` threads, each on a core of its own if there are as many cores.
+    /// Starts `threads - 1` threads, each on a core of its own if they are to use all cores there are.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -84,7 +86,6 @@ impl Pool {
             wake: Condvar::new(),
         });
         let cores = cores::physical();
-        let pinned = cores.len() >= threads;
         let mut pool = Self {
             shared: Arc::clone(&shared),
             workers: Vec::new(),
@@ -92,8 +93,7 @@ impl Pool {
         };
         for i in 1..threads {
             let shared = Arc::clone(&shared);
-            // Several processes that leave cores free start at different ones.
-            let core = pinned.then(|| cores[(i + std::process::id() as usize) % cores.len()]);
+            let core = place(&cores, threads, i);
             let worker = thread::Builder::new().name(format!("kernel-{i}")).spawn(move || {
                 if let Some(core) = core {
                     core_affinity::set_for_current(core);
@@ -250,6 +250,12 @@ impl Region<'_> {
         }
         INSIDE.set(was_inside);
     }
+}
+
+/// Where thread `i` of `threads` stays. Nowhere if they leave cores free: other nodes on this machine, which know as little of
+/// us as we of them, would choose the same ones, while the system sees which are idle.
+fn place(cores: &[CoreId], threads: usize, i: usize) -> Option<CoreId> {
+    (cores.len() == threads).then(|| cores[i])
 }
 
 /// Waiting that burns the CPU, for a while.

@@ -24,6 +24,15 @@ fn every_task_runs_exactly_once() {
 }
 
 #[test]
+fn threads_stay_on_cores_only_where_they_use_them_all() {
+    let cores = [3, 5, 7, 9].map(|id| CoreId { id });
+    let place_of = |threads, i| place(&cores, threads, i).map(|core| core.id);
+    let places = |threads: usize| (1..threads).map(|i| place_of(threads, i)).collect::<Vec<_>>();
+    let expected = [vec![None], vec![Some(5), Some(7), Some(9)], vec![None; 15]];
+    assert_eq!([2, 4, 16].map(places), expected);
+}
+
+#[test]
 fn regions_in_quick_succession_do_not_mix() {
     let pool = Pool::new(4).unwrap();
     for n in (2..40).cycle().take(4000) {
