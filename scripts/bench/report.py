@@ -152,6 +152,11 @@ def processor() -> str:
     return f"{name} (family {family}, model {model})"
 
 
+def kernel() -> str:
+    """Its version, without what the builder called it."""
+    return re.match(r"[\d.]*\d|", platform.release())[0]
+
+
 def machine(threads: int, pythons: dict[str, str]) -> str:
     """What it was measured on and with, as a list."""
     memory = int(re.search(r"MemTotal:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())[1]) / 2**20
@@ -161,7 +166,7 @@ def machine(threads: int, pythons: dict[str, str]) -> str:
     peers = [said(python, "-c", VERSIONS % names) for python in pythons.values() if python]
     lines = [
         f"{processor()}, {os.cpu_count()} CPUs{third}, {memory:.0f} GiB of memory, "
-        f"{platform.system()} {platform.release()}; {threads} threads for every engine",
+        f"{platform.system()} {kernel()}; {threads} threads for every engine",
         f"sepal {revision()}, {said('rustc', '--version')}; " + ", ".join(filter(None, peers)),
     ]
     return "\n".join(f"- {line}" for line in lines)
