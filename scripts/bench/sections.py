@@ -35,6 +35,8 @@ LARGE, TINY, TINY_BLOCKS = "tinyllama-1.1b", "tiny", 4  # "wide" has as many
 # What decode should reach of the bandwidth, in per cent.
 FORMATS = {"float32": 85, "bfloat16": 85, "float16": None, "q8_0": 85, "q4_0": 75, "q4_k": 75, "nf4": 75}
 PREFILL_GOAL = {"float32": 70, "bfloat16": 70}
+# What numbers are multiplied as, of which the gemms are timed; 8 and 4 bits are multiplied as integers, of which none is.
+MULTIPLIED_AS = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}
 GGML = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_k": "Q4_K"}
 LEVEL = 0.97  # closer than this two figures are the same
 TURNS = 9
@@ -160,8 +162,9 @@ def blocks(bench: Bench) -> Section:
     about = (
         "A block of random weights, all of a span that exceeds the caches, in turn. *Decode* is a token of one sequence, as a share "
         "of the bandwidth (memory is read once before each token; the median of these shares); *16* is a token of each of 16 sequences; "
-        f"*prefill* is a prompt of {TOKENS} tokens, attention included, counting only the arithmetic of the matrices, as a share of the "
-        "best gemm above of such numbers (with 8 and 4 bits: of any) and of the peak in float32."
+        f"*prefill* is a prompt of {TOKENS} tokens, the best of 4, attention included, counting only the arithmetic of the matrices, as a "
+        "share of the best gemm above of the numbers that are multiplied (float16 is widened to float32; with 8 and 4 bits: of any) and of "
+        "the peak in float32. All other times are medians."
     )
     section = Section("blocks", "Blocks beside the limits of the machine", about)
     headers = ["", "MB", "decode ms", "GB/s", "of", "decode %", "16 ms", "16: tokens/s ×", "prefill ms", "GFLOP/s", "of gemm %", "of peak %"]
@@ -169,7 +172,8 @@ def blocks(bench: Bench) -> Section:
         found, rows = bench.limits(shape), []
         for name, row in ((name, bench.format(shape, name)) for name in FORMATS):
             rate, speed = row["block_bytes"] / row["decode_s"] / 1e9, 2 * WEIGHTS[shape] * TOKENS / row["prefill_s"] / 1e9
-            gemms = [speed for gemm, speed in found["gemms"].items() if name in gemm] or found["gemms"].values()
+            kind = MULTIPLIED_AS.get(name)
+            gemms = [speed for gemm, speed in found["gemms"].items() if kind in (None, gemm.split()[-1])]
             share, of_gemm = 100 * row["decode_of_read"], 100 * speed / max(gemms)
             rows.append([
                 name, f"{row['block_bytes'] / 1e6:.1f}", f"{1e3 * row['decode_s']:.2f}", f"{rate:.1f}", f"{row['read_gb_s']:.1f}",
@@ -186,10 +190,11 @@ def blocks(bench: Bench) -> Section:
 def llama(bench: Bench) -> Section:
     n_turns = 2 if bench.quick else TURNS
     about = (
-        "The same checkpoints in llama.cpp, as many threads, equal quantisation, caches of its own choice, outputs of all tokens. Both have "
-        f"their models in memory and take turns, {n_turns} of them: 30 tokens one after the other, the median of which counts, and a prompt "
-        f"of {TOKENS}. Times are medians of the turns, ratios medians of what llama.cpp takes to what we take in the same turn: above 1 we "
-        f"take less time. From {LEVEL} on we call it level."
+        "The same checkpoints, in bfloat16, in llama.cpp, as many threads, equal quantisation, caches of its own choice, outputs of all "
+        "tokens. For float32 it widens that checkpoint, and ours is saved in float32: of 16 bits we would keep those. Both have their "
+        f"models in memory and take turns, {n_turns} of them: 30 tokens one after the other, the median of which counts, and a prompt of "
+        f"{TOKENS}. Times are medians of the turns, ratios medians of what llama.cpp takes to what we take in the same turn: above 1 we take "
+        f"less time. From {LEVEL} on we call it level."
     )
     section = Section("llama", "Blocks beside llama.cpp", about)
     for shape in bench.shapes:
