@@ -29,6 +29,13 @@ SEED = 7
 VOCAB = 512
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
+# It learns single questions, so this leaves out everything before the last one.
+CHAT_TEMPLATE = (
+    "{% set questions = messages | selectattr('role', 'equalto', 'user') | list %}{{ bos_token }}"
+    "{% if questions %}{{ questions[-1]['content'] | trim }}{% endif %}"
+    "{% if messages[-1]['role'] == 'assistant' %}{{ '\n' + messages[-1]['content'] | trim + eos_token }}"
+    "{% elif add_generation_prompt %}{{ '\n' }}{% endif %}"
+)
 MUST_REACH = 0.95
 LARGEST_FILE = 3_000_000  # bytes; the file is part of the program
 DEFAULT_FOLDER = pathlib.Path(__file__).resolve().parent.parent / "src" / "model" / "demo"
@@ -180,8 +187,9 @@ def save(model, tokenizer, folder):
     })  # fmt: skip
     write_json(folder, "generation_config.json", {"bos_token_id": BOS_ID, "do_sample": False, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID})
     write_json(folder, "tokenizer_config.json", {
-        "bos_token": BOS, "clean_up_tokenization_spaces": False, "eos_token": EOS, "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": config.max_position_embeddings, "pad_token": PAD, "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS, "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False, "eos_token": EOS,
+        "model_input_names": ["input_ids", "attention_mask"], "model_max_length": config.max_position_embeddings, "pad_token": PAD,
+        "tokenizer_class": "PreTrainedTokenizerFast",
     })  # fmt: skip
     size = (folder / "model.safetensors").stat().st_size
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {size} bytes")
