@@ -16,7 +16,8 @@ use super::{node::ListenArgs, output, signals, swarm::SwarmArgs};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// Model whose files to look for: a folder, a Hugging Face repository, or `demo`.
+    /// Model whose files to look for: a folder or GGUF file, a Hugging Face repository such as org/name, org/name:FILE.gguf
+    /// for a GGUF file in one, or `demo`.
     #[arg(value_name = "MODEL")]
     model: Option<String>,
     #[command(flatten)]

@@ -12,8 +12,9 @@ use super::model::{HubArgs, Model, ModelArgs};
 
 #[derive(Clone, Debug, ClapArgs)]
 pub(super) struct ModelsArgs {
-    /// Folders, Hugging Face repositories such as org/name, or `demo` for the built-in model. Several are served by one
-    /// process. Flags marked [MODEL=] can be given for each of them: --revision org/a=main --revision org/b=v2.
+    /// Folders or GGUF files, Hugging Face repositories such as org/name, org/name:FILE.gguf for a GGUF file in one, or `demo`
+    /// for the built-in model. Several are served by one process. Flags marked [MODEL=] can be given for each of them:
+    /// --revision org/a=main --revision org/b=v2.
     #[arg(value_name = "MODEL", required_unless_present = "converted_model")]
     models: Vec<String>,
     /// The same, as Petals spells it.
