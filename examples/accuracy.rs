@@ -4,7 +4,9 @@
 //! $ cargo run --release --example accuracy            # the built-in model
 //! $ cargo run --release --example accuracy -- MODEL "Some text." "Another text."
 //! format    bits/weight  KL (nats)  top-1 agreement  max error of a block
-//! q8_0             8.50   0.000012          100.0 %                 0.012
+//! …
+//! q8_0             8.50   0.000013          100.0 %                0.0697
+//! …
 //! ```
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 #![expect(clippy::disallowed_methods, reason = "an example reads its environment itself")]

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! $ cargo run --release --example engine_bench -- FOLDER BLOCKS THREADS
-//! {"threads":2,"kernels":"AVX-512","read_gb_s":25.9,"peak_gflop_s":301.2,"gemm_gflop_s":{"float32":270.0,"bfloat16":260.1}}
+//! {"threads":2,"kernels":"AVX-512 BF16","read_gb_s":49.8,"peak_gflop_s":515.…,"gemm_gflop_s":{"float32":480.…,…}}
 //! $ cargo run --release --example engine_bench -- FOLDER BLOCKS THREADS FORMAT...
-//! {"format":"bfloat16","block_bytes":88080384,"read_gb_s":26.1,"decode_of_read":0.97,"decode_s":0.0036, ...}
+//! {"format":"bfloat16","block_bytes":661…,"decode_of_read":0.88,"read_gb_s":72.4,"decode_s":0.00106,…}
 //! $ yes | head -2 | cargo run --release --example engine_bench -- FOLDER BLOCKS THREADS FORMAT --turns
-//! {"decode_s":0.0035,"prefill_s":0.11}
-//! {"decode_s":0.0036,"prefill_s":0.11}
+//! {"decode_s":0.0017,"prefill_s":0.060}
+//! …
 //! ```
 //!
 //! FOLDER is a Llama-shaped checkpoint whose first BLOCKS together exceed the caches by far. Seconds are those of one block:
