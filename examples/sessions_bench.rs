@@ -8,9 +8,10 @@
 //! one session: 0.420 ms a step (p99 0.610), its blocks alone 0.250 ms (p99 0.260), all else 0.170 ms (p99 0.350)
 //! ```
 //!
-//! MODEL is a folder, a repository or `demo`; SESSIONS says how many there are at a time, such as `1,4,16`. With ADDR (a
-//! node of the swarm, ending in /p2p/PEER_ID) the servers are whoever serves PREFIX there; otherwise this program starts one
-//! of its own, on loopback, and the last line shows what is not arithmetic of blocks, of client and server together. All sessions have sent a short prompt before the time is taken.
+//! MODEL is a folder, a GGUF file, a repository or `demo`; SESSIONS says how many there are at a time, such as `1,4,16`. With
+//! ADDR (a node of the swarm, ending in /p2p/PEER_ID) the servers are whoever serves PREFIX there; otherwise this program
+//! starts one of its own, on loopback, and the last line shows what is not arithmetic of blocks, of client and server together.
+//! All sessions have sent a short prompt before the time is taken.
 //!
 //! With a time such as `600s` instead of STEPS, sessions come and go at random for so long, SESSIONS at a time:
 //! `python3 scripts/soak sessions` watches the server meanwhile.
