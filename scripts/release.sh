@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes release archives, sepal-VERSION-TARGET.tar.gz, and SHA256SUMS over them. Those for gnu need a glibc of 2014 or newer and
-# serve machines with and without NVIDIA's cards, whose driver they load when they start. Those for musl are static, so that they
+# Makes release archives, sepal-VERSION-TARGET.tar.gz, and SHA256SUMS over them. Those for gnu need glibc 2.17 or newer (December 2012)
+# and serve machines with and without NVIDIA's cards, whose driver they load when they start. Those for musl are static, so that they
 # run on any Linux of their processor, and can load nothing: there the processor computes.
 #
 # Usage: scripts/release.sh [--out FOLDER] [--binary FILE] [TARGET…]
