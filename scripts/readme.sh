@@ -3,6 +3,10 @@
 # first, so that neither can change without the other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+command -v curl >/dev/null || { echo 'readme: curl, which the README asks the API with, was not found: install the package curl' >&2; exit 1; }
+# Nodes that somebody runs beside this are none of ours. Before `cleanup`, which removes it.
+XDG_RUNTIME_DIR=$(mktemp -d)
+export XDG_RUNTIME_DIR
 work=$(mktemp -d)
 pids=()
 cleanup() {
@@ -10,9 +14,6 @@ cleanup() {
     rm -rf "$work" "$XDG_RUNTIME_DIR"
 }
 trap cleanup EXIT
-# Nodes that somebody runs beside this are none of ours.
-XDG_RUNTIME_DIR=$(mktemp -d)
-export XDG_RUNTIME_DIR
 export PATH="${CARGO_TARGET_DIR:-$PWD/target}/release:$PATH"
 
 fail() {
