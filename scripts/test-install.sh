@@ -3,7 +3,8 @@
 # the archive in an empty home (twice, as an upgrade), has three nodes answer a question in one line each, looks at the
 # systemd units, and removes everything again. As root it becomes nobody for that, and on Debian it does so in a root of its
 # own with nothing in it but a minimal Debian and systemd, which debootstrap makes and the cache folder keeps.
-# Not run here: the images of the Dockerfile, which need a daemon, the builds of scripts/release.sh, and a started unit.
+# Not run here: the images of the Dockerfile, which need a daemon, the builds of scripts/release.sh, and a started unit. What a
+# machine lacks the means for is left out, and named in the last line.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Mounts of a clean root are gone with whoever sees them.
@@ -26,6 +27,11 @@ fail() {
     exit 1
 }
 says() { grep -qE -- "$2" "$work/$1.log" || fail "$1 does not say: $2"; }
+left_out=''
+leave_out() {
+    echo "install: left out, $2: $1"
+    left_out+="; left out: $1"
+}
 
 cargo build --bin sepal --locked
 target=$(uname -m)-unknown-linux-gnu
@@ -36,11 +42,12 @@ scripts/release.sh --binary "${CARGO_TARGET_DIR:-target}/debug/sepal" --out "$wo
 archive=$(echo "$work"/archives/sepal-*.tar.gz)
 tar -xzf "$archive" -C "$work" --strip-components=1 --wildcards '*/install.sh'
 
-# Makes $work/root: a minimal Debian in which $work is where it is here.
+# Makes $work/root: a minimal Debian in which $work is where it is here. Its last line says why it cannot.
 clean_root() {
     local suite cache root=$work/root
-    [ -n "${SEES_ITS_OWN_MOUNTS:-}" ] || return 1
-    suite=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME") || return 1
+    [ "$(id -u)" = 0 ] || { echo 'only root can make one'; return 1; }
+    [ -n "${SEES_ITS_OWN_MOUNTS:-}" ] || { echo 'this root cannot mount anything'; return 1; }
+    suite=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME") || { echo 'this is no Debian'; return 1; }
     command -v debootstrap >/dev/null || { apt-get update && apt-get install -y --no-install-recommends debootstrap; } || return 1
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/sepal/clean-$suite.tar
     mkdir -p "$root" "${cache%/*}"
@@ -58,8 +65,8 @@ mkdir "$home"
 enter=() place='an empty home'
 if clean_root >"$work/root.log" 2>&1; then
     enter=(chroot "$work/root") place="a clean root with Debian $(cat "$work/root/etc/debian_version")"
-elif [ "$(id -u)" = 0 ]; then
-    echo "install: no clean root can be made here: $(tail -n 1 "$work/root.log")"
+else
+    leave_out 'a clean root and what root installs' "$(tail -n 1 "$work/root.log")"
 fi
 become=("${enter[@]}")
 if [ "$(id -u)" = 0 ]; then
@@ -164,15 +171,19 @@ if in_place sh -c 'command -v systemctl' >/dev/null; then
     installs service SEPAL_SERVE='demo --new-swarm' "${line[@]}" --service || fail 'the unit is not installed'
     says service 'sepal\.service, which serves: demo --new-swarm'
     grep -qx 'SERVE_FLAGS=demo --new-swarm ' "$home/.config/sepal/serve.env" || fail 'the unit serves something else'
+else
+    leave_out 'a unit of the user' 'there is no systemctl'
 fi
+units=''
 verified() { in_place env XDG_RUNTIME_DIR="$work" systemd-analyze verify --man=no "$@" >"$work/unit.log" 2>&1 || fail 'systemd refuses a unit'; }
 if in_place sh -c 'command -v systemd-analyze' >/dev/null; then
     mkdir "$work/units"
     sed "s|^ExecStart=[^ ]*|ExecStart=$sepal|" packaging/sepal.service >"$work/units/sepal.service"
     verified "$work/units/sepal.service"
     if [ -f "$home/.config/systemd/user/sepal.service" ]; then verified --user "$home/.config/systemd/user/sepal.service"; fi
+    units=', units are fine'
 else
-    echo 'install: no systemd-analyze here, the units were not verified'
+    leave_out 'whether systemd takes the units' 'there is no systemd-analyze'
 fi
 
 # For root of a clean machine: in /usr/local, with a unit of the system.
@@ -217,4 +228,4 @@ for file in "${stays[@]}"; do [ -f "$file" ] || fail "this is gone after uninsta
 left=$(find "$home" -type f -not -path '*/.cache/huggingface/*' -not -path "${stays[0]}" -not -path "${stays[1]}")
 [ -z "$left" ] || fail "this is left after uninstalling: $left"
 cat "$work/first.log"
-echo "install: in $place: installed, upgraded, three nodes answered, units are fine, and all is gone again"
+echo "install: in $place: installed, upgraded, three nodes answered$units, and all is gone again$left_out"
