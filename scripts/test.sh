@@ -3,7 +3,9 @@
 #
 # Usage: scripts/test.sh          everything
 #        scripts/test.sh STEP…    some steps, by the names printed at the end
-# Needs: the Rust toolchain with rustfmt and clippy, a C and a C++ compiler, CPython 3.11 with pip; root for the step network.
+# Needs: the Rust toolchain with rustfmt and clippy, a C compiler, CPython 3.11 with pip; for the step cuda without a card a C++
+# compiler, for network root, iproute2 and nftables, for browser Chromium, for install debootstrap, for readme curl. As root on
+# Debian the steps network, browser and install install what they lack.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
