@@ -375,6 +375,24 @@ mod tests {
     }
 
     #[test]
+    fn a_model_may_be_a_gguf_file_wherever_one_is_named() {
+        let command = command();
+        let mut n_models = 0;
+        for inner in command.get_subcommands() {
+            let named = |arg: &&clap::Arg| {
+                arg.get_value_names()
+                    .is_some_and(|names| names.iter().any(|name| name == "MODEL"))
+            };
+            for arg in inner.get_positionals().filter(named) {
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("GGUF file"), "sepal {}: {help:?}", inner.get_name());
+                n_models += 1;
+            }
+        }
+        assert!(n_models > 6, "{n_models} commands take a model");
+    }
+
+    #[test]
     fn petals_spellings_are_understood() {
         let line = "sepal serve demo --initial_peers /ip4/127.0.0.1/tcp/1/p2p/12D3KooWQnwEGNqcM2nAcPtRR9rAX8Hrg4k9kJLCHoTR5chJfz6d \
                     --block_indices 0:4 --torch_dtype float32 --host_maddrs /ip4/127.0.0.1/tcp/0 --public_name me \
