@@ -1,8 +1,9 @@
 //! Adapters as peft saves them: `adapter_config.json` and `adapter_model.safetensors`, in a folder or on a hub. Which
 //! tensor belongs to which projection is told by its name.
 //!
-//! As Petals does (`utils/peft.py`) with two differences: a module is found by its whole path in the block, where Petals
-//! looks for its last name anywhere in the key; and what we cannot apply is an error, where Petals leaves it out.
+//! As Petals does (`utils/peft.py`) with three differences: a module is found by its whole path in the block, where
+//! Petals looks for its last name anywhere in the key; `target_modules` may name it by more than its last name, as in
+//! peft; and what we cannot apply is an error, where Petals leaves it out.
 
 use std::{
     collections::BTreeMap,
@@ -135,7 +136,7 @@ impl Adapter {
                 .iter()
                 .filter_map(|(key, matrix)| {
                     let module = inside_block(key, block_idx)?.strip_suffix(".lora_A.weight")?;
-                    Some((module, *matrix.shape().first()?))
+                    self.targets(key).then_some((module, *matrix.shape().first()?))
                 })
                 .collect();
             let layout = BlockLayout::new(config, block_idx, &|_| false);
@@ -205,7 +206,8 @@ impl Adapter {
             }
         }
         let mut block = BlockAdapter::default();
-        for (module, pair) in modules.into_iter().filter(|(module, _)| self.targets(module)) {
+        let targeted = |pair: &Pair| pair.a.iter().chain(&pair.b).any(|key| self.targets(key));
+        for (module, pair) in modules.into_iter().filter(|(_, pair)| targeted(pair)) {
             let mut known = false;
             for (target, spec) in projections(layout) {
                 if is_module(spec, module, block_idx) {
@@ -227,17 +229,18 @@ impl Adapter {
         Ok(block)
     }
 
-    /// Whether the configuration names the module. A pattern was applied when the adapter was made: what is in the file
-    /// are the modules that matched.
-    fn targets(&self, module: &str) -> bool {
-        let child = module.rsplit('.').next().unwrap_or(module);
-        match &self.config.target_modules {
-            Some(Value::Array(names)) => names.iter().any(|name| {
-                name.as_str()
-                    .is_some_and(|name| name == child || module.ends_with(name))
-            }),
-            _ => true,
-        }
+    /// Whether the configuration names the module of this tensor: by its whole key or by the last parts of it, as in
+    /// peft (`check_target_module_exists`), which shortens long lists to as many parts as tell modules apart. A pattern
+    /// was applied when the adapter was made: what is in the file are the modules that matched.
+    fn targets(&self, tensor: &str) -> bool {
+        let Some(Value::Array(names)) = &self.config.target_modules else {
+            return true;
+        };
+        let module = module_of(tensor);
+        names.iter().filter_map(Value::as_str).any(|name| {
+            let before = module.strip_suffix(name);
+            before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        })
     }
 
     fn low_rank(
@@ -347,6 +350,13 @@ fn inside_block(key: &str, block_idx: u32) -> Option<&str> {
     })
 }
 
+/// The module that a tensor is of, by its key in the file.
+fn module_of(tensor: &str) -> &str {
+    let lora = tensor.rsplit_once(".lora_");
+    let (module, _) = lora.or_else(|| tensor.rsplit_once('.')).unwrap_or((tensor, ""));
+    module
+}
+
 fn numbers(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
     let data = tensor.data();
     match tensor.dtype() {
@@ -374,6 +384,8 @@ fn read(path: &Path) -> Result<Vec<u8>, AdapterError> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::model::{
         layout::{Packing, Rows, TensorSpec},
@@ -424,6 +436,39 @@ mod tests {
         assert_eq!(update.a.weight.to_f32(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
         assert_eq!(update.b.weight.to_f32(), [2.0, 3.0, 8.0, 9.0]);
         assert!((update.scale - 4.0).abs() < 1e-6);
+    }
+
+    fn adapter(config: &Value, keys: &[&str]) -> Adapter {
+        let tensors = keys.iter().map(|key| ((*key).to_owned(), (vec![1, 1], vec![1.0])));
+        Adapter {
+            name: "a".to_owned(),
+            config: serde_json::from_value(config.clone()).unwrap(),
+            content: safetensors_of(&tensors.collect()).into(),
+        }
+    }
+
+    #[test]
+    fn a_module_is_named_by_its_whole_key_or_by_the_last_parts_of_it() {
+        let inside = "model.layers.0.self_attn.q_proj";
+        let targets = |name: &str, module: &str| {
+            let config = json!({"peft_type": "LORA", "lora_alpha": 8, "target_modules": ["down_proj", name]});
+            adapter(&config, &[]).targets(&format!("{module}.lora_A.weight"))
+        };
+        for module in [inside, &format!("base_model.model.{inside}")] {
+            let parts: Vec<&str> = inside.split('.').collect();
+            for name in (0..parts.len()).map(|first| parts[first..].join(".")) {
+                assert!(targets(&name, module), "{name} of {module}");
+            }
+            for name in ["proj", "", "attn.q_proj", "10.self_attn.q_proj", "k_proj", "self_attn"] {
+                assert!(!targets(name, module), "{name} of {module}");
+            }
+        }
+        assert!(!targets("q_proj", "model.layers.0.self_attn.xq_proj"));
+        assert!(!targets("0.self_attn.q_proj", "model.layers.10.self_attn.q_proj"));
+        for all in [json!(r".*\.q_proj"), Value::Null] {
+            let config = json!({"peft_type": "LORA", "lora_alpha": 8, "target_modules": all});
+            assert!(adapter(&config, &[]).targets(&format!("{inside}.lora_A.weight")));
+        }
     }
 
     #[test]

@@ -169,6 +169,29 @@ fn what_an_adapter_does_and_we_cannot_is_said() {
 }
 
 #[test]
+fn modules_that_are_named_by_their_blocks_are_changed() {
+    let modules = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj";
+    let modules: Vec<&str> = modules.split(' ').chain(["mlp.down_proj"]).collect();
+    let (files, _) = fixture("tiny-llama");
+    let outputs = |adapter: Adapter| {
+        let name = adapter.name().to_owned();
+        let blocks = Blocks::load(&files, 0..4, WeightDType::F32, engine()).unwrap();
+        let blocks = blocks.with_adapters(&[adapter]).unwrap();
+        let mut x = random_hidden(&mut rng(3), 1, 4, 64);
+        (0..4).for_each(|block| blocks.forward_with(block, blocks.adapter(&name), &mut x).unwrap());
+        x.data
+    };
+    let expected = outputs(recorded_adapter("everything"));
+    // Whole keys, and what peft makes of more than 20 of them.
+    for before in ["model.layers.", "layers.", ""] {
+        let names = (0..4).flat_map(|block| modules.iter().map(move |name| format!("{before}{block}.{name}")));
+        let names: Vec<String> = names.collect();
+        let folder = changed(|config| config["target_modules"] = names.clone().into());
+        assert_same_bits(&outputs(open(folder.path().to_str().unwrap()).unwrap()), &expected);
+    }
+}
+
+#[test]
 fn an_adapter_of_another_family_is_refused_as_one_of_another_model() {
     let (files, _) = fixture("tiny-mixtral");
     let mixtral = Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap();
@@ -227,8 +250,11 @@ fn an_adapter_of_a_repository_is_downloaded_once_and_is_the_one_in_the_folder() 
 #[test]
 fn what_adapters_take_is_counted_as_it_is_packed() {
     let (files, _) = fixture("tiny-llama");
-    for name in NAMES {
-        let adapter = recorded_adapter(name);
+    let queries = changed(|config| config["target_modules"] = vec!["0.self_attn.q_proj"].into());
+    let folders = NAMES.map(|name| vectors("sepal/lora").join(name));
+    for folder in folders.into_iter().chain([queries.path().to_owned()]) {
+        let name = folder.display();
+        let adapter = open(folder.to_str().unwrap()).unwrap();
         let blocks = Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap();
         let blocks = blocks.with_adapters(std::slice::from_ref(&adapter)).unwrap();
         let updates = &blocks.blocks[0].host().adapters[0].updates;
@@ -238,7 +264,7 @@ fn what_adapters_take_is_counted_as_it_is_packed() {
             .flat_map(|update| [&update.a.weight, &update.b.weight]);
         let bytes = packed.map(|matrix| WeightFormat::F32.bytes(matrix.rows(), matrix.cols()) as u64);
         assert_eq!(adapter.block_bytes(files.config()), bytes.sum::<u64>(), "{name}");
-        let file = vectors("sepal/lora").join(name).join("adapter_model.safetensors");
+        let file = folder.join("adapter_model.safetensors");
         assert_eq!(adapter.file_bytes(), fs::metadata(file).unwrap().len());
     }
 }
