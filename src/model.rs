@@ -247,7 +247,8 @@ impl Blocks {
     /// Adds adapters that sequences may ask for by name.
     ///
     /// # Errors
-    /// The first adapter that does not fit, or has the name of another; any, if other spans have these blocks already.
+    /// The first adapter that does not fit, changes no block of the model, or has the name of another; any, if other
+    /// spans have these blocks already.
     pub fn with_adapters(mut self, adapters: &[Adapter]) -> Result<Self, AdapterError> {
         for adapter in adapters {
             let name = adapter.name().to_owned();
@@ -260,6 +261,10 @@ impl Blocks {
                 let layout = BlockLayout::new(&self.config, block_idx, &|_| false);
                 let adapter = adapter.block(&layout, block_idx, &self.shared.heads.engine)?;
                 held.add_adapter(adapter, &self.shared.heads.engine)?;
+            }
+            // One of other blocks than these is no mistake: other servers have those.
+            if adapter.block_bytes(&self.config) == 0 {
+                return Err(AdapterError::Idle { name });
             }
             self.adapters.push(name);
         }

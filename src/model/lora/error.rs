@@ -69,6 +69,12 @@ pub enum AdapterError {
         /// The number of the block.
         block: u32,
     },
+    /// No update of a projection of any block of the model, of those that its configuration names.
+    #[error("adapter {name} changes no block of the model: its file has nothing for one that its target_modules name")]
+    Idle {
+        /// The adapter.
+        name: String,
+    },
     /// A matrix of another shape than the block's projection asks for.
     #[error("tensor {tensor} of adapter {name} has shape {found:?}: the adapter is for another model")]
     Shape {

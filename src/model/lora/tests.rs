@@ -192,6 +192,24 @@ fn modules_that_are_named_by_their_blocks_are_changed() {
 }
 
 #[test]
+fn an_adapter_may_change_other_blocks_but_not_none_of_the_model() {
+    let (files, _) = fixture("tiny-llama");
+    let with = |name: &str| {
+        let folder = changed(|config| config["target_modules"] = vec![name].into());
+        let adapter = open(&format!("a={}", folder.path().display())).unwrap();
+        let blocks = Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap();
+        blocks.with_adapters(&[adapter])
+    };
+    let others = with("3.mlp.up_proj").unwrap();
+    let first = &others.blocks[0].host().adapters[0];
+    assert!(first.updates.iter().all(Option::is_none));
+    for name in ["4.mlp.up_proj", "proj", "lm_head"] {
+        let error = with(name).unwrap_err().to_string();
+        assert!(error.starts_with("adapter a changes no block of the model"), "{error}");
+    }
+}
+
+#[test]
 fn an_adapter_of_another_family_is_refused_as_one_of_another_model() {
     let (files, _) = fixture("tiny-mixtral");
     let mixtral = Blocks::load(&files, 0..1, WeightDType::F32, engine()).unwrap();
