@@ -3,10 +3,11 @@
 //!
 //! As Petals does (`utils/peft.py`) with three differences: a module is found by its whole path in the block, where
 //! Petals looks for its last name anywhere in the key; `target_modules` may name it by more than its last name, as in
-//! peft; and what we cannot apply is an error, where Petals leaves it out.
+//! peft; and what we cannot apply to a block is an error, where Petals leaves it out. What is in no block is left out
+//! here too, with a warning: it is clients that have the embedding and the head.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,6 +17,7 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tracing::warn;
 
 use super::{AdapterError, BlockAdapter, LowRank, Target, f32_linear};
 use crate::model::{
@@ -29,6 +31,12 @@ const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// What the blocks of a model are called in names of modules (peft `COMMON_LAYERS_PATTERN`).
 const BLOCKS: [&str; 5] = ["layers", "h", "block", "blocks", "layer"];
+
+/// What peft puts before the names of a model's modules.
+const WRAPPED: &str = "base_model.model.";
+
+/// Most modules to name in a warning, which is one line however many are left out.
+const MAX_NAMED: usize = 3;
 
 /// An adapter, read and not yet applied to anything.
 #[derive(Clone)]
@@ -119,6 +127,12 @@ impl Adapter {
             content: read(weights)?.into(),
         };
         adapter.check()?;
+        if let Some(modules) = outside(&adapter.tensors()?) {
+            warn!(
+                adapter = name,
+                modules, "modules in no block are left out: clients have the model's own"
+            );
+        }
         Ok(adapter)
     }
 
@@ -357,6 +371,28 @@ fn module_of(tensor: &str) -> &str {
     module
 }
 
+/// The modules in no block, the first of them by name; `None` if there are none.
+fn outside(tensors: &SafeTensors<'_>) -> Option<String> {
+    let keys = tensors.names().into_iter().filter(|key| !is_in_a_block(key));
+    let modules: BTreeSet<&str> = keys.map(module_of).collect();
+    let named = modules.iter().take(MAX_NAMED);
+    let named: Vec<&str> = named
+        .map(|module| module.strip_prefix(WRAPPED).unwrap_or(module))
+        .collect();
+    match modules.len() - named.len() {
+        _ if modules.is_empty() => None,
+        0 => Some(named.join(", ")),
+        more => Some(format!("{} and {more} more", named.join(", "))),
+    }
+}
+
+/// Whether [`inside_block`] finds the tensor in a block of some number.
+fn is_in_a_block(key: &str) -> bool {
+    let parts: Vec<&str> = key.split('.').collect();
+    let mut threes = parts.windows(3).skip(1);
+    threes.any(|three| BLOCKS.contains(&three[0]) && three[1].parse::<u32>().is_ok())
+}
+
 fn numbers(tensor: &TensorView<'_>) -> Option<Vec<f32>> {
     let data = tensor.data();
     match tensor.dtype() {
@@ -472,6 +508,30 @@ mod tests {
     }
 
     #[test]
+    fn modules_in_no_block_are_named_up_to_three() {
+        let outside = |keys: &[&str]| {
+            let config = json!({"peft_type": "LORA", "lora_alpha": 8});
+            outside(&adapter(&config, keys).tensors().unwrap())
+        };
+        let (a, b) = (
+            "base_model.model.transformer.h.11.mlp.dense_h_to_4h.lora_A.weight",
+            "base_model.model.transformer.h.11.mlp.dense_h_to_4h.lora_B.weight",
+        );
+        assert_eq!(outside(&[a, b]), None);
+        let head = [
+            "base_model.model.lm_head.lora_A.weight",
+            "base_model.model.lm_head.lora_B.weight",
+        ];
+        assert_eq!(outside(&[a, b, head[0], head[1]]).unwrap(), "lm_head");
+        let embedding = "base_model.model.model.embed_tokens.lora_embedding_A";
+        let (norm, saved) = ("base_model.model.model.norm.weight", "base_model.model.score.weight");
+        assert_eq!(
+            outside(&[head[0], embedding, norm, saved]).unwrap(),
+            "lm_head, model.embed_tokens, model.norm and 1 more"
+        );
+    }
+
+    #[test]
     fn a_tensor_is_inside_the_block_whose_number_follows_the_word_for_blocks() {
         let llama = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight";
         assert_eq!(inside_block(llama, 1), Some("self_attn.q_proj.lora_A.weight"));
@@ -479,5 +539,6 @@ mod tests {
         let bloom = "base_model.model.transformer.h.11.mlp.dense_h_to_4h.lora_B.weight";
         assert_eq!(inside_block(bloom, 11), Some("mlp.dense_h_to_4h.lora_B.weight"));
         assert_eq!(inside_block(bloom, 1), None);
+        assert!([llama, bloom].into_iter().all(is_in_a_block));
     }
 }
