@@ -12,9 +12,9 @@ use std::{
 
 use thiserror::Error;
 use ureq::{
-    Agent, Body, ResponseExt, Timeout,
-    config::RedirectAuthHeaders,
+    Agent, Body, RequestBuilder, Timeout,
     http::{HeaderMap, Response, StatusCode, Uri},
+    typestate::WithoutBody,
 };
 
 use super::HubOptions;
@@ -24,6 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Redirects until somebody answers: a renamed repository, a mirror, a store.
 const MAX_REDIRECTS: usize = 5;
+/// Bytes of what a redirect says to people: read, so that its connection serves again.
+const MAX_REDIRECT_BODY: u64 = 64 << 10;
 /// Longest wait that a hub may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
@@ -145,8 +147,7 @@ impl Http {
     pub(super) fn new(options: &HubOptions) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            .max_redirects(MAX_REDIRECTS as u32)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .max_redirects(0)
             .user_agent(concat!("sepal/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(SILENCE_TIMEOUT))
@@ -163,35 +164,19 @@ impl Http {
     /// # Errors
     /// [`Fault`].
     pub(super) fn describe(&self, url: &str) -> Result<Remote, Fault> {
-        let mut url = url.to_owned();
-        let mut with_token = true;
-        for _ in 0..=MAX_REDIRECTS {
-            let response = self.head(&url, with_token)?;
-            let (status, headers) = (response.status(), response.headers());
-            let next = text(headers, "location");
-            if let (true, Some(next)) = (status.is_redirection(), next) {
-                // A store's address comes with the hub's description; a mere change of address without.
-                if text(headers, "x-linked-size").is_none() || text(headers, "x-repo-commit").is_none() {
-                    let from = authority(&url);
-                    url = absolute(&url, next).ok_or(Fault::NotAHub("usable redirect"))?;
-                    with_token &= authority(&url) == from;
-                    continue;
-                }
-            } else if !status.is_success() {
-                return Err(refusal(&response, false));
-            }
+        let request = |url: &str| self.agent.head(url).header("accept-encoding", "identity");
+        // A store's address comes with the hub's description; a mere change of address without.
+        let is_described = |headers: &HeaderMap| {
+            ["x-linked-size", "x-repo-commit"]
+                .iter()
+                .all(|name| text(headers, name).is_some())
+        };
+        let (response, _) = self.follow(url, request, is_described)?;
+        let (status, headers) = (response.status(), response.headers());
+        if status.is_success() || (status.is_redirection() && is_described(headers)) {
             return remote(headers);
         }
-        Err(Fault::Transport(Box::new(ureq::Error::TooManyRedirects)))
-    }
-
-    fn head(&self, url: &str, with_token: bool) -> Result<Response<Body>, Fault> {
-        let mut request = self.agent.head(url).header("accept-encoding", "identity");
-        if let (true, Some(authorization)) = (with_token, &self.authorization) {
-            request = request.header("authorization", authorization);
-        }
-        let request = request.config().max_redirects(0).build();
-        request.call().map_err(|error| Fault::Transport(Box::new(error)))
+        Err(refusal(&response, false))
     }
 
     /// The whole answer to a question that is not about a file, if it has at most `limit` bytes.
@@ -199,16 +184,40 @@ impl Http {
     /// # Errors
     /// [`Fault`].
     pub(super) fn ask(&self, url: &str, limit: u64) -> Result<Vec<u8>, Fault> {
-        let mut request = self.agent.get(url);
-        if let Some(authorization) = &self.authorization {
-            request = request.header("authorization", authorization);
-        }
-        let response = request.call().map_err(|error| Fault::Transport(Box::new(error)))?;
+        let (response, _) = self.follow(url, |url| self.agent.get(url), |_| false)?;
         if !response.status().is_success() {
             return Err(refusal(&response, false));
         }
         let body = response.into_body().into_with_config().limit(limit).read_to_vec();
         body.map_err(|error| Fault::Transport(Box::new(error)))
+    }
+
+    /// Asks at `url`, and where redirects lead unless `is_enough`; also says whether they led elsewhere. The token is shown to
+    /// nobody but the hub: another port of its machine may be somebody else's.
+    fn follow(
+        &self,
+        url: &str,
+        request: impl Fn(&str) -> RequestBuilder<WithoutBody>,
+        is_enough: impl Fn(&HeaderMap) -> bool,
+    ) -> Result<(Response<Body>, bool), Fault> {
+        let (mut url, mut with_token) = (url.to_owned(), true);
+        for n_redirects in 0..=MAX_REDIRECTS {
+            let mut request = request(&url);
+            if let (true, Some(authorization)) = (with_token, &self.authorization) {
+                request = request.header("authorization", authorization);
+            }
+            let mut response = request.call().map_err(|error| Fault::Transport(Box::new(error)))?;
+            let headers = response.headers();
+            let leads = response.status().is_redirection() && !is_enough(headers);
+            let Some(next) = text(headers, "location").filter(|_| leads) else {
+                return Ok((response, n_redirects > 0));
+            };
+            let next = absolute(&url, next).ok_or(Fault::NotAHub("usable redirect"))?;
+            drop(response.body_mut().with_config().limit(MAX_REDIRECT_BODY).read_to_vec());
+            with_token &= authority(&next) == authority(&url);
+            url = next;
+        }
+        Err(Fault::Transport(Box::new(ureq::Error::TooManyRedirects)))
     }
 
     /// The bytes `range` of the file at `url`, which has `size` bytes. With `validator` only of that content.
@@ -222,19 +231,19 @@ impl Http {
         size: u64,
         validator: Option<&str>,
     ) -> Result<Piece, Fault> {
-        let mut request = self.agent.get(url).header("accept-encoding", "identity");
-        if let Some(authorization) = &self.authorization {
-            request = request.header("authorization", authorization);
-        }
-        // A file of no bytes has no range.
-        if !range.is_empty() {
-            request = request.header("range", format!("bytes={}-{}", range.start, range.end - 1));
-            if let Some(validator) = validator {
-                request = request.header("if-range", validator);
+        let request = |url: &str| {
+            let request = self.agent.get(url).header("accept-encoding", "identity");
+            // A file of no bytes has no range.
+            if range.is_empty() {
+                return request;
             }
-        }
-        let response = request.call().map_err(|error| Fault::Transport(Box::new(error)))?;
-        let redirected = url.parse::<Uri>().is_ok_and(|asked| *response.get_uri() != asked);
+            let request = request.header("range", format!("bytes={}-{}", range.start, range.end - 1));
+            match validator {
+                Some(validator) => request.header("if-range", validator),
+                None => request,
+            }
+        };
+        let (response, redirected) = self.follow(url, request, |_| false)?;
         let found = validator_of(response.headers());
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {
@@ -386,6 +395,11 @@ fn absolute(base: &str, location: &str) -> Option<String> {
     if location.starts_with("http://") || location.starts_with("https://") {
         return Some(location.to_owned());
     }
-    let path = location.strip_prefix('/').filter(|rest| !rest.starts_with('/'))?;
-    Some(format!("{}/{path}", authority(base)?))
+    let host = authority(base)?;
+    if let Some(elsewhere) = location.strip_prefix("//") {
+        let (scheme, _) = host.split_once("://")?;
+        return Some(format!("{scheme}://{elsewhere}"));
+    }
+    let path = location.strip_prefix('/')?;
+    Some(format!("{host}/{path}"))
 }

@@ -33,6 +33,8 @@ pub(crate) struct Content {
     pub(crate) error_code: Option<&'static str>,
     /// The repository's old name, which redirects to the new one.
     pub(crate) old_name: Option<&'static str>,
+    /// Host and port of the hub that is the store for large files; itself under another name if absent.
+    pub(crate) store: Option<String>,
     /// So many requests come to nothing: the connection ends without an answer.
     pub(crate) outage: usize,
     /// Requests that came so far, those included.
@@ -126,6 +128,16 @@ impl FakeHub {
         change(self.content.lock().unwrap().files.get_mut(file).unwrap());
     }
 
+    /// Large files are sent by `store`, whose files have the same names.
+    pub(crate) fn store_at(&self, store: &Self) {
+        self.content.lock().unwrap().store = Some(store.addr.to_string());
+    }
+
+    /// From now on it asks for this token.
+    pub(crate) fn demand(&self, token: &str) {
+        self.content.lock().unwrap().token = Some(token.to_owned());
+    }
+
     /// The next so many requests get no answer.
     pub(crate) fn fall_silent(&self, requests: usize) {
         self.content.lock().unwrap().outage = requests;
@@ -215,10 +227,8 @@ fn answer(mut stream: TcpStream, content: &Mutex<Content>, log: &Mutex<Vec<(Stri
     }
     let is_head = method == "HEAD";
     let mut headers = headers;
-    headers.insert(
-        "store".to_owned(),
-        format!("localhost:{}", stream.local_addr().unwrap().port()),
-    );
+    let itself = || format!("localhost:{}", stream.local_addr().unwrap().port());
+    headers.insert("store".to_owned(), content.store.clone().unwrap_or_else(itself));
     let response = match (&content.token, headers.get("authorization")) {
         // The store asks for no token, and must not be shown one.
         _ if path.starts_with("/store/") => {

@@ -271,6 +271,24 @@ fn a_gated_repository_asks_for_the_token_and_tells_a_wrong_one_apart() {
 }
 
 #[test]
+fn the_token_is_not_shown_to_another_port_of_the_hubs_machine() {
+    let (cache, weights) = (TempDir::new().unwrap(), vec![4; 30_000]);
+    let [hub, store] = [(); 2].map(|()| FakeHub::with_large_files(&[("weights", &weights)]));
+    hub.store_at(&store);
+    // A store that is shown a token ends at once.
+    for one in [&hub, &store] {
+        one.demand("right");
+    }
+    let options = HubOptions {
+        token: Some("right".to_owned()),
+        ..hub.options(cache.path())
+    };
+    let path = HubRepo::open(REPO, &options).unwrap().get("weights").unwrap();
+    assert_eq!(fs::read(path).unwrap(), weights);
+    assert_eq!((hub.sent("weights"), store.sent("weights")), (0, 30_000));
+}
+
+#[test]
 fn a_cache_that_cannot_be_written_is_named() {
     let folder = TempDir::new().unwrap();
     let no_folder = folder.path().join("file");
