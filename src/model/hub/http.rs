@@ -26,6 +26,8 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 5;
 /// Bytes of what a redirect says to people: read, so that its connection serves again.
 const MAX_REDIRECT_BODY: u64 = 64 << 10;
+/// The longest file that is believed to exist, 16 TiB: what a download needs to know grows with its length.
+const MAX_SIZE: u64 = 1 << 44;
 /// Longest wait that a hub may ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
@@ -328,6 +330,7 @@ fn remote(headers: &HeaderMap) -> Result<Remote, Fault> {
         etag: etag.ok_or(Fault::NotAHub("usable ETag"))?.to_owned(),
         size: size
             .and_then(|size| size.parse().ok())
+            .filter(|size| *size <= MAX_SIZE)
             .ok_or(Fault::NotAHub("usable size"))?,
     })
 }

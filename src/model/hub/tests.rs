@@ -289,6 +289,19 @@ fn the_token_is_not_shown_to_another_port_of_the_hubs_machine() {
 }
 
 #[test]
+fn a_file_longer_than_any_disk_is_refused_before_its_download_is_planned() {
+    let cache = TempDir::new().unwrap();
+    let hub = FakeHub::with_large_files(&[("weights", &[4; 30_000])]);
+    hub.change("weights", |stored| stored.claimed_size = Some(1 << 62));
+    let error = HubRepo::open(REPO, &hub.options(cache.path())).unwrap().get("weights");
+    let Err(HubError::Unreachable { source, .. }) = error else {
+        panic!("{error:?}");
+    };
+    assert!(matches!(*source, Fault::NotAHub("usable size")), "{source}");
+    assert_eq!(hub.requests(), 1);
+}
+
+#[test]
 fn a_cache_that_cannot_be_written_is_named() {
     let folder = TempDir::new().unwrap();
     let no_folder = folder.path().join("file");
