@@ -33,6 +33,7 @@ use hf_hub::{Repo, RepoType};
 use http::{Fault, Http, Remote};
 use reach::{Standing, Tries};
 use serde::Deserialize;
+use tracing::warn;
 
 use self::options::Tuning;
 pub use self::{
@@ -114,8 +115,8 @@ impl HubRepo {
         self.download_whole(file)
     }
 
-    /// A file that a repository need not have: `None` if it has not, or if the hub cannot be asked. A hub of which nothing is
-    /// known is asked once, and one that was given up not at all.
+    /// A file that a repository need not have: `None` if it has not, or if the hub cannot be asked or has that of another
+    /// commit. A hub of which nothing is known is asked once, and one that was given up not at all.
     ///
     /// # Errors
     /// As [`HubRepo::get`] for everything else.
@@ -136,6 +137,10 @@ impl HubRepo {
         match self.get_decisive(file) {
             // What is there is enough to go on with; what was asked for is optional.
             Err(HubError::Unreachable { .. }) if self.commit.is_some() => Ok(None),
+            Err(error @ HubError::OtherCommit { .. }) => {
+                warn!(%error, "going on without this file");
+                Ok(None)
+            }
             found => found,
         }
     }
@@ -218,11 +223,16 @@ impl HubRepo {
                 return Err(error);
             }
         };
-        if self.commit.is_none() {
-            self.folder
-                .remember_commit(&remote.commit)
-                .map_err(|error| self.request(file).not_written(error))?;
-            self.commit = Some(remote.commit.clone());
+        match &self.commit {
+            None => {
+                self.folder
+                    .remember_commit(&remote.commit)
+                    .map_err(|error| self.request(file).not_written(error))?;
+                self.commit = Some(remote.commit.clone());
+            }
+            // Of a folder filled by hand, which has the name of a branch, or of a mirror that has only the newest commit.
+            Some(asked) if *asked != remote.commit => return Err(self.other_commit(file, asked, remote.commit)),
+            Some(_) => {}
         }
         Ok(remote)
     }
@@ -243,6 +253,15 @@ impl HubRepo {
             repo: self.name.clone(),
             file: file.to_owned(),
             cache: self.options.cache.clone(),
+        }
+    }
+
+    fn other_commit(&self, file: &str, asked: &str, found: String) -> HubError {
+        HubError::OtherCommit {
+            endpoint: self.options.endpoint.clone(),
+            file: file.to_owned(),
+            found,
+            snapshot: self.folder.snapshot(asked),
         }
     }
 

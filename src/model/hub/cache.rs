@@ -53,7 +53,8 @@ impl RepoFolder {
         self.cache.path().join(self.repo.folder_name())
     }
 
-    fn snapshot(&self, commit: &str) -> PathBuf {
+    /// Where the files of a commit are.
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.repo().pointer_path(commit)
     }
 

@@ -50,6 +50,22 @@ pub enum HubError {
         /// The file in it.
         file: String,
     },
+    /// The cache has one commit, and the hub gives files of another.
+    #[error(
+        "{file} is not in {}, and {endpoint} gives that of commit {found} instead: put it there, or move this folder away to \
+         download all of {found}",
+        snapshot.display()
+    )]
+    OtherCommit {
+        /// The hub asked.
+        endpoint: String,
+        /// The file in the repository.
+        file: String,
+        /// The commit that the hub's file is of.
+        found: String,
+        /// Where the cache has the files of its commit, by whose name this ends.
+        snapshot: PathBuf,
+    },
     /// The hub has the repository, but no such branch, tag or commit.
     #[error("{repo} on {endpoint} has no revision {revision}: give --revision a branch, tag or commit that it has")]
     NoRevision {

@@ -192,6 +192,29 @@ fn a_commit_can_be_named_as_revision() {
 }
 
 #[test]
+fn a_folder_filled_by_hand_does_without_what_is_optional_and_the_way_to_the_rest_is_named() {
+    let cache = TempDir::new().unwrap();
+    let snapshot = cache.path().join("models--owner--name/snapshots/main");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::write(snapshot.join("config.json"), b"mine").unwrap();
+    let names = ["config.json", "generation_config.json", "weights"];
+    let hub = FakeHub::with_files(&names.map(|name| (name, b"{}".as_slice())));
+    let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
+    assert_eq!(fs::read(repo.get("config.json").unwrap()).unwrap(), b"mine");
+    assert!(matches!(repo.get_optional("generation_config.json"), Ok(None)));
+    let text = repo.get("weights").unwrap_err().to_string();
+    let said = ["weights", "snapshots/main", COMMIT, "put it there", "away"];
+    assert!(said.iter().all(|said| text.contains(said)), "{text}");
+    fs::rename(&snapshot, cache.path().join("away")).unwrap();
+    assert!(
+        HubRepo::open(REPO, &hub.options(cache.path()))
+            .unwrap()
+            .get("weights")
+            .is_ok()
+    );
+}
+
+#[test]
 fn a_branch_that_names_no_snapshot_is_asked_for_anew() {
     let cache = TempDir::new().unwrap();
     put_in_cache(cache.path(), COMMIT, "config.json", b"{}");
