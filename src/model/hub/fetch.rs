@@ -98,12 +98,12 @@ impl Assembly {
     }
 
     pub(super) fn incomplete(&self) -> PathBuf {
-        beside(&self.workplace, ".incomplete")
+        incomplete(&self.workplace)
     }
 
     /// Where other tools let the file grow.
     pub(super) fn of_others(&self) -> PathBuf {
-        beside(&self.target, ".incomplete")
+        incomplete(&self.target)
     }
 
     fn journal(&self) -> PathBuf {
@@ -165,6 +165,11 @@ impl Assembly {
             validator: Mutex::default(),
         })
     }
+}
+
+/// What a file is called while it grows.
+pub(super) fn incomplete(path: &Path) -> PathBuf {
+    beside(path, ".incomplete")
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

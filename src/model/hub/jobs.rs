@@ -59,17 +59,32 @@ impl Job {
         lock::wait_for(
             patience,
             attempt,
-            || self.last_sign(),
+            || last_sign(&[self.lock.clone(), self.assembly.incomplete(), self.assembly.of_others()]),
             || info!(lock = %self.lock.display(), "another process downloads this; waiting for it"),
         )
     }
+}
 
-    /// When whoever is at it last showed that it gets on.
-    fn last_sign(&self) -> Option<SystemTime> {
-        let signs = [self.lock.clone(), self.assembly.incomplete(), self.assembly.of_others()];
-        let modified = |path: &PathBuf| path.metadata().and_then(|metadata| metadata.modified()).ok();
-        signs.iter().filter_map(modified).max()
-    }
+/// Waits until nobody is at it any more to write the file at `path`, which is here, anew, or to delete it.
+///
+/// # Errors
+/// That somebody does not get on; the lock cannot be taken.
+pub(super) fn wait_for_release(path: &Path, lock: &Path, patience: Patience) -> io::Result<()> {
+    // Other tools write what the link leads to.
+    let content = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let signs = [lock.to_owned(), fetch::incomplete(&content)];
+    lock::wait_for(
+        patience,
+        || Ok(Lock::try_shared(lock)?.map(drop)),
+        || last_sign(&signs),
+        || info!(file = %path.display(), "another process writes or deletes this; waiting for it"),
+    )
+}
+
+/// When whoever is at it last showed that it gets on.
+fn last_sign(signs: &[PathBuf]) -> Option<SystemTime> {
+    let modified = |path: &PathBuf| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    signs.iter().filter_map(modified).max()
 }
 
 /// The jobs that are under way, in the order of their downloads.

@@ -14,7 +14,7 @@ use super::{
     HubError, HubRepo, Tensors,
     fetch::{Assembly, Part},
     http::{Fault, Remote},
-    jobs::Job,
+    jobs::{self, Job},
     lock::Lock,
     pieces::{self, Header},
     reach::{self, Tries},
@@ -70,10 +70,16 @@ impl HubRepo {
             let reading = space::reading(&self.options.cache, self.options.tuning.patience)
                 .inspect_err(|error| debug!(%error, "reading the cache without its lock"))
                 .ok();
-            let (mut local, missing) = self.look(wants);
+            let (mut local, missing, busy) = self.look(wants);
             let Some(first) = missing.first() else {
-                local.reading = reading;
-                return Ok(local);
+                let Some(busy) = busy.first() else {
+                    local.reading = reading;
+                    return Ok(local);
+                };
+                // Whoever is at it may be waiting for these.
+                drop((local, reading));
+                self.wait_for(busy)?;
+                continue;
             };
             let alone = missing.iter().filter_map(|want| self.piece(want));
             for piece in alone.filter(|piece| piece.is_file() && !pieces::is_whole(piece)) {
@@ -114,9 +120,9 @@ impl HubRepo {
         files.into_iter().collect()
     }
 
-    /// What is here, and what is not.
-    fn look(&self, wants: &[Want]) -> (Local, Vec<Want>) {
-        let (mut local, mut missing) = (Local::default(), Vec::new());
+    /// What is here, what is not, and what is here but is just being written anew or deleted.
+    fn look(&self, wants: &[Want]) -> (Local, Vec<Want>, Vec<Want>) {
+        let (mut local, mut missing, mut busy) = (Local::default(), Vec::new(), Vec::new());
         for want in wants {
             match self.local(want) {
                 Some((path, _)) if local.files.contains(&path) => {}
@@ -125,7 +131,7 @@ impl HubRepo {
                     match Lock::try_shared(&lock) {
                         Ok(Some(lock)) => local.lease.0.push(lock),
                         Ok(None) => {
-                            missing.push(want.clone());
+                            busy.push(want.clone());
                             continue;
                         }
                         Err(error) => debug!(%error, "using a file of the cache without its lock"),
@@ -136,7 +142,16 @@ impl HubRepo {
                 None => missing.push(want.clone()),
             }
         }
-        (local, missing)
+        (local, missing, busy)
+    }
+
+    /// Waits until nobody writes or deletes any more what is here of `want`.
+    fn wait_for(&self, want: &Want) -> Result<(), HubError> {
+        let Some((path, lock)) = self.local(want) else {
+            return Ok(());
+        };
+        let waited = jobs::wait_for_release(&path, &lock, self.options.tuning.patience);
+        waited.map_err(self.not_written(&want.file))
     }
 
     /// Where the wanted is, and what locks it.

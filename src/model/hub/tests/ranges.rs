@@ -466,11 +466,9 @@ fn others_use_what_is_here_while_more_is_downloaded() {
     assert_eq!(found, [first, second]);
 }
 
-#[test]
-fn a_download_of_somebody_who_does_not_get_on_is_named() {
-    let cache = TempDir::new().unwrap();
-    let hub = FakeHub::with_large_files(&[("a.bin", &[1; 5_000])]);
-    let options = HubOptions {
+/// Waits for nobody who does not get on.
+fn hasty(hub: &FakeHub, cache: &Path) -> HubOptions {
+    HubOptions {
         tuning: Tuning {
             patience: Patience {
                 poll: std::time::Duration::ZERO,
@@ -478,8 +476,40 @@ fn a_download_of_somebody_who_does_not_get_on_is_named() {
             },
             ..options().tuning
         },
-        ..hub.options(cache.path())
+        ..hub.options(cache)
+    }
+}
+
+#[test]
+fn what_others_write_anew_is_waited_for_also_offline_and_the_hub_is_not_asked() {
+    let cache = TempDir::new().unwrap();
+    let hub = FakeHub::with_large_files(&[("a.bin", &[1; 5_000])]);
+    let mut repo = HubRepo::open(REPO, &hub.options(cache.path())).unwrap();
+    repo.get("a.bin").unwrap();
+    let remote = repo.describe("a.bin", Tries::Several).unwrap();
+    let writing = Lock::try_exclusive(&repo.folder.blob_lock(&remote.etag)).unwrap();
+    let before = hub.requests();
+    let weights = |offline| {
+        let options = HubOptions {
+            offline,
+            ..hasty(&hub, cache.path())
+        };
+        HubRepo::open(REPO, &options).unwrap().weights(&[whole("a.bin")])
     };
+    for offline in [true, false] {
+        let error = weights(offline).unwrap_err();
+        assert!(matches!(error, HubError::Busy { .. }), "{error}");
+    }
+    drop(writing);
+    assert!([true, false].into_iter().all(|offline| weights(offline).is_ok()));
+    assert_eq!(hub.requests(), before);
+}
+
+#[test]
+fn a_download_of_somebody_who_does_not_get_on_is_named() {
+    let cache = TempDir::new().unwrap();
+    let hub = FakeHub::with_large_files(&[("a.bin", &[1; 5_000])]);
+    let options = hasty(&hub, cache.path());
     let mut repo = HubRepo::open(REPO, &options).unwrap();
     let remote = repo.describe("a.bin", Tries::Several).unwrap();
     let stuck = Lock::try_exclusive(&repo.folder.blob_lock(&remote.etag)).unwrap();
