@@ -266,9 +266,11 @@ impl HubRepo {
     }
 
     fn request<'a>(&'a self, file: &'a str) -> error::Request<'a> {
+        let commit = self.commit.as_deref().filter(|commit| *commit != self.revision);
         error::Request {
             repo: &self.name,
             revision: &self.revision,
+            cached: commit.map(|commit| (commit, self.folder.reference())),
             file,
             endpoint: &self.options.endpoint,
             cache: self.options.cache.clone(),

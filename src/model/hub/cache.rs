@@ -114,6 +114,11 @@ impl RepoFolder {
         named.or_else(|| self.snapshot(revision).is_dir().then(|| revision.to_owned()))
     }
 
+    /// The file that says which commit the revision stands for.
+    pub(super) fn reference(&self) -> PathBuf {
+        self.path().join("refs").join(self.repo.revision())
+    }
+
     /// # Errors
     /// The cache cannot be written.
     pub(super) fn remember_commit(&self, commit: &str) -> io::Result<()> {

@@ -76,6 +76,21 @@ pub enum HubError {
         /// As asked for.
         revision: String,
     },
+    /// The hub has not, or not any more, the commit that the cache has for the revision.
+    #[error(
+        "{repo} on {endpoint} has no commit {commit}, the one in {}: delete that file to have the hub name one that it has",
+        reference.display()
+    )]
+    NoCommit {
+        /// The hub asked.
+        endpoint: String,
+        /// The repository.
+        repo: String,
+        /// What the cache has for the revision.
+        commit: String,
+        /// The file of the cache that says so, named after the revision.
+        reference: PathBuf,
+    },
     /// The hub has no such repository.
     #[error("{endpoint} has no repository {repo}: check the name")]
     NoRepository {
@@ -204,6 +219,8 @@ fn room(free: Option<u64>, limit: Option<u64>, used: u64) -> String {
 pub(super) struct Request<'a> {
     pub(super) repo: &'a str,
     pub(super) revision: &'a str,
+    /// What the cache has for the revision if that is something else, and the file of it that says so.
+    pub(super) cached: Option<(&'a str, PathBuf)>,
     pub(super) file: &'a str,
     pub(super) endpoint: &'a str,
     pub(super) cache: PathBuf,
@@ -225,10 +242,18 @@ impl Request<'_> {
                 (401 | 403, _) if self.with_token => HubError::TokenRefused { endpoint, repo },
                 (401 | 403, _) => HubError::TokenNeeded { endpoint, repo },
                 (_, Some("RepoNotFound")) => HubError::NoRepository { endpoint, repo },
-                (_, Some("RevisionNotFound")) => HubError::NoRevision {
-                    endpoint,
-                    repo,
-                    revision,
+                (_, Some("RevisionNotFound")) => match self.cached {
+                    Some((commit, reference)) => HubError::NoCommit {
+                        endpoint,
+                        repo,
+                        commit: commit.to_owned(),
+                        reference,
+                    },
+                    None => HubError::NoRevision {
+                        endpoint,
+                        repo,
+                        revision,
+                    },
                 },
                 _ => HubError::NotFound {
                     endpoint,

@@ -133,6 +133,11 @@ impl FakeHub {
         self.content.lock().unwrap().store = Some(store.addr.to_string());
     }
 
+    /// From now on every refusal comes with this `X-Error-Code`.
+    pub(crate) fn refuse_with(&self, code: &'static str) {
+        self.content.lock().unwrap().error_code = Some(code);
+    }
+
     /// From now on it asks for this token.
     pub(crate) fn demand(&self, token: &str) {
         self.content.lock().unwrap().token = Some(token.to_owned());

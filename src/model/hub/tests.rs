@@ -215,6 +215,22 @@ fn a_folder_filled_by_hand_does_without_what_is_optional_and_the_way_to_the_rest
 }
 
 #[test]
+fn a_cached_commit_that_the_hub_lost_is_named_with_what_to_delete() {
+    let cache = TempDir::new().unwrap();
+    const LOST: &str = "89abcdef0123456789abcdef0123456789abcdef";
+    put_in_cache(cache.path(), LOST, "config.json", b"{}");
+    let hub = FakeHub::with_files(&[("weights", b"1")]);
+    hub.refuse_with("RevisionNotFound");
+    let get = || HubRepo::open(REPO, &hub.options(cache.path())).unwrap().get("weights");
+    let text = get().unwrap_err().to_string();
+    let reference = cache.path().join("models--owner--name/refs/main");
+    let said = [LOST, REPO, reference.to_str().unwrap()];
+    assert!(said.iter().all(|said| text.contains(said)), "{text}");
+    fs::remove_file(reference).unwrap();
+    assert!(get().is_ok());
+}
+
+#[test]
 fn a_branch_that_names_no_snapshot_is_asked_for_anew() {
     let cache = TempDir::new().unwrap();
     put_in_cache(cache.path(), COMMIT, "config.json", b"{}");
@@ -339,6 +355,7 @@ fn a_full_disk_is_told_apart() {
     let request = || error::Request {
         repo: REPO,
         revision: "main",
+        cached: None,
         file: "weights",
         endpoint: NOBODY,
         cache: "/cache".into(),
