@@ -116,7 +116,8 @@ fn unused(cache: &Path, bytes: u64) -> io::Result<Option<Vec<(Candidate, Lock)>>
         if sum >= bytes {
             break;
         }
-        let lock = Lock::try_exclusive(&candidate.lock)?;
+        // What cannot be locked is somebody else's.
+        let lock = Lock::try_exclusive(&candidate.lock).ok().flatten();
         // A download that has ended since has given its file another name.
         if let Some(lock) = lock.filter(|_| candidate.path.exists()) {
             sum += candidate.bytes;
@@ -158,12 +159,21 @@ fn for_all(folder: &Path, visit: &mut impl FnMut(PathBuf, &Metadata)) -> io::Res
         // Not that of the target of a link. Files come and go while we look.
         let Ok(metadata) = entry.metadata() else { continue };
         if metadata.is_dir() {
-            for_all(&entry.path(), visit)?;
+            unless_closed(for_all(&entry.path(), visit))?;
         } else if metadata.is_file() {
             visit(entry.path(), &metadata);
         }
     }
     Ok(())
+}
+
+/// What a walk through the cache comes to in a folder that is closed to us: `lost+found` where a disk is mounted, a model of
+/// another user. Nothing in there could be deleted.
+fn unless_closed(walked: io::Result<()>) -> io::Result<()> {
+    match walked {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        walked => walked,
+    }
 }
 
 /// What may be deleted, least recently used first: contents of files and our pieces, of all repositories.
@@ -176,16 +186,16 @@ fn candidates(cache: &Path) -> io::Result<Vec<Candidate>> {
         }
         let locks = cache.join(".locks").join(name);
         for folder in ["blobs", "sepal/whole"] {
-            for_all(&repo.join(folder), &mut |path, metadata| {
+            unless_closed(for_all(&repo.join(folder), &mut |path, metadata| {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let lock = locks.join(format!("{}.lock", name.trim_end_matches(".incomplete")));
                 found.push(candidate(path, lock, metadata));
-            })?;
+            }))?;
         }
-        for_all(&repo.join("sepal/pieces"), &mut |path, metadata| {
+        unless_closed(for_all(&repo.join("sepal/pieces"), &mut |path, metadata| {
             let lock = piece_lock(Path::new(path.to_string_lossy().trim_end_matches(".incomplete")));
             found.push(candidate(path, lock, metadata));
-        })?;
+        }))?;
     }
     found.retain(|one: &Candidate| one.bytes >= WORTH_DELETING);
     found.sort_by_key(|one| one.used);
@@ -229,4 +239,17 @@ fn links(folder: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No folder is closed to root, who runs the tests in many places.
+    #[test]
+    fn a_closed_folder_is_passed_by_and_a_broken_disk_is_not() {
+        let walked = |kind: io::ErrorKind| unless_closed(Err(kind.into()));
+        assert!(walked(io::ErrorKind::PermissionDenied).is_ok());
+        assert!(walked(io::ErrorKind::Other).is_err());
+    }
 }

@@ -85,6 +85,18 @@ fn files_that_are_used_stay_and_too_little_room_names_the_flag() {
 }
 
 #[test]
+fn what_cannot_be_locked_stays_and_the_next_goes() {
+    let cache = TempDir::new().unwrap();
+    let [oldest, old] = [("a", 30), ("b", 10)].map(|(file, days)| cached(cache.path(), file, 2, days));
+    // Nobody can open it, not even root.
+    fs::create_dir_all(cache.path().join(".locks/models--other--model/a-content.lock")).unwrap();
+    let hub = FakeHub::with_large_files(&[("weights", &vec![5; 3 * MIB])]);
+    let mut repo = HubRepo::open(REPO, &with_limit(&hub, cache.path(), 6)).unwrap();
+    assert!(repo.get("weights").is_ok());
+    assert!(oldest.exists() && fs::symlink_metadata(&old).is_err());
+}
+
+#[test]
 fn nothing_is_deleted_if_that_would_not_be_enough() {
     let cache = TempDir::new().unwrap();
     let old = cached(cache.path(), "old", 2, 100);
