@@ -10,6 +10,7 @@
 //!                          /sepal/whole/ETAG.incomplete       content that is being downloaded
 //!                          /sepal/pieces/ETAG/block-3.safetensors     the tensors of one block, of a file that is not here
 //! CACHE/.locks/models--OWNER--NAME/ETAG.lock                  taken by whoever downloads the content
+//! CACHE/.locks/room.lock                                      taken by whoever begins downloads, until there is room for them
 //! CACHE/blocks.lock                                           taken by whoever reads (shared) or deletes (exclusively)
 //! ```
 

@@ -92,7 +92,8 @@ pub(super) struct Begun {
 }
 
 impl Assembly {
-    fn bytes(&self) -> u64 {
+    /// Of the whole file.
+    pub(super) fn bytes(&self) -> u64 {
         let parts = self.parts.iter().map(|part| part.source.end - part.source.start);
         self.head.len() as u64 + parts.sum::<u64>()
     }

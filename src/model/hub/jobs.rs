@@ -137,19 +137,8 @@ impl Watch for Running<'_> {
 impl HubRepo {
     /// Downloads what nobody else is at. Inside are the failures that may be mended by planning anew.
     pub(super) fn carry_out(&self, jobs: Vec<(Job, Lock)>) -> Result<Result<(), (String, Fault)>, HubError> {
-        let (mut begun, mut locked) = (Vec::new(), Vec::new());
-        for (job, lock) in jobs {
-            let file = job.assembly.file.clone();
-            let one = job.assembly.begin(&self.options.tuning);
-            begun.push(one.map_err(|fault| self.failed(&file, fault))?);
-            locked.push(Locked {
-                path: job.lock,
-                is_whole: job.is_whole,
-                lock: Mutex::new(Some(lock)),
-            });
-        }
-        let need: u64 = begun.iter().map(Begun::missing).sum();
-        let transfer = self.tell(&begun, need)?;
+        let (begun, locked) = self.begin(jobs)?;
+        let transfer = self.tell(&begun);
         let running = Running {
             folder: &self.folder,
             begun: &begun,
@@ -165,27 +154,59 @@ impl HubRepo {
         }))
     }
 
-    /// Makes room for a download and announces it.
-    fn tell(&self, begun: &[Begun], need: u64) -> Result<Box<dyn Transfer>, HubError> {
-        if need < WORTH_TELLING && self.options.max_disk_space.is_none() {
-            return Ok(Silent.begin(&Download::default()));
+    /// Opens the files of the downloads, and makes room for them.
+    fn begin(&self, jobs: Vec<(Job, Lock)>) -> Result<(Vec<Begun>, Vec<Locked>), HubError> {
+        let (cache, patience) = (&self.options.cache, self.options.tuning.patience);
+        let bytes = jobs.iter().map(|(job, _)| job.assembly.bytes()).sum();
+        let alone = self.needs_room(bytes).then(|| space::beginning(cache, patience));
+        let _alone = alone.transpose().map_err(self.not_written("room"))?;
+        let (mut begun, mut locked) = (Vec::new(), Vec::new());
+        for (job, lock) in jobs {
+            let file = job.assembly.file.clone();
+            let one = job.assembly.begin(&self.options.tuning);
+            begun.push(one.map_err(|fault| self.failed(&file, fault))?);
+            locked.push(Locked {
+                path: job.lock,
+                is_whole: job.is_whole,
+                lock: Mutex::new(Some(lock)),
+            });
         }
-        let cache = &self.options.cache;
-        let room = space::make_room(cache, need, self.options.max_disk_space, self.options.tuning.patience);
-        let room = room.map_err(self.not_written("room"))?;
-        room.map_err(|shortage| HubError::NoRoom {
-            repo: self.name.clone(),
-            cache: cache.clone(),
-            need,
-            free: shortage.free,
-            limit: self.options.max_disk_space,
-            used: shortage.used,
-        })?;
+        let need = missing(&begun);
+        if self.needs_room(need) {
+            let own: Vec<PathBuf> = begun.iter().map(|one| one.assembly().incomplete()).collect();
+            let limit = self.options.max_disk_space;
+            let room = space::make_room(cache, (need, &own), limit, patience).map_err(self.not_written("room"))?;
+            room.map_err(|shortage| HubError::NoRoom {
+                repo: self.name.clone(),
+                cache: cache.clone(),
+                need,
+                free: shortage.free,
+                limit,
+                used: shortage.used,
+            })?;
+        }
+        Ok((begun, locked))
+    }
+
+    fn needs_room(&self, bytes: u64) -> bool {
+        bytes >= WORTH_TELLING || self.options.max_disk_space.is_some()
+    }
+
+    /// Announces a download.
+    fn tell(&self, begun: &[Begun]) -> Box<dyn Transfer> {
+        let need = missing(begun);
+        if !self.needs_room(need) {
+            return Silent.begin(&Download::default());
+        }
         let present = begun.iter().map(Begun::present).sum();
-        Ok(self.options.progress.begin(&Download {
+        self.options.progress.begin(&Download {
             what: self.name.clone(),
             total: need + present,
             present,
-        }))
+        })
     }
+}
+
+fn missing(begun: &[Begun]) -> u64 {
+    begun.iter().map(Begun::missing).sum()
 }

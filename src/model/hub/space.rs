@@ -31,13 +31,17 @@ pub(super) struct Shortage {
     pub(super) used: u64,
 }
 
-/// What somebody could do without.
+/// The content of a file or a piece, whole or not.
 #[derive(Debug)]
 struct Candidate {
     path: PathBuf,
+    /// Whoever serves or downloads it holds this.
     lock: PathBuf,
     used: SystemTime,
+    /// What it takes.
     bytes: u64,
+    /// What it will take beyond that: a file that grows has its length from the beginning.
+    missing: u64,
 }
 
 /// The lock that keeps files from being deleted while they are read or downloaded; also Petals takes it.
@@ -54,6 +58,20 @@ pub(super) fn reading(cache: &Path, patience: Patience) -> io::Result<Lock> {
     )
 }
 
+/// Held by whoever begins downloads until there is room for them: two who did so at once would count on the same room.
+///
+/// # Errors
+/// The cache cannot be written, or whoever holds it does not get on.
+pub(super) fn beginning(cache: &Path, patience: Patience) -> io::Result<Lock> {
+    let path = cache.join(".locks/room.lock");
+    lock::wait_for(
+        patience,
+        || Lock::try_exclusive(&path),
+        || usage(cache).ok(),
+        || info!(lock = %path.display(), "another process makes room for a download; waiting for it"),
+    )
+}
+
 /// Notes that a file is used now.
 pub(super) fn touch(path: &Path) {
     let now = FileTimes::new().set_accessed(SystemTime::now());
@@ -61,21 +79,22 @@ pub(super) fn touch(path: &Path) {
     drop(fs::File::open(path).and_then(|file| file.set_times(now)));
 }
 
-/// Sees to it that `need` more bytes may be written, deleting what is least used. With `limit` all of the cache together
-/// takes at most so many bytes.
+/// Sees to it that `need` more bytes may be written into the files `own`, deleting what is least used. With `limit` all of
+/// the cache together takes at most so many bytes. What others are writing counts with its whole length.
 ///
 /// # Errors
 /// [`Shortage`] inside; the cache cannot be read.
 pub(super) fn make_room(
     cache: &Path,
-    need: u64,
+    (need, own): (u64, &[PathBuf]),
     limit: Option<u64>,
     patience: Patience,
 ) -> io::Result<Result<(), Shortage>> {
     let shortage = || -> io::Result<(u64, Shortage)> {
-        let free = disk_space(cache).map(|disk| disk.free.saturating_sub(RESERVE));
+        let promised = promised(cache, own)?;
+        let free = disk_space(cache).map(|disk| disk.free.saturating_sub(RESERVE).saturating_sub(promised));
         let used = match limit {
-            Some(_) => usage(cache)?,
+            Some(_) => usage(cache)?.saturating_add(promised),
             None => 0,
         };
         let room = limit.map(|limit| limit.saturating_sub(used));
@@ -108,8 +127,17 @@ pub(super) fn make_room(
     Ok(Ok(()))
 }
 
-/// What was not used for the longest time and together has `bytes`, each with its lock, which whoever serves or downloads
-/// it holds. `None` if there is less.
+/// Bytes that others will write into what they are downloading.
+fn promised(cache: &Path, own: &[PathBuf]) -> io::Result<u64> {
+    let growing = contents(cache)?
+        .into_iter()
+        .filter(|one| one.path.extension().is_some_and(|extension| extension == "incomplete") && one.missing > 0);
+    // Who goes on with what nobody is at, counts it then.
+    let held = growing.filter(|one| !own.contains(&one.path) && matches!(Lock::try_shared(&one.lock), Ok(None)));
+    Ok(held.fold(0, |sum, one| one.missing.saturating_add(sum)))
+}
+
+/// What was not used for the longest time and together has `bytes`, each with its lock. `None` if there is less.
 fn unused(cache: &Path, bytes: u64) -> io::Result<Option<Vec<(Candidate, Lock)>>> {
     let (mut chosen, mut sum) = (Vec::new(), 0);
     for candidate in candidates(cache)? {
@@ -176,8 +204,16 @@ fn unless_closed(walked: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// What may be deleted, least recently used first: contents of files and our pieces, of all repositories.
+/// What may be deleted, least recently used first.
 fn candidates(cache: &Path) -> io::Result<Vec<Candidate>> {
+    let mut found = contents(cache)?;
+    found.retain(|one| one.bytes >= WORTH_DELETING);
+    found.sort_by_key(|one| one.used);
+    Ok(found)
+}
+
+/// The contents of files and our pieces, of all repositories.
+fn contents(cache: &Path) -> io::Result<Vec<Candidate>> {
     let mut found = Vec::new();
     for repo in fs::read_dir(cache)?.flatten().map(|entry| entry.path()) {
         let name = repo.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -197,8 +233,6 @@ fn candidates(cache: &Path) -> io::Result<Vec<Candidate>> {
             found.push(candidate(path, lock, metadata));
         }))?;
     }
-    found.retain(|one: &Candidate| one.bytes >= WORTH_DELETING);
-    found.sort_by_key(|one| one.used);
     Ok(found)
 }
 
@@ -209,6 +243,7 @@ fn candidate(path: PathBuf, lock: PathBuf, metadata: &Metadata) -> Candidate {
         lock,
         used: metadata.accessed().unwrap_or(modified).max(modified),
         bytes: allocated(metadata),
+        missing: metadata.len().saturating_sub(allocated(metadata)),
     }
 }
 

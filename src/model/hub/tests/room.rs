@@ -3,6 +3,7 @@
 use std::{
     fs::{File, FileTimes},
     path::PathBuf,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -82,6 +83,48 @@ fn files_that_are_used_stay_and_too_little_room_names_the_flag() {
     drop(in_use);
     assert!(repo.get("second").is_ok());
     assert!(!repo.is_cached("first"));
+}
+
+/// Asks for the other file while the first is on its way.
+#[derive(Debug)]
+struct Meanwhile {
+    other: HubOptions,
+    outcome: Arc<Mutex<Option<Result<PathBuf, HubError>>>>,
+}
+
+impl Progress for Meanwhile {
+    fn begin(&self, download: &Download) -> Box<dyn Transfer> {
+        let outcome = HubRepo::open(REPO, &self.other).unwrap().get("second");
+        *self.outcome.lock().unwrap() = Some(outcome);
+        self.other.progress.begin(download)
+    }
+}
+
+#[test]
+fn two_downloads_at_once_do_not_count_on_the_same_room() {
+    let cache = TempDir::new().unwrap();
+    let hub = FakeHub::with_large_files(&[("first", &vec![1; 5 * MIB]), ("second", &vec![2; 5 * MIB])]);
+    let other = with_limit(&hub, cache.path(), 8);
+    // Of one who will not come back: no room is kept for it.
+    let left = cache.path().join("models--owner--name/sepal/whole");
+    fs::create_dir_all(&left).unwrap();
+    File::create(left.join("left.incomplete"))
+        .unwrap()
+        .set_len(64 << 20)
+        .unwrap();
+    let outcome = Arc::default();
+    let options = HubOptions {
+        progress: Arc::new(Meanwhile {
+            other: other.clone(),
+            outcome: Arc::clone(&outcome),
+        }),
+        ..other.clone()
+    };
+    assert!(HubRepo::open(REPO, &options).unwrap().get("first").is_ok());
+    let refused = outcome.lock().unwrap().take().unwrap().unwrap_err();
+    assert!(matches!(refused, HubError::NoRoom { .. }), "{refused}");
+    assert!(refused.to_string().contains("5.0 MiB are taken"), "{refused}");
+    assert!(HubRepo::open(REPO, &other).unwrap().get("second").is_ok());
 }
 
 #[test]
