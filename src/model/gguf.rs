@@ -49,6 +49,15 @@ pub enum GgufError {
     /// It ends before what it announces, or announces what no file can have.
     #[error("it is damaged or incomplete: {0}")]
     Damaged(&'static str),
+    /// Lists longer than those of any model.
+    #[error(
+        "its {key} is too long: all its lists together have at most {} items",
+        header::MAX_ITEMS
+    )]
+    TooLong {
+        /// The metadata key.
+        key: String,
+    },
     /// One of several that belong together, without the others.
     #[error(
         "it is part of a model in {count} files: name the one that ends in -00001-of-{count:05}.gguf, with the others beside it, \

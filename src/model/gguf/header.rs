@@ -15,6 +15,9 @@ const MAX_ENTRIES: u64 = 1 << 20;
 const MAX_DIMENSIONS: u32 = 4;
 /// Where numbers begin is a multiple of this, unless `general.alignment` says otherwise.
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// Items of all arrays: the largest vocabularies have a quarter of a million tokens, with a score, a kind and two merges each.
+/// In the file an item may take a byte, in memory it takes a [`Value`].
+pub(super) const MAX_ITEMS: u64 = 1 << 22;
 /// Arrays of arrays are not used by anybody.
 const MAX_DEPTH: u32 = 2;
 
@@ -50,7 +53,11 @@ pub(crate) struct Header {
 
 impl Header {
     pub(super) fn read(content: &[u8]) -> Result<Self, GgufError> {
-        let mut reader = Reader { content, at: 0 };
+        let mut reader = Reader {
+            content,
+            at: 0,
+            n_items: 0,
+        };
         if reader.take(4).ok() != Some(MAGIC) || !matches!(reader.u32(), Ok(2 | 3)) {
             return Err(GgufError::NotGguf);
         }
@@ -62,7 +69,8 @@ impl Header {
         for _ in 0..n_entries {
             let key = reader.text()?;
             let kind = reader.u32()?;
-            metadata.insert(key, reader.value(kind, 0)?);
+            let value = reader.value(&key, kind, 0)?;
+            metadata.insert(key, value);
         }
         let mut tensors: HashMap<String, Info> = HashMap::new();
         for _ in 0..n_tensors {
@@ -210,6 +218,8 @@ pub(super) fn kind_name(number: u32) -> String {
 struct Reader<'a> {
     content: &'a [u8],
     at: usize,
+    /// Of all arrays so far.
+    n_items: u64,
 }
 
 impl<'a> Reader<'a> {
@@ -241,7 +251,7 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(self.take(len)?).into_owned())
     }
 
-    fn value(&mut self, kind: u32, depth: u32) -> Result<Value, GgufError> {
+    fn value(&mut self, key: &str, kind: u32, depth: u32) -> Result<Value, GgufError> {
         Ok(match kind {
             0 => Value::Integer(u8::from_le_bytes(self.array()?).into()),
             1 => Value::Integer(i8::from_le_bytes(self.array()?).into()),
@@ -254,13 +264,17 @@ impl<'a> Reader<'a> {
             8 => Value::Text(self.text()?),
             9 => {
                 let (kind, len) = (self.u32()?, self.u64()?);
+                self.n_items = self.n_items.saturating_add(len);
+                if self.n_items > MAX_ITEMS {
+                    return Err(GgufError::TooLong { key: key.to_owned() });
+                }
                 // Every item takes at least a byte.
                 if depth >= MAX_DEPTH || len > (self.content.len() - self.at) as u64 {
                     return Err(GgufError::Damaged("an array is longer than the file"));
                 }
                 Value::Array(
                     (0..len)
-                        .map(|_| self.value(kind, depth + 1))
+                        .map(|_| self.value(key, kind, depth + 1))
                         .collect::<Result<_, _>>()?,
                 )
             }

@@ -274,6 +274,37 @@ fn truncated_and_garbled_files_are_refused_at_every_length() {
     }
 }
 
+/// A header whose metadata are lists of so many bytes.
+fn with_lists(lists: &[(&str, usize)]) -> Vec<u8> {
+    let mut header = b"GGUF\x03\0\0\0".to_vec();
+    header.extend([0, lists.len() as u64].map(u64::to_le_bytes).concat());
+    for (key, len) in lists {
+        header.extend((key.len() as u64).to_le_bytes());
+        header.extend(key.bytes());
+        header.extend([9, 0].map(u32::to_le_bytes).concat());
+        header.extend((*len as u64).to_le_bytes());
+        header.resize(header.len() + len, 0);
+    }
+    header
+}
+
+#[test]
+fn lists_that_would_take_far_more_memory_than_the_file_are_refused_by_name() {
+    let read = |lists: &[(&str, usize)]| Header::read(&with_lists(lists));
+    assert!(read(&[("small", 1000)]).is_ok());
+    let many = 1 << 22;
+    for lists in [
+        [("small", 0), ("tiny.list", many + 1)],
+        [("half", many / 2), ("tiny.list", many / 2 + 1)],
+    ] {
+        let error = read(&lists).unwrap_err();
+        assert!(matches!(error, GgufError::TooLong { .. }), "{error}");
+        assert!(error.to_string().contains("tiny.list"), "{error}");
+    }
+    // Of a file on a hub no more is asked for.
+    assert!(spans(&with_lists(&[("long", many + 1)])[..100], 1 << 40).is_err());
+}
+
 #[test]
 fn only_whole_blocks_come_to_the_decoder_wherever_they_begin() {
     let place = Place {
