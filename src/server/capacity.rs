@@ -205,19 +205,22 @@ fn remedy(places: &[u64], want: &Want, n_blocks: u32) -> String {
     if fitting > 0 {
         ways.push(format!("--num-blocks {fitting}"));
     }
-    let free = places.iter().map(|free| free.saturating_sub(want.scratch));
-    let per_block = free.fold(0, u64::saturating_add) / u64::from(n_blocks.max(1));
+    // A block is whole in one place: what is left of several does not add up.
+    let fits = |weights: u64, cache_tokens: u64| {
+        let need = Need {
+            block: weights + cache_tokens * want.cache_token_bytes,
+            once: want.scratch,
+        };
+        need.fit(places) >= u64::from(n_blocks)
+    };
     let now = want.block() - want.cache();
-    let smaller = want.weights.iter().filter(|(_, bytes)| *bytes < now);
-    if let Some((format, _)) = smaller.clone().find(|(_, bytes)| bytes + want.cache() <= per_block) {
+    let mut smaller = want.weights.iter().filter(|(_, bytes)| *bytes < now);
+    if let Some((format, _)) = smaller.find(|(_, bytes)| fits(*bytes, want.cache_tokens)) {
         ways.push(format!("--quant {}", format.as_str()));
     }
-    let tokens = per_block.saturating_sub(now) / want.cache_token_bytes.max(1);
-    if tokens >= USEFUL_CACHE_TOKENS && tokens < want.cache_tokens {
-        ways.push(format!(
-            "--attn-cache-tokens {}",
-            tokens / USEFUL_CACHE_TOKENS * USEFUL_CACHE_TOKENS
-        ));
+    let mut rounded = (1..=want.cache_tokens / USEFUL_CACHE_TOKENS).rev();
+    if let Some(n) = rounded.find(|n| fits(now, n * USEFUL_CACHE_TOKENS)) {
+        ways.push(format!("--attn-cache-tokens {}", n * USEFUL_CACHE_TOKENS));
     }
     let Some(first) = ways.first_mut() else {
         return String::new();
@@ -317,6 +320,23 @@ mod tests {
             plan(&cards, &[want(Some(3)), want(Some(1))]).map_err(|error| error.n_blocks),
             Err(1)
         );
+    }
+
+    #[test]
+    fn what_is_recommended_for_several_cards_fits_on_them() {
+        // Of Q8_0, where a block takes half a GiB, each card holds two and a half.
+        let error = plan(&[GIB * 7 / 4; 2], &[want(Some(5))]).unwrap_err();
+        assert_eq!(error.remedy, ": --num-blocks 2 fits, or --quant q4_0");
+        // The first card holds two blocks if their caches are half as large.
+        let cards = [GIB * 7 / 4, GIB * 5 / 4];
+        let error = plan(&cards, &[want(Some(3))]).unwrap_err();
+        let remedy = ": --num-blocks 2 fits, or --quant q8_0, or --attn-cache-tokens 8192";
+        assert_eq!(error.remedy, remedy);
+        let smaller = Want {
+            cache_tokens: 8192,
+            ..want(Some(3))
+        };
+        assert_eq!(plan(&cards, &[smaller]), Ok(vec![vec![2, 1]]));
     }
 
     #[test]
