@@ -47,11 +47,14 @@ impl Blocks {
         Arc::ptr_eq(&self.shared.arena, &other.shared.arena)
     }
 
-    /// Lets the session of `cache`, which is empty, share what it computes with all that have the same `chain` and
-    /// `adapter`.
+    /// Lets the session of `cache`, which is empty, share what it computes with all that have the same `chain`, in the same
+    /// places, and `adapter`.
     pub fn share_prefixes(&self, cache: &mut Cache, chain: &[u32], adapter: &str) {
         if self.share_prefixes {
             let mut identity: Vec<u8> = chain.iter().flat_map(|block| block.to_le_bytes()).collect();
+            // Spans that share a cache may have a block on different cards, and no card sees the pages of another.
+            let cards = chain.iter().map(|block| self.held(*block)?.place());
+            identity.extend(cards.flat_map(|card| card.map_or(0, |card| card as u64 + 1).to_le_bytes()));
             identity.extend_from_slice(adapter.as_bytes());
             cache.share_prefixes(&identity, self.precision.dtype);
         }

@@ -258,6 +258,39 @@ fn what_a_session_computed_is_there_for_those_that_begin_alike() {
 
 #[test]
 #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn what_is_known_of_a_block_is_of_no_use_to_it_on_another_card() {
+    let config = small_config(json!({ "num_hidden_layers": 4 }));
+    let folder = write_model(&config, &random_tensors(&config, 13));
+    let files = ModelFiles::from_folder(folder.path()).unwrap();
+    let (machine, precision) = (machine(2), Precision::from(WeightDType::F32));
+    let load = |span, shares: &[usize]| Blocks::load_at(&files, span, precision, (&machine, shares)).unwrap();
+    let options = CacheOptions {
+        dtype: None,
+        block_tokens: 1024,
+        share_prefixes: true,
+    };
+    let blocks = load(0..4, &[2, 2]).with_cache(options).unwrap();
+    let x = random_hidden(&mut rng(14), 1, 50, blocks.config().hidden_size);
+    let known = |blocks: &Blocks| {
+        let chain: Vec<u32> = blocks.span().collect();
+        let (mut cache, mut step) = (blocks.new_cache(chain.len(), 1, 50), x.clone());
+        blocks.share_prefixes(&mut cache, &chain, "");
+        let known = blocks.begin_step(&mut cache, &mut step, 0, false);
+        run(blocks, &chain, (&mut cache, &mut step), known);
+        cache.end_step(&mut step);
+        known
+    };
+    assert_eq!([known(&blocks), known(&blocks)], [0, 48]);
+    let away = blocks.moved(&blocks, 2..4).unwrap();
+    drop(blocks);
+    // Block 1 is on the second card now.
+    let back = away.moved(&load(0..2, &[1, 1]), 0..4).unwrap();
+    assert!(back.has_cache_of(&away));
+    assert_eq!([known(&back), known(&back)], [0, 48]);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
 fn a_span_on_two_cards_is_what_it_is_on_one() {
     let (files, _) = fixture_at("petals/tiny-llama31");
     let x = random_hidden(&mut rng(5), 2, 30, files.config().hidden_size);
