@@ -11,6 +11,7 @@ mod arena;
 mod page;
 mod places;
 mod prefix;
+mod room;
 mod row;
 mod track;
 
@@ -97,7 +98,8 @@ impl KvShape {
 }
 
 /// Keys and values of one session. Memory is taken as tokens arrive and given back when the cache is dropped; it never
-/// exceeds `chain · batch · max_length · cache_bytes_per_token`, with `max_length` in whole pages.
+/// exceeds `chain · batch · max_length · cache_bytes_per_token`, with `max_length` in whole pages. What a session that shares
+/// takes besides is bounded for all of them together.
 #[derive(Debug)]
 pub struct Cache {
     arena: Arc<Arena>,
@@ -108,7 +110,7 @@ pub struct Cache {
     /// `[chain][batch]`
     chain: Vec<Vec<Row>>,
     /// `None` if the session shares nothing with others.
-    track: Option<Track>,
+    track: Option<Box<Track>>,
 }
 
 impl Cache {
@@ -124,14 +126,17 @@ impl Cache {
     }
 
     /// From now on what this session computes is known to others with the same `identity` and adapter, and it takes over what they
-    /// computed. `dtype` is what outputs are rounded to before anybody gets them.
-    pub(crate) fn share_prefixes(&mut self, identity: &[u8], dtype: WeightDType) {
+    /// computed, if there is memory to follow it. Tokens have `width` numbers; `dtype` is what outputs are rounded to before anybody
+    /// gets them.
+    pub(crate) fn share_prefixes(&mut self, identity: &[u8], (width, dtype): (usize, WeightDType)) {
         let mut seed = blake3::Hasher::new();
         seed.update(identity);
         if let Some(AdapterId(adapter)) = self.adapter {
             seed.update(&adapter.to_le_bytes());
         }
-        self.track = Some(Track::new(*seed.finalize().as_bytes(), dtype, self.batch));
+        let seed = *seed.finalize().as_bytes();
+        let track = Track::new(self.arena.room(), seed, (width, dtype), (self.batch, self.max_length));
+        self.track = track.map(Box::new);
     }
 
     /// The cache of a session that wants an adapter. To be said before anything is shared.

@@ -48,7 +48,7 @@ impl Blocks {
     }
 
     /// Lets the session of `cache`, which is empty, share what it computes with all that have the same `chain`, in the same
-    /// places, and `adapter`.
+    /// places, and `adapter`; unless those that do so already have all memory there is for that.
     pub fn share_prefixes(&self, cache: &mut Cache, chain: &[u32], adapter: &str) {
         if self.share_prefixes {
             let mut identity: Vec<u8> = chain.iter().flat_map(|block| block.to_le_bytes()).collect();
@@ -56,7 +56,7 @@ impl Blocks {
             let cards = chain.iter().map(|block| self.held(*block)?.place());
             identity.extend(cards.flat_map(|card| card.map_or(0, |card| card as u64 + 1).to_le_bytes()));
             identity.extend_from_slice(adapter.as_bytes());
-            cache.share_prefixes(&identity, self.precision.dtype);
+            cache.share_prefixes(&identity, (self.config.hidden_size, self.precision.dtype));
         }
     }
 

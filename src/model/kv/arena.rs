@@ -14,6 +14,7 @@ use super::{
     KvShape,
     page::{Home, PAGE_TOKENS, Page},
     prefix::Index,
+    room::Room,
 };
 use crate::model::{
     CudaError, LoadError,
@@ -29,6 +30,7 @@ pub(crate) struct Arena {
     cards: Vec<Arc<Device>>,
     n_pages: usize,
     state: Mutex<State>,
+    room: Room,
     /// [`PageRef`]s there are.
     references: AtomicUsize,
     /// Pages of the heap there are.
@@ -147,9 +149,11 @@ impl Arena {
     }
 
     fn with(shape: KvShape, cards: Vec<Arc<Device>>, free: Vec<Vec<Arc<Page>>>) -> Arc<Self> {
+        let n_pages = free.iter().map(Vec::len).sum();
         Arc::new(Self {
             shape,
-            n_pages: free.iter().map(Vec::len).sum(),
+            n_pages,
+            room: Room::beside(n_pages * PAGE_TOKENS * shape.bytes_per_token()),
             state: Mutex::new(State {
                 free,
                 is_on_cards: !cards.is_empty(),
@@ -164,6 +168,11 @@ impl Arena {
 
     pub(crate) fn shape(&self) -> KvShape {
         self.shape
+    }
+
+    /// For what sessions take beside pages.
+    pub(super) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// A page of one's own: a free one, one that a known prefix has to give up, or one from the heap.

@@ -143,7 +143,7 @@ struct Session {
 impl Session {
     fn new(arena: &Arc<Arena>, identity: &[u8]) -> Self {
         let mut cache = Cache::new(arena, 2, 1, 200);
-        cache.share_prefixes(identity, WeightDType::F32);
+        cache.share_prefixes(identity, (HIDDEN, WeightDType::F32));
         Self {
             cache,
             sum: Vec::new(),
@@ -271,7 +271,7 @@ fn sessions_that_keep_to_the_arena_never_take_a_page_from_the_heap() {
     let mut rng = rng(5);
     let new = || {
         let mut cache = Cache::new(&arena, 2, 3, 33);
-        cache.share_prefixes(b"", WeightDType::F32);
+        cache.share_prefixes(b"", (HIDDEN, WeightDType::F32));
         cache
     };
     let mut sessions = [new(), new(), new(), new()].map(|cache| (cache, 0));
@@ -320,7 +320,7 @@ fn a_page_that_only_a_known_prefix_shares_is_written_to_in_a_full_arena() {
     session.step(0, &prompt(16), None);
     drop(session);
     let mut cache = Cache::new(&arena, 2, 1, 16);
-    cache.share_prefixes(b"", WeightDType::F32);
+    cache.share_prefixes(b"", (HIDDEN, WeightDType::F32));
     write(&mut cache, 0, 0, &prompt(16));
     let rows: Vec<_> = cache.chain.iter().map(|rows| &rows[0].pages()[0]).collect();
     arena.offer([7; 32], rows.into_iter(), (&[], WeightDType::F32));
@@ -375,7 +375,7 @@ struct Beams {
 impl Beams {
     fn new(arena: &Arc<Arena>) -> Self {
         let mut cache = Cache::new(arena, 2, BEAMS, LENGTH);
-        cache.share_prefixes(b"", WeightDType::F32);
+        cache.share_prefixes(b"", (HIDDEN, WeightDType::F32));
         Self {
             cache,
             rows: vec![Vec::new(); BEAMS],
@@ -496,4 +496,53 @@ fn beams_that_part_share_all_but_the_page_they_part_in() {
         let page = |row: usize| &entry[row].pages()[2];
         assert!(page(1).is_of(page(2)) && !page(0).is_of(page(1)));
     }
+}
+
+/// Numbers of a token of a model whose keys and values are few beside them.
+const WIDE: usize = 5000;
+
+/// A session of these rows of a page through one block, which shares if it may, after its first token.
+fn wide_session(arena: &Arc<Arena>, batch: usize) -> Cache {
+    let mut cache = Cache::new(arena, 1, batch, PAGE_TOKENS);
+    cache.share_prefixes(b"", (WIDE, WeightDType::F32));
+    let mut x = Hidden::new(vec![1.0; batch * WIDE], batch, 1, WIDE).unwrap();
+    assert_eq!(cache.begin(&mut x, 0, Some(0)), 0);
+    (0..batch).for_each(|row| write(&mut cache, row, 0, &[1.0]));
+    cache.end_step(&mut x);
+    cache
+}
+
+#[test]
+fn what_sessions_take_to_share_is_bounded_however_little_they_reserve() {
+    let arena = arena(512);
+    let bytes = |sessions: &[Cache]| {
+        let tracks = sessions.iter().filter_map(|session| session.track.as_deref());
+        tracks.map(Track::bytes).sum::<usize>()
+    };
+    for rows in [8, 512] {
+        let sessions: Vec<Cache> = (0..512 / rows).map(|_| wide_session(&arena, rows)).collect();
+        assert_eq!(arena.counts().free, 0);
+        let taken = bytes(&sessions);
+        assert!(taken <= room::LEAST, "{taken} bytes of {rows} rows");
+        assert_eq!(taken > 0, rows == 8);
+        // One of few rows has room where one of many has not.
+        assert!(wide_session(&arena, 1).track.is_some());
+        drop(sessions);
+        assert!(arena.room().take(room::LEAST).is_some(), "some of it is not back");
+    }
+}
+
+#[test]
+fn a_session_that_there_is_no_memory_to_follow_computes_all_there_is() {
+    let arena = arena(60);
+    Session::new(&arena, b"").step(0, &prompt(40), Some(0));
+    let all = arena.room().take(room::LEAST).unwrap();
+    let computed = || {
+        let mut session = Session::new(&arena, b"");
+        assert_eq!(session.step(0, &prompt(40), Some(0)), session.expected(0));
+        session.computed
+    };
+    assert_eq!(computed(), 40);
+    drop(all);
+    assert_eq!(computed(), 8);
 }

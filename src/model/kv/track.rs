@@ -11,12 +11,15 @@ use super::{
     page::PAGE_TOKENS,
     places::Places,
     prefix::{Key, Known},
+    room::{Room, Taken},
 };
 use crate::model::{Hidden, WeightDType};
 
 /// Of one session.
 #[derive(Debug)]
 pub(super) struct Track {
+    /// Numbers of a token.
+    width: usize,
     /// What outputs are rounded to before anybody gets them.
     dtype: WeightDType,
     /// Hash of the chain and of whatever else decides what it computes.
@@ -24,6 +27,8 @@ pub(super) struct Track {
     sequences: Vec<Sequence>,
     /// The step that runs.
     step: Option<Step>,
+    /// For `sequences`.
+    _memory: Taken,
 }
 
 /// One row of the batch.
@@ -51,13 +56,33 @@ struct Step {
 }
 
 impl Track {
-    pub(super) fn new(seed: Key, dtype: WeightDType, batch: usize) -> Self {
-        Self {
+    /// Of `batch` rows of up to `max_length` tokens. `None` if `room` has no memory for it.
+    pub(super) fn new(
+        room: &Room,
+        seed: Key,
+        (width, dtype): (usize, WeightDType),
+        (batch, max_length): (usize, usize),
+    ) -> Option<Self> {
+        let hashes = max_length.saturating_mul(size_of::<Key>());
+        let tail = width.saturating_mul(PAGE_TOKENS * size_of::<f32>());
+        let row = size_of::<Sequence>().saturating_add(hashes).saturating_add(tail);
+        let memory = room.take(row.saturating_mul(batch))?;
+        Some(Self {
+            width,
             dtype,
             seed,
             sequences: vec![Sequence::default(); batch],
             step: None,
-        }
+            _memory: memory,
+        })
+    }
+
+    /// Bytes that its rows have.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let row =
+            |row: &Sequence| row.hashes.capacity() * size_of::<Key>() + row.tail.outputs.capacity() * size_of::<f32>();
+        self.sequences.iter().map(row).sum::<usize>() + self.sequences.capacity() * size_of::<Sequence>()
     }
 
     /// Brings the rows into another order.
@@ -169,7 +194,8 @@ impl Cache {
     pub(crate) fn begin(&mut self, x: &mut Hidden, position: usize, mark: Option<u64>) -> usize {
         let Some(track) = &mut self.track else { return 0 };
         track.step = None;
-        let fits = x.batch == self.batch && position.checked_add(x.tokens).is_some_and(|end| end <= self.max_length);
+        let fits = (x.batch, x.width) == (self.batch, track.width)
+            && position.checked_add(x.tokens).is_some_and(|end| end <= self.max_length);
         let has_gap = self.chain.iter().flatten().any(|row| row.tokens() < position);
         if !fits || has_gap || x.data.is_empty() || x.check_size().is_err() {
             return 0;
@@ -187,7 +213,7 @@ impl Cache {
         let known = track.recall(&self.arena, position);
         let head = position % PAGE_TOKENS;
         let n_tokens = known.first().map_or(0, |pages| pages.len() * PAGE_TOKENS - head);
-        let (dtype, width) = (track.dtype, x.width);
+        let (dtype, width) = (track.dtype, track.width);
         track.step = Some(Step {
             position: position + n_tokens,
             known: known.iter().map(|pages| outputs(pages, head, dtype, width)).collect(),
