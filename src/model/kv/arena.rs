@@ -14,7 +14,7 @@ use super::{
     KvShape,
     page::{Home, PAGE_TOKENS, Page},
     prefix::Index,
-    room::Room,
+    room::{Heap, Room},
 };
 use crate::model::{
     CudaError, LoadError,
@@ -43,8 +43,8 @@ pub(crate) struct Arena {
 pub(super) struct State {
     /// Pages that nobody has, by place; each is the only reference.
     pub(super) free: Vec<Vec<Arc<Page>>>,
-    /// Whether there are pages on cards and none of the host's.
-    pub(super) is_on_cards: bool,
+    /// For known outputs, where there are pages on cards and none of the host's.
+    pub(super) heap: Option<Heap>,
     pub(super) index: Index,
 }
 
@@ -150,13 +150,15 @@ impl Arena {
 
     fn with(shape: KvShape, cards: Vec<Arc<Device>>, free: Vec<Vec<Arc<Page>>>) -> Arc<Self> {
         let n_pages = free.iter().map(Vec::len).sum();
+        let bytes = n_pages * PAGE_TOKENS * shape.bytes_per_token();
+        let heap = (!cards.is_empty()).then(|| Heap::beside_cards(bytes));
         Arc::new(Self {
             shape,
             n_pages,
-            room: Room::beside(n_pages * PAGE_TOKENS * shape.bytes_per_token()),
+            room: Room::beside(heap.as_ref().map_or(bytes, |heap| heap.most)),
             state: Mutex::new(State {
                 free,
-                is_on_cards: !cards.is_empty(),
+                heap,
                 index: Index::default(),
             }),
             cards,
@@ -265,14 +267,34 @@ impl State {
         }
     }
 
+    /// A page of the heap for known outputs. If they take all they may, that of the prefix which was not used for the longest
+    /// time goes for it.
+    pub(super) fn take_from_heap(&mut self, shape: KvShape) -> Option<Arc<Page>> {
+        let page = Page::on_heap(shape, Home::Index);
+        loop {
+            let heap = self.heap.as_mut()?;
+            let taken = heap.taken + page.bytes();
+            if taken <= heap.most {
+                heap.taken = taken;
+                return Some(Arc::new(page));
+            }
+            for page in self.index.forget_oldest()? {
+                self.give_back(page);
+            }
+        }
+    }
+
     /// Ends one reference to a page of the arena. Who holds the lock and the last reference knows that nobody can make
     /// another one.
     pub(super) fn give_back(&mut self, mut page: Arc<Page>) {
-        if let Some(own) = Arc::get_mut(&mut page)
-            && let Home::Arena(place) = own.home()
-        {
-            own.retire();
-            self.free[place].push(page);
+        let Some(own) = Arc::get_mut(&mut page) else { return };
+        match (own.home(), &mut self.heap) {
+            (Home::Arena(place), _) => {
+                own.retire();
+                self.free[place].push(page);
+            }
+            (Home::Index, Some(heap)) => heap.taken -= own.bytes(),
+            _ => {}
         }
     }
 }

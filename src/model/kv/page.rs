@@ -150,6 +150,11 @@ impl Page {
         matches!(self.home, Home::Overflow(_))
     }
 
+    /// Bytes of the host that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(self.words.as_slice())
+    }
+
     /// Its address on the card it is on; 0 if it is on none.
     pub(crate) fn address(&self) -> u64 {
         self.on_card.as_ref().map_or(0, Piece::address)

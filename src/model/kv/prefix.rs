@@ -150,14 +150,13 @@ fn page_keys(hashes: &[Key]) -> impl DoubleEndedIterator<Item = &Key> {
 }
 
 impl State {
-    /// Copies `numbers` as `dtype` to pages that are free, or as good as free. Beside pages on cards they are on the heap: as
-    /// long as there are pages of keys and values to go with them.
+    /// Copies `numbers` as `dtype` to pages that are free, or as good as free. Beside pages on cards they are on the heap.
     fn keep(&mut self, shape: KvShape, numbers: &[f32], dtype: WeightDType) -> Option<Vec<Arc<Page>>> {
         let (mut pages, mut rest) = (Vec::new(), numbers);
         while !rest.is_empty() {
-            let page = match self.is_on_cards {
-                true => Some(Arc::new(Page::on_heap(shape, Home::Index))),
-                false => self.take_free(0),
+            let page = match self.heap {
+                Some(_) => self.take_from_heap(shape),
+                None => self.take_free(0),
             };
             let Some(mut page) = page else {
                 pages.into_iter().for_each(|page| self.give_back(page));

@@ -1,14 +1,16 @@
-//! Memory beside the pages, which no session reserves: what it takes to follow what a session was made of. Who finds it used
-//! up shares nothing with others, and gets what it would get otherwise.
+//! Memory beside the pages, which no session reserves: what it takes to follow what sessions were made of, and the known outputs
+//! where pages are on cards. Who finds it used up shares nothing with others, and gets what it would get otherwise.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-/// One byte beside so many of pages: less than plans leave of the memory that is free (`model/free.rs`), however much of that
-/// the pages take.
-const PAGE_BYTES_PER_BYTE: usize = 16;
+use crate::model::free_memory;
+
+/// One byte beside so many of pages, and beside pages on cards one of so many that are free: less than plans leave of the
+/// memory that is free (`model/free.rs`), however much of that the pages take.
+const PART: usize = 16;
 
 /// However few pages there are, in bytes: some dozens of rows of a wide model.
 pub(super) const LEAST: usize = 16 << 20;
@@ -25,9 +27,9 @@ pub(super) struct Taken {
 }
 
 impl Room {
-    /// Beside pages of so many bytes.
-    pub(super) fn beside(page_bytes: usize) -> Self {
-        let bytes = LEAST.max(page_bytes / PAGE_BYTES_PER_BYTE);
+    /// Beside pages, or known outputs where those are on cards, of so many bytes on the host.
+    pub(super) fn beside(bytes: usize) -> Self {
+        let bytes = LEAST.max(bytes / PART);
         Self(Arc::new(AtomicUsize::new(bytes)))
     }
 
@@ -45,5 +47,26 @@ impl Room {
 impl Drop for Taken {
     fn drop(&mut self) {
         self.left.fetch_add(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// What known outputs take where the arena has no memory of the host.
+#[derive(Debug)]
+pub(super) struct Heap {
+    /// Bytes they may take.
+    pub(super) most: usize,
+    /// Bytes they take.
+    pub(super) taken: usize,
+}
+
+impl Heap {
+    /// Beside pages of so many bytes on cards: as many, but not more than a part of what the host has free now, most of which
+    /// is for others.
+    pub(super) fn beside_cards(page_bytes: usize) -> Self {
+        let free = free_memory().and_then(|bytes| usize::try_from(bytes).ok());
+        Self {
+            most: page_bytes.min(free.unwrap_or(usize::MAX) / PART),
+            taken: 0,
+        }
     }
 }

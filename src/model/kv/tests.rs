@@ -2,7 +2,11 @@
 
 use rand::Rng;
 
-use super::*;
+use super::{
+    page::{Home, Page},
+    room::Heap,
+    *,
+};
 use crate::model::{Hidden, cpu::Pool, testing::rng};
 
 const SHAPE: KvShape = KvShape {
@@ -496,6 +500,34 @@ fn beams_that_part_share_all_but_the_page_they_part_in() {
         let page = |row: usize| &entry[row].pages()[2];
         assert!(page(1).is_of(page(2)) && !page(0).is_of(page(1)));
     }
+}
+
+#[test]
+fn known_outputs_beside_cards_take_no_more_of_the_heap_than_they_may() {
+    let arena = arena(40);
+    let page_bytes = Page::on_heap(SHAPE, Home::Index).bytes();
+    // For five of the twenty pages that could be known.
+    let most = 5 * page_bytes;
+    arena.lock().heap = Some(Heap { most, taken: 0 });
+    let taken = || arena.lock().heap.as_ref().map_or(0, |heap| heap.taken);
+    let computed = |tokens: &[f32]| {
+        let mut session = Session::new(&arena, b"");
+        assert_eq!(session.step(0, tokens, Some(0)), session.expected(0));
+        assert_eq!(taken(), arena.counts().known * page_bytes);
+        assert!(taken() <= most, "{} bytes", taken());
+        session.computed
+    };
+    let all = prompt(120);
+    for start in 0..8 {
+        assert_eq!(computed(&all[start..start + 80]), 80);
+    }
+    assert_eq!(computed(&all[7..87]), 0);
+    // A prompt of more pages than can be known.
+    assert_eq!(computed(&all), 120);
+    assert_eq!(taken(), most);
+    let mut cache = Cache::new(&arena, 2, 1, 320);
+    write(&mut cache, 0, 0, &prompt(320));
+    assert_eq!((taken(), arena.counts().known, arena.counts().overflow), (0, 0, 0));
 }
 
 /// Numbers of a token of a model whose keys and values are few beside them.
