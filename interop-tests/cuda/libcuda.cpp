@@ -70,7 +70,7 @@ bool ready = false;
 std::vector<std::unique_ptr<Card>> &cards = *new std::vector<std::unique_ptr<Card>>;
 // By address on the card.
 std::map<uint64_t, Allocation> &allocations = *new std::map<uint64_t, Allocation>;
-size_t memory_bytes = 0;
+size_t memory_bytes = 0, capability = 0;
 thread_local Card *current = nullptr;
 
 sigjmp_buf on_fault;
@@ -262,6 +262,7 @@ int cuInit(unsigned flags) {
     if (n_cards == 0) return NO_DEVICE;
     if (ready) return SUCCESS;
     memory_bytes = number("EMULATED_MEMORY", size_t(1) << 30);
+    capability = number("EMULATED_CAPABILITY", 80);
     for (size_t i = 0; i < n_cards; i++) {
         cards.push_back(std::make_unique<Card>());
         cards.back()->ordinal = static_cast<int>(i);
@@ -316,10 +317,10 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
     switch (attribute) {
         case 16:  // multiprocessors
             return *value = 4, SUCCESS;
-        case 75:  // compute capability 8.0
-            return *value = 8, SUCCESS;
+        case 75:  // compute capability
+            return *value = static_cast<int>(capability / 10), SUCCESS;
         case 76:
-            return *value = 0, SUCCESS;
+            return *value = static_cast<int>(capability % 10), SUCCESS;
         case 97:  // shared memory of a block that asks for more than usual
             return *value = 99 << 10, SUCCESS;
         default:

@@ -35,4 +35,6 @@ pub(crate) use memory::{Buffer, Piece, View};
 pub(crate) use stretch::{Stretch, Tables};
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;

@@ -137,6 +137,11 @@ fn reason(error: &anyhow::Error) -> String {
     match cause(error) {
         Some(CudaError::NoDriver) => "no NVIDIA driver (libcuda.so.1)".into(),
         Some(CudaError::NoCards { reason }) => format!("the NVIDIA driver finds no card ({reason})"),
+        Some(CudaError::TooOld { capability, .. }) => format!(
+            "its compute capability is {}.{}, and kernels are made for 7.0 and newer",
+            capability / 10,
+            capability % 10
+        ),
         Some(CudaError::NoCompiler { names, .. }) => format!("NVRTC, which compiles kernels, was not found ({names})"),
         _ => causes(error),
     }
@@ -148,6 +153,7 @@ fn remedy(error: &anyhow::Error) -> String {
         Some(CudaError::NoCompiler { package, .. }) => {
             format!("install the CUDA toolkit, or `pip install {package} nvidia-cublas-cu12`")
         }
+        Some(CudaError::TooOld { .. }) => "use a newer card".into(),
         Some(CudaError::OutOfMemory { .. }) => "end what else uses the card (nvidia-smi lists it)".into(),
         Some(CudaError::Library { library, .. }) => format!("install another version of {library}"),
         _ => "update the driver and see what nvidia-smi says".into(),
@@ -230,6 +236,17 @@ mod tests {
             &finding,
             Outcome::Problem,
             &["on the processor", "NVRTC", "pip install nvidia-cuda-nvrtc-cu12"],
+        );
+
+        let old = CudaError::TooOld {
+            card: 0,
+            capability: 61,
+        };
+        let finding = judge(&there, &Ok(vec![Err(old.into())]));
+        assert_said(
+            &finding,
+            Outcome::Problem,
+            &["capability is 6.1", "newer card", "--device cpu"],
         );
 
         let full = LoadError::Card(CudaError::OutOfMemory { card: 1, bytes: 7 });

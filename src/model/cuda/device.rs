@@ -18,6 +18,10 @@ use super::{
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`
 const CAPABILITY: [c_int; 2] = [75, 76];
 
+/// The oldest cards that the kernels are compiled for in tests. Their blocks of threads can have 64 KiB of shared memory at
+/// least, which attention over many tokens needs; those before have 48.
+const OLDEST: c_int = 70;
+
 /// `CU_STREAM_NON_BLOCKING`
 const OWN_ORDER: u32 = 1;
 
@@ -78,7 +82,7 @@ impl Device {
     /// Card `ordinal`, counted as the driver does.
     ///
     /// # Errors
-    /// No such card, or no compiler for it.
+    /// No such card, one that is too old, or no compiler for it.
     pub(crate) fn open(ordinal: usize, toolkit: &Toolkit) -> Result<Arc<Self>, CudaError> {
         let driver = Driver::get()?;
         let n_cards = driver.n_cards()?;
@@ -96,6 +100,12 @@ impl Device {
             driver.check(status, ordinal, "asking what the card is").map(|()| value)
         };
         let capability = 10 * attribute(CAPABILITY[0])? + attribute(CAPABILITY[1])?;
+        if capability < OLDEST {
+            return Err(CudaError::TooOld {
+                card: ordinal,
+                capability,
+            });
+        }
         let major = driver.major_version()?;
         let compiler = Compiler::find(major, capability, &toolkit.folders, toolkit.kernels.clone())?;
         let mut opened = Self {

@@ -28,6 +28,17 @@ pub enum CudaError {
         /// How many there are.
         n_cards: usize,
     },
+    /// The card is older than those that kernels are made for.
+    #[error(
+        "card {card} has compute capability {}.{}, and kernels are made for 7.0 and newer: compute with --device cpu",
+        .capability / 10, .capability % 10
+    )]
+    TooOld {
+        /// Its number.
+        card: usize,
+        /// 61 for 6.1.
+        capability: i32,
+    },
     /// Kernels cannot be compiled.
     #[error(
         "NVIDIA's run-time compiler was not found ({names}): install the CUDA toolkit, or `pip install {package}`, or \

@@ -434,6 +434,27 @@ fn a_card_proves_itself_in_every_format_and_there_is_no_card_beyond_the_last() {
 
 #[test]
 #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn a_card_that_is_too_old_for_the_kernels_is_refused() {
+    if !testing::is_on_card(
+        &[("EMULATED_CAPABILITY", "61")],
+        a_card_that_is_too_old_for_the_kernels_is_refused,
+    ) {
+        return;
+    }
+    match Device::open(0, &Toolkit::default()) {
+        Ok(card) => assert!(!card.name().starts_with("Emulated"), "{}", card.name()),
+        Err(error) => assert_eq!(
+            error,
+            CudaError::TooOld {
+                card: 0,
+                capability: 61
+            }
+        ),
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
 fn a_card_that_is_lost_is_left_out_where_all_are_wanted() {
     let last = Device::count().unwrap() - 1;
     let formats = [(Precision::from(WeightDType::F32), KvDType::F32)];
