@@ -70,7 +70,7 @@ bool ready = false;
 std::vector<std::unique_ptr<Card>> &cards = *new std::vector<std::unique_ptr<Card>>;
 // By address on the card.
 std::map<uint64_t, Allocation> &allocations = *new std::map<uint64_t, Allocation>;
-size_t memory_bytes = 0, capability = 0;
+size_t memory_bytes = 0, shared_bytes = 0, capability = 0;
 thread_local Card *current = nullptr;
 
 sigjmp_buf on_fault;
@@ -262,6 +262,7 @@ int cuInit(unsigned flags) {
     if (n_cards == 0) return NO_DEVICE;
     if (ready) return SUCCESS;
     memory_bytes = number("EMULATED_MEMORY", size_t(1) << 30);
+    shared_bytes = number("EMULATED_SHARED", 99 << 10);
     capability = number("EMULATED_CAPABILITY", 80);
     for (size_t i = 0; i < n_cards; i++) {
         cards.push_back(std::make_unique<Card>());
@@ -322,7 +323,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
         case 76:
             return *value = static_cast<int>(capability % 10), SUCCESS;
         case 97:  // shared memory of a block that asks for more than usual
-            return *value = 99 << 10, SUCCESS;
+            return *value = static_cast<int>(shared_bytes), SUCCESS;
         default:
             say("attribute " + std::to_string(attribute) + " is not emulated");
             return INVALID_VALUE;
@@ -519,7 +520,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
 
 int cuFuncSetAttribute(void *function, int attribute, int value) {
     NEEDS_CONTEXT;
-    if (attribute != 8 || value < 0 || value > (99 << 10)) return INVALID_VALUE;
+    if (attribute != 8 || value < 0 || static_cast<size_t>(value) > shared_bytes) return INVALID_VALUE;
     static_cast<Kernel *>(function)->max_shared = static_cast<unsigned>(value);
     return SUCCESS;
 }

@@ -18,6 +18,9 @@ use super::{
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`
 const CAPABILITY: [c_int; 2] = [75, 76];
 
+/// `CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN`
+const SHARED_BYTES: c_int = 97;
+
 /// The oldest cards that the kernels are compiled for in tests. Their blocks of threads can have 64 KiB of shared memory at
 /// least, which attention over many tokens needs; those before have 48.
 const OLDEST: c_int = 70;
@@ -43,6 +46,7 @@ pub(crate) struct Device {
     context: Handle,
     pub(super) stream: Handle,
     name: String,
+    shared_bytes: usize,
     pub(super) compiler: Compiler,
     blas: Option<Mutex<Blas>>,
     pub(super) loaded: Mutex<Loaded>,
@@ -115,6 +119,7 @@ impl Device {
             context: ptr::null_mut(),
             stream: ptr::null_mut(),
             name: driver.name_of_card(device, ordinal)?,
+            shared_bytes: usize::try_from(attribute(SHARED_BYTES)?).unwrap_or(0),
             compiler,
             blas: None,
             loaded: Mutex::default(),
@@ -134,6 +139,11 @@ impl Device {
     /// As the driver calls it.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes of shared memory that a block of threads may have.
+    pub(crate) fn shared_bytes(&self) -> usize {
+        self.shared_bytes
     }
 
     /// Its number.

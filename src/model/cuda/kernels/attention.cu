@@ -312,6 +312,9 @@ __device__ __forceinline__ void load_tile(const Call &call, const Tile &tile, u3
 template <class T, int R, int QUADS>
 __device__ __forceinline__ void attend_many(const Call &call) {
     const int OWN = R / WARPS;
+    // Of the products of queries with keys each thread has those of some rows and some keys, which lie that far apart.
+    const int ROWS_APART = R < 32 ? R : 32, KEYS_APART = THREADS / ROWS_APART;
+    const int ROWS = R / ROWS_APART, KEYS = MANY_KEYS / KEYS_APART;
     Tile tile = call.tiles[blockIdx.z];
     u32 stride = call.dim() + PAD, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     SHARED_MEMORY(float, queries);
@@ -331,18 +334,18 @@ __device__ __forceinline__ void attend_many(const Call &call) {
         __syncthreads();
         load_tile<T, true>(call, tile, first_key, end, stride, numbers);
         __syncthreads();
-        // R / 32 rows and 4 keys per thread.
-        float products[R / 32][4] = {};
-        u32 key_lane = threadIdx.x % 8, row_place = threadIdx.x / 8;
+        float products[ROWS][KEYS] = {};
+        u32 key_lane = threadIdx.x % KEYS_APART, row_place = threadIdx.x / KEYS_APART;
         for (u32 d = 0; d < call.dim(); d += 4) {
-            float4 key[4];
+            float4 key[KEYS];
 #pragma unroll
-            for (int j = 0; j < 4; j++) key[j] = *reinterpret_cast<const float4 *>(numbers + (key_lane + 8 * j) * stride + d);
+            for (int j = 0; j < KEYS; j++)
+                key[j] = *reinterpret_cast<const float4 *>(numbers + (key_lane + KEYS_APART * j) * stride + d);
 #pragma unroll
-            for (int i = 0; i < R / 32; i++) {
-                float4 query = *reinterpret_cast<const float4 *>(queries + (row_place + 32 * i) * stride + d);
+            for (int i = 0; i < ROWS; i++) {
+                float4 query = *reinterpret_cast<const float4 *>(queries + (row_place + ROWS_APART * i) * stride + d);
 #pragma unroll
-                for (int j = 0; j < 4; j++) {
+                for (int j = 0; j < KEYS; j++) {
                     products[i][j] = fmaf(key[j].x, query.x, products[i][j]);
                     products[i][j] = fmaf(key[j].y, query.y, products[i][j]);
                     products[i][j] = fmaf(key[j].z, query.z, products[i][j]);
@@ -351,9 +354,10 @@ __device__ __forceinline__ void attend_many(const Call &call) {
             }
         }
 #pragma unroll
-        for (int i = 0; i < R / 32; i++)
+        for (int i = 0; i < ROWS; i++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) scores[(row_place + 32 * i) * score_stride + key_lane + 8 * j] = products[i][j];
+            for (int j = 0; j < KEYS; j++)
+                scores[(row_place + ROWS_APART * i) * score_stride + key_lane + KEYS_APART * j] = products[i][j];
         __syncthreads();
         load_tile<T, false>(call, tile, first_key, end, stride, numbers);
         float key_scale = 1.0f, value_scale = 1.0f;
@@ -435,5 +439,6 @@ __device__ __forceinline__ void attend_many(const Call &call) {
 ATTEND(few_1, attend_few<NUMBER, 1>)
 ATTEND(few_4, attend_few<NUMBER, 4>)
 ATTEND(few_8, attend_few<NUMBER, 8>)
-ATTEND(many_128, attend_many<NUMBER, 64, 1>)
-ATTEND(many_256, attend_many<NUMBER, 32, 2>)
+ATTEND(many_64, attend_many<NUMBER, 64, 1>)
+ATTEND(many_32, attend_many<NUMBER, 32, 2>)
+ATTEND(many_16, attend_many<NUMBER, 16, 2>)

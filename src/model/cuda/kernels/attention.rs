@@ -26,8 +26,7 @@ const WARPS: usize = 8;
 /// New tokens of a sequence that are few.
 const FEW_TOKENS: usize = 16;
 
-/// The largest head that the kernels for many tokens take. Above 128 they need 71 KiB of shared memory, which all cards have
-/// but those of capability 7.5.
+/// The largest head that the kernels for many tokens take.
 const MAX_MANY_DIM: usize = 256;
 
 /// u32 words of a tile.
@@ -99,8 +98,10 @@ pub(crate) struct Sequences {
     /// Where tiles begin in `words`, and how many there are.
     few: (usize, usize),
     many: (usize, usize),
-    /// Rows of a tile of few tokens, and splits of the longest sequence.
+    /// Rows of a tile of few tokens, and of many.
     few_rows: usize,
+    many_rows: usize,
+    /// Splits of the longest sequence with few tokens.
     max_splits: usize,
     /// Of splits that are joined afterwards.
     partials: Option<Buffer<f32>>,
@@ -120,6 +121,7 @@ impl Sequences {
             2..=4 => 4,
             _ => 8,
         };
+        let many_rows = many_rows(heads.kv.padded_dim(), device.shared_bytes());
         let max_splits = fews()
             .map(|sequence| sequence.end().div_ceil(SPLIT_KEYS))
             .max()
@@ -132,7 +134,7 @@ impl Sequences {
             }
             let (tiles, rows) = match is_few(sequence) {
                 true => (&mut few, few_rows),
-                false => (&mut many, many_rows(heads)),
+                false => (&mut many, many_rows),
             };
             let all = sequence.tokens * group;
             for first in (0..all).step_by(rows) {
@@ -164,6 +166,7 @@ impl Sequences {
             few: few_at,
             many: many_at,
             few_rows,
+            many_rows,
             max_splits,
             partials: match max_splits > 1 {
                 true => Some(Buffer::temporary(device, n_partials)?),
@@ -195,9 +198,19 @@ impl Sequences {
     }
 }
 
-/// Queries that a block of threads has for many tokens.
-fn many_rows(heads: CardHeads) -> usize {
-    if heads.kv.padded_dim() <= 128 { 64 } else { 32 }
+/// Queries that a block of threads has for many tokens with heads of `dim` numbers: as many as its shared memory has room
+/// for. With the most numbers 32 take 71,168 bytes; cards of capability 7.5 have 65,536, all others that are used more.
+fn many_rows(dim: usize, shared_bytes: usize) -> usize {
+    match dim {
+        ..=128 => 64,
+        _ if many_shared(32, dim) * size_of::<f32>() <= shared_bytes => 32,
+        _ => 16,
+    }
+}
+
+/// Numbers in shared memory for many tokens.
+fn many_shared(rows: usize, dim: usize) -> usize {
+    (rows + MANY_KEYS) * (dim + PAD) + rows * (MANY_KEYS + PAD)
 }
 
 impl CardHeads {
@@ -243,17 +256,16 @@ impl CardHeads {
             let sums = THREADS * if self.kv.dtype == KvDType::F32 { 4 } else { 8 };
             let shared = rows * (dim + SPLIT_KEYS + 2 * WARPS) + sums;
             launch(kernel, sequences.few, sequences.max_splits as u32, shared)?;
-            self.join(kernels[5], scoring, sequences, out)?;
+            self.join(kernels[6], scoring, sequences, out)?;
         }
         if sequences.many.1 > 0 {
-            let rows = many_rows(self);
-            let shared = (rows + MANY_KEYS) * (dim + PAD) + rows * (MANY_KEYS + PAD);
-            launch(
-                if rows == 64 { kernels[3] } else { kernels[4] },
-                sequences.many,
-                1,
-                shared,
-            )?;
+            let rows = sequences.many_rows;
+            let kernel = match rows {
+                64 => kernels[3],
+                32 => kernels[4],
+                _ => kernels[5],
+            };
+            launch(kernel, sequences.many, 1, many_shared(rows, dim))?;
         }
         Ok(())
     }
@@ -320,16 +332,18 @@ impl CardHeads {
     }
 }
 
-/// For few tokens with 1, 4 and 8 rows of a tile, for many with heads up to 128 and up to 256, and what joins splits.
-fn kernels(dtype: KvDType) -> [&'static str; 6] {
+/// For few tokens with 1, 4 and 8 rows of a tile, for many with 64 rows of up to 128 numbers, and 32 and 16 of up to 256, and
+/// what joins splits.
+fn kernels(dtype: KvDType) -> [&'static str; 7] {
     macro_rules! kernels {
         ($program:literal) => {
             [
                 concat!($program, "/few_1"),
                 concat!($program, "/few_4"),
                 concat!($program, "/few_8"),
-                concat!($program, "/many_128"),
-                concat!($program, "/many_256"),
+                concat!($program, "/many_64"),
+                concat!($program, "/many_32"),
+                concat!($program, "/many_16"),
                 concat!($program, "/join_splits"),
             ]
         };

@@ -6,9 +6,12 @@ use super::*;
 use crate::model::{
     attention::Alibi,
     config::parts::AlibiKind,
-    cuda::kernels::{
-        cache::page_bytes,
-        testing::{card, downloaded},
+    cuda::{
+        kernels::{
+            cache::page_bytes,
+            testing::{card, downloaded},
+        },
+        testing::is_on_card,
     },
     kv::KvShape,
     testing::{assert_close, assert_same_bits, random, rng},
@@ -205,6 +208,25 @@ fn few_and_many_tokens_find_what_a_plain_loop_finds_in_every_type() {
                 .into_iter()
                 .flat_map(|(i, range)| scene.exact(i, range))
                 .collect();
+            assert_close(&found, &expected, 2e-5);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn many_tokens_with_large_heads_need_no_more_shared_memory_than_every_card_has() {
+    if !is_on_card(
+        &[("EMULATED_SHARED", "65536")],
+        many_tokens_with_large_heads_need_no_more_shared_memory_than_every_card_has,
+    ) {
+        return;
+    }
+    for dtype in DTYPES {
+        for shape in [[3, 1, 128], [4, 2, 256]] {
+            let scene = Scene::new(heads(dtype, shape), plain(), &[20, 47]);
+            let (found, _) = scene.step(&[(0, 0..20), (1, 0..47)], None);
+            let expected = [scene.exact(0, 0..20), scene.exact(1, 0..47)].concat();
             assert_close(&found, &expected, 2e-5);
         }
     }
