@@ -1,4 +1,4 @@
-// cuBLAS: one product, as three loops.
+// cuBLAS: one product, as three loops. With REFUSES it is one that does not know the card.
 
 #include "emulated.hpp"
 
@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int SUCCESS = 0, INVALID_VALUE = 7, EXECUTION_FAILED = 13;
+[[maybe_unused]] constexpr int SUCCESS = 0, INVALID_VALUE = 7, ARCH_MISMATCH = 8, EXECUTION_FAILED = 13;
 constexpr int F32 = 0, F16 = 2, BF16 = 14, COMPUTE_F32 = 68;
 
 struct Handle {
@@ -41,7 +41,13 @@ float load(const void *data, int type, size_t i) {
 
 extern "C" {
 
-int cublasCreate_v2(void **handle) { return *handle = new Handle(), SUCCESS; }
+int cublasCreate_v2(void **handle) {
+#ifdef REFUSES
+    return *handle = nullptr, ARCH_MISMATCH;
+#else
+    return *handle = new Handle(), SUCCESS;
+#endif
+}
 
 int cublasDestroy_v2(void *handle) {
     delete static_cast<Handle *>(handle);

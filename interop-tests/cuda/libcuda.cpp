@@ -273,7 +273,7 @@ int cuInit(unsigned flags) {
     return SUCCESS;
 }
 
-int cuDriverGetVersion(int *version) { return *version = 12090, SUCCESS; }
+int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
 
 int cuGetErrorName(int error, const char **name) {
     static const std::map<int, const char *> names = {

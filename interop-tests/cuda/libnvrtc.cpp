@@ -1,5 +1,6 @@
 // The compiler: the C++ compiler of the host, which makes a shared library of a text of kernels. A library is kept in the
-// folder for temporary files by the hash of all it is made from.
+// folder for temporary files by the hash of all it is made from. TOOLKIT is the version it says it is, OLDEST the one kind of
+// cards it says it knows.
 
 #include <cstdint>
 #include <cstdio>
@@ -111,10 +112,10 @@ bool compile(Program &program) {
 extern "C" {
 
 // A version that no real one has: what was compiled by this one must not be taken for what a card can run.
-int nvrtcVersion(int *major, int *minor) { return *major = 12, *minor = 9999, SUCCESS; }
+int nvrtcVersion(int *major, int *minor) { return *major = TOOLKIT, *minor = 9999, SUCCESS; }
 
 int nvrtcGetNumSupportedArchs(int *count) { return *count = 1, SUCCESS; }
-int nvrtcGetSupportedArchs(int *architectures) { return *architectures = 80, SUCCESS; }
+int nvrtcGetSupportedArchs(int *architectures) { return *architectures = OLDEST, SUCCESS; }
 
 int nvrtcCreateProgram(void **program, const char *text, const char *name, int, const char *const *, const char *const *) {
     auto *created = new Program();

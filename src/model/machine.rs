@@ -131,9 +131,7 @@ impl Machine {
             let (card, name, cublas) = (card.ordinal(), card.name(), card.has_blas());
             info!(card, name, cublas, "a card to compute with");
             if !cublas {
-                warn!(
-                    "cuBLAS was not found: prompts are computed more slowly; `pip install nvidia-cublas-cu12` has it"
-                );
+                warn!("without cuBLAS prompts are computed more slowly: `pip install nvidia-cublas-cu12` has it");
             }
         }
         Ok(Self { engine, cards })

@@ -104,7 +104,8 @@ fn judge_cards(tried: &[anyhow::Result<Card>]) -> Finding {
         false => Finding::note(
             TOPIC,
             format!(
-                "{outcome}; NVRTC was found, cuBLAS was not, so prompts take longer: `pip install nvidia-cublas-cu12` has it"
+                "{outcome}; NVRTC was found, cuBLAS was not or does not work, so prompts take longer: \
+                 `pip install nvidia-cublas-cu12` has it"
             ),
         ),
     }

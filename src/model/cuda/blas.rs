@@ -6,14 +6,14 @@ use std::{
     ptr,
 };
 
+use libloading::Library;
+use tracing::warn;
+
 use super::{
     error::CudaError,
-    library::{entry_points, open},
+    library::{Version, entry_points, names, open},
 };
 use crate::model::WeightDType;
-
-/// The versions that are looked for, the newest first.
-const VERSIONS: [i32; 2] = [13, 12];
 
 /// `CUBLAS_OP_N`, `CUBLAS_OP_T`, `CUBLAS_COMPUTE_32F`, `CUDA_R_32F` and `CUBLAS_GEMM_DEFAULT`
 const AS_IT_IS: c_int = 0;
@@ -62,17 +62,18 @@ pub(crate) struct Gemm {
 }
 
 impl Blas {
-    /// The library for the current context and `stream`; `None` if there is none of a version that a driver of `major` serves.
-    ///
-    /// # Errors
-    /// A library that does not work.
-    pub(super) fn find(major: i32, folders: &[PathBuf], stream: *mut c_void) -> Result<Option<Self>, CudaError> {
-        let usable = VERSIONS.into_iter().filter(|version| *version <= major);
-        let mut names: Vec<String> = usable.map(|version| format!("libcublas.so.{version}")).collect();
-        names.push("libcublas.so".into());
-        let Some(library) = open(&names, folders) else {
-            return Ok(None);
-        };
+    /// A library for the current context, on a card of `capability` and a driver which serves `driver`, and `stream`; `None` if
+    /// there is none, or none that works.
+    pub(super) fn find(driver: Version, capability: c_int, folders: &[PathBuf], stream: *mut c_void) -> Option<Self> {
+        let names = names("libcublas", driver, capability);
+        let found = open(&names, folders, |library| Self::start(library, stream));
+        if let Err(Some(error)) = &found {
+            warn!(%error, "cuBLAS was found and does not work");
+        }
+        found.ok()
+    }
+
+    fn start(library: Library, stream: *mut c_void) -> Result<Self, CudaError> {
         let cublas = Cublas::of(library).map_err(|error| CudaError::Library {
             library: "cuBLAS",
             problem: error.to_string(),
@@ -83,7 +84,7 @@ impl Blas {
         let blas = Self { cublas, handle };
         // SAFETY: both live.
         check("starting cuBLAS", unsafe { (blas.cublas.set_stream)(handle, stream) })?;
-        Ok(Some(blas))
+        Ok(blas)
     }
 
     /// Starts a product. Sums are f32.

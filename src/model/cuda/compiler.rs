@@ -13,11 +13,8 @@ use tracing::debug;
 
 use super::{
     error::CudaError,
-    library::{entry_points, open},
+    library::{Version, entry_points, names, open, toolkits},
 };
-
-/// The versions that are looked for, the newest first. One that is newer than the driver would make what that cannot read.
-const VERSIONS: [i32; 2] = [13, 12];
 
 entry_points! {
     /// The functions of `libnvrtc.so` that are used.
@@ -46,8 +43,7 @@ const SUM_BYTES: usize = blake3::OUT_LEN;
 #[derive(Debug)]
 pub(crate) struct Compiler {
     nvrtc: Nvrtc,
-    /// Major, minor.
-    version: (c_int, c_int),
+    version: Version,
     target: Target,
     kept: Option<PathBuf>,
 }
@@ -66,45 +62,39 @@ impl Target {
             Self::Driver(number) => format!("compute_{number}"),
         }
     }
+
+    /// Whether a driver which serves `driver` takes what a compiler of `version` makes: code for cards of any minor version,
+    /// what it translates itself only of those it knows.
+    fn is_taken(self, driver: Version, version: Version) -> bool {
+        match self {
+            Self::Card(_) => version.0 <= driver.0,
+            Self::Driver(_) => version <= driver,
+        }
+    }
 }
 
 impl Compiler {
-    /// The compiler for cards of `capability` (86 for 8.6), of a version that a driver of `major` serves. What it makes is
-    /// kept in `kept`.
+    /// A compiler for cards of `capability` (86 for 8.6) and a driver which serves `driver`. What it makes is kept in `kept`.
     ///
     /// # Errors
-    /// [`CudaError::NoCompiler`], or one that knows no such cards.
+    /// [`CudaError::NoCompiler`], or what is wrong with the first one if none will do.
     pub(super) fn find(
-        major: i32,
+        driver: Version,
         capability: c_int,
         folders: &[PathBuf],
         kept: Option<PathBuf>,
     ) -> Result<Self, CudaError> {
-        let usable = VERSIONS.into_iter().filter(|version| *version <= major);
-        let mut names: Vec<String> = usable.clone().map(|version| format!("libnvrtc.so.{version}")).collect();
-        names.push("libnvrtc.so".into());
-        let library = open(&names, folders).ok_or_else(|| CudaError::NoCompiler {
-            names: names.join(", "),
-            package: match usable.max() {
-                Some(13) => "nvidia-cuda-nvrtc".into(),
-                _ => "nvidia-cuda-nvrtc-cu12".into(),
-            },
-        })?;
-        let nvrtc = Nvrtc::of(library).map_err(|error| CudaError::Library {
-            library: "NVRTC",
-            problem: error.to_string(),
-        })?;
-        let mut version = (0, 0);
-        // SAFETY: writes two numbers.
-        check("asking NVRTC for its version", unsafe {
-            (nvrtc.version)(&mut version.0, &mut version.1)
-        })?;
-        let target = target(&nvrtc.known()?, capability).ok_or_else(|| CudaError::Library {
-            library: "NVRTC",
-            problem: format!(
-                "version {}.{} knows no cards as old as sm_{capability}",
-                version.0, version.1
-            ),
+        let names = names("libnvrtc", driver, capability);
+        let found = open(&names, folders, |library| {
+            let nvrtc = Nvrtc::of(library).map_err(|error| unusable(error.to_string()))?;
+            let (version, target) = nvrtc.serve(driver, capability)?;
+            Ok((nvrtc, version, target))
+        });
+        let (nvrtc, version, target) = found.map_err(|error| {
+            error.unwrap_or_else(|| CudaError::NoCompiler {
+                names: names.join(", "),
+                package: package(driver, capability).into(),
+            })
         })?;
         Ok(Self {
             nvrtc,
@@ -190,6 +180,29 @@ impl Compiler {
 }
 
 impl Nvrtc {
+    /// Its version, and what it makes for cards of `capability` and a driver which serves `driver`.
+    fn serve(&self, driver: Version, capability: c_int) -> Result<(Version, Target), CudaError> {
+        let mut version = (0, 0);
+        // SAFETY: writes two numbers.
+        check("asking NVRTC for its version", unsafe {
+            (self.version)(&mut version.0, &mut version.1)
+        })?;
+        let what = format!("version {}.{}", version.0, version.1);
+        let package = package(driver, capability);
+        let target = target(&self.known()?, capability).ok_or_else(|| {
+            unusable(format!(
+                "{what} knows no cards as old as sm_{capability}, as {package} does"
+            ))
+        })?;
+        match target.is_taken(driver, version) {
+            true => Ok((version, target)),
+            false => Err(unusable(format!(
+                "{what} is newer than the driver, which serves {}.{}",
+                driver.0, driver.1
+            ))),
+        }
+    }
+
     /// The kinds of cards it knows.
     fn known(&self) -> Result<Vec<c_int>, CudaError> {
         let mut count = 0;
@@ -203,6 +216,21 @@ impl Nvrtc {
             (self.architectures)(known.as_mut_ptr())
         })?;
         Ok(known)
+    }
+}
+
+fn unusable(problem: String) -> CudaError {
+    CudaError::Library {
+        library: "NVRTC",
+        problem,
+    }
+}
+
+/// The Python package with the newest compiler for such a driver and such cards.
+fn package(driver: Version, capability: c_int) -> &'static str {
+    match toolkits(driver, capability).next() {
+        Some(13) => "nvidia-cuda-nvrtc",
+        _ => "nvidia-cuda-nvrtc-cu12",
     }
 }
 
@@ -267,6 +295,38 @@ mod tests {
         assert_eq!(target(&known, 120), Some(Target::Driver(90)));
         assert_eq!(target(&known, 89), Some(Target::Driver(86)));
         assert_eq!(target(&known, 35), None);
+    }
+
+    #[test]
+    fn drivers_take_code_for_cards_of_newer_minor_versions_and_texts_of_none() {
+        let taken = |target: Target, version| target.is_taken((12, 4), version);
+        let versions = [(11, 8), (12, 4), (12, 9), (13, 0)];
+        assert_eq!(
+            versions.map(|version| taken(Target::Card(80), version)),
+            [true, true, true, false]
+        );
+        assert_eq!(
+            versions.map(|version| taken(Target::Driver(80), version)),
+            [true, true, false, false]
+        );
+    }
+
+    #[test]
+    fn the_package_that_is_advised_knows_the_card() {
+        assert_eq!(package((13, 0), 75), "nvidia-cuda-nvrtc");
+        assert_eq!(package((13, 0), 70), "nvidia-cuda-nvrtc-cu12");
+        assert_eq!(package((12, 8), 90), "nvidia-cuda-nvrtc-cu12");
+    }
+
+    #[test]
+    #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+    fn a_compiler_that_knows_no_such_cards_is_passed_over() {
+        // Such as the newest of the emulated card.
+        if let Ok(other) = Compiler::find((13, 0), 90, &[], None)
+            && other.version == (13, 9999)
+        {
+            assert_eq!(Compiler::find((13, 0), 80, &[], None).unwrap().version, (12, 9999));
+        }
     }
 
     #[test]

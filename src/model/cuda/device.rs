@@ -110,8 +110,8 @@ impl Device {
                 capability,
             });
         }
-        let major = driver.major_version()?;
-        let compiler = Compiler::find(major, capability, &toolkit.folders, toolkit.kernels.clone())?;
+        let serves = driver.serves()?;
+        let compiler = Compiler::find(serves, capability, &toolkit.folders, toolkit.kernels.clone())?;
         let mut opened = Self {
             driver,
             ordinal,
@@ -132,7 +132,7 @@ impl Device {
         // SAFETY: writes the handle, in the current context.
         let status = unsafe { (driver.stream_create)(&mut opened.stream, OWN_ORDER) };
         driver.check(status, ordinal, "opening the card")?;
-        opened.blas = Blas::find(major, &toolkit.folders, opened.stream)?.map(Mutex::new);
+        opened.blas = Blas::find(serves, capability, &toolkit.folders, opened.stream).map(Mutex::new);
         Ok(Arc::new(opened))
     }
 

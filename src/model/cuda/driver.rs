@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     error::CudaError,
-    library::{entry_points, open},
+    library::{Version, entry_points, open},
 };
 
 /// Of a card's memory.
@@ -76,11 +76,13 @@ impl Driver {
         static DRIVER: OnceLock<Result<Driver, CudaError>> = OnceLock::new();
         let driver = DRIVER.get_or_init(|| {
             let names = ["libcuda.so.1", "libcuda.so"].map(str::to_owned);
-            let library = open(&names, &[]).ok_or_else(why_none)?;
-            let driver = Self::of(library).map_err(|error| CudaError::Library {
-                library: "the NVIDIA driver",
-                problem: error.to_string(),
-            })?;
+            let usable = |library| {
+                Self::of(library).map_err(|error| CudaError::Library {
+                    library: "the NVIDIA driver",
+                    problem: error.to_string(),
+                })
+            };
+            let driver = open(&names, &[], usable).map_err(|error| error.unwrap_or_else(why_none))?;
             // SAFETY: the flags must be 0.
             let status = unsafe { (driver.init)(0) };
             match status {
@@ -105,16 +107,16 @@ impl Driver {
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
-    /// The newest version of CUDA that the driver serves, such as 12.
+    /// The newest version of CUDA that the driver serves, such as 12.9.
     ///
     /// # Errors
     /// When the driver does not say.
-    pub(super) fn major_version(&self) -> Result<i32, CudaError> {
+    pub(super) fn serves(&self) -> Result<Version, CudaError> {
         let mut version = 0;
         // SAFETY: writes the number.
         let status = unsafe { (self.version)(&mut version) };
         self.check(status, 0, "asking for the driver's version")?;
-        Ok(version / 1000)
+        Ok((version / 1000, version % 1000 / 10))
     }
 
     /// The name of a card.

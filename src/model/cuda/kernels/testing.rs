@@ -24,7 +24,7 @@ mod tests {
     use crate::model::cuda::compiler::Compiler;
 
     fn compile(capability: i32) {
-        let compiler = Compiler::find(12, capability, &[], None).unwrap();
+        let compiler = Compiler::find((12, 9), capability, &[], None).unwrap();
         for (program, ..) in PROGRAMS {
             let code = compiler.compile(program, &text(program).unwrap()).unwrap();
             assert!(!code.is_empty(), "{program} for sm_{capability}");
