@@ -102,6 +102,8 @@ step_cuda() {
     local card="" libraries="${CARGO_TARGET_DIR:-target}/emulated-card"
     if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; then
         echo "cuda: on $(nvidia-smi -L | head -1)"
+        # Every process has an emulated card of its own; this one all share, and one test takes all its free memory.
+        export NEXTEST_TEST_THREADS=1 RUST_TEST_THREADS=1
     else
         echo 'cuda: no NVIDIA card here: on the emulated one (interop-tests/cuda/README.md)'
         interop-tests/cuda/build.sh "$libraries" || return 1
