@@ -70,7 +70,7 @@ bool ready = false;
 std::vector<std::unique_ptr<Card>> &cards = *new std::vector<std::unique_ptr<Card>>;
 // By address on the card.
 std::map<uint64_t, Allocation> &allocations = *new std::map<uint64_t, Allocation>;
-size_t memory_bytes = 0, shared_bytes = 0, capability = 0;
+size_t memory_bytes = 0, shared_bytes = 0, capability = 0, host_pages = 0;
 thread_local Card *current = nullptr;
 
 sigjmp_buf on_fault;
@@ -263,6 +263,7 @@ int cuInit(unsigned flags) {
     if (ready) return SUCCESS;
     memory_bytes = number("EMULATED_MEMORY", size_t(1) << 30);
     shared_bytes = number("EMULATED_SHARED", 99 << 10);
+    host_pages = number("EMULATED_HOST_PAGES", 0);
     capability = number("EMULATED_CAPABILITY", 80);
     for (size_t i = 0; i < n_cards; i++) {
         cards.push_back(std::make_unique<Card>());
@@ -324,6 +325,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
             return *value = static_cast<int>(capability % 10), SUCCESS;
         case 97:  // shared memory of a block that asks for more than usual
             return *value = static_cast<int>(shared_bytes), SUCCESS;
+        case 100:  // whether it reads the host's memory by the host's page tables
+            return *value = static_cast<int>(host_pages), SUCCESS;
         default:
             say("attribute " + std::to_string(attribute) + " is not emulated");
             return INVALID_VALUE;
@@ -437,6 +440,10 @@ int cuMemFree_v2(uint64_t address) {
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     NEEDS_CONTEXT;
+    if (host_pages) {
+        return enqueue(static_cast<Stream *>(stream), "a copy to the card",
+                       [=] { memcpy(reinterpret_cast<void *>(to), from, bytes); });
+    }
     // Taken now: what is not page-locked may be used again at once.
     auto copy = std::make_shared<std::vector<unsigned char>>(static_cast<const unsigned char *>(from),
                                                              static_cast<const unsigned char *>(from) + bytes);

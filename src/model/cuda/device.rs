@@ -21,6 +21,9 @@ const CAPABILITY: [c_int; 2] = [75, 76];
 /// `CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN`
 const SHARED_BYTES: c_int = 97;
 
+/// `CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES`
+const USES_HOST_PAGES: c_int = 100;
+
 /// The oldest cards that the kernels are compiled for in tests. Their blocks of threads can have 64 KiB of shared memory at
 /// least, which attention over many tokens needs; those before have 48.
 const OLDEST: c_int = 70;
@@ -47,6 +50,8 @@ pub(crate) struct Device {
     pub(super) stream: Handle,
     name: String,
     shared_bytes: usize,
+    /// Whether it reads memory of the host by the host's own page tables, wherever that is.
+    pub(super) uses_host_pages: bool,
     pub(super) compiler: Compiler,
     blas: Option<Mutex<Blas>>,
     pub(super) loaded: Mutex<Loaded>,
@@ -120,6 +125,7 @@ impl Device {
             stream: ptr::null_mut(),
             name: driver.name_of_card(device, ordinal)?,
             shared_bytes: usize::try_from(attribute(SHARED_BYTES)?).unwrap_or(0),
+            uses_host_pages: attribute(USES_HOST_PAGES)? != 0,
             compiler,
             blas: None,
             loaded: Mutex::default(),

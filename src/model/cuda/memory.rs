@@ -178,10 +178,16 @@ impl<T: Pod> Buffer<T> {
         }
         let device = &self.device;
         device.enter()?;
-        // SAFETY: both are of this size. The driver has copied memory that it does not know as its own before it returns.
+        // SAFETY: both are of this size. Memory of the host that is not page-locked, as all is here, "must first be staged to
+        // pinned memory" (CUDA driver API, "API synchronization behavior"), which drivers have done when they return. One whose
+        // cards can read it where it is need not stage it, so there it is kept until the copy is done.
         let status =
             unsafe { (device.driver.to_device)(address, numbers.as_ptr().cast(), size_of_val(numbers), device.stream) };
-        device.check(status, "copying to the card")
+        let copied = device.check(status, "copying to the card");
+        if device.uses_host_pages {
+            device.synchronize()?;
+        }
+        copied
     }
 
     /// Fills `out` with what is at place `at` and after, when everything that was asked for before is done.
@@ -331,8 +337,10 @@ fn spare_bytes(bytes: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::hint::black_box;
+
     use super::*;
-    use crate::model::cuda::Toolkit;
+    use crate::model::cuda::{Toolkit, testing::is_on_card};
 
     #[test]
     fn memory_for_a_moment_comes_in_few_sizes_that_waste_at_most_a_quarter() {
@@ -360,6 +368,25 @@ mod tests {
         buffer.clear().unwrap();
         buffer.download(0, &mut all).unwrap();
         assert_eq!(all, [0.0; 1000]);
+    }
+
+    #[test]
+    #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+    fn what_was_copied_to_a_card_may_change_at_once_even_if_the_card_reads_it_where_it_is() {
+        if !is_on_card(
+            &[("EMULATED_HOST_PAGES", "1")],
+            what_was_copied_to_a_card_may_change_at_once_even_if_the_card_reads_it_where_it_is,
+        ) {
+            return;
+        }
+        let device = Device::open(0, &Toolkit::default()).unwrap();
+        let mut numbers = vec![1.0_f32; 1000];
+        let buffer = Buffer::from_slice(&device, &numbers).unwrap();
+        black_box(&mut numbers).fill(2.0);
+        let mut back = vec![0.0; 1000];
+        buffer.download(0, &mut back).unwrap();
+        assert_eq!(back, [1.0; 1000]);
+        assert_eq!(black_box(numbers), [2.0; 1000]);
     }
 
     #[test]
