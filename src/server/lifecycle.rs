@@ -447,7 +447,8 @@ impl Lifecycle {
         })
     }
 
-    /// How much of the time is computed in. What cards compute takes next to nothing of the processors.
+    /// How much of the time is computed in. While cards compute, one core per worker waits for them, which the driver lets
+    /// spin (`CU_CTX_SCHED_AUTO`); all others are free, so cards are not slowed down.
     pub(super) fn duty(&self) -> Duty {
         match self.config.machine.has_cards() {
             true => Duty::unlimited(),
