@@ -6,9 +6,9 @@
 //! ```
 //!
 //! SHAPE is `llama-70b`, `tiny` or a folder with the `config.json` of a Llama-shaped model, of which nothing else is read:
-//! weights are noise. As many blocks as fit half of what is free on the card, 4 to 8, each with memory of its own; without a
-//! FORMAT all of them but float32, one after the other. Steps go through all blocks at a call, as a server's do, activations
-//! there and back included.
+//! weights are noise. As many blocks as fit half of what is free on the card, 4 to 8, each with memory of its own: for
+//! `llama-70b` in 16 bits the card should have 12 GB. Without a FORMAT all of them but float32, one after the other. Steps go
+//! through all blocks at a call, as a server's do, activations there and back included.
 //!
 //! `read_gb_s` is what a kernel reads of the card's memory that does nothing else, `peak_tflop_s` the fastest product of
 //! thousands of tokens with the largest matrix of a block in bfloat16 by cuBLAS, both measured before each format. `decode_s`

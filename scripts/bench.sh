@@ -7,7 +7,8 @@
 #   --quick: smaller models and fewer steps, to see that everything works; its figures mean little and are not written.
 # Needs: the Rust toolchain, what scripts/python-env.sh needs and, for the section llama, what scripts/llama-cpp-env.sh needs;
 # 16 GB of memory and 8 GB in $TMPDIR. Both peers are installed from PyPI by those scripts the first time.
-# The section card needs NVIDIA's driver, its run-time compiler and cuBLAS (README, "On NVIDIA cards").
+# The section card needs NVIDIA's driver, its run-time compiler and cuBLAS (README, "On NVIDIA cards"), and a card with 12 GB:
+# four blocks of Llama 70B's shape in 16 bits are 7, and measuring what the card can do takes 2.
 # The section lines makes network namespaces: root, `ip`, and `tc` with netem or python3 with /dev/net/tun.
 # A section that fails is reported, the others go on; the exit status is 1 then.
 set -euo pipefail
