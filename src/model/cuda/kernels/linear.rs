@@ -43,6 +43,10 @@ const WIDENED_BYTES: usize = 128 << 20;
 /// Rows and tokens of a tile of our own product.
 const TILE: usize = 64;
 
+/// Rows that are widened at a time are a multiple of this: the y of those after them begin at a multiple of 16 bytes then, as
+/// the fast kernels of cuBLAS need it, and fill whole tiles.
+const WIDENED_ROWS: usize = 256;
+
 /// A matrix and perhaps a bias, on a card.
 #[derive(Debug)]
 pub(crate) struct CardLinear {
@@ -363,7 +367,7 @@ impl CardLinear {
             gemm.weights = self.weight.address();
             return start(device, gemm);
         }
-        let at_once = (WIDENED_BYTES / (stride * dtype.size())).clamp(1, MAX_ROWS.min(rows));
+        let at_once = widened_rows(stride * dtype.size()).min(rows);
         let wide = Buffer::<u16>::temporary(device, at_once * stride)?;
         for first in (0..rows).step_by(at_once) {
             gemm.rows = at_once.min(rows - first);
@@ -374,6 +378,12 @@ impl CardLinear {
         }
         Ok(())
     }
+}
+
+/// How many rows of so many bytes are widened at a time.
+fn widened_rows(row_bytes: usize) -> usize {
+    let fitting = WIDENED_BYTES / row_bytes / WIDENED_ROWS * WIDENED_ROWS;
+    fitting.clamp(WIDENED_ROWS, MAX_ROWS)
 }
 
 /// With cuBLAS, or without.

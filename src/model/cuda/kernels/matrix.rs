@@ -16,6 +16,9 @@ use crate::model::{
 /// Rows that are widened at a time at most: a grid has no more lines.
 pub(super) const MAX_ROWS: usize = 1 << 15;
 
+/// Columns that a thread widens; as in `widen.cu`.
+const COLUMNS: usize = 8;
+
 /// What quantised weights are widened to.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Wide {
@@ -134,7 +137,8 @@ impl CardMatrix {
             .collect())
     }
 
-    /// Starts to write `rows` quantised rows from `first` on, all columns of each, to `out`.
+    /// Starts to write `rows` quantised rows from `first` on, all columns of each, to `out`, which begins at a multiple of 16
+    /// bytes.
     ///
     /// # Errors
     /// When the card refuses.
@@ -154,17 +158,16 @@ impl CardMatrix {
             (WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16, _) => panic!("single numbers are not widened"),
         };
         let [codes, scales, factors] = self.parts();
-        let Layout { chunks, stride, .. } = self.layout;
+        let eights = self.layout.stride / COLUMNS;
         self.device().launch(
             kernel,
-            thread_per_item(chunks, rows),
+            thread_per_item(eights, rows),
             &[
                 codes,
                 scales,
                 factors,
                 (first as u32).into(),
-                (chunks as u32).into(),
-                (stride as u32).into(),
+                (eights as u32).into(),
                 out,
             ],
         )

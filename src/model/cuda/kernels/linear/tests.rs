@@ -110,6 +110,29 @@ fn weights_on_a_card_are_those_of_the_cpu_in_every_format() {
 
 #[test]
 #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn any_run_of_rows_is_widened_to_what_its_numbers_round_to() {
+    let device = card();
+    for format in WeightFormat::ALL.into_iter().filter(|format| format.dtype().is_none()) {
+        // Rows that begin anywhere in what a warp takes, and fill the last one or do not.
+        for shape in [[5, 8], [37, 70], [50, 523], [33, 1100]] {
+            let linear = linear(format, shape, 3);
+            let on_card = CardMatrix::of(&linear.weight, &engine(), &device).unwrap();
+            let (stride, numbers) = (on_card.layout.stride, linear.weight.to_f32());
+            for (first, rows) in [(0, shape[0]), (1, 1), (3, shape[0] - 3)] {
+                let wide = Buffer::<u16>::temporary(&device, rows * stride).unwrap();
+                on_card.widen(Wide::Bf16, (first, rows), (&wide).into()).unwrap();
+                let expected = numbers[first * shape[1]..][..rows * shape[1]].chunks_exact(shape[1]);
+                for (found, expected) in downloaded(&wide).chunks_exact(stride).zip(expected) {
+                    let expected: Vec<u16> = expected.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
+                    assert_eq!(found[..shape[1]], expected, "{format:?} {shape:?} from row {first}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
 fn products_with_few_tokens_are_exact_in_every_format() {
     let device = card();
     for format in WeightFormat::ALL {
@@ -286,6 +309,20 @@ fn our_own_product_equals_that_of_cublas() {
             crate::model::testing::assert_close(&downloaded(&ys[1]), &downloaded(&ys[0]), 3e-5);
         }
     }
+}
+
+#[test]
+fn what_comes_out_of_widened_rows_begins_where_cublas_is_fast() {
+    for stride in (64..40_000).step_by(64) {
+        let rows = widened_rows(2 * stride);
+        assert!(
+            (WIDENED_ROWS..=MAX_ROWS).contains(&rows),
+            "{rows} rows of {stride} columns"
+        );
+        assert_eq!(rows * size_of::<f32>() % 16, 0, "{rows} rows of {stride} columns");
+        assert!(rows * 2 * stride <= WIDENED_BYTES, "{rows} rows of {stride} columns");
+    }
+    assert_eq!(widened_rows(1 << 30), WIDENED_ROWS);
 }
 
 #[test]
