@@ -52,6 +52,7 @@ pub(crate) struct Device {
     shared_bytes: usize,
     /// Whether it reads memory of the host by the host's own page tables, wherever that is.
     pub(super) uses_host_pages: bool,
+    capability: c_int,
     pub(super) compiler: Compiler,
     blas: Option<Mutex<Blas>>,
     pub(super) loaded: Mutex<Loaded>,
@@ -126,6 +127,7 @@ impl Device {
             name: driver.name_of_card(device, ordinal)?,
             shared_bytes: usize::try_from(attribute(SHARED_BYTES)?).unwrap_or(0),
             uses_host_pages: attribute(USES_HOST_PAGES)? != 0,
+            capability,
             compiler,
             blas: None,
             loaded: Mutex::default(),
@@ -155,6 +157,11 @@ impl Device {
     /// Its number.
     pub(crate) fn ordinal(&self) -> usize {
         self.ordinal
+    }
+
+    /// Its compute capability: 86 for 8.6.
+    pub(crate) fn capability(&self) -> c_int {
+        self.capability
     }
 
     /// Bytes of memory that are free, and all.

@@ -79,6 +79,11 @@ __device__ __forceinline__ void narrow(float x, float &out) { out = x; }
 __device__ __forceinline__ void narrow(float x, Bf16 &out) { out.bits = to_bf16(x); }
 __device__ __forceinline__ void narrow(float x, Half &out) { out.bits = to_half(x); }
 
+// f16 has no numbers above this.
+__device__ __forceinline__ float within(float x, Half) { return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x; }
+__device__ __forceinline__ float within(float x, Bf16) { return x; }
+__device__ __forceinline__ float within(float x, float) { return x; }
+
 // What 16 bytes hold, as f32.
 template <class T>
 struct Sixteen;

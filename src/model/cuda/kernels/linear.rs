@@ -1,14 +1,15 @@
 //! y = x · Wᵀ + b on a card. For short steps by kernels of our own, which are bound by reading the weights: a token's y are
 //! the same bits however many tokens there are. For each long one by cuBLAS, or a tiled kernel where there is none, with
 //! weights and x in one type of 16 bits (f32 stays f32); sums are f32. So a step's y do not depend on what is beside it.
+//! Quantised weights are widened for that to the type that the card is fast with.
 //!
 //! Of the short steps of many sessions groups of 16 tokens run side by side and find the weights that they have in common in
 //! the cache; what limits is arithmetic.
 
-use std::sync::Arc;
+use std::{ffi::c_int, sync::Arc};
 
 use super::{
-    matrix::{CardMatrix, MAX_ROWS, Wide},
+    matrix::{CardMatrix, MAX_ROWS},
     pack::Layout,
     thread_per_item,
 };
@@ -46,6 +47,10 @@ const TILE: usize = 64;
 /// Rows that are widened at a time are a multiple of this: the y of those after them begin at a multiple of 16 bytes then, as
 /// the fast kernels of cuBLAS need it, and fill whole tiles.
 const WIDENED_ROWS: usize = 256;
+
+/// The first cards that are fast with bf16: those before it have such units for f16 only, and are slower with bf16 than with
+/// f32.
+const FAST_BF16: c_int = 80;
 
 /// A matrix and perhaps a bias, on a card.
 #[derive(Debug)]
@@ -145,6 +150,7 @@ fn multiply<const N: usize>(
     for (linear, y) in linears.iter().zip(&ys) {
         assert_eq!(y.len(), all.len() * linear.weight.rows(), "room for another product");
     }
+    let wide = wide(linears[0].weight.device().capability());
     for Piece { tokens, is_few } in all.pieces(layout.format) {
         let x = (
             x.part(tokens.start * layout.cols..tokens.end * layout.cols),
@@ -159,7 +165,7 @@ fn multiply<const N: usize>(
             continue;
         }
         let mut pairs = linears.iter().zip(&mut ys);
-        pairs.try_for_each(|(linear, y)| linear.many(x, y, add))?;
+        pairs.try_for_each(|(linear, y)| linear.many(wide, x, y, add))?;
     }
     Ok(())
 }
@@ -324,7 +330,14 @@ fn copy_tokens(
 }
 
 impl CardLinear {
-    fn many(&self, (x, tokens): (View<'_, f32>, usize), y: &mut ViewMut<'_, f32>, add: bool) -> Result<(), CudaError> {
+    /// Quantised weights are widened to `wide`, a type of 16 bits.
+    fn many(
+        &self,
+        wide: WeightDType,
+        (x, tokens): (View<'_, f32>, usize),
+        y: &mut ViewMut<'_, f32>,
+        add: bool,
+    ) -> Result<(), CudaError> {
         let Layout {
             format,
             rows,
@@ -342,7 +355,7 @@ impl CardLinear {
             ];
             device.launch("tokens/begin_with_bias", thread_per_item(rows, tokens), &arguments)?;
         }
-        let dtype = format.dtype().unwrap_or(WeightDType::Bf16);
+        let dtype = format.dtype().unwrap_or(wide);
         let copy = Buffer::<u8>::temporary(device, tokens * stride * dtype.size())?;
         let kernel = match dtype {
             WeightDType::F32 => "tokens/tokens_to_f32",
@@ -368,15 +381,23 @@ impl CardLinear {
             return start(device, gemm);
         }
         let at_once = widened_rows(stride * dtype.size()).min(rows);
-        let wide = Buffer::<u16>::temporary(device, at_once * stride)?;
+        let weights = Buffer::<u16>::temporary(device, at_once * stride)?;
         for first in (0..rows).step_by(at_once) {
             gemm.rows = at_once.min(rows - first);
-            self.weight.widen(Wide::Bf16, (first, gemm.rows), (&wide).into())?;
-            gemm.weights = wide.all().address();
+            self.weight.widen(dtype, (first, gemm.rows), (&weights).into())?;
+            gemm.weights = weights.all().address();
             gemm.y = y.part(first..y.len()).address();
             start(device, gemm)?;
         }
         Ok(())
+    }
+}
+
+/// What a card of `capability` (86 for 8.6) multiplies quantised weights with many tokens as.
+fn wide(capability: c_int) -> WeightDType {
+    match capability < FAST_BF16 {
+        true => WeightDType::F16,
+        false => WeightDType::Bf16,
     }
 }
 

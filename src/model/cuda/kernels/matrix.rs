@@ -7,7 +7,7 @@ use super::{
     thread_per_item,
 };
 use crate::model::{
-    WeightFormat,
+    WeightDType, WeightFormat,
     cpu::Engine,
     cuda::{CudaError, device::Device, launch::Argument, memory::Buffer},
     linear::Matrix,
@@ -18,13 +18,6 @@ pub(super) const MAX_ROWS: usize = 1 << 15;
 
 /// Columns that a thread widens; as in `widen.cu`.
 const COLUMNS: usize = 8;
-
-/// What quantised weights are widened to.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Wide {
-    F32,
-    Bf16,
-}
 
 /// Weights `[rows, cols]` on a card.
 #[derive(Debug)]
@@ -125,7 +118,7 @@ impl CardMatrix {
             _ => {
                 for (i, numbers) in numbers.chunks_mut(MAX_ROWS * stride).enumerate() {
                     let wide = Buffer::<f32>::temporary(self.device(), numbers.len())?;
-                    self.widen(Wide::F32, (i * MAX_ROWS, numbers.len() / stride), (&wide).into())?;
+                    self.widen(WeightDType::F32, (i * MAX_ROWS, numbers.len() / stride), (&wide).into())?;
                     wide.download(0, numbers)?;
                 }
             }
@@ -137,25 +130,30 @@ impl CardMatrix {
             .collect())
     }
 
-    /// Starts to write `rows` quantised rows from `first` on, all columns of each, to `out`, which begins at a multiple of 16
-    /// bytes.
+    /// Starts to write `rows` quantised rows from `first` on as single numbers, all columns of each, to `out`, which begins at a
+    /// multiple of 16 bytes. What f16 has no number for becomes its largest.
     ///
     /// # Errors
     /// When the card refuses.
     ///
     /// # Panics
     /// If the format is one of single numbers.
-    pub(super) fn widen(&self, to: Wide, (first, rows): (usize, usize), out: Argument) -> Result<(), CudaError> {
-        let kernel = match (self.layout.format, to) {
-            (WeightFormat::Q8_0, Wide::F32) => "linear_q8_0/widen_to_f32",
-            (WeightFormat::Q4_0, Wide::F32) => "linear_q4_0/widen_to_f32",
-            (WeightFormat::Q4K, Wide::F32) => "linear_q4_k/widen_to_f32",
-            (WeightFormat::Nf4, Wide::F32) => "linear_nf4/widen_to_f32",
-            (WeightFormat::Q8_0, Wide::Bf16) => "linear_q8_0/widen_to_bf16",
-            (WeightFormat::Q4_0, Wide::Bf16) => "linear_q4_0/widen_to_bf16",
-            (WeightFormat::Q4K, Wide::Bf16) => "linear_q4_k/widen_to_bf16",
-            (WeightFormat::Nf4, Wide::Bf16) => "linear_nf4/widen_to_bf16",
-            (WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16, _) => panic!("single numbers are not widened"),
+    pub(super) fn widen(&self, to: WeightDType, (first, rows): (usize, usize), out: Argument) -> Result<(), CudaError> {
+        macro_rules! kernel {
+            ($program:literal) => {
+                match to {
+                    WeightDType::F32 => concat!($program, "/widen_to_f32"),
+                    WeightDType::Bf16 => concat!($program, "/widen_to_bf16"),
+                    WeightDType::F16 => concat!($program, "/widen_to_f16"),
+                }
+            };
+        }
+        let kernel = match self.layout.format {
+            WeightFormat::Q8_0 => kernel!("linear_q8_0"),
+            WeightFormat::Q4_0 => kernel!("linear_q4_0"),
+            WeightFormat::Q4K => kernel!("linear_q4_k"),
+            WeightFormat::Nf4 => kernel!("linear_nf4"),
+            WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16 => panic!("single numbers are not widened"),
         };
         let [codes, scales, factors] = self.parts();
         let eights = self.layout.stride / COLUMNS;

@@ -53,11 +53,6 @@ __device__ __forceinline__ u32 column_at(u32 place, u32 stride) {
     return group + inside % 8 / 4 * half + inside / 8 * 4 + inside % 4;
 }
 
-// f16 has no numbers above this.
-__device__ __forceinline__ float within(float x, Half) { return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x; }
-__device__ __forceinline__ float within(float x, Bf16) { return x; }
-__device__ __forceinline__ float within(float x, float) { return x; }
-
 // Row after row with zeros up to `stride` columns; block y is a token.
 template <class T>
 __device__ __forceinline__ void copy_tokens(const float *x, u32 cols, u32 stride, int as_weights, T *out) {

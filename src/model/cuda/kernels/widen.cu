@@ -60,8 +60,8 @@ __device__ __forceinline__ void put(const float *numbers, T *out) {
 #pragma unroll
     for (int i = 0; i < COLUMNS / 2; i++) {
         T low, high;
-        narrow(numbers[2 * i], low);
-        narrow(numbers[2 * i + 1], high);
+        narrow(within(numbers[2 * i], T()), low);
+        narrow(within(numbers[2 * i + 1], T()), high);
         words[i] = low.bits | static_cast<u32>(high.bits) << 16;
     }
     *reinterpret_cast<uint4 *>(out) = make_uint4(words[0], words[1], words[2], words[3]);
@@ -85,4 +85,5 @@ __device__ __forceinline__ void widen_rows(const Matrix &matrix, u32 first_row, 
     }
 
 WIDEN(widen_to_bf16, Bf16)
+WIDEN(widen_to_f16, Half)
 WIDEN(widen_to_f32, float)

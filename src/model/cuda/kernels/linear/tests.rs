@@ -14,16 +14,24 @@ use crate::model::{
 
 const SHAPES: [[usize; 2]; 6] = [[1, 8], [3, 32], [37, 70], [64, 256], [50, 523], [130, 1100]];
 
-fn linear(format: WeightFormat, [rows, cols]: [usize; 2], seed: u64) -> Linear {
-    let mut rng = rng(seed);
-    let weights = random(&mut rng, rows * cols);
+fn matrix(format: WeightFormat, [rows, cols]: [usize; 2], weights: &[f32]) -> Matrix {
     let source = |range: Range<usize>, out: &mut [f32]| {
         out.copy_from_slice(&weights[range.start * cols..range.end * cols]);
     };
+    Matrix::pack(format, [rows, cols], &source, &engine()).unwrap()
+}
+
+fn linear(format: WeightFormat, shape: [usize; 2], seed: u64) -> Linear {
+    let mut rng = rng(seed);
+    let weights = random(&mut rng, shape[0] * shape[1]);
     Linear {
-        weight: Matrix::pack(format, [rows, cols], &source, &engine()).unwrap(),
-        bias: seed.is_multiple_of(2).then(|| random(&mut rng, rows)),
+        weight: matrix(format, shape, &weights),
+        bias: seed.is_multiple_of(2).then(|| random(&mut rng, shape[0])),
     }
+}
+
+fn quantised() -> impl Iterator<Item = WeightFormat> {
+    WeightFormat::ALL.into_iter().filter(|format| format.dtype().is_none())
 }
 
 /// In f64, with x as the card sees it; and what the sizes of all terms add up to.
@@ -108,23 +116,45 @@ fn weights_on_a_card_are_those_of_the_cpu_in_every_format() {
     }
 }
 
+/// The bits of a number in 16; the largest if there is none.
+fn rounded(to: WeightDType, number: f32) -> u16 {
+    match to {
+        WeightDType::F16 => half::f16::from_f32(number.clamp(-65504.0, 65504.0)).to_bits(),
+        _ => half::bf16::from_f32(number).to_bits(),
+    }
+}
+
 #[test]
 #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
 fn any_run_of_rows_is_widened_to_what_its_numbers_round_to() {
     let device = card();
-    for format in WeightFormat::ALL.into_iter().filter(|format| format.dtype().is_none()) {
-        // Rows that begin anywhere in what a warp takes, and fill the last one or do not.
-        for shape in [[5, 8], [37, 70], [50, 523], [33, 1100]] {
-            let linear = linear(format, shape, 3);
-            let on_card = CardMatrix::of(&linear.weight, &engine(), &device).unwrap();
-            let (stride, numbers) = (on_card.layout.stride, linear.weight.to_f32());
+    for (format, to) in quantised().flat_map(|format| [WeightDType::Bf16, WeightDType::F16].map(|to| (format, to))) {
+        // Rows that begin anywhere in what a warp takes, and fill the last one or do not; and numbers beyond all of f16, which
+        // scales of NF4 cannot say.
+        for (shape, size) in [([5, 8], 1.0), ([37, 70], 2e5), ([50, 523], 1e-5), ([33, 1100], 1.0)] {
+            let size = if format == WeightFormat::Nf4 {
+                1.0_f32.min(size)
+            } else {
+                size
+            };
+            let weights: Vec<f32> = random(&mut rng(3), shape[0] * shape[1])
+                .iter()
+                .map(|x| x * size)
+                .collect();
+            let weights = matrix(format, shape, &weights);
+            let on_card = CardMatrix::of(&weights, &engine(), &device).unwrap();
+            let (stride, numbers) = (on_card.layout.stride, weights.to_f32());
             for (first, rows) in [(0, shape[0]), (1, 1), (3, shape[0] - 3)] {
                 let wide = Buffer::<u16>::temporary(&device, rows * stride).unwrap();
-                on_card.widen(Wide::Bf16, (first, rows), (&wide).into()).unwrap();
+                on_card.widen(to, (first, rows), (&wide).into()).unwrap();
                 let expected = numbers[first * shape[1]..][..rows * shape[1]].chunks_exact(shape[1]);
                 for (found, expected) in downloaded(&wide).chunks_exact(stride).zip(expected) {
-                    let expected: Vec<u16> = expected.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect();
-                    assert_eq!(found[..shape[1]], expected, "{format:?} {shape:?} from row {first}");
+                    let expected: Vec<u16> = expected.iter().map(|number| rounded(to, *number)).collect();
+                    assert_eq!(
+                        found[..shape[1]],
+                        expected,
+                        "{format:?} to {to:?}, {shape:?} from row {first}"
+                    );
                 }
             }
         }
@@ -275,6 +305,25 @@ fn products_with_many_tokens_are_as_exact_as_16_bits() {
 
 #[test]
 #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn quantised_weights_with_many_tokens_are_more_exact_as_f16_than_as_bf16() {
+    let (device, shape) = (card(), [130, 523]);
+    for format in quantised() {
+        let linear = linear(format, shape, 2);
+        let on_card = CardLinear::of(&linear, &engine(), &device).unwrap();
+        let tokens = few_tokens(format) + 3;
+        let numbers = random(&mut rng(11), tokens * shape[1]);
+        let expected = exact(&linear, &numbers);
+        let x = Buffer::from_slice(&device, &numbers).unwrap();
+        for (wide, tolerance) in [(WeightDType::Bf16, 6e-3), (WeightDType::F16, 8e-4)] {
+            let mut y = Buffer::temporary(&device, expected.len()).unwrap();
+            on_card.many(wide, (x.all(), tokens), &mut y.all_mut(), false).unwrap();
+            assert_exact(&downloaded(&y), &expected, tolerance);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
 fn our_own_product_equals_that_of_cublas() {
     let device = card();
     assert!(device.has_blas(), "there is no cuBLAS to compare with");
@@ -309,6 +358,12 @@ fn our_own_product_equals_that_of_cublas() {
             crate::model::testing::assert_close(&downloaded(&ys[1]), &downloaded(&ys[0]), 3e-5);
         }
     }
+}
+
+#[test]
+fn cards_that_are_slow_with_bf16_take_quantised_weights_as_f16() {
+    assert_eq!([70, 75].map(wide), [WeightDType::F16; 2]);
+    assert_eq!([80, 89, 120].map(wide), [WeightDType::Bf16; 3]);
 }
 
 #[test]
