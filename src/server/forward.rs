@@ -12,7 +12,8 @@ pub(crate) struct Forward {
     next: usize,
     /// How far it is in that block.
     piece: Piece,
-    /// Keys and values of one block; each block overwrites those of the one before.
+    /// Keys and values of one block; each block overwrites those of the one before, or gives their memory back if it is on
+    /// another card.
     cache: Cache,
 }
 
@@ -81,5 +82,50 @@ impl Forward {
         {
             prompts.add_to(self.next, &mut self.work.x);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{
+            Cards, Machine, ModelFiles, Toolkit, WeightDType,
+            testing::{assert_same_bits, engine},
+        },
+        p2p::PeerId,
+        server::guests::Origin,
+    };
+
+    #[test]
+    #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+    fn a_pass_goes_from_one_cuda_card_to_another_and_back() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/petals/tiny-llama");
+        let files = ModelFiles::from_folder(folder.as_ref()).unwrap();
+        // The same card twice where there is no other.
+        let last = Machine::count_cards().unwrap() - 1;
+        let machine = Machine::with_cards(engine(), &Cards::These(vec![0, last]), &Toolkit::default()).unwrap();
+        let blocks = Blocks::load(&files, 0..4, WeightDType::F32, machine).unwrap();
+        let data = (0..2 * 40 * 64).map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0).collect();
+        let x = Hidden::new(data, 2, 40, 64).unwrap();
+        let work = Work {
+            chain: [0, 1, 2, 3, 0].into(),
+            x: x.clone(),
+            prompts: None,
+            origin: Origin {
+                peer: PeerId::random(),
+                own: false,
+            },
+            _lease: None,
+        };
+        let (mut expected, chain) = (x, work.chain.clone());
+        let mut pass = Forward::new(&blocks, work, None);
+        while !pass.is_done() {
+            pass.advance(&blocks, usize::MAX, &mut Scratch::default()).unwrap();
+        }
+        chain
+            .iter()
+            .for_each(|block| blocks.forward(*block, &mut expected).unwrap());
+        assert_same_bits(&pass.finish().data, &expected.data);
     }
 }

@@ -307,6 +307,11 @@ pub(crate) struct PageRef {
 }
 
 impl PageRef {
+    /// Whether it is a page of this place.
+    pub(super) fn is_at(&self, place: usize) -> bool {
+        matches!(self.page.home(), Home::Arena(at) | Home::Overflow(at) if at == place)
+    }
+
     pub(crate) fn page(&self) -> &Page {
         &self.page
     }

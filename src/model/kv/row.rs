@@ -90,8 +90,9 @@ impl Row {
         });
     }
 
-    /// Makes room on the card of `place` for tokens up to `end`, of which those from `position` on are about to be written:
-    /// every page they go to is one's own then. What was cached behind them is forgotten.
+    /// Makes room on the card of `place` for tokens up to the end of `positions`, which are about to be written: every page they
+    /// go to is one's own then. What was cached behind them is forgotten, and the pages of a block on another card are given
+    /// back.
     ///
     /// # Errors
     /// When the card has no memory left, or is lost.
@@ -101,7 +102,8 @@ impl Row {
     pub(crate) fn prepare_on_card(&mut self, place: usize, positions: Range<usize>) -> Result<(), CudaError> {
         assert!(positions.end <= self.max_length, "keys beyond the end of the cache");
         let n_pages = positions.end.div_ceil(PAGE_TOKENS);
-        self.shorten(n_pages);
+        let elsewhere = positions.start == 0 && self.pages.first().is_some_and(|page| !page.is_at(place));
+        self.shorten(if elsewhere { 0 } else { n_pages });
         while self.pages.len() < n_pages {
             self.pages.push(Arena::take_on_card(&self.arena, place)?);
         }
