@@ -326,9 +326,9 @@ impl Blocks {
         Cache::new(&self.shared.arena, chain_len, batch, max_length)
     }
 
-    /// The cache of one block for `batch` whole sequences of `tokens` tokens. Its pages are no session's.
-    pub(crate) fn new_pass_cache(&self, batch: usize, tokens: usize) -> Cache {
-        Cache::new(&self.shared.passes, 1, batch, tokens)
+    /// The cache for `batch` whole sequences of `tokens` tokens through `chain_len` blocks. Its pages are no session's.
+    pub(crate) fn new_pass_cache(&self, chain_len: usize, batch: usize, tokens: usize) -> Cache {
+        Cache::new(&self.shared.passes, chain_len, batch, tokens)
     }
 
     /// Replaces `x`, `[batch, tokens, hidden]`, by the output of `block` (numbered as in the model). Its tokens are at
@@ -379,7 +379,7 @@ impl Blocks {
             // There may be any number of sequences without tokens.
             return Ok(());
         }
-        let mut cache = self.new_pass_cache(x.batch, x.tokens).with_adapter(adapter);
+        let mut cache = self.new_pass_cache(1, x.batch, x.tokens).with_adapter(adapter);
         self.step(block, &mut cache, 0, x, 0)
     }
 

@@ -20,7 +20,8 @@ pub(crate) struct Forward {
 impl Forward {
     /// The pass over `work`, which has tokens, every block with `adapter`.
     pub(crate) fn new(blocks: &Blocks, work: Work, adapter: Option<AdapterId>) -> Self {
-        let cache = blocks.new_pass_cache(work.x.batch, work.x.tokens).with_adapter(adapter);
+        let [batch, tokens] = [work.x.batch, work.x.tokens];
+        let cache = blocks.new_pass_cache(1, batch, tokens).with_adapter(adapter);
         let mut forward = Self {
             work,
             next: 0,
@@ -106,7 +107,9 @@ mod tests {
         let last = Machine::count_cards().unwrap() - 1;
         let machine = Machine::with_cards(engine(), &Cards::These(vec![0, last]), &Toolkit::default()).unwrap();
         let blocks = Blocks::load(&files, 0..4, WeightDType::F32, machine).unwrap();
-        let data = (0..2 * 40 * 64).map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0).collect();
+        let data = (0..2 * 40 * 64)
+            .map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0)
+            .collect();
         let x = Hidden::new(data, 2, 40, 64).unwrap();
         let work = Work {
             chain: [0, 1, 2, 3, 0].into(),

@@ -22,7 +22,7 @@ use sysinfo::{CpuRefreshKind, System};
 use tracing::{info, warn};
 
 use crate::{
-    model::{Blocks, ComputeError, Hidden, KvDType},
+    model::{Blocks, Cache, ComputeError, Hidden, KvDType, Part, Scratch},
     swarm::speed::Line,
 };
 
@@ -32,6 +32,9 @@ const INFERENCE_STEPS: usize = 100;
 const FORWARD_STEPS: usize = 10;
 /// Tokens in one pass.
 const FORWARD_TOKENS: usize = 1024;
+/// Blocks that are measured together where several go at a call. A call has to bring activations to a card and back as well,
+/// which takes long beside one block and little beside a span.
+const BLOCKS: usize = 8;
 /// Each of the two measurements stops after this long, with what it has: large blocks need fewer repetitions.
 const MEASURE_FOR: Duration = Duration::from_millis(1500);
 /// Where nobody is there to measure with, in bits per second. Petals' own fallback.
@@ -259,27 +262,56 @@ pub fn combine(compute: ComputeRates, line: Option<Line>, load: Load) -> Rates {
     rates
 }
 
-/// Measures the first of `blocks` for some three seconds, as a server does before it announces anything.
+/// Measures the first of `blocks` for some three seconds, as a server does before it announces anything. On cards it is several
+/// blocks at a call, one behind the other, that are measured; the rates are those of one all the same.
 ///
 /// # Errors
 /// When the block fails.
 pub fn measure(blocks: &Blocks) -> Result<ComputeRates, ComputeError> {
-    let block = blocks.span().start;
-    let width = blocks.config().hidden_size;
-    let mut cache = blocks.new_cache(1, 1, INFERENCE_STEPS + 1);
+    let chain = chain(blocks);
+    let (n_blocks, width) = (chain.len(), blocks.config().hidden_size);
+    let mut cache = blocks.new_cache(n_blocks, 1, INFERENCE_STEPS + 1);
     let mut position = 0;
     let steps_per_second = repeat(INFERENCE_STEPS, || {
-        blocks.step(block, &mut cache, 0, &mut noise(1, width), position)?;
+        run(blocks, &chain, (&mut cache, &mut noise(1, width)), position)?;
         position += 1;
         Ok(())
     })?;
     // What comes out goes in again, as from block to block: making new numbers would take longer than a card.
     let mut x = noise(FORWARD_TOKENS, width);
-    let passes_per_second = repeat(FORWARD_STEPS, || blocks.forward(block, &mut x))?;
+    let passes_per_second = repeat(FORWARD_STEPS, || {
+        let mut cache = blocks.new_pass_cache(n_blocks, 1, FORWARD_TOKENS);
+        run(blocks, &chain, (&mut cache, &mut x), 0)
+    })?;
     Ok(ComputeRates {
-        inference_rps: steps_per_second,
-        forward_rps: passes_per_second * FORWARD_TOKENS as f64,
+        inference_rps: steps_per_second * n_blocks as f64,
+        forward_rps: passes_per_second * (n_blocks * FORWARD_TOKENS) as f64,
     })
+}
+
+/// The first of `blocks`, as many times as blocks go at a call.
+fn chain(blocks: &Blocks) -> Vec<u32> {
+    let mut chain = vec![blocks.span().start; BLOCKS];
+    chain.truncate(blocks.at_a_call(&chain));
+    chain
+}
+
+/// All of `x` through the blocks of `chain` at one call.
+fn run(
+    blocks: &Blocks,
+    chain: &[u32],
+    (cache, x): (&mut Cache, &mut Hidden),
+    position: usize,
+) -> Result<(), ComputeError> {
+    let part = Part {
+        cache,
+        chain_idx: 0,
+        rows: 0..x.batch,
+        tokens: 0..x.tokens,
+        x,
+        position,
+    };
+    blocks.run_batch(chain, &mut [part], &mut Scratch::default())
 }
 
 /// Calls per second of `run`, after one call to warm up.
@@ -334,6 +366,10 @@ fn remember(file: &Path, key: &str, rates: ComputeRates) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{
+        Cards, Machine, ModelFiles, Toolkit, WeightDType,
+        testing::{assert_same_bits, engine},
+    };
 
     const MEASURED: ComputeRates = ComputeRates {
         inference_rps: 300.0,
@@ -413,6 +449,37 @@ mod tests {
             peers: 1,
         };
         assert_eq!(combine(MEASURED, Some(narrow), load).throughput, 250.0);
+    }
+
+    /// A block.
+    fn blocks(machine: impl Into<Machine>) -> Blocks {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/vectors/petals/tiny-llama");
+        let files = ModelFiles::from_folder(folder.as_ref()).unwrap();
+        Blocks::load(&files, 1..2, WeightDType::F32, machine).unwrap()
+    }
+
+    #[test]
+    fn one_block_at_a_time_is_measured_on_the_processor() {
+        let blocks = blocks(engine());
+        assert_eq!(chain(&blocks), [1]);
+        let rates = measure(&blocks).unwrap();
+        assert!(rates.inference_rps > 0.0 && rates.forward_rps > 0.0, "{rates:?}");
+    }
+
+    #[test]
+    #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+    fn as_many_blocks_are_measured_at_a_call_on_cuda_cards_as_go_at_one() {
+        let machine = Machine::with_cards(engine(), &Cards::These(vec![0]), &Toolkit::default()).unwrap();
+        let blocks = blocks(machine);
+        let chain = chain(&blocks);
+        assert_eq!(chain, [1; BLOCKS]);
+        let (mut at_a_call, mut one_by_one) = (noise(5, 64), noise(5, 64));
+        let mut cache = blocks.new_pass_cache(BLOCKS, 1, 5);
+        run(&blocks, &chain, (&mut cache, &mut at_a_call), 0).unwrap();
+        chain
+            .iter()
+            .for_each(|block| blocks.forward(*block, &mut one_by_one).unwrap());
+        assert_same_bits(&at_a_call.data, &one_by_one.data);
     }
 
     #[test]
