@@ -21,6 +21,7 @@ use crate::{
     swarm::{
         announce::{AnnounceConfig, AnnounceError, Announcer},
         models,
+        spans::BlockRecords,
         standing::Access,
     },
     task::Tasks,
@@ -109,6 +110,22 @@ impl Lifecycle {
             self.say_serving(announcer).await?;
         }
         Ok(())
+    }
+
+    /// Takes back what the swarm still has of a run that ended without a word, but for `span`: until those records expire,
+    /// clients would ask us for blocks that we do not have, and others would take them for served.
+    pub(super) async fn take_back_last_run(&self, span: &Range<u32>) {
+        let snapshot = self.directory.refresh().await;
+        let me = self.p2p.peer_id();
+        let is_said = |servers: &BlockRecords| servers.get(&me).is_some_and(|info| info.state != ServerState::Offline);
+        let blocks = (0..).zip(&snapshot.blocks);
+        let mut left = blocks.filter(|(block, servers)| !span.contains(block) && is_said(servers));
+        let Some((first, _)) = left.next() else { return };
+        let last = left.last().map_or(first, |(last, _)| last);
+        let left = first..last + 1;
+        info!(except = ?span, "taking back what is still said of blocks {left:?}");
+        let announcer = self.announcer_in(&self.current().membership, &left, &self.tasks);
+        say_offline(&announcer, span).await;
     }
 
     /// OFFLINE under every block that anything was said about.

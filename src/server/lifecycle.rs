@@ -298,7 +298,10 @@ impl Lifecycle {
     pub(super) async fn bring_up(&self) -> Result<Range<u32>, StartError> {
         let _turn = self.current.turn().await;
         let outcome = match self.choose().await {
-            Ok(span) => self.bring_up_at(span).await,
+            Ok(span) => {
+                let (outcome, ()) = tokio::join!(self.bring_up_at(span.clone()), self.take_back_last_run(&span));
+                outcome
+            }
             Err(error) => Err(error),
         };
         self.hosted.settle();
@@ -388,7 +391,7 @@ impl Lifecycle {
             tokio::time::sleep(Duration::from_secs_f64(wait)).await;
         }
         let snapshot = self.directory.refresh().await;
-        Ok(placement::choose(&snapshot, count))
+        Ok(placement::choose(&snapshot, Some(self.p2p.peer_id()), count))
     }
 
     /// How many blocks to hold: as planned together with the other models of the node, else what fits now.

@@ -122,7 +122,9 @@ impl Lifecycle {
         let snapshot = self.directory.refresh().await;
         let (me, quality) = (self.p2p.peer_id(), self.config.balance_quality);
         let place = placement::better_place(&snapshot, me, quality, &mut rand::rng())?;
-        (place.blocks != from && habit.allows(&place, now)).then_some((from, place))
+        // Records that a run before this one left are read as one span with ours.
+        let is_as_long = place.blocks.len() == from.len();
+        (is_as_long && place.blocks != from && habit.allows(&place, now)).then_some((from, place))
     }
 
     async fn go(&self, to: &Range<u32>) -> Result<Outcome, StartError> {

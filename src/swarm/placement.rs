@@ -25,10 +25,14 @@ const GUESSES: usize = 5;
 /// handful of rounds is enough.
 const MAX_ROUNDS: usize = 1000;
 
-/// The best blocks for a new server that can hold `n_blocks`, given everyone who is ONLINE or about to be. Shorter than
-/// that only if the model is.
-pub fn choose(snapshot: &Snapshot, n_blocks: u32) -> Range<u32> {
-    let spans = intended(snapshot);
+/// The best blocks for a server that serves none and can hold `n_blocks`, given everyone else who is ONLINE or about to be.
+/// Shorter than that only if the model is.
+///
+/// What the records say of `me` is left of a run that ended without a word. A server of Petals is somebody else at every
+/// start, ours would avoid the blocks that nobody has since it crashed.
+pub fn choose(snapshot: &Snapshot, me: Option<PeerId>, n_blocks: u32) -> Range<u32> {
+    let mut spans = intended(snapshot);
+    spans.retain(|span| Some(span.peer) != me);
     let n_blocks = n_blocks.min(snapshot.n_blocks());
     let start = best_start(&throughputs(&spans, snapshot.n_blocks()), n_blocks);
     start..start + n_blocks

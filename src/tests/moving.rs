@@ -3,16 +3,22 @@
 use std::time::Duration;
 
 use futures::FutureExt;
-use sepal_protocol::record::BlockUid;
+use sepal_protocol::record::{BlockUid, ServerState};
 
 use super::{
     caller::{Answer, Session, Step},
     generating::{client, client_with, generate},
     setup::{N_BLOCKS, PREFIX, Swarm, assert_close, config, reference, soon, tokens, until},
+    swarms::{announced, recorded},
 };
 use crate::{
+    p2p::{self, Identity},
     server::{BlockChoice, Config, Server, StartError, Throughput},
-    swarm::Directory,
+    swarm::{
+        Directory,
+        announce::{AnnounceConfig, Announcer},
+        testing,
+    },
 };
 
 fn choosing(count: u32) -> Config {
@@ -34,6 +40,64 @@ async fn servers_choose_the_blocks_that_nobody_has() {
     assert_eq!(generation.token_ids, reference.greedy[..4]);
     let hops: Vec<_> = generation.route.iter().map(|hop| hop.blocks.clone()).collect();
     assert_eq!(hops, [0..2, 2..4]);
+}
+
+#[tokio::test]
+async fn a_server_that_crashed_returns_to_the_blocks_that_nobody_has_since() {
+    let swarm = Swarm::start().await;
+    let _other = swarm.serve(0..2).await;
+    let host = p2p::Config {
+        identity: Identity::ephemeral(),
+        ..p2p::Config::default()
+    };
+    let crashed = swarm.serve_at(host.clone(), choosing(2)).await;
+    assert_eq!(crashed.server.overview().blocks, Some(2..4));
+    crashed.kill();
+    let again = swarm.serve_at(host, choosing(2)).await;
+    assert_eq!(again.server.overview().blocks, Some(2..4));
+}
+
+#[tokio::test]
+async fn what_a_server_said_before_it_crashed_is_taken_back_where_it_is_not_again() {
+    let (swarm, identity) = (Swarm::start().await, Identity::ephemeral());
+    let crashed = swarm.serve_as(&identity, 0..4).await;
+    let reader = swarm.caller().await;
+    announced(&reader, crashed.node.peer(), 0..4, ServerState::Online).await;
+    crashed.kill();
+    let again = swarm.serve_as(&identity, 1..3).await;
+    announced(&reader, again.node.peer(), 1..3, ServerState::Online).await;
+}
+
+#[tokio::test]
+async fn a_server_of_which_the_records_say_too_much_stays_until_they_do_not() {
+    let swarm = Swarm::start().await;
+    let fixed = swarm.serve_all(&[0..2, 2..4]).await;
+    let mut restless = choosing(2);
+    restless.balance_quality = 0.5;
+    restless.mean_balance_check_period = Duration::from_millis(20);
+    let server = swarm.serve_with(restless).await;
+    let me = server.node.peer();
+    let left = AnnounceConfig {
+        peer: me,
+        prefix: PREFIX.to_owned(),
+        blocks: 2..3,
+        n_model_blocks: N_BLOCKS,
+        repository: None,
+        period: Duration::from_secs(60),
+        expiration: Duration::from_secs(120),
+    };
+    let describe = || testing::server(ServerState::Online, 2..3);
+    let left = Announcer::spawn(server.node.dht.clone(), left, describe, &server.node.tasks);
+    left.set_state(ServerState::Online).await.unwrap();
+    fixed[1].server.shutdown().await;
+    // Three blocks would be needed most at 1..4.
+    let reader = swarm.caller().await;
+    let [here, gone] = [Some(ServerState::Online), None];
+    for _ in 0..30 {
+        assert_eq!(recorded(&reader, me).await, [here, here, here, gone]);
+    }
+    left.set_state(ServerState::Offline).await.unwrap();
+    assert_eq!(soon("the move", server.server.moved()).await.unwrap(), 2..4);
 }
 
 #[tokio::test]

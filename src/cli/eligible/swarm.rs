@@ -33,7 +33,7 @@ impl InSwarm {
                 .filter(|span| span.blocks.contains(&block))
                 .count()
         };
-        let would_serve = (n_blocks > 0).then(|| placement::choose(snapshot, n_blocks));
+        let would_serve = (n_blocks > 0).then(|| placement::choose(snapshot, None, n_blocks));
         let new = would_serve
             .clone()
             .unwrap_or(0..0)

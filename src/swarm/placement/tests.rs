@@ -16,7 +16,7 @@ fn chosen_blocks_equal_those_of_petals() {
     for case in cases {
         let snapshot = Snapshot::new("m", records(case, "num_blocks_total"));
         let n_blocks = u32::try_from(case["num_blocks"].as_u64().unwrap()).unwrap();
-        let chosen: Vec<u64> = choose(&snapshot, n_blocks).map(u64::from).collect();
+        let chosen: Vec<u64> = choose(&snapshot, None, n_blocks).map(u64::from).collect();
         let expected = case["chosen"]
             .as_array()
             .unwrap()
@@ -53,7 +53,7 @@ fn servers_move_when_those_of_petals_do() {
 #[test]
 fn a_server_that_can_hold_more_than_the_model_takes_all_of_it() {
     let snapshot = Snapshot::new("m", vec![Default::default(); 4]);
-    assert_eq!(choose(&snapshot, 100), 0..4);
+    assert_eq!(choose(&snapshot, None, 100), 0..4);
     assert_eq!(best_start(&[], 3), 0);
     assert_eq!(best_start(&[1.0, 0.0], 0), 1);
 }
@@ -99,13 +99,27 @@ fn snapshot(n_blocks: u32, records: &[(u64, ServerState, Range<u32>, f64)]) -> S
 }
 
 #[test]
+fn a_server_that_starts_again_after_a_crash_does_not_avoid_its_own_blocks() {
+    use ServerState::{Joining, Online};
+    let swarm = snapshot(4, &[(1, Online, 0..2, 1.0), (2, Online, 2..4, 1.0)]);
+    assert_eq!(choose(&swarm, Some(peer(2)), 2), 2..4);
+    assert_eq!(choose(&swarm, Some(peer(3)), 2), 0..2);
+    // It was on its way.
+    let swarm = snapshot(
+        4,
+        &[(1, Online, 0..2, 1.0), (2, Online, 0..2, 1.0), (2, Joining, 2..4, 1.0)],
+    );
+    assert_eq!(choose(&swarm, Some(peer(2)), 2), 2..4);
+}
+
+#[test]
 fn a_server_on_its_way_counts_where_it_goes() {
     use ServerState::{Joining, Online};
     let snapshot = snapshot(
         8,
         &[(1, Online, 0..4, 1.0), (2, Online, 0..4, 1.0), (2, Joining, 4..8, 1.0)],
     );
-    assert_eq!(choose(&snapshot, 2), 0..2);
+    assert_eq!(choose(&snapshot, None, 2), 0..2);
     let mut rng = StdRng::seed_from_u64(1);
     assert_eq!(better_place(&snapshot, peer(1), 0.75, &mut rng), None);
     // The one on its way looks again before it arrives.
