@@ -78,6 +78,8 @@ pub use self::{
     waiting::Waits,
 };
 use self::{current::Current, guests::Guests, lifecycle::Lifecycle};
+#[cfg(test)]
+use crate::swarm::placement::Habit;
 use crate::{
     dht::Dht,
     model::{Adapter, DEFAULT_MAX_CHUNK_BYTES, KvDType, Machine, ModelSource, Precision, WeightDType, WeightFormat},
@@ -384,10 +386,11 @@ impl Server {
         serving.map_or(0, |serving| serving.passes.n_waiting())
     }
 
-    /// Goes to these blocks as if the swarm needed them most. Returns whether it is there.
+    /// Goes to these blocks as if the swarm needed them most. Returns what it keeps in mind of that at 0, if it looks once a
+    /// minute.
     #[cfg(test)]
-    pub(crate) async fn try_move(&self, to: Range<u32>) -> Result<bool, StartError> {
-        self.lifecycle.try_move(&to).await
+    pub(crate) async fn try_move(&self, to: Range<u32>) -> Result<Habit, StartError> {
+        self.lifecycle.try_move(to).await
     }
 
     /// From now on there is memory for so many blocks of all models of the node together.

@@ -58,10 +58,23 @@ const JITTER: f64 = 0.5;
 /// What became of a move.
 enum Outcome {
     Moved,
-    /// Others were quicker, or something was not to be had; nothing has changed.
+    /// Others were quicker, or the swarm could not be told; nothing has changed.
     GivenUp,
+    /// The new blocks could not be fetched or loaded; nothing has changed.
+    Unavailable,
     /// The new blocks could not be loaded, and the old ones had to be loaded again.
     Back,
+}
+
+impl Outcome {
+    /// What is kept in mind of a move from one span to another, by a server that looks every `period` seconds on average.
+    fn note(&self, habit: &mut Habit, (from, to): (Range<u32>, Range<u32>), (now, period): (f64, f64)) {
+        match self {
+            Self::Moved => habit.moved(from, now, period),
+            Self::GivenUp => habit.abandoned(now, period),
+            Self::Unavailable | Self::Back => habit.failed(to, now, period),
+        }
+    }
 }
 
 impl Lifecycle {
@@ -92,16 +105,11 @@ impl Lifecycle {
                     this.go(&place.blocks).await
                 };
                 match &outcome {
-                    Ok(Outcome::Moved) => habit.moved(from, now(), period),
-                    Ok(Outcome::GivenUp) => {
-                        habit.abandoned(now(), period);
-                        continue;
-                    }
-                    Ok(Outcome::Back) => {
-                        habit.failed(place.blocks, now(), period);
-                        continue;
-                    }
+                    Ok(outcome) => outcome.note(&mut habit, (from, place.blocks.clone()), (now(), period)),
                     Err(error) => error!(error = error as &dyn std::error::Error, "the move failed"),
+                }
+                if !matches!(outcome, Ok(Outcome::Moved) | Err(_)) {
+                    continue;
                 }
                 let failed = outcome.is_err();
                 let report = outcome.map(|_| place.blocks);
@@ -162,7 +170,7 @@ impl Lifecycle {
             Ok(files) => files,
             Err(error) => {
                 error!(error = &error as &dyn std::error::Error, blocks = ?from, "staying at these blocks");
-                return Ok(Outcome::GivenUp);
+                return Ok(Outcome::Unavailable);
             }
         };
         if !self.is_still_better(from, to).await {
@@ -180,10 +188,13 @@ impl Lifecycle {
         Ok(Outcome::Back)
     }
 
-    /// Whether it moved.
+    /// What a server that looks once a minute keeps in mind of a move at 0.
     #[cfg(test)]
-    pub(super) async fn try_move(&self, to: &Range<u32>) -> Result<bool, StartError> {
-        Ok(matches!(self.go(to).await?, Outcome::Moved))
+    pub(super) async fn try_move(&self, to: Range<u32>) -> Result<Habit, StartError> {
+        let (mut habit, from) = (Habit::default(), self.hosted.now().map(|serving| serving.span.clone()));
+        let outcome = self.go(&to).await?;
+        outcome.note(&mut habit, (from.unwrap_or_default(), to), (0.0, 60.0));
+        Ok(habit)
     }
 
     /// Loads what is missing, and changes over. Whatever goes wrong before the switch, the old span stays.
@@ -210,7 +221,10 @@ impl Lifecycle {
             Err(error) => {
                 error!(error = &error as &dyn std::error::Error, blocks = ?from, "staying at these blocks");
                 self.withdraw(to, &from).await;
-                return Ok(Outcome::GivenUp);
+                return Ok(match error {
+                    StartError::Announce(_) => Outcome::GivenUp,
+                    _ => Outcome::Unavailable,
+                });
             }
         };
         self.hosted.switch(Arc::new(next));

@@ -205,7 +205,7 @@ impl Habit {
         self.rest_until = now + ABANDONED_PERIODS * period;
     }
 
-    /// Notes a move to `blocks` that ended where it began, after an outage.
+    /// Notes a move that ended where it began because `blocks` could not be loaded.
     pub fn failed(&mut self, blocks: Range<u32>, now: f64, period: f64) {
         self.rest_until = now + REST_PERIODS * period;
         self.failed = Some((blocks, now + NO_RETURN_PERIODS * period));

@@ -11,13 +11,14 @@ use tempfile::TempDir;
 use super::{
     caller::{Session, Step},
     generating::{client, generate},
-    setup::{Node, PREFIX, Swarm, TestServer, config, reference, soon, tokens, until, vectors_folder},
+    setup::{Node, PREFIX, Swarm, TestServer, config, model, reference, soon, tokens, until, vectors_folder},
     swarms::{announced, recorded},
 };
 use crate::{
     model::{HubOptions, ModelSource},
     p2p::PeerId,
     server::{BlockChoice, Config, Server, StartError, stay},
+    swarm::placement::{Habit, Place},
 };
 
 /// Another model, which has the same weights.
@@ -73,6 +74,15 @@ fn spoil(folder: &TempDir) {
 fn source(folder: &TempDir) -> ModelSource {
     let options = HubOptions::from_variables(|_| None);
     ModelSource::resolve(folder.path().to_str().unwrap(), &options).unwrap()
+}
+
+/// Whether a server goes to the last two blocks a moment after it tried to, if nobody has them.
+fn tries_again(habit: &Habit) -> bool {
+    let place = Place {
+        blocks: 2..4,
+        urgent: true,
+    };
+    habit.allows(&place, 1.0)
 }
 
 /// A step through the first two blocks.
@@ -144,7 +154,7 @@ async fn blocks_that_cannot_be_fetched_are_not_worth_an_outage() {
     let mut session = Session::open(&caller, me).await;
     let first = session.step(&step(0..4)).await.output();
     fs::remove_file(folder.path().join(WEIGHTS)).unwrap();
-    assert!(!server.server.try_move(2..4).await.unwrap());
+    assert!(!tries_again(&server.server.try_move(2..4).await.unwrap()));
     session.step(&step(4..9)).await.output();
     assert_eq!(Session::open(&caller, me).await.step(&step(0..4)).await.output(), first);
     let [old, new] = [ServerState::Online, ServerState::Offline];
@@ -160,11 +170,32 @@ async fn blocks_that_cannot_be_loaded_are_left_for_the_old_ones() {
     let (caller, me) = (swarm.caller().await, server.node.peer());
     let mut session = Session::open(&caller, me).await;
     let first = session.step(&step(0..4)).await.output();
-    assert!(!server.server.try_move(2..4).await.unwrap());
+    assert!(!tries_again(&server.server.try_move(2..4).await.unwrap()));
     announced(&caller, me, 0..2, ServerState::Online).await;
     assert_eq!(session.step(&step(4..9)).await.error(), GONE);
     assert_eq!(Session::open(&caller, me).await.step(&step(0..4)).await.output(), first);
     until("idle", || server.server.is_idle()).await;
+}
+
+#[tokio::test]
+async fn blocks_that_cannot_be_loaded_beside_the_others_are_not_tried_again_and_those_that_others_took_are() {
+    let (mut swarm, folder) = (Swarm::start().await, half_a_folder());
+    let _other = swarm.serve(0..2).await;
+    let whole = swarm.serve(0..2).await;
+    swarm.source = source(&folder);
+    let half = swarm.serve(0..2).await;
+    let (caller, me) = (swarm.caller().await, half.node.peer());
+    let mut session = Session::open(&caller, me).await;
+    session.step(&step(0..4)).await.output();
+    assert!(!tries_again(&half.server.try_move(2..4).await.unwrap()));
+    announced(&caller, me, 0..2, ServerState::Online).await;
+    session.step(&step(4..9)).await.output();
+    assert_eq!(half.server.n_spans(), 1);
+
+    swarm.source = model();
+    let _quicker = swarm.serve_all(&[2..4, 2..4, 2..4]).await;
+    assert!(tries_again(&whole.server.try_move(2..4).await.unwrap()));
+    announced(&caller, whole.node.peer(), 0..2, ServerState::Online).await;
 }
 
 #[tokio::test]
