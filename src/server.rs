@@ -393,10 +393,12 @@ impl Server {
         self.lifecycle.try_move(to).await
     }
 
-    /// From now on there is memory for so many blocks of all models of the node together.
+    /// From now on there is memory for so many blocks of all models of the node together, for their passes, and for the
+    /// activations of one compute thread more.
     #[cfg(test)]
     pub(crate) fn set_budget(&self, n_blocks: usize) {
-        self.lifecycle.current().set_budget(n_blocks);
+        let scratch = self.lifecycle.holding().scratch();
+        self.lifecycle.current().set_budget(n_blocks, scratch);
     }
 
     /// Spans that are in memory.

@@ -94,6 +94,12 @@ pub(crate) fn pass_bytes_beside_cards(wish: u64, free: u64, n_models: usize) -> 
     wish.min(free / 2 / n_models.max(1) as u64)
 }
 
+/// What of `free` bytes of the host may be planned with beside passes, each with so many `untaken` ones: what they were
+/// promised and have not taken looks free to the system, which only sees memory that was touched.
+pub(crate) fn beside_passes(free: u64, untaken: impl IntoIterator<Item = u64>) -> u64 {
+    untaken.into_iter().fold(free, u64::saturating_sub)
+}
+
 impl Want {
     /// What it comes to as one of `n_models` in `free` bytes: what passes get is needed once as well.
     pub(crate) fn settled(self, free: &[u64], n_models: usize) -> Self {
@@ -274,6 +280,24 @@ mod tests {
         assert!(error.remedy.starts_with(": --num-blocks 22 fits"), "{error}");
         assert_eq!(pass_bytes(4 * GIB, 800 * GIB, 1), 4 * GIB);
         assert_eq!(plan(&[16 * GIB], &[wants.clone(), wants]), Ok(vec![vec![8], vec![9]]));
+    }
+
+    #[test]
+    fn what_passes_were_promised_is_not_planned_with_a_second_time() {
+        let wants = Want {
+            passes: 4 * GIB,
+            ..want(None)
+        };
+        let planned = plan(&[20 * GIB], std::slice::from_ref(&wants)).unwrap();
+        let passes = pass_bytes(wants.passes, 20 * GIB, 1);
+        // Nothing that is needed once was touched yet.
+        let free = 20 * GIB - planned[0][0] as u64 * wants.block();
+        let again = |untaken: &[u64]| wants.need().fit(&[beside_passes(free, untaken.iter().copied())]);
+        assert_eq!(again(&[passes]), 0);
+        // Another model was promised so much.
+        assert_eq!(again(&[passes, 40 * GIB]), 0);
+        // What they have taken is not free any more.
+        assert_eq!(beside_passes(free - passes, [0]), beside_passes(free, [passes]));
     }
 
     #[test]

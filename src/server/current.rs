@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 use tracing::debug;
 
 use super::{
+    capacity,
     error::RequestError,
     guests::{Guests, Origin},
     holding::room,
@@ -50,9 +51,9 @@ pub(crate) struct Current {
     pub(super) counters: Arc<Counters>,
     /// Had by the model that looks what memory is free and takes of it.
     turn: Arc<Mutex<()>>,
-    /// How many blocks of all models there is memory for.
+    /// How many blocks of all models there is memory for, and bytes beside them and their passes.
     #[cfg(test)]
-    budget: Arc<OnceLock<usize>>,
+    budget: Arc<OnceLock<(usize, u64)>>,
 }
 
 /// One model: its spans, and what is said of it.
@@ -155,15 +156,31 @@ impl Current {
     }
 
     /// Bytes that may be planned with now, in each place that blocks can be in.
-    #[cfg(not(test))]
     pub(super) fn free(&self, machine: &Machine) -> Vec<u64> {
+        let room = self.room(machine);
+        if machine.has_cards() {
+            // Passes have their memory on the host.
+            return room;
+        }
+        // Of models that are not up yet, blocks and passes are planned together, and nothing moves before they are up.
+        let models = read(&self.models);
+        let spans: Vec<_> = models.iter().filter_map(|model| model.now()).collect();
+        let untaken = || spans.iter().map(|serving| serving.passes.untaken());
+        room.into_iter()
+            .map(|bytes| capacity::beside_passes(bytes, untaken()))
+            .collect()
+    }
+
+    /// What the system says is free, or the cards.
+    #[cfg(not(test))]
+    fn room(&self, machine: &Machine) -> Vec<u64> {
         room(machine)
     }
 
     /// The same, or what is left of the budget.
     #[cfg(test)]
-    pub(super) fn free(&self, machine: &Machine) -> Vec<u64> {
-        let Some(budget) = self.budget.get() else {
+    fn room(&self, machine: &Machine) -> Vec<u64> {
+        let Some((budget, rest)) = self.budget.get() else {
             return room(machine);
         };
         let models = read(&self.models);
@@ -174,12 +191,14 @@ impl Current {
         let taken: usize = spans.iter().map(|spans| blocks_of(spans).len()).sum();
         let bytes_of_each = spans.iter().flatten().map(|serving| serving.blocks.block_bytes());
         let bytes = bytes_of_each.max().unwrap_or(0) * budget.saturating_sub(taken) as u64;
-        vec![bytes]
+        let now = models.iter().filter_map(|model| model.now());
+        let of_passes: u64 = now.map(|serving| serving.passes.untaken()).sum();
+        vec![bytes + of_passes + rest]
     }
 
     #[cfg(test)]
-    pub(super) fn set_budget(&self, n_blocks: usize) {
-        self.budget.set(n_blocks).unwrap();
+    pub(super) fn set_budget(&self, n_blocks: usize, rest: u64) {
+        self.budget.set((n_blocks, rest)).unwrap();
     }
 
     /// Waits until no other model of the node looks what memory is free, or takes of it, and keeps them from it as long as what

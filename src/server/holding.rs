@@ -46,7 +46,7 @@ impl Holding<'_> {
             format: self.precision.weights,
             cache_tokens: self.cache_tokens() as u64,
             cache_token_bytes: self.cache_token_bytes(),
-            scratch: config.scratch_bytes(self.max_batch_size(), self.limits.max_chunk_size_bytes),
+            scratch: self.scratch(),
             passes: self.pass_wish(&self.pass_costs()),
         }
     }
@@ -61,6 +61,12 @@ impl Holding<'_> {
     pub(crate) fn max_batch_size(&self) -> usize {
         let chosen = self.limits.max_batch_size;
         chosen.unwrap_or_else(|| capacity::default_max_tokens(self.config))
+    }
+
+    /// Bytes that one compute thread takes for activations, whatever the number of blocks.
+    pub(crate) fn scratch(&self) -> u64 {
+        let max_chunk_bytes = self.limits.max_chunk_size_bytes;
+        self.config.scratch_bytes(self.max_batch_size(), max_chunk_bytes)
     }
 
     /// What a pass costs.

@@ -191,7 +191,7 @@ impl Lifecycle {
         }
     }
 
-    fn holding(&self) -> Holding<'_> {
+    pub(super) fn holding(&self) -> Holding<'_> {
         holding(&self.config, &self.source)
     }
 

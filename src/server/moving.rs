@@ -144,7 +144,8 @@ impl Lifecycle {
         let block_bytes = self.block_bytes().min(old.blocks.block_bytes() + self.adapter_bytes());
         let need = Need {
             block: block_bytes,
-            once: 0,
+            // The old span has a compute thread as long as it has sessions, and so has the new one.
+            once: self.holding().scratch(),
         };
         let free = self.free();
         if added.len() as u64 <= need.fit(&free) {

@@ -183,6 +183,11 @@ impl PassMemory {
         }
     }
 
+    /// Bytes that no pass has reserved.
+    pub(crate) fn untaken(&self) -> u64 {
+        self.memory.free_bytes()
+    }
+
     /// Whether nothing is reserved.
     #[cfg(test)]
     pub(crate) fn is_free(&self) -> bool {

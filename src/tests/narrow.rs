@@ -199,6 +199,19 @@ async fn blocks_that_cannot_be_loaded_beside_the_others_are_not_tried_again_and_
 }
 
 #[tokio::test]
+async fn memory_that_passes_have_taken_does_not_count_against_a_move() {
+    let swarm = Swarm::start().await;
+    let servers = swarm.serve_all(&[0..2, 0..2]).await;
+    let mover = &servers[1].server;
+    mover.set_budget(4);
+    let _taken = mover.take_pass_memory().await;
+    mover.try_move(2..4).await.unwrap();
+    // There was no outage: the old blocks are there for those that have not heard of the move.
+    assert_eq!(mover.n_spans(), 2);
+    assert_eq!(mover.overview().blocks, Some(2..4));
+}
+
+#[tokio::test]
 async fn a_server_without_a_way_back_is_gone_and_says_why() {
     let (swarm, folder) = (Swarm::start().await, folder());
     let fixed = swarm.serve_all(&[0..2, 2..4]).await;
