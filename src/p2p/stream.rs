@@ -6,6 +6,7 @@
 
 use std::{
     future::Future,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use sepal_protocol::{
     WireError,
     frame::{END, Marker, Record, RecordHeader, RecordReader},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     error::{HandlerError, StreamError, is_refused_name},
@@ -27,6 +28,10 @@ use super::{
 /// Requests that are read ahead of a handler, as in Hivemind's Python. While so many wait unread, reading pauses; the
 /// caller's leaving then shows only after the next of them is taken.
 const PREFETCH: usize = 5;
+
+/// The same in bytes, so that large requests are read ahead one at a time: hundreds of streams may wait. A part of a tensor
+/// that Petals sends is so large.
+const READ_AHEAD: usize = 4 << 20;
 
 /// Messages up to this size are copied behind their header, which saves a multiplexer frame; larger ones are not.
 const COPY_LIMIT: usize = 32 * 1024;
@@ -172,7 +177,42 @@ enum Source {
     /// A caller reads the wire itself.
     Wire { records: Records, done: bool },
     /// A handler gets what the router reads, because the router has to see the caller leave.
-    Router(mpsc::Receiver<Result<Bytes, StreamError>>),
+    Router(mpsc::Receiver<Result<Unread, StreamError>>),
+}
+
+/// A request that waits for its handler, and its part of what may be read ahead.
+#[derive(Debug)]
+struct Unread {
+    message: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// What may be read ahead of a handler.
+#[derive(Debug)]
+struct Ahead {
+    bytes: Arc<Semaphore>,
+}
+
+impl Ahead {
+    fn new() -> Self {
+        Self {
+            bytes: Arc::new(Semaphore::new(READ_AHEAD)),
+        }
+    }
+
+    /// Waits until less is unread than may be.
+    async fn may_read(&self) {
+        // It never fails: nobody closes it.
+        drop(self.bytes.acquire().await);
+    }
+
+    /// Waits until there is room for a message beside those that are unread; one that is too large for any room waits for
+    /// all of it.
+    async fn read(&self, message: Bytes) -> Unread {
+        let bytes = message.len().min(READ_AHEAD) as u32;
+        let _room = self.bytes.clone().acquire_many_owned(bytes).await.ok();
+        Unread { message, _room }
+    }
 }
 
 impl StreamReceiver {
@@ -191,7 +231,10 @@ impl StreamReceiver {
     /// Nothing is lost when the future is dropped.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, StreamError> {
         match &mut self.source {
-            Source::Router(queue) => queue.recv().await.transpose(),
+            Source::Router(queue) => {
+                let unread = queue.recv().await.transpose()?;
+                Ok(unread.map(|unread| unread.message))
+            }
             Source::Wire { done: true, .. } => Ok(None),
             Source::Wire { records, done } => {
                 let outcome = match records.next().await {
@@ -361,12 +404,14 @@ enum Left {
 }
 
 /// Hands requests to a handler until the caller is gone: its FIN, its reset, garbage, or anything after END.
-async fn feed(records: &mut Records, requests: mpsc::Sender<Result<Bytes, StreamError>>) -> Left {
+async fn feed(records: &mut Records, requests: mpsc::Sender<Result<Unread, StreamError>>) -> Left {
+    let ahead = Ahead::new();
     loop {
+        ahead.may_read().await;
         let (error, left) = match records.next().await {
             Ok(Some(Record::Message(message))) => {
                 // A handler that dropped its receiver reads no more; go on watching for the caller to leave.
-                let _ = requests.send(Ok(message)).await;
+                let _ = requests.send(Ok(ahead.read(message).await)).await;
                 continue;
             }
             Ok(Some(Record::Error(_))) => break,
@@ -379,4 +424,34 @@ async fn feed(records: &mut Records, requests: mpsc::Sender<Result<Bytes, Stream
     drop(requests);
     records.input.any_event().await;
     Left::Gone
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn small_requests_are_read_ahead_and_large_ones_one_at_a_time() {
+        let (ahead, mut unread) = (Ahead::new(), Vec::new());
+        let read = |bytes: usize| {
+            let may_read = ahead.may_read().now_or_never().is_some();
+            may_read.then(|| ahead.read(vec![0; bytes].into()).now_or_never())
+        };
+        for _ in 0..PREFETCH {
+            unread.extend(read(64 << 10).flatten());
+        }
+        assert_eq!(unread.len(), PREFETCH);
+        assert!(
+            read(READ_AHEAD).is_some_and(|unread| unread.is_none()),
+            "it waits for them"
+        );
+        unread.clear();
+        unread.extend(read(2 * READ_AHEAD).flatten());
+        assert_eq!(unread.len(), 1, "nothing is too large");
+        assert!(read(0).is_none(), "not even looked at");
+        unread.clear();
+        assert!(read(0).flatten().is_some());
+    }
 }

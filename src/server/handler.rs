@@ -27,8 +27,9 @@ use crate::p2p::{Handler, HandlerLimits, PeerId, StreamReceiver, StreamSender};
 const MAX_SESSIONS: usize = 4096;
 /// Concurrent requests of each other kind.
 const MAX_REQUESTS: usize = 256;
-/// One part of a streamed tensor is 4 MiB by convention; the rest is headers.
-const MAX_PART_MESSAGE_BYTES: usize = 16 << 20;
+/// One part of a streamed tensor is 4 MiB by convention; the rest is headers. Each of those that wait before their tensors
+/// are read holds one such message, and one more that is read ahead.
+const MAX_PART_MESSAGE_BYTES: usize = 5 << 20;
 
 /// Everything a server answers, for the router.
 pub(crate) fn handlers(current: &Arc<Current>) -> Vec<Handler> {
