@@ -20,6 +20,7 @@ mod duty;
 mod error;
 mod fair;
 mod forward;
+mod gathering;
 mod guests;
 mod handler;
 mod holding;
@@ -368,7 +369,10 @@ impl Server {
     pub(crate) fn is_idle(&self) -> bool {
         let serving = self.lifecycle.hosted().now();
         serving.is_some_and(|serving| {
-            serving.memory.is_free() && serving.passes.is_free() && serving.worker.waits().total() == 0
+            serving.memory.is_free()
+                && serving.passes.is_free()
+                && serving.undecoded.is_free()
+                && serving.worker.waits().total() == 0
         })
     }
 
@@ -379,11 +383,39 @@ impl Server {
         serving.passes.take_all().await
     }
 
+    /// Bytes that passes have reserved.
+    #[cfg(test)]
+    pub(crate) fn reserved_for_passes(&self) -> u64 {
+        let serving = self.lifecycle.hosted().now();
+        serving.map_or(0, |serving| serving.passes.reserved())
+    }
+
     /// Passes that wait for memory.
     #[cfg(test)]
     pub(crate) fn n_waiting_passes(&self) -> usize {
         let serving = self.lifecycle.hosted().now();
         serving.map_or(0, |serving| serving.passes.n_waiting())
+    }
+
+    /// All that is kept for streamed requests to come in, until what is returned is dropped.
+    #[cfg(test)]
+    pub(crate) async fn take_undecoded(&self) -> impl Sized + use<> {
+        let serving = self.lifecycle.hosted().now().expect("a span is served");
+        serving.undecoded.take_all().await
+    }
+
+    /// Whether nothing of streamed requests is there that is not decoded.
+    #[cfg(test)]
+    pub(crate) fn has_no_streams(&self) -> bool {
+        let serving = self.lifecycle.hosted().now();
+        serving.is_some_and(|serving| serving.undecoded.is_free())
+    }
+
+    /// Streamed requests that wait before they come in.
+    #[cfg(test)]
+    pub(crate) fn n_waiting_streams(&self) -> usize {
+        let serving = self.lifecycle.hosted().now();
+        serving.map_or(0, |serving| serving.undecoded.n_waiting())
     }
 
     /// Goes to these blocks as if the swarm needed them most. Returns what it keeps in mind of that at 0, if it looks once a

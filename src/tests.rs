@@ -33,6 +33,7 @@ mod speculating;
 mod spoiling;
 mod standing;
 mod steps;
+mod streamed;
 mod swarms;
 mod tools;
 mod traces;

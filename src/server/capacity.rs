@@ -81,6 +81,8 @@ pub(crate) struct Want {
     pub(crate) scratch: u64,
     /// What passes over whole sequences get if there is plenty; see [`pass_bytes`].
     pub(crate) passes: u64,
+    /// Most bytes of one request; see [`undecoded_bytes`].
+    pub(crate) request: u64,
 }
 
 /// Bytes for passes over whole sequences through one of `n_models` models: as many as are wished for, but at most an
@@ -100,13 +102,21 @@ pub(crate) fn beside_passes(free: u64, untaken: impl IntoIterator<Item = u64>) -
     untaken.into_iter().fold(free, u64::saturating_sub)
 }
 
+/// Bytes for streamed requests of which nothing is decoded yet, where passes have `passes` and one request has at most
+/// `request`: a quarter of what passes have for activations, and as much for deep prompts. What a pass holds is four times
+/// the one and, on the way back, the other; so whichever fits there fits here before.
+pub(crate) fn undecoded_bytes(passes: u64, request: u64) -> u64 {
+    2 * request.min(passes / 4)
+}
+
 impl Want {
     /// What it comes to as one of `n_models` in `free` bytes: what passes get is needed once as well.
     pub(crate) fn settled(self, free: &[u64], n_models: usize) -> Self {
         let passes = pass_bytes(self.passes, sum(free), n_models);
         Self {
-            scratch: self.scratch + passes,
+            scratch: self.scratch + passes + undecoded_bytes(passes, self.request),
             passes: 0,
+            request: 0,
             ..self
         }
     }
@@ -258,6 +268,7 @@ mod tests {
             cache_token_bytes: GIB / 4 / 16384,
             scratch: GIB / 2,
             passes: 0,
+            request: 0,
         }
     }
 
@@ -279,7 +290,18 @@ mod tests {
         .unwrap_err();
         assert!(error.remedy.starts_with(": --num-blocks 22 fits"), "{error}");
         assert_eq!(pass_bytes(4 * GIB, 800 * GIB, 1), 4 * GIB);
-        assert_eq!(plan(&[16 * GIB], &[wants.clone(), wants]), Ok(vec![vec![8], vec![9]]));
+        assert_eq!(
+            plan(&[16 * GIB], &[wants.clone(), wants.clone()]),
+            Ok(vec![vec![8], vec![9]])
+        );
+        // Of two and a half GiB, those of the requests themselves come to one and a quarter, or to what two requests have.
+        for (request, scratch) in [(GIB, 17 * GIB / 4), (GIB / 4, 7 * GIB / 2)] {
+            let wants = Want {
+                request,
+                ..wants.clone()
+            };
+            assert_eq!(wants.settled(&[20 * GIB], 1).scratch, scratch);
+        }
     }
 
     #[test]

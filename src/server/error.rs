@@ -126,6 +126,12 @@ pub enum RequestError {
         /// What all passes together may hold, in bytes.
         max: u64,
     },
+    /// A streamed request that goes on after its tensors should have been there.
+    #[error("request has more than the {max} bytes that the sizes of its tensors come to")]
+    Oversized {
+        /// What it could have, in bytes.
+        max: usize,
+    },
     /// Beam indices of another type.
     #[error("hypo ids must be int64, got torch.{dtype}")]
     BadHypoDtype {
@@ -263,6 +269,7 @@ impl RequestError {
             | Self::SessionTooLong { .. }
             | Self::StepTooLong { .. }
             | Self::TooManyTokens { .. }
+            | Self::Oversized { .. }
             | Self::TooFewTensors { .. }
             | Self::BadShape { .. }
             | Self::BadHypoIds { .. }

@@ -26,7 +26,7 @@ pub struct Fit {
     pub block_bytes: u64,
     /// Bytes of its attention cache.
     pub cache_bytes: u64,
-    /// Bytes that are needed once: for activations, and for passes over whole sequences.
+    /// Bytes that are needed once: for activations, for passes over whole sequences, and for requests for those.
     pub scratch_bytes: u64,
     /// Blocks that fit, at most all.
     pub n_blocks: u32,
@@ -48,6 +48,7 @@ impl Holding<'_> {
             cache_token_bytes: self.cache_token_bytes(),
             scratch: self.scratch(),
             passes: self.pass_wish(&self.pass_costs()),
+            request: self.request_bytes() as u64,
         }
     }
 
@@ -67,6 +68,11 @@ impl Holding<'_> {
     pub(crate) fn scratch(&self) -> u64 {
         let max_chunk_bytes = self.limits.max_chunk_size_bytes;
         self.config.scratch_bytes(self.max_batch_size(), max_chunk_bytes)
+    }
+
+    /// Most bytes of one request, all its tensors together.
+    pub(crate) fn request_bytes(&self) -> usize {
+        capacity::request_bytes(self.config, self.max_batch_size())
     }
 
     /// What a pass costs.

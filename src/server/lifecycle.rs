@@ -25,6 +25,7 @@ use super::{
     capacity::{DoesNotFit, Want},
     current::{Current, Hosted},
     duty::Duty,
+    gathering::Undecoded,
     holding::Holding,
     memory::{Amount, Memory},
     pass_memory::{Costs, PassMemory},
@@ -140,8 +141,7 @@ impl Lifecycle {
     ) -> Self {
         let n_blocks = source.config().n_blocks;
         let directory = Directory::new(dht.clone(), config.prefix.clone(), n_blocks);
-        let max_request_bytes = capacity::request_bytes(source.config(), holding(&config, &source).max_batch_size());
-        let hosted = current.add(config.prefix.clone(), max_request_bytes);
+        let hosted = current.add(config.prefix.clone(), holding(&config, &source).request_bytes());
         let tasks = tasks.child();
         let moving = tasks.child();
         Self {
@@ -205,6 +205,12 @@ impl Lifecycle {
                 false => capacity::pass_bytes(wish, free, self.current.n_models()),
             }
         })
+    }
+
+    /// Memory for streamed requests that are not decoded yet.
+    fn undecoded(&self) -> Undecoded {
+        let request = self.holding().request_bytes();
+        Undecoded::new(capacity::undecoded_bytes(self.pass_bytes(), request as u64), request)
     }
 
     /// What a pass costs here.
@@ -436,6 +442,7 @@ impl Lifecycle {
                 || PassMemory::new(self.pass_costs(), self.pass_bytes()),
                 |old| old.passes.clone(),
             ),
+            undecoded: old.map_or_else(|| self.undecoded(), |old| old.undecoded.clone()),
             sessions: old.map(|old| old.sessions.clone()).unwrap_or_default(),
             limits,
             compression: self.config.compression,

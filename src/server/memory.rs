@@ -1,4 +1,4 @@
-//! Budgets, that of the attention cache and that of passes: who may use how many bytes, and who waits. It counts memory,
+//! Budgets, that of the attention cache and those of passes: who may use how many bytes, and who waits. It counts memory,
 //! it does not hold any.
 //!
 //! The rules are those of Petals' `server/memory_cache.py`: a session reserves its whole length up front; without a
@@ -63,7 +63,7 @@ struct Place {
 /// Reserved cache bytes; dropping it gives them back and wakes whoever waits.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    amount: Amount,
+    amount: Mutex<Amount>,
     inner: Arc<Inner>,
 }
 
@@ -104,6 +104,14 @@ impl Amount {
     pub(crate) fn fits(self, max: Self) -> bool {
         self.counted <= max.counted && self.taken <= max.taken
     }
+
+    /// As much of it as fits.
+    fn at_most(self, max: Self) -> Self {
+        Self {
+            counted: self.counted.min(max.counted),
+            taken: self.taken.min(max.taken),
+        }
+    }
 }
 
 impl Memory {
@@ -128,6 +136,11 @@ impl Memory {
     #[cfg(test)]
     pub(crate) fn n_waiting(&self) -> usize {
         self.inner.lock().waiting.len()
+    }
+
+    /// Whether it is more than a clone that nobody else has, and of which nothing is reserved or waited for.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.inner) > 1
     }
 
     /// The whole budget.
@@ -221,6 +234,20 @@ impl Memory {
     }
 }
 
+impl Lease {
+    /// Gives back all but `amount`.
+    pub(crate) fn keep(&self, amount: impl Into<Amount>) {
+        {
+            let mut state = self.inner.lock();
+            let mut mine = self.amount.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = amount.into().at_most(*mine);
+            state.used = state.used.minus(mine.minus(kept));
+            *mine = kept;
+        }
+        self.inner.wake();
+    }
+}
+
 impl State {
     /// How many go before the next one that comes.
     fn place(&self, own: bool) -> usize {
@@ -244,7 +271,7 @@ impl Inner {
     fn grant(self: &Arc<Self>, state: &mut State, amount: Amount) -> Lease {
         state.used = state.used.plus(amount);
         Lease {
-            amount,
+            amount: Mutex::new(amount),
             inner: self.clone(),
         }
     }
@@ -294,11 +321,7 @@ impl Drop for Place {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        {
-            let mut state = self.inner.lock();
-            state.used = state.used.minus(self.amount);
-        }
-        self.inner.wake();
+        self.keep(0);
     }
 }
 
@@ -444,6 +467,25 @@ mod tests {
             "Could not allocate 112 bytes, max cache size = 100 bytes"
         );
         assert!(memory.is_free());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_kept_goes_to_who_waits() {
+        let memory = Memory::new(100);
+        let held = memory.lease(100, Duration::ZERO).await.unwrap();
+        let mut waiting = Box::pin(memory.lease(60, WAIT));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        held.keep(50);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        held.keep(40);
+        let waited = waiting.await.unwrap();
+        held.keep(70);
+        assert_eq!(memory.free_bytes(), 0, "nobody gets more than it has");
+        drop(held);
+        assert_eq!(memory.free_bytes(), 40);
+        drop(waited);
+        assert!(memory.is_free());
+        assert!(!memory.is_shared());
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! `rpc_forward`, `rpc_backward` and their stream variants: whole sequences through a chain of blocks, there or back,
 //! without a cache. Each waits for the memory that it will take, decodes its request, asks the compute thread, encodes the
-//! reply.
+//! reply. How a streamed request comes in is said in `gathering.rs`.
 //!
 //! Names, checks and their order are those of Petals (`server/handler.py`, `server/block_functions.py`).
 
@@ -11,9 +11,9 @@ use sepal_protocol::{
     Message,
     compress::Compression,
     message::decode,
-    metadata::StepMetadata,
+    metadata::{StepMetadata, tensor_order},
     names, proto,
-    tensor::{DEFAULT_PART_BYTES, Joiner, WireTensor, split},
+    tensor::{DEFAULT_PART_BYTES, WireTensor, split},
 };
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
@@ -22,6 +22,7 @@ use super::{
     convert::convert,
     current::Current,
     error::RequestError,
+    gathering::{Gathered, gather},
     guests::{Guests, Origin},
     memory::Lease,
     pass_memory::{PassPlan, PassSize},
@@ -33,9 +34,6 @@ use crate::{
     model::{AdapterId, Hidden},
     p2p::{PeerId, StreamReceiver, StreamSender},
 };
-
-/// Tensors of a request that are kept; more are refused.
-const MAX_TENSORS: usize = 16;
 
 /// Which way a pass goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +83,13 @@ pub(crate) async fn rpc_unary(
     request: Bytes,
 ) -> Result<Bytes, RequestError> {
     let request: proto::ExpertRequest = decode("ExpertRequest", request)?;
-    let tensors = run(current, (direction, peer), request).await?;
-    let metadata = Vec::new();
-    Ok(proto::ExpertResponse { tensors, metadata }.encode_to_vec().into())
+    let asked = Asked::new(current, (direction, peer), &request)?;
+    let answer = asked.answer(Gathered::whole(request.tensors)).await?;
+    let response = proto::ExpertResponse {
+        tensors: answer.tensors,
+        metadata: Vec::new(),
+    };
+    Ok(response.encode_to_vec().into())
 }
 
 /// A pass over large tensors: each arrives and leaves in parts.
@@ -95,60 +97,26 @@ pub(crate) async fn rpc_stream(
     current: &Current,
     (direction, peer): (Direction, PeerId),
     mut requests: StreamReceiver,
-    mut replies: StreamSender,
+    replies: StreamSender,
 ) -> Result<(), RequestError> {
     // Which model it is for is known with the first message only.
     let limit = current.limits()?.request_timeout;
     let work = async {
-        let Some(request) = gather(&mut requests, current.max_request_bytes()).await? else {
+        // Who leaves without one is not answered.
+        let Ok(Some(first)) = requests.recv().await else {
             return Ok(());
         };
-        let outputs = run(current, (direction, peer), request).await?;
-        for part in outputs.into_iter().flat_map(|output| split(output, DEFAULT_PART_BYTES)) {
-            let message = proto::ExpertResponse {
-                tensors: vec![part],
-                metadata: Vec::new(),
-            };
-            if replies.send(message.encode_to_vec().into()).await.is_err() {
-                break;
-            }
-        }
-        Ok(())
+        let n_bytes = first.len();
+        let first: proto::ExpertRequest = decode("ExpertRequest", first)?;
+        let asked = Asked::new(current, (direction, peer), &first)?;
+        // It may take its time with the rest, and keeps no blocks meanwhile that are to go.
+        let stopped = asked.serving.tasks.token();
+        let answered = stopped.run_until_cancelled(asked.answer_stream((first, n_bytes), requests, replies));
+        answered.await.unwrap_or(Err(RequestError::NotServing))
     };
     timeout(limit, work).await.unwrap_or(Err(RequestError::RequestTimeout {
         seconds: limit.as_secs_f64(),
     }))
-}
-
-/// Puts a streamed request together: uid and metadata of the first message, tensors from all parts.
-async fn gather(requests: &mut StreamReceiver, max_bytes: usize) -> Result<Option<proto::ExpertRequest>, RequestError> {
-    let mut whole: Option<proto::ExpertRequest> = None;
-    let mut joiner = Joiner::new(max_bytes, MAX_TENSORS);
-    let mut tensors = Vec::new();
-    loop {
-        match requests.recv().await {
-            Ok(Some(bytes)) => {
-                let mut message: proto::ExpertRequest = decode("ExpertRequest", bytes)?;
-                for part in message.tensors.drain(..) {
-                    tensors.extend(joiner.push(part)?);
-                }
-                match &whole {
-                    Some(first) if first.uid != message.uid => {
-                        return Err(RequestError::MixedUids);
-                    }
-                    Some(_) => {}
-                    None => whole = Some(message),
-                }
-            }
-            Ok(None) => break,
-            // The caller left; there is nobody to answer.
-            Err(_) => return Ok(None),
-        }
-    }
-    let Some(mut request) = whole else { return Ok(None) };
-    tensors.extend(joiner.finish()?);
-    request.tensors = tensors;
-    Ok(Some(request))
 }
 
 /// The tensors of a request, decoded.
@@ -159,8 +127,8 @@ struct Inputs {
     prompts: Option<Prompts>,
 }
 
-/// A request that is answered, and how.
-struct Pass {
+/// What a request says before its tensors: all of it is known with its first message.
+struct Asked {
     serving: Arc<Serving>,
     chain: Arc<[u32]>,
     origin: Origin,
@@ -168,7 +136,6 @@ struct Pass {
     direction: Direction,
     metadata: StepMetadata,
     adapter: Option<AdapterId>,
-    plan: PassPlan,
 }
 
 /// What a pass is computed with.
@@ -178,48 +145,10 @@ struct Granted {
     lease: Arc<Lease>,
 }
 
-async fn run(
-    current: &Current,
-    (direction, peer): (Direction, PeerId),
-    request: proto::ExpertRequest,
-) -> Result<Vec<proto::Tensor>, RequestError> {
-    let (serving, chain) = current.find_for_work(&request.uid)?;
-    let origin = current.admit(peer)?;
-    let metadata = StepMetadata::decode(&request.metadata)?;
-    check_points(&metadata, direction.method())?;
-    let adapter = find_adapter(&metadata, &serving.blocks)?;
-    let tensors = ordered(
-        &request.tensors,
-        metadata.args_structure.as_ref(),
-        direction.n_tensors(),
-    )?;
-    let size = size(&tensors, direction, chain.len(), serving.blocks.config().hidden_size);
-    serving.check_tokens(size.batch, size.tokens)?;
-    let plan = serving.passes.plan(&size)?;
-    let limit = serving.limits.request_timeout;
-    let pass = Pass {
-        serving,
-        chain,
-        origin,
-        guests: current.guests.clone(),
-        direction,
-        metadata,
-        adapter,
-        plan,
-    };
-    let serving = pass.serving.clone();
-    let (outputs, compressions, lease) =
-        timeout(limit, pass.run(request))
-            .await
-            .unwrap_or(Err(RequestError::RequestTimeout {
-                seconds: limit.as_secs_f64(),
-            }))?;
-    let n_bytes = size_of_val(&*outputs.x.data);
-    convert(n_bytes, move || {
-        let _lease = lease;
-        encode(&serving, &outputs, &compressions)
-    })
-    .await
+/// What is sent back, and what pays for its memory until that is done.
+struct Answer {
+    tensors: Vec<proto::Tensor>,
+    _lease: Arc<Lease>,
 }
 
 /// What a request says of its size, of which nothing is decoded yet. Where its bytes do not bear that out, it will be
@@ -251,13 +180,122 @@ fn size(tensors: &[&proto::Tensor], direction: Direction, n_blocks: usize, width
     }
 }
 
-impl Pass {
+impl Asked {
+    /// # Errors
+    /// When it is refused whatever its tensors are.
+    fn new(
+        current: &Current,
+        (direction, peer): (Direction, PeerId),
+        request: &proto::ExpertRequest,
+    ) -> Result<Self, RequestError> {
+        let (serving, chain) = current.find_for_work(&request.uid)?;
+        let origin = current.admit(peer)?;
+        let metadata = StepMetadata::decode(&request.metadata)?;
+        check_points(&metadata, direction.method())?;
+        let adapter = find_adapter(&metadata, &serving.blocks)?;
+        Ok(Self {
+            serving,
+            chain,
+            origin,
+            guests: current.guests.clone(),
+            direction,
+            metadata,
+            adapter,
+        })
+    }
+
+    /// Takes in the rest of a streamed request, and answers it.
+    async fn answer_stream(
+        self,
+        first: (proto::ExpertRequest, usize),
+        mut requests: StreamReceiver,
+        mut replies: StreamSender,
+    ) -> Result<(), RequestError> {
+        let n_alike = self.n_alike();
+        if let Some(x) = first.0.tensors.first().filter(|_| n_alike.is_some()) {
+            self.check_activations(x)?;
+        }
+        let line = (&self.serving.undecoded, self.origin);
+        let Some(request) = gather(line, first, n_alike, &mut requests).await? else {
+            return Ok(());
+        };
+        let Answer { tensors, _lease } = self.answer(request).await?;
+        for part in tensors.into_iter().flat_map(|output| split(output, DEFAULT_PART_BYTES)) {
+            let message = proto::ExpertResponse {
+                tensors: vec![part],
+                metadata: Vec::new(),
+            };
+            if replies.send(message.encode_to_vec().into()).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many tensors are as large as the first: the activations and what else is of their shape. `None` if the metadata
+    /// puts others there.
+    fn n_alike(&self) -> Option<usize> {
+        let order = tensor_order(self.metadata.args_structure.as_ref(), self.direction.n_tensors());
+        let alike = self.direction.n_tensors() - 1;
+        order.is_ok_and(|order| order.first() == Some(&0)).then_some(alike)
+    }
+
+    /// Refuses at once what is too large by the size that is told of its activations.
+    fn check_activations(&self, x: &proto::Tensor) -> Result<(), RequestError> {
+        let width = self.serving.blocks.config().hidden_size;
+        let [batch, tokens, last] = x.size[..] else {
+            return Ok(());
+        };
+        if last as usize != width {
+            return Ok(());
+        }
+        let size = PassSize {
+            batch: batch as usize,
+            tokens: tokens as usize,
+            n_blocks: self.chain.len(),
+            is_backward: self.direction == Direction::Backward,
+            ..PassSize::default()
+        };
+        self.plan(&size).map(drop)
+    }
+
+    /// How a pass of that size is computed.
+    fn plan(&self, size: &PassSize) -> Result<PassPlan, RequestError> {
+        self.serving.check_tokens(size.batch, size.tokens)?;
+        self.serving.passes.plan(size)
+    }
+
+    /// The pass itself: waits, decodes, computes, encodes.
+    async fn answer(&self, request: Gathered) -> Result<Answer, RequestError> {
+        let (direction, structure) = (self.direction, self.metadata.args_structure.as_ref());
+        let tensors = ordered(&request.tensors, structure, direction.n_tensors())?;
+        let width = self.serving.blocks.config().hidden_size;
+        let plan = self.plan(&size(&tensors, direction, self.chain.len(), width))?;
+        let limit = self.serving.limits.request_timeout;
+        let (outputs, compressions, lease) =
+            timeout(limit, self.run(request, plan))
+                .await
+                .unwrap_or(Err(RequestError::RequestTimeout {
+                    seconds: limit.as_secs_f64(),
+                }))?;
+        let (n_bytes, serving) = (size_of_val(&*outputs.x.data), self.serving.clone());
+        convert(n_bytes, move || {
+            let tensors = encode(&serving, &outputs, &compressions)?;
+            drop(outputs);
+            // However long the caller takes to read it, only the answer is there now.
+            lease.keep(tensors.iter().map(|tensor| tensor.buffer.len() as u64).sum::<u64>());
+            Ok(Answer { tensors, _lease: lease })
+        })
+        .await
+    }
+
     /// The outputs, how they are to be encoded, and what pays for their memory.
     async fn run(
-        self,
-        request: proto::ExpertRequest,
+        &self,
+        request: Gathered,
+        plan: PassPlan,
     ) -> Result<(PassOutput, Vec<Compression>, Arc<Lease>), RequestError> {
-        let granted = self.wait().await?;
+        let granted = self.wait(plan).await?;
         let lease = granted.lease.clone();
         let inputs = self.decode(request, lease.clone()).await?;
         self.serving.check_size(&inputs.x)?;
@@ -269,12 +307,12 @@ impl Pass {
         };
         let wish = self.metadata.output_compression.as_deref();
         let compressions = output_compressions(&self.serving, self.direction, wish, n_outputs)?;
-        let outputs = self.compute(inputs, granted).await?;
+        let outputs = self.compute(inputs, granted, plan).await?;
         Ok((outputs, compressions, lease))
     }
 
     /// Waits for its turn first: who waits for that keeps no memory from others.
-    async fn wait(&self) -> Result<Granted, RequestError> {
+    async fn wait(&self, plan: PassPlan) -> Result<Granted, RequestError> {
         let (serving, own) = (&self.serving, self.origin.own);
         let turn = match self.direction {
             Direction::Forward => None,
@@ -283,24 +321,25 @@ impl Pass {
                 Some(turn.map_err(|_| RequestError::NotServing)?)
             }
         };
-        let lease = Arc::new(serving.passes.lease(self.plan, own).await?);
+        let lease = Arc::new(serving.passes.lease(plan, own).await?);
         Ok(Granted { turn, lease })
     }
 
-    async fn decode(&self, request: proto::ExpertRequest, lease: Arc<Lease>) -> Result<Inputs, RequestError> {
+    async fn decode(&self, request: Gathered, lease: Arc<Lease>) -> Result<Inputs, RequestError> {
         let (direction, n_blocks) = (self.direction, self.chain.len());
         let width = self.serving.blocks.config().hidden_size;
         let structure = self.metadata.args_structure.clone();
         let n_bytes = request.tensors.iter().map(|tensor| tensor.buffer.len()).sum();
         convert(n_bytes, move || {
-            let _lease = lease;
+            // All of it: what pays for the tensors as well.
+            let (request, _lease) = (request, lease);
             let tensors = ordered(&request.tensors, structure.as_ref(), direction.n_tensors())?;
             inputs(&tensors, direction, n_blocks, width)
         })
         .await
     }
 
-    async fn compute(&self, inputs: Inputs, granted: Granted) -> Result<PassOutput, RequestError> {
+    async fn compute(&self, inputs: Inputs, granted: Granted, plan: PassPlan) -> Result<PassOutput, RequestError> {
         let Inputs { x, gradient, prompts } = inputs;
         let work = |x, prompts| Work {
             chain: self.chain.clone(),
@@ -315,7 +354,7 @@ impl Pass {
             return Ok(PassOutput { x, prompts: None });
         };
         let work = work(gradient, prompts);
-        let pass = Backward::new(x, work, self.adapter, self.plan.stretch, turn);
+        let pass = Backward::new(x, work, self.adapter, plan.stretch, turn);
         worker.backward(pass).await
     }
 }

@@ -194,6 +194,12 @@ impl PassMemory {
         self.memory.is_free()
     }
 
+    /// What is reserved. Bytes.
+    #[cfg(test)]
+    pub(crate) fn reserved(&self) -> u64 {
+        self.memory.max().counted - self.memory.free_bytes()
+    }
+
     /// All of it.
     #[cfg(test)]
     pub(crate) async fn take_all(&self) -> Lease {

@@ -12,6 +12,7 @@ use sepal_protocol::{
 use super::{
     backward::BackwardTurns,
     error::RequestError,
+    gathering::Undecoded,
     ledger::Ledger,
     memory::{Amount, Memory},
     pass_memory::PassMemory,
@@ -56,6 +57,8 @@ pub(crate) struct Serving {
     pub(crate) memory: Memory,
     /// What passes over whole sequences reserve.
     pub(crate) passes: PassMemory,
+    /// What requests for those reserve while they come in.
+    pub(crate) undecoded: Undecoded,
     pub(crate) sessions: Sessions,
     pub(crate) limits: Limits,
     pub(crate) compression: Compression,
