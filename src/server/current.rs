@@ -165,7 +165,7 @@ impl Current {
         // Of models that are not up yet, blocks and passes are planned together, and nothing moves before they are up.
         let models = read(&self.models);
         let spans: Vec<_> = models.iter().filter_map(|model| model.now()).collect();
-        let untaken = || spans.iter().map(|serving| serving.passes.untaken());
+        let untaken = || spans.iter().map(|serving| serving.promised());
         room.into_iter()
             .map(|bytes| capacity::beside_passes(bytes, untaken()))
             .collect()
@@ -192,7 +192,7 @@ impl Current {
         let bytes_of_each = spans.iter().flatten().map(|serving| serving.blocks.block_bytes());
         let bytes = bytes_of_each.max().unwrap_or(0) * budget.saturating_sub(taken) as u64;
         let now = models.iter().filter_map(|model| model.now());
-        let of_passes: u64 = now.map(|serving| serving.passes.untaken()).sum();
+        let of_passes: u64 = now.map(|serving| serving.promised()).sum();
         vec![bytes + of_passes + rest]
     }
 

@@ -83,6 +83,11 @@ impl Undecoded {
         }
     }
 
+    /// Bytes that nobody has reserved.
+    pub(crate) fn untaken(&self) -> u64 {
+        self.activations.free_bytes() + self.prompts.free_bytes()
+    }
+
     /// Whether nothing is reserved.
     #[cfg(test)]
     pub(crate) fn is_free(&self) -> bool {

@@ -97,6 +97,11 @@ impl Serving {
         }
     }
 
+    /// Bytes of the host that passes were promised and that none of them has.
+    pub(crate) fn promised(&self) -> u64 {
+        self.passes.untaken() + self.undecoded.untaken()
+    }
+
     /// # Errors
     /// When the activations have more tokens than `--max-batch-size`.
     pub(crate) fn check_size(&self, x: &Hidden) -> Result<(), RequestError> {
