@@ -81,8 +81,6 @@ pub(crate) struct Want {
     pub(crate) scratch: u64,
     /// What passes over whole sequences get if there is plenty; see [`pass_bytes`].
     pub(crate) passes: u64,
-    /// Most bytes of one request; see [`undecoded_bytes`].
-    pub(crate) request: u64,
 }
 
 /// Bytes for passes over whole sequences through one of `n_models` models: as many as are wished for, but at most an
@@ -102,11 +100,11 @@ pub(crate) fn beside_passes(free: u64, untaken: impl IntoIterator<Item = u64>) -
     untaken.into_iter().fold(free, u64::saturating_sub)
 }
 
-/// Bytes for streamed requests of which nothing is decoded yet, where passes have `passes` and one request has at most
-/// `request`: a quarter of what passes have for activations, and as much for deep prompts. What a pass holds is four times
-/// the one and, on the way back, the other; so whichever fits there fits here before.
-pub(crate) fn undecoded_bytes(passes: u64, request: u64) -> u64 {
-    2 * request.min(passes / 4)
+/// Of `bytes` for passes through a model, those for streamed requests of which nothing is decoded yet, if one request has at
+/// most `request`: a tenth for activations, and as much for deep prompts. The largest passes that fit into the rest come in
+/// alone.
+pub(crate) fn undecoded_bytes(bytes: u64, request: u64) -> u64 {
+    2 * request.min(bytes / 10)
 }
 
 impl Want {
@@ -114,9 +112,8 @@ impl Want {
     pub(crate) fn settled(self, free: &[u64], n_models: usize) -> Self {
         let passes = pass_bytes(self.passes, sum(free), n_models);
         Self {
-            scratch: self.scratch + passes + undecoded_bytes(passes, self.request),
+            scratch: self.scratch + passes,
             passes: 0,
-            request: 0,
             ..self
         }
     }
@@ -268,7 +265,6 @@ mod tests {
             cache_token_bytes: GIB / 4 / 16384,
             scratch: GIB / 2,
             passes: 0,
-            request: 0,
         }
     }
 
@@ -290,18 +286,11 @@ mod tests {
         .unwrap_err();
         assert!(error.remedy.starts_with(": --num-blocks 22 fits"), "{error}");
         assert_eq!(pass_bytes(4 * GIB, 800 * GIB, 1), 4 * GIB);
+        assert_eq!(plan(&[16 * GIB], &[wants.clone(), wants]), Ok(vec![vec![8], vec![9]]));
         assert_eq!(
-            plan(&[16 * GIB], &[wants.clone(), wants.clone()]),
-            Ok(vec![vec![8], vec![9]])
+            [10 * GIB, GIB].map(|bytes| undecoded_bytes(bytes, GIB / 4)),
+            [GIB / 2, GIB / 10 * 2]
         );
-        // Of two and a half GiB, those of the requests themselves come to one and a quarter, or to what two requests have.
-        for (request, scratch) in [(GIB, 17 * GIB / 4), (GIB / 4, 7 * GIB / 2)] {
-            let wants = Want {
-                request,
-                ..wants.clone()
-            };
-            assert_eq!(wants.settled(&[20 * GIB], 1).scratch, scratch);
-        }
     }
 
     #[test]

@@ -141,8 +141,8 @@ impl Undecoded {
     }
 }
 
-/// Waits in line for `bytes`. Who needs more than there is waits for all of it, and is alone then: that much is a little
-/// over what passes of that size have, and nothing is too large for ever.
+/// Waits in line for `bytes`. Who needs more than there is waits for all of it, and is alone then: nothing that could be
+/// computed is too large to come in, and what is over is no more than as much again.
 ///
 /// # Errors
 /// Never: so much is free some time.

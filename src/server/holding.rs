@@ -48,7 +48,6 @@ impl Holding<'_> {
             cache_token_bytes: self.cache_token_bytes(),
             scratch: self.scratch(),
             passes: self.pass_wish(&self.pass_costs()),
-            request: self.request_bytes() as u64,
         }
     }
 
@@ -81,9 +80,10 @@ impl Holding<'_> {
     }
 
     /// Bytes for passes over whole sequences with these costs, if there is plenty: as long and through as many blocks as they
-    /// may be.
+    /// may be, and the requests for them while they come in.
     pub(crate) fn pass_wish(&self, costs: &Costs) -> u64 {
-        costs.wish(self.max_batch_size(), self.config.n_blocks as usize)
+        let computed = costs.wish(self.max_batch_size(), self.config.n_blocks as usize);
+        computed.saturating_add(2 * self.request_bytes() as u64)
     }
 
     /// Bytes that a token of `--attn-cache-tokens` takes in one block: counted as Petals does, kept as we do.

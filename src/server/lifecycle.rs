@@ -207,10 +207,12 @@ impl Lifecycle {
         })
     }
 
-    /// Memory for streamed requests that are not decoded yet.
-    fn undecoded(&self) -> Undecoded {
-        let request = self.holding().request_bytes();
-        Undecoded::new(capacity::undecoded_bytes(self.pass_bytes(), request as u64), request)
+    /// Memory for passes, and for streamed requests for them that are not decoded yet.
+    fn pass_memory(&self) -> (PassMemory, Undecoded) {
+        let (bytes, request) = (self.pass_bytes(), self.holding().request_bytes());
+        let undecoded = capacity::undecoded_bytes(bytes, request as u64);
+        let passes = PassMemory::new(self.pass_costs(), bytes - undecoded);
+        (passes, Undecoded::new(undecoded, request))
     }
 
     /// What a pass costs here.
@@ -433,16 +435,17 @@ impl Lifecycle {
         let (counters, duty) = (self.current.counters.clone(), self.duty());
         let worker = Worker::start(blocks.clone(), choice.max_queue, counters, duty).map_err(StartError::Thread)?;
         self.watch_worker(worker.clone());
+        let (passes, undecoded) = match old {
+            None => self.pass_memory(),
+            Some(old) => (old.passes.clone(), old.undecoded.clone()),
+        };
         Ok(Serving {
             prefix: self.config.prefix.clone(),
             span: blocks.span(),
             worker,
             memory: old.map_or_else(|| Memory::new(cache), |old| old.memory.clone()),
-            passes: old.map_or_else(
-                || PassMemory::new(self.pass_costs(), self.pass_bytes()),
-                |old| old.passes.clone(),
-            ),
-            undecoded: old.map_or_else(|| self.undecoded(), |old| old.undecoded.clone()),
+            passes,
+            undecoded,
             sessions: old.map(|old| old.sessions.clone()).unwrap_or_default(),
             limits,
             compression: self.config.compression,
