@@ -231,15 +231,31 @@ fn remedy(places: &[u64], want: &Want, n_blocks: u32) -> String {
     if let Some((format, _)) = smaller.find(|(_, bytes)| fits(*bytes, want.cache_tokens)) {
         ways.push(format!("--quant {}", format.as_str()));
     }
-    let mut rounded = (1..=want.cache_tokens / USEFUL_CACHE_TOKENS).rev();
-    if let Some(n) = rounded.find(|n| fits(now, n * USEFUL_CACHE_TOKENS)) {
-        ways.push(format!("--attn-cache-tokens {}", n * USEFUL_CACHE_TOKENS));
+    let tokens = most(want.cache_tokens / USEFUL_CACHE_TOKENS, |n| {
+        fits(now, n * USEFUL_CACHE_TOKENS)
+    }) * USEFUL_CACHE_TOKENS;
+    if tokens > 0 {
+        ways.push(format!("--attn-cache-tokens {tokens}"));
     }
     let Some(first) = ways.first_mut() else {
         return String::new();
     };
     first.push_str(" fits");
     format!(": {}", ways.join(", or "))
+}
+
+/// The largest number up to `max` that `fits`; 0 if none does. What is smaller than one that fits does so too.
+fn most(max: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    let (mut fitting, mut max) = (0, max);
+    while fitting < max {
+        let middle = max - (max - fitting) / 2;
+        if fits(middle) {
+            fitting = middle;
+        } else {
+            max = middle - 1;
+        }
+    }
+    fitting
 }
 
 #[cfg(test)]
@@ -336,6 +352,11 @@ mod tests {
         };
         let error = plan(&[GIB * 9 / 8], &[cache_alone]).unwrap_err();
         assert_eq!(error.remedy, ": --attn-cache-tokens 8192 fits");
+        for max in [0, 1, 5, 6, u64::MAX] {
+            assert_eq!(most(max, |n| n <= 5), max.min(5));
+            assert_eq!(most(max, |_| true), max);
+            assert_eq!(most(max, |_| false), 0);
+        }
         let error = plan(&[GIB / 2], &[want(None)]).unwrap_err();
         assert_eq!(
             error.to_string(),
