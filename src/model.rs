@@ -349,6 +349,21 @@ impl Blocks {
         x: &mut Hidden,
         position: usize,
     ) -> Result<(), ComputeError> {
+        self.step_through(&[block], (cache, chain_idx), x, position)
+    }
+
+    /// [`Blocks::step`] through all blocks of `chain`, which go at a call ([`Blocks::at_a_call`]); the first one's keys and
+    /// values go to entry `chain_idx`.
+    ///
+    /// # Errors
+    /// As [`Blocks::step`].
+    pub(crate) fn step_through(
+        &self,
+        chain: &[u32],
+        (cache, chain_idx): (&mut Cache, usize),
+        x: &mut Hidden,
+        position: usize,
+    ) -> Result<(), ComputeError> {
         let part = Part {
             cache,
             chain_idx,
@@ -357,7 +372,7 @@ impl Blocks {
             x,
             position,
         };
-        self.run_batch(&[block], &mut [part], &mut Scratch::default())
+        self.run_batch(chain, &mut [part], &mut Scratch::default())
     }
 
     /// Replaces `x`, `[batch, tokens, hidden]` from position 0, by the output of `block`, and keeps nothing.

@@ -22,7 +22,7 @@ use sysinfo::{CpuRefreshKind, System};
 use tracing::{info, warn};
 
 use crate::{
-    model::{Blocks, Cache, ComputeError, Hidden, KvDType, Part, Scratch},
+    model::{Blocks, ComputeError, Hidden, KvDType},
     swarm::speed::Line,
 };
 
@@ -273,7 +273,7 @@ pub fn measure(blocks: &Blocks) -> Result<ComputeRates, ComputeError> {
     let mut cache = blocks.new_cache(n_blocks, 1, INFERENCE_STEPS + 1);
     let mut position = 0;
     let steps_per_second = repeat(INFERENCE_STEPS, || {
-        run(blocks, &chain, (&mut cache, &mut noise(1, width)), position)?;
+        blocks.step_through(&chain, (&mut cache, 0), &mut noise(1, width), position)?;
         position += 1;
         Ok(())
     })?;
@@ -281,7 +281,7 @@ pub fn measure(blocks: &Blocks) -> Result<ComputeRates, ComputeError> {
     let mut x = noise(FORWARD_TOKENS, width);
     let passes_per_second = repeat(FORWARD_STEPS, || {
         let mut cache = blocks.new_pass_cache(n_blocks, 1, FORWARD_TOKENS);
-        run(blocks, &chain, (&mut cache, &mut x), 0)
+        blocks.step_through(&chain, (&mut cache, 0), &mut x, 0)
     })?;
     Ok(ComputeRates {
         inference_rps: steps_per_second * n_blocks as f64,
@@ -294,24 +294,6 @@ fn chain(blocks: &Blocks) -> Vec<u32> {
     let mut chain = vec![blocks.span().start; BLOCKS];
     chain.truncate(blocks.at_a_call(&chain));
     chain
-}
-
-/// All of `x` through the blocks of `chain` at one call.
-fn run(
-    blocks: &Blocks,
-    chain: &[u32],
-    (cache, x): (&mut Cache, &mut Hidden),
-    position: usize,
-) -> Result<(), ComputeError> {
-    let part = Part {
-        cache,
-        chain_idx: 0,
-        rows: 0..x.batch,
-        tokens: 0..x.tokens,
-        x,
-        position,
-    };
-    blocks.run_batch(chain, &mut [part], &mut Scratch::default())
 }
 
 /// Calls per second of `run`, after one call to warm up.
@@ -475,7 +457,7 @@ mod tests {
         assert_eq!(chain, [1; BLOCKS]);
         let (mut at_a_call, mut one_by_one) = (noise(5, 64), noise(5, 64));
         let mut cache = blocks.new_pass_cache(BLOCKS, 1, 5);
-        run(&blocks, &chain, (&mut cache, &mut at_a_call), 0).unwrap();
+        blocks.step_through(&chain, (&mut cache, 0), &mut at_a_call, 0).unwrap();
         chain
             .iter()
             .for_each(|block| blocks.forward(*block, &mut one_by_one).unwrap());

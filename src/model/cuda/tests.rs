@@ -59,15 +59,7 @@ fn through(blocks: &Blocks, x: &Hidden, steps: &[usize]) -> Vec<f32> {
 }
 
 fn run(blocks: &Blocks, chain: &[u32], (cache, x): (&mut Cache, &mut Hidden), position: usize) {
-    let part = Part {
-        cache,
-        chain_idx: 0,
-        rows: 0..x.batch,
-        tokens: 0..x.tokens,
-        x,
-        position,
-    };
-    blocks.run_batch(chain, &mut [part], &mut Scratch::default()).unwrap();
+    blocks.step_through(chain, (cache, 0), x, position).unwrap();
 }
 
 fn largest(x: &[f32]) -> f32 {
