@@ -17,8 +17,8 @@ build() { # NAME VERSION SOURCE… [-- LIBRARY]
 }
 build cuda 1 "$here/libcuda.cpp" "$here/threads.cpp" -ldl -pthread
 # The newest ones do not know the emulated card and are to be passed over.
-build nvrtc 13 -DTOOLKIT=13 -DOLDEST=90 "$here/libnvrtc.cpp" -ldl
-build nvrtc 12 -DTOOLKIT=12 -DOLDEST=80 "$here/libnvrtc.cpp" -ldl
+build nvrtc 13 -DTOOLKIT=13 -DKNOWN=90 "$here/libnvrtc.cpp" -ldl
+build nvrtc 12 -DTOOLKIT=12 -DKNOWN=70,80 "$here/libnvrtc.cpp" -ldl
 build cublas 13 -DREFUSES "$here/libcublas.cpp" "-L$folder" -l:libcuda.so.1
 build cublas 12 -O3 -march=native "$here/libcublas.cpp" "-L$folder" -l:libcuda.so.1
 cp "$here/kernel.hpp" "$folder/kernel.hpp"

@@ -1,5 +1,5 @@
 // The compiler: the C++ compiler of the host, which makes a shared library of a text of kernels. A library is kept in the
-// folder for temporary files by the hash of all it is made from. TOOLKIT is the version it says it is, OLDEST the one kind of
+// folder for temporary files by the hash of all it is made from. TOOLKIT is the version it says it is, KNOWN the kinds of
 // cards it says it knows.
 
 #include <cstdint>
@@ -114,8 +114,10 @@ extern "C" {
 // A version that no real one has: what was compiled by this one must not be taken for what a card can run.
 int nvrtcVersion(int *major, int *minor) { return *major = TOOLKIT, *minor = 9999, SUCCESS; }
 
-int nvrtcGetNumSupportedArchs(int *count) { return *count = 1, SUCCESS; }
-int nvrtcGetSupportedArchs(int *architectures) { return *architectures = OLDEST, SUCCESS; }
+static const int known[] = {KNOWN};
+
+int nvrtcGetNumSupportedArchs(int *count) { return *count = sizeof known / sizeof *known, SUCCESS; }
+int nvrtcGetSupportedArchs(int *architectures) { return memcpy(architectures, known, sizeof known), SUCCESS; }
 
 int nvrtcCreateProgram(void **program, const char *text, const char *name, int, const char *const *, const char *const *) {
     auto *created = new Program();

@@ -287,6 +287,7 @@ fn check(doing: &'static str, status: c_int) -> Result<(), CudaError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::cuda::{Device, Toolkit};
 
     #[test]
     fn cards_that_the_compiler_does_not_know_get_code_for_the_newest_that_is_older() {
@@ -321,11 +322,17 @@ mod tests {
     #[test]
     #[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
     fn a_compiler_that_knows_no_such_cards_is_passed_over() {
-        // Such as the newest of the emulated card.
-        if let Ok(other) = Compiler::find((13, 0), 90, &[], None)
-            && other.version == (13, 9999)
-        {
-            assert_eq!(Compiler::find((13, 0), 80, &[], None).unwrap().version, (12, 9999));
+        let find = |capability| Compiler::find((13, 0), capability, &[], None);
+        for capability in [70, 75, 80, 90, 120] {
+            if let Ok(compiler) = find(capability) {
+                let (Target::Card(known) | Target::Driver(known)) = compiler.target;
+                assert!(known <= capability, "{:?} for sm_{capability}", compiler.version);
+            }
+        }
+        // The newest one beside the emulated card knows no cards like it.
+        let card = Device::open(0, &Toolkit::default()).unwrap();
+        if card.name().starts_with("Emulated") {
+            assert_eq!([80, 90].map(|capability| find(capability).unwrap().version.0), [12, 13]);
         }
     }
 

@@ -7,6 +7,7 @@ use crate::model::{
     cuda::{
         kernels::testing::{card, downloaded},
         steps::{Steps, few_tokens},
+        testing::is_on_card,
     },
     linear::Matrix,
     testing::{assert_same_bits, engine, random, rng},
@@ -357,6 +358,17 @@ fn our_own_product_equals_that_of_cublas() {
             own_product(&device, gemm(&ys[1])).unwrap();
             crate::model::testing::assert_close(&downloaded(&ys[1]), &downloaded(&ys[0]), 3e-5);
         }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA card or the emulated one: scripts/test.sh cuda"]
+fn products_with_many_tokens_are_as_exact_on_a_card_that_is_slow_with_bf16() {
+    if is_on_card(
+        &[("EMULATED_CAPABILITY", "75")],
+        products_with_many_tokens_are_as_exact_on_a_card_that_is_slow_with_bf16,
+    ) {
+        products_with_many_tokens_are_as_exact_as_16_bits();
     }
 }
 
